@@ -1,0 +1,94 @@
+"""Self-attention: tokens look at each other and take over what they find. Knows nothing of models, padding or caches."""
+
+from collections.abc import Callable
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+
+def softmax(affinity: Tensor) -> Tensor:
+    """Turn each row of affinities into weights that are positive and sum to one."""
+    return torch.softmax(affinity, dim=-1)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    *,
+    heads: int,
+    scale: float | None = None,
+    normalise: Callable[[Tensor], Tensor] = softmax,
+) -> Tensor:
+    """`softmax(Q Kᵀ / √k + mask) V` in each head; (b, t, d) for the query, (b, s, d) for key and value, (b, t, d) back.
+
+    With one head, `scale=1` and no normalisation, `attend(X, X, X)` is `X @ X.T @ X`: every token meets every other.
+    `mask` is additive and broadcasts to (b, h, t, s): 0 where a query may look at a key, minus infinity where not.
+
+    Source: Vaswani et al., "Attention Is All You Need", 2017, section 3.2.
+    """
+    query, key, value = (split_heads(x, heads) for x in (query, key, value))  # (b, h, t, k), (b, h, s, k) twice
+    scale = 1 / sqrt(query.shape[-1]) if scale is None else scale
+    affinity = query @ key.transpose(-2, -1) * scale  # (b, h, t, s)
+    if mask is not None:
+        affinity = affinity + mask
+    return merge_heads(normalise(affinity) @ value)  # (b, t, d)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """Cut the width into heads, each of which attends on its own."""
+    b, t, d = x.shape
+    return x.view(b, t, heads, d // heads).transpose(1, 2)  # (b, h, t, k)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """Lay the heads side by side again."""
+    b, h, t, k = x.shape
+    return x.transpose(1, 2).reshape(b, t, h * k)  # (b, t, d)
+
+
+class SelfAttention(nn.Module):
+    """Queries, keys and values of the same tokens, their attention, and a projection that mixes the heads: 4·d² weights.
+
+    `attend` is an attribute so that another implementation of the same mathematics can take its place.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} cannot be cut into {heads} heads: expected a multiple of the head count")
+        self.heads = heads
+        self.to_query = nn.Linear(width, width)
+        self.to_key = nn.Linear(width, width)
+        self.to_value = nn.Linear(width, width)
+        self.to_out = nn.Linear(width, width)
+        self.attend: Callable[..., Tensor] = attend
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        query, key, value = self.to_query(x), self.to_key(x), self.to_value(x)  # (b, t, d) each
+        return self.to_out(self.attend(query, key, value, mask, heads=self.heads))
+
+    @property
+    def qk(self) -> Tensor:
+        """(h, d, d): the bilinear form `x qk yᵀ` by which head h measures the affinity of token x for token y.
+
+        Queries and keys never act apart: only the product of their matrices matters. (Biases are left out.)
+        Source: Elhage et al., "A Mathematical Framework for Transformer Circuits", 2021.
+        """
+        k = self.to_query.weight.shape[0] // self.heads
+        to_query = self.to_query.weight.view(self.heads, k, -1)  # (h, k, d)
+        to_key = self.to_key.weight.view(self.heads, k, -1)
+        return to_query.transpose(-2, -1) @ to_key  # (h, d, d)
+
+    @property
+    def ov(self) -> Tensor:
+        """(h, d, d): what head h adds to a token, `y ov`, when it attends to token y.
+
+        Values and the output projection never act apart either; the values could be folded into what follows.
+        """
+        k = self.to_value.weight.shape[0] // self.heads
+        to_value = self.to_value.weight.view(self.heads, k, -1)  # (h, k, d)
+        to_out = self.to_out.weight.view(-1, self.heads, k).transpose(0, 1)  # (h, d, k)
+        return (to_out @ to_value).transpose(-2, -1)  # (h, d, d)

@@ -1,0 +1,111 @@
+"""The sizes of each model, as frozen dataclasses, with the published ones as presets, one line each.
+
+Every field is checked when a configuration is made: a ValueError names the field, what was found and what was expected.
+"""
+
+from dataclasses import dataclass, fields
+
+from models.mlp import ACTIVATIONS
+
+BERT_HEADS = ("masked-language", "classifier", "mean", "first-token", "pooler")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackConfig:
+    """What all stacks have in common."""
+
+    width: int
+    depth: int
+    mlp_width: int
+    activation: str = "gelu"
+    norm_epsilon: float = 1e-12
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, least = getattr(self, field.name), 0 if field.name in ("mlp_width", "segments") else 1
+            if field.type is int and value < least:
+                raise ValueError(f"{type(self).__name__}.{field.name} is {value}: expected at least {least}")
+        if self.activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ValueError(f"{type(self).__name__}.activation is {self.activation!r}: expected one of {known}")
+        if not self.norm_epsilon > 0:
+            raise ValueError(f"{type(self).__name__}.norm_epsilon is {self.norm_epsilon}: expected more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertConfig(StackConfig):
+    """`classes` counts for the head "classifier" alone; `normalise` for those that give an embedding."""
+
+    heads: int
+    vocabulary: int = 30522
+    positions: int = 512
+    segments: int = 2
+    head: str = "masked-language"
+    classes: int = 2
+    normalise: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head not in BERT_HEADS:
+            raise ValueError(f"BertConfig.head is {self.head!r}: expected one of {', '.join(BERT_HEADS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GptConfig(StackConfig):
+    """`mlp_width=0` leaves the MLPs out."""
+
+    heads: int
+    vocabulary: int = 50257
+    positions: int = 1024
+    activation: str = "gelu_new"
+    norm_epsilon: float = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class VitConfig(StackConfig):
+    """`image_size` and `patch_size` are in pixels, of squares."""
+
+    heads: int
+    image_size: int = 224
+    patch_size: int = 16
+    channels: int = 3
+    classes: int = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixerConfig(StackConfig):
+    """`token_mlp_width` is the hidden width of the MLP across positions, `mlp_width` of the one along the width."""
+
+    token_mlp_width: int
+    image_size: int = 224
+    patch_size: int = 16
+    channels: int = 3
+    classes: int = 1000
+    norm_epsilon: float = 1e-6
+
+
+# fmt: off
+BERT_PRESETS = {
+    "tiny":       BertConfig(width=64, depth=2, heads=4, mlp_width=256, vocabulary=512, positions=64),
+    "bert-base":  BertConfig(width=768, depth=12, heads=12, mlp_width=3072),
+    "bert-large": BertConfig(width=1024, depth=24, heads=16, mlp_width=4096),
+}
+GPT_PRESETS = {
+    "tiny":        GptConfig(width=64, depth=2, heads=4, mlp_width=256, vocabulary=512, positions=64),
+    "gpt2":        GptConfig(width=768, depth=12, heads=12, mlp_width=3072),   # 124 M
+    "gpt2-medium": GptConfig(width=1024, depth=24, heads=16, mlp_width=4096),  # 355 M
+    "gpt2-large":  GptConfig(width=1280, depth=36, heads=20, mlp_width=5120),  # 774 M
+    "gpt2-xl":     GptConfig(width=1600, depth=48, heads=25, mlp_width=6400),  # 1558 M
+}
+VIT_PRESETS = {
+    "tiny":     VitConfig(width=64, depth=2, heads=4, mlp_width=256, image_size=32, patch_size=8, classes=10),
+    "vit-b/16": VitConfig(width=768, depth=12, heads=12, mlp_width=3072),
+    "vit-b/32": VitConfig(width=768, depth=12, heads=12, mlp_width=3072, patch_size=32),
+    "vit-l/16": VitConfig(width=1024, depth=24, heads=16, mlp_width=4096),
+}
+MIXER_PRESETS = {
+    "tiny":       MixerConfig(width=64, depth=2, token_mlp_width=32, mlp_width=256, image_size=32, patch_size=8, classes=10),  # noqa: E501
+    "mixer-b/16": MixerConfig(width=768, depth=12, token_mlp_width=384, mlp_width=3072),
+    "mixer-l/16": MixerConfig(width=1024, depth=24, token_mlp_width=512, mlp_width=4096),
+}
+# fmt: on

@@ -1,0 +1,66 @@
+"""From the world to the stack: words or patches become a (b, t, d) matrix with positions marked on it."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class TokenEmbedding(nn.Module):
+    """A vector for each word, plus one for its position, plus (BERT) one for the segment it stands in."""
+
+    def __init__(
+        self, *, vocabulary: int, positions: int, width: int, segments: int = 0, norm_epsilon: float | None = None
+    ) -> None:
+        super().__init__()
+        self.words = nn.Embedding(vocabulary, width)
+        self.positions = nn.Embedding(positions, width)
+        self.segments = nn.Embedding(segments, width) if segments else None
+        self.norm = nn.Identity() if norm_epsilon is None else nn.LayerNorm(width, norm_epsilon)
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        x = self.words(input_ids) + self.positions(position_ids)  # (b, t, d)
+        if self.segments is not None:
+            if token_type_ids is None:
+                token_type_ids = torch.zeros_like(input_ids)
+            x = x + self.segments(token_type_ids)
+        return self.norm(x)
+
+
+class PatchEmbedding(nn.Module):
+    """Cut the image into patches of p × p pixels; one matrix turns each into a vector.
+
+    (Published code calls it a convolution whose stride is its kernel. It is this matrix product.)
+    """
+
+    def __init__(self, *, image_size: int, patch_size: int, channels: int, width: int) -> None:
+        super().__init__()
+        if image_size % patch_size:
+            raise ValueError(f"image_size {image_size} is not a multiple of patch_size {patch_size}")
+        self.channels, self.patch_size, self.per_side = channels, patch_size, image_size // patch_size
+        self.patches = nn.Linear(channels * patch_size**2, width)
+
+    @property
+    def count(self) -> int:
+        """How many patches an image has."""
+        return self.per_side**2
+
+    def forward(self, pixel_values: Tensor) -> Tensor:  # (b, channels, i·p, i·p)
+        i, p = self.per_side, self.patch_size
+        x = pixel_values.reshape(-1, self.channels, i, p, i, p)
+        x = x.permute(0, 2, 4, 1, 3, 5)  # (b, i, i, channels, p, p)
+        return self.patches(x.reshape(-1, i * i, self.channels * p * p))  # (b, t, d)
+
+
+class ClassTokenAndPositions(nn.Module):
+    """Put a learned token before the patches, for the head to read, and mark every position (ViT)."""
+
+    def __init__(self, *, patches: int, width: int) -> None:
+        super().__init__()
+        self.class_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = nn.Parameter(torch.zeros(1, 1 + patches, width))
+
+    def forward(self, x: Tensor) -> Tensor:  # (b, t, d)
+        patches = x.shape[1]
+        x = functional.pad(x, (0, 0, 1, 0))  # (b, 1 + t, d): a free place in front of each row ...
+        class_token = functional.pad(self.class_token, (0, 0, 0, patches))
+        return x + (self.positions + class_token)  # ... which receives the class token

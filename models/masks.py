@@ -1,0 +1,28 @@
+"""Who may look at whom: additive masks that broadcast to (b, h, t, s), 0 where a look is allowed, else minus infinity.
+
+This is the whole difference between the blocks of BERT (`padding`), GPT (`causal`) and ViT (no mask at all).
+"""
+
+import torch
+from torch import Tensor
+
+
+def causal(positions: int, device: torch.device | None = None) -> Tensor:
+    """Each token sees itself and what came before it: this is what makes a stack of blocks a generator of text."""
+    allowed = torch.ones(positions, positions, dtype=torch.bool, device=device).tril()
+    return additive(allowed)  # (t, s)
+
+
+def padding(lengths: Tensor, position_ids: Tensor) -> Tensor:
+    """Nobody looks at padding. `lengths` (b) counts the real tokens of each row; what follows them is padding."""
+    return additive(real(lengths, position_ids)[:, None, None, :])  # (b, 1, 1, s)
+
+
+def real(lengths: Tensor, position_ids: Tensor) -> Tensor:
+    """Which positions hold a real token; `position_ids` (1 or b, t) counts from 0 in each row."""
+    return position_ids < lengths[:, None]  # (b, t)
+
+
+def additive(allowed: Tensor) -> Tensor:
+    """True becomes 0, False minus infinity: added to an affinity, the one changes nothing and the other ends it."""
+    return torch.zeros_like(allowed, dtype=torch.get_default_dtype()).masked_fill(~allowed, float("-inf"))

@@ -1,0 +1,50 @@
+"""The multi-layer perceptron, along the width (every block has one) and along the positions (the Mixer's mixing)."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GPT-2's GELU, with a tanh in place of the error function: 5e-4 apart, enough to be told from it."""
+    return functional.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": functional.gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "relu": functional.relu,
+}
+
+
+class Mlp(nn.Module):
+    """Widen, bend, narrow. Each position is treated alone and all alike; with `hidden = 4·d` it has 8·d² weights."""
+
+    def __init__(self, width: int, hidden: int, activation: str) -> None:
+        super().__init__()
+        self.widen = nn.Linear(width, hidden)
+        self.activation = ACTIVATIONS[activation]
+        self.narrow = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., d)
+        return self.narrow(self.activation(self.widen(x)))
+
+
+class TokenMixing(nn.Module):
+    """The MLP-Mixer's stand-in for attention: the same MLP, turned by 90 degrees to run across positions.
+
+    It has a weight for each pair of positions, so it only takes inputs of the one length it was made for.
+
+    Source: Tolstikhin et al., "MLP-Mixer: An all-MLP Architecture for Vision", 2021.
+    """
+
+    def __init__(self, positions: int, hidden: int, activation: str) -> None:
+        super().__init__()
+        self.mlp = Mlp(positions, hidden, activation)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # x: (b, t, d)
+        if mask is not None:
+            raise ValueError("found a mask, expected none: an MLP across positions cannot leave any of them out")
+        return self.mlp(x.transpose(1, 2)).transpose(1, 2)  # (b, d, t) inside

@@ -1,6 +1,52 @@
-.PHONY: protos
-PYTHON_IN_VENV := .venv/bin/python
+# make serve   exports the bundled models and serves them; MODEL=<source> [NAME=<name>] for another model
+# make test    makes the same environment and runs the tests
+# make help    lists the rest
 
-protos: ## compile protos/*.proto
-	$(PYTHON_IN_VENV) -m grpc_tools.protoc -I. --python_out=. --mypy_out=. --plugin=protoc-gen-mypy=.venv/bin/protoc-gen-mypy protos/*.proto
-	$(PYTHON_IN_VENV) -m grpc_tools.protoc -I. --grpc_python_out=. --mypy_grpc_out=. --plugin=protoc-gen-mypy_grpc=.venv/bin/protoc-gen-mypy_grpc protos/affinity.proto
+PYTHON ?= python3
+BIN := .venv/bin
+ARTIFACTS ?= artifacts
+
+MODEL ?=
+NAME ?= $(notdir $(MODEL:%/=%))
+BUNDLED := bert-mini gpt-mini vit-digits mixer-digits
+
+.PHONY: help install serve test check format protos
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+install: ## make .venv with all that exporting and serving need
+	@$(PYTHON) .ci/install.py export
+
+serve: install ## export the bundled models (or MODEL=<source>) and serve them on 8001 (gRPC) and 8002 (HTTP)
+ifeq ($(MODEL),)
+	@$(BIN)/python -m export $(BUNDLED) --artifacts $(ARTIFACTS)
+	@exec $(BIN)/python -m server --artifacts $(ARTIFACTS)
+else
+	@$(BIN)/python -m export "$(MODEL)" --name "$(NAME)" --artifacts $(ARTIFACTS)
+	@exec $(BIN)/python -m server --artifacts $(ARTIFACTS) --models "$(NAME)"
+endif
+
+.venv-dev:
+	@$(PYTHON) .ci/install.py export dev
+.PHONY: .venv-dev
+
+test: .venv-dev ## run the tests
+	@$(BIN)/python -m pytest
+
+check: .venv-dev ## lint, format, types, import contracts, generated code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory protos
+	git diff --exit-code -- protos
+
+format: .venv-dev ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+protos: .venv-dev ## compile protos/*.proto
+	@PATH=$(BIN):$$PATH $(BIN)/python -m grpc_tools.protoc -I. --python_out=. --mypy_out=quiet:. protos/*.proto
+	@PATH=$(BIN):$$PATH $(BIN)/python -m grpc_tools.protoc -I. --grpc_python_out=. --mypy_grpc_out=quiet:. protos/affinity.proto

@@ -1,0 +1,92 @@
+"""Who may come in, and in which order. Pure: the time is an argument; both schedulers, encoders' and generation's, use it."""
+
+import math
+from dataclasses import dataclass
+
+from server.errors import DeadlineExceeded, InvalidRequest, Overloaded
+
+DEFAULT_PRIORITY = 5
+SECONDS_PER_PRIORITY = 1.0  # one level lower is worth having come one second later, so that nobody waits for ever
+SHORTEST_RETRY_S, LONGEST_RETRY_S = 0.05, 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """What the front door knows about one request."""
+
+    deadline: float | None = None  # on time.monotonic()'s clock
+    priority: int = 0  # 1 is the highest, 0 means the default
+
+    def __post_init__(self) -> None:
+        if self.priority < 0:
+            raise InvalidRequest("priority", str(self.priority), "1 (the highest) or more, or 0 for the default")
+
+    def expired(self, now: float) -> bool:
+        return self.deadline is not None and now >= self.deadline
+
+    def check_deadline(self, now: float) -> None:
+        """Raise DeadlineExceeded if nobody waits for the answer any more."""
+        if self.expired(now):
+            raise DeadlineExceeded("the deadline of the request had passed before it could run")
+
+    def rank(self, now: float) -> float:
+        """The order in which requests that came `now` run, lowest first: by arrival, shifted by the priority."""
+        return now + SECONDS_PER_PRIORITY * (self.priority or DEFAULT_PRIORITY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much may wait, over all callers."""
+
+    requests: int  # inputs: a request with several counts as several
+    tokens: int
+
+    def __post_init__(self) -> None:
+        if self.requests < 1 or self.tokens < 1:
+            raise ValueError(f"limits of a queue: found {self}, expected at least 1 of each")
+
+
+class Gate:
+    """Counts what waits, and refuses what is too much.
+
+    >>> gate = Gate("bert", Limits(requests=2, tokens=100))
+    >>> gate.enter(requests=1, tokens=60)
+    >>> gate.enter(requests=1, tokens=60)
+    Traceback (most recent call last):
+    server.errors.Overloaded: the queue of bert is full: 1 of 2 inputs and 60 of 100 tokens wait; 1 and 60 more do not fit
+    """
+
+    def __init__(self, name: str, limits: Limits) -> None:
+        self.name = name
+        self.limits = limits
+        self.requests = 0
+        self.tokens = 0
+        self._typical_wait_s = SHORTEST_RETRY_S
+
+    def enter(self, *, requests: int, tokens: int, field: str = "request") -> None:
+        """Take so much of the queue; InvalidRequest if it can never fit, Overloaded if it does not now."""
+        limits = self.limits
+        if requests > limits.requests or tokens > limits.tokens:
+            found = f"{requests} inputs of {tokens} tokens together"
+            raise InvalidRequest(field, found, f"at most {limits.requests} inputs and {limits.tokens} tokens in a request")
+        if self.requests + requests > limits.requests or self.tokens + tokens > limits.tokens:
+            raise Overloaded(
+                f"the queue of {self.name} is full: {self.requests} of {limits.requests} inputs and {self.tokens} of "
+                f"{limits.tokens} tokens wait; {requests} and {tokens} more do not fit",
+                retry_after_s=self.retry_after_s,
+            )
+        self.requests += requests
+        self.tokens += tokens
+
+    def leave(self, *, requests: int, tokens: int, waited_s: float | None = None) -> None:
+        """Give it back. `waited_s` is how long it took to be served, None if it was dropped."""
+        self.requests -= requests
+        self.tokens -= tokens
+        assert self.requests >= 0, f"{self.name}: more left the queue than came in; this is a bug"
+        if waited_s is not None and math.isfinite(waited_s):
+            self._typical_wait_s += 0.1 * (waited_s - self._typical_wait_s)
+
+    @property
+    def retry_after_s(self) -> float:
+        """When it makes sense to come back: after as long as those served lately have waited."""
+        return min(max(self._typical_wait_s, SHORTEST_RETRY_S), LONGEST_RETRY_S)

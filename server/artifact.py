@@ -1,0 +1,124 @@
+"""An artifact directory as the server sees it. Knows the manifest and the files; opens no session."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from google.protobuf import json_format
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from protos.manifest_pb2 import Graph, Manifest
+from server.errors import BadArtifact
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+GOLDEN = "golden.safetensors"
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """Inputs of a graph, and what PyTorch made of them in fp32."""
+
+    inputs: dict[str, NDArray[np.generic]]
+    outputs: dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One version of one model, whole and unaltered as the exporter left it."""
+
+    directory: Path
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def version(self) -> str:
+        return str(self.manifest.version)
+
+    def graph(self, target: str) -> Graph:
+        """The graph for a kind of machine: cpu or cuda. BadArtifact if there is none."""
+        for graph in self.manifest.graphs:
+            if graph.target == target:
+                return graph
+        targets = ", ".join(graph.target for graph in self.manifest.graphs)
+        raise BadArtifact(f"{self.directory}: found graphs for {targets or 'nothing'}, expected one for {target}")
+
+    def path(self, file: str) -> Path:
+        return self.directory / file
+
+    def golden(self) -> list[GoldenCase]:
+        """The golden cases, in order; tensors are named `<case>/input/<name>` and `<case>/output/<name>`."""
+        try:
+            tensors = load_file(self.path(GOLDEN))
+        except (OSError, SafetensorError) as error:
+            raise BadArtifact(f"{self.path(GOLDEN)}: {error}") from error
+        cases: dict[int, GoldenCase] = {}
+        for key, tensor in tensors.items():
+            number, side, name = key.split("/")
+            case = cases.setdefault(int(number), GoldenCase({}, {}))
+            (case.inputs if side == "input" else case.outputs)[name] = tensor
+        if not cases:
+            raise BadArtifact(f"{self.path(GOLDEN)}: found no cases, expected at least one")
+        return [cases[number] for number in sorted(cases)]
+
+
+def read_artifact(directory: Path) -> Artifact:
+    """Read the manifest and check every file against it; BadArtifact with the reason."""
+    path = directory / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BadArtifact(f"{path}: {error.strerror}") from error
+    try:
+        # Fields of a later format are unknown here: the check of the format comes first and says what to do.
+        manifest = json_format.Parse(text, Manifest(), ignore_unknown_fields=True)
+    except json_format.ParseError as error:
+        raise BadArtifact(f"{path}: {error}") from error
+    if manifest.format_version != FORMAT_VERSION:
+        raise BadArtifact(
+            f"{path}: found format_version {manifest.format_version}, expected {FORMAT_VERSION}: export again"
+        )
+    artifact = Artifact(directory, manifest)
+    _check_files(artifact)
+    return artifact
+
+
+def _check_files(artifact: Artifact) -> None:
+    """Every file is there with the contents it was exported with, and every file that is used is listed."""
+    listed = set()
+    for file in artifact.manifest.files:
+        if Path(file.path).is_absolute() or ".." in Path(file.path).parts:
+            raise BadArtifact(f"{artifact.directory}: found file {file.path!r}, expected one inside the directory")
+        listed.add(file.path)
+        try:
+            with artifact.path(file.path).open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise BadArtifact(f"{artifact.path(file.path)}: {error.strerror}") from error
+        if digest != file.sha256:
+            raise BadArtifact(
+                f"{artifact.path(file.path)}: found sha256 {digest}, expected {file.sha256}: the file was altered; "
+                "export again"
+            )
+    text = artifact.manifest.text
+    used = {GOLDEN, *(graph.file for graph in artifact.manifest.graphs), *filter(None, [text.tokenizer])}
+    if unlisted := used - listed:
+        raise BadArtifact(f"{artifact.directory}: {', '.join(sorted(unlisted))} not among the files of the manifest")
+
+
+def versions(root: Path, name: str) -> dict[int, Path]:
+    """The versions of one model: number → directory, lowest first."""
+    found = {int(path.parent.name): path.parent for path in (root / name).glob(f"*/{MANIFEST}") if path.parent.name.isdecimal()}
+    return dict(sorted(found.items()))
+
+
+def newest(root: Path) -> dict[str, Path]:
+    """Model name → directory of its highest version, by name."""
+    names = sorted({path.parent.parent.name for path in root.glob(f"*/*/{MANIFEST}")})
+    return {name: list(found.values())[-1] for name in names if (found := versions(root, name))}

@@ -127,8 +127,9 @@ def pip(*arguments: str) -> str:
 
 def failure(output: str) -> str:
     """One line about why pip failed."""
-    reasons = [line for line in output.splitlines() if line.startswith("ERROR:")] or output.strip().splitlines()[-1:]
-    reason = reasons[0].removeprefix("ERROR:").strip() if reasons else "no reason given"
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    reasons = [line for line in lines if line.lower().startswith("error: ") and "subprocess" not in line] or lines[-1:]
+    reason = reasons[0].split(":", 1)[-1].strip() if reasons else "no reason given"
     return f"error: installing failed: {reason} (details: {LOG.relative_to(ROOT)})"
 
 

@@ -1,0 +1,42 @@
+"""The tree is the architecture: these tests keep it so."""
+
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = ("models", "export", "server", "protos")
+FOLDERS = {"export", "server", "protos", "models", "tests", "docker"}
+FILES = {"pyproject.toml", "README.md", "LICENSE", "Makefile"}
+
+
+def tracked_files() -> list[str]:
+    return subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
+def test_nothing_stands_at_the_top_but_what_the_readme_names() -> None:
+    top = {path.split("/")[0] for path in tracked_files()}
+    assert {name for name in top if not name.startswith(".")} <= FOLDERS | FILES
+
+
+@pytest.mark.parametrize("package", OURS)
+def test_a_package_name_belongs_to_us_alone(package: str) -> None:
+    assert importlib.metadata.packages_distributions().get(package, ["affinity"]) == ["affinity"]
+
+
+@pytest.mark.parametrize(
+    ("package", "forbidden"),
+    [
+        ("models", ["onnx", "onnxruntime", "onnxscript", "grpc"]),
+        ("server.__main__", ["torch", "onnx", "onnxscript", "models", "export", "transformers"]),
+        ("server.client", ["torch", "onnx", "onnxruntime", "models", "export", "tokenizers"]),
+    ],
+)
+def test_a_package_imports_without_what_it_must_not_know(package: str, forbidden: list[str]) -> None:
+    code = f"import sys; sys.modules.update(dict.fromkeys({forbidden!r})); import {package}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Who may come in, and in which order. Pure: the time is an argument; both schedulers, encoders' and generation's, use it."""
+"""Who may come in, and in which order. Pure: the time is an argument. Serves the encoders' scheduler and generation's."""
 
 import math
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class Gate:
     >>> gate.enter(requests=1, tokens=60)
     >>> gate.enter(requests=1, tokens=60)
     Traceback (most recent call last):
-    server.errors.Overloaded: the queue of bert is full: 1 of 2 inputs and 60 of 100 tokens wait; 1 and 60 more do not fit
+    server.errors.Overloaded: the queue of bert is full: 1 of 2 inputs and 60 of 100 tokens wait, so 1 and 60 do not fit
     """
 
     def __init__(self, name: str, limits: Limits) -> None:
@@ -68,11 +68,13 @@ class Gate:
         limits = self.limits
         if requests > limits.requests or tokens > limits.tokens:
             found = f"{requests} inputs of {tokens} tokens together"
-            raise InvalidRequest(field, found, f"at most {limits.requests} inputs and {limits.tokens} tokens in a request")
+            raise InvalidRequest(
+                field, found, f"at most {limits.requests} inputs and {limits.tokens} tokens in a request"
+            )
         if self.requests + requests > limits.requests or self.tokens + tokens > limits.tokens:
             raise Overloaded(
                 f"the queue of {self.name} is full: {self.requests} of {limits.requests} inputs and {self.tokens} of "
-                f"{limits.tokens} tokens wait; {requests} and {tokens} more do not fit",
+                f"{limits.tokens} tokens wait, so {requests} and {tokens} do not fit",
                 retry_after_s=self.retry_after_s,
             )
         self.requests += requests

@@ -114,7 +114,11 @@ def _check_files(artifact: Artifact) -> None:
 
 def versions(root: Path, name: str) -> dict[int, Path]:
     """The versions of one model: number → directory, lowest first."""
-    found = {int(path.parent.name): path.parent for path in (root / name).glob(f"*/{MANIFEST}") if path.parent.name.isdecimal()}
+    found = {
+        int(path.parent.name): path.parent
+        for path in (root / name).glob(f"*/{MANIFEST}")
+        if path.parent.name.isdecimal()
+    }
     return dict(sorted(found.items()))
 
 

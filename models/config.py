@@ -4,6 +4,7 @@ Every field is checked when a configuration is made: a ValueError names the fiel
 """
 
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 from models.mlp import ACTIVATIONS
 
@@ -14,6 +15,8 @@ BERT_HEADS = ("masked-language", "classifier", "mean", "first-token", "pooler")
 class StackConfig:
     """What all stacks have in common."""
 
+    MAY_BE_ZERO: ClassVar[tuple[str, ...]] = ()
+
     width: int
     depth: int
     mlp_width: int
@@ -22,19 +25,23 @@ class StackConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, least = getattr(self, field.name), 0 if field.name in ("mlp_width", "segments") else 1
-            if field.type is int and value < least:
-                raise ValueError(f"{type(self).__name__}.{field.name} is {value}: expected at least {least}")
+            value, least = getattr(self, field.name), 0 if field.name in self.MAY_BE_ZERO else 1
+            if field.type is int and (not isinstance(value, int) or value < least):
+                found = f"{type(self).__name__}.{field.name} is {value!r}"
+                raise ValueError(f"{found}: expected a whole number, at least {least}")
         if self.activation not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             raise ValueError(f"{type(self).__name__}.activation is {self.activation!r}: expected one of {known}")
-        if not self.norm_epsilon > 0:
-            raise ValueError(f"{type(self).__name__}.norm_epsilon is {self.norm_epsilon}: expected more than 0")
+        if not isinstance(self.norm_epsilon, float) or not self.norm_epsilon > 0:
+            found = f"{type(self).__name__}.norm_epsilon is {self.norm_epsilon!r}"
+            raise ValueError(f"{found}: expected a number, more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BertConfig(StackConfig):
     """`classes` counts for the head "classifier" alone; `normalise` for those that give an embedding."""
+
+    MAY_BE_ZERO = ("segments",)
 
     heads: int
     vocabulary: int = 30522
@@ -53,6 +60,8 @@ class BertConfig(StackConfig):
 @dataclass(frozen=True, kw_only=True)
 class GptConfig(StackConfig):
     """`mlp_width=0` leaves the MLPs out."""
+
+    MAY_BE_ZERO = ("mlp_width",)
 
     heads: int
     vocabulary: int = 50257

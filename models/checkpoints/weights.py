@@ -34,13 +34,20 @@ def load(
     `pooling` and `normalise` are for BERT encoders: see `configuration`.
     """
     config, tensors = read(source) if isinstance(source, str | Path) else source
-    family, ours = configuration(config, pooling=pooling, normalise=normalise)
-    with torch.device("meta"):
-        model = FAMILIES[family](ours)
+    model = unfilled(*configuration(config, pooling=pooling, normalise=normalise))
     tensors = matched(model, tensors)
     model.to_empty(device="cpu")
     fill(model, tensors)
     return model.eval()
+
+
+def unfilled(family: str, config: StackConfig) -> nn.Module:
+    """The model without memory for its weights: what they are called and their shapes are known before one is read."""
+    try:
+        with torch.device("meta"):
+            return FAMILIES[family](config)
+    except ValueError as error:  # sizes that do not go together
+        raise CheckpointError(f"config.json: {error}") from error
 
 
 def read(directory: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -145,7 +152,7 @@ def untie(names: Layout, found: dict[str, tuple[str, Tensor]], expected: Any) ->
         spelling, tensor = found.pop(copy)
         if original not in found:
             found[original] = spelling, tensor
-        elif not torch.equal(tensor, found[original][1]):
+        elif not torch.equal(tensor.float(), found[original][1].float()):
             problems.append(f"untied {spelling}: found other values than in {found[original][0]}, expected the same")
     return problems
 

@@ -1,0 +1,94 @@
+"""MLP-Mixer's published `config.json` to our configuration, and back, in the words of timm."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from models.checkpoints.errors import CheckpointError, Json, expect, square
+from models.config import MixerConfig
+
+# fmt: off
+# timm's architectures in timm's words; `model_args` and `pretrained_cfg` override them.
+MIXER_DEFAULTS = {"img_size": 224, "in_chans": 3, "num_classes": 1000, "mlp_ratio": (0.5, 4.0)}
+MIXERS: dict[str, dict[str, Any]] = {
+    "mixer_s32_224": {"patch_size": 32, "num_blocks": 8,  "embed_dim": 512},
+    "mixer_s16_224": {"patch_size": 16, "num_blocks": 8,  "embed_dim": 512},
+    "mixer_b32_224": {"patch_size": 32, "num_blocks": 12, "embed_dim": 768},
+    "mixer_b16_224": {"patch_size": 16, "num_blocks": 12, "embed_dim": 768},
+    "mixer_l32_224": {"patch_size": 32, "num_blocks": 24, "embed_dim": 1024},
+    "mixer_l16_224": {"patch_size": 16, "num_blocks": 24, "embed_dim": 1024},
+}
+MIXER_EXPECTED = {"global_pool": "avg", "stem_norm": False}
+MIXER_HARMLESS = {"drop_rate", "proj_drop_rate", "drop_path_rate", "nlhb"}  # they matter in training alone
+# fmt: on
+
+
+def mixer(config: Json) -> MixerConfig:
+    """timm's reading: the architecture's sizes, then what the weights were trained with, then `model_args`."""
+    name = config["architecture"]
+    if name not in MIXERS:
+        raise CheckpointError(f"config.json: architecture is {name!r}: expected one of {', '.join(MIXERS)}")
+    arguments = {**MIXER_DEFAULTS, **MIXERS[name], **trained_with(config), **(config.get("model_args") or {})}
+    known = MIXER_DEFAULTS.keys() | MIXERS[name].keys() | MIXER_EXPECTED.keys()
+    if unknown := sorted(arguments.keys() - known - MIXER_HARMLESS):
+        raise CheckpointError(
+            f"config.json: model_args has {', '.join(unknown)}: expected only {', '.join(sorted(known))}"
+        )
+    expect(arguments, MIXER_EXPECTED)
+    expect(config, {"global_pool": "avg"})
+    width, ratio = arguments["embed_dim"], arguments["mlp_ratio"]
+    tokens, channels = ratio if isinstance(ratio, Sequence) else (ratio, ratio)
+    return MixerConfig(
+        width=width,
+        depth=arguments["num_blocks"],
+        token_mlp_width=int(tokens * width),
+        mlp_width=int(channels * width),
+        image_size=square("img_size", arguments["img_size"]),
+        patch_size=square("patch_size", arguments["patch_size"]),
+        channels=arguments["in_chans"],
+        classes=arguments["num_classes"],
+    )
+
+
+def trained_with(config: Json) -> dict[str, Any]:
+    """What timm takes from outside `model_args`: the input's size and the number of classes."""
+    pretrained = config.get("pretrained_cfg") or {}
+    arguments = {}
+    if size := pretrained.get("input_size"):
+        arguments = {"in_chans": size[0], "img_size": list(size[1:])}
+    classes = config.get("num_classes", pretrained.get("num_classes"))
+    return arguments if classes is None else {**arguments, "num_classes": classes}
+
+
+def published_mixer(config: MixerConfig, names: Sequence[str] | None) -> dict[str, Any]:
+    """timm's layout has no fields for the activation and the norm's epsilon: they are its architectures' own."""
+    if (config.activation, config.norm_epsilon) != ("gelu", 1e-6):
+        found = f"activation {config.activation}, norm_epsilon {config.norm_epsilon}"
+        raise CheckpointError(f"MixerConfig has {found}: expected gelu and 1e-06, timm's layout cannot say another")
+    return {
+        "architecture": "mixer_b16_224",
+        "num_classes": config.classes,
+        "num_features": config.width,
+        **({"label_names": list(names)} if names else {}),
+        "model_args": {
+            "img_size": config.image_size,
+            "patch_size": config.patch_size,
+            "in_chans": config.channels,
+            "embed_dim": config.width,
+            "num_blocks": config.depth,
+            "mlp_ratio": [ratio(config.token_mlp_width, config.width), ratio(config.mlp_width, config.width)],
+        },
+        "pretrained_cfg": {
+            "input_size": [config.channels, config.image_size, config.image_size],
+            "fixed_input_size": True,
+            "num_classes": config.classes,
+            "first_conv": "stem.proj",
+            "classifier": "head",
+        },
+    }
+
+
+def ratio(hidden: int, width: int) -> float:
+    """The number by which timm multiplies `width`, and rounds down, to get `hidden`."""
+    exact = hidden / width
+    return exact if int(exact * width) == hidden else math.nextafter(exact, math.inf)

@@ -4,15 +4,16 @@ The idea in one line: `X @ X.T @ X` lets every token meet every other. Give each
 values), normalise the affinities with a softmax, and it is self-attention. Attention and an MLP, each with a skip
 connection around it, make a block. Stack blocks, and what is left to choose is
 
-| model          | input             | who may look at whom | mixes positions with | head                              |
-|----------------|-------------------|----------------------|----------------------|-----------------------------------|
-| BERT           | words             | all real tokens      | attention            | the masked word, a class, a vector |
-| GPT            | words             | the past             | attention            | the next word                     |
-| ViT            | patches           | all patches          | attention            | a class                           |
-| MLP-Mixer      | patches           | all patches          | an MLP               | a class                           |
-| attention-only | words             | the past             | attention, no MLP    | the next word                     |
+| model          | input   | who may look at whom | positions mixed by | head                               |
+|----------------|---------|----------------------|--------------------|------------------------------------|
+| BERT           | words   | all real tokens      | attention          | the masked word, a class, a vector |
+| GPT            | words   | the past             | attention          | the next word                      |
+| ViT            | patches | all patches          | attention          | a class                            |
+| MLP-Mixer      | patches | all patches          | an MLP             | a class                            |
+| attention-only | words   | the past             | attention, no MLP  | the next word                      |
 
 Read in this order: attention, mlp, block, masks, embed, heads, then bert, gpt, vit, mixer, attention_only.
+Published weights come in through checkpoints.
 
 Shapes stand in trailing comments, where they change, in these letters:
 

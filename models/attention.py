@@ -1,4 +1,4 @@
-"""Self-attention: tokens look at each other and take over what they find. Knows nothing of models, padding or caches."""
+"""Self-attention: tokens look at each other and take over what they find. Knows no models, padding or caches."""
 
 from collections.abc import Callable
 from math import sqrt
@@ -50,7 +50,7 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Queries, keys and values of the same tokens, their attention, and a projection that mixes the heads: 4·d² weights.
+    """Queries, keys and values of the same tokens, their attention, and a projection to mix the heads: 4·d² weights.
 
     `attend` is an attribute so that another implementation of the same mathematics can take its place.
     """

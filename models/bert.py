@@ -47,9 +47,7 @@ class Bert(nn.Module):
         config = self.config
         match config.head:
             case "masked-language":
-                return MaskedLanguageHead(
-                    self.embed.words, activation=config.activation, epsilon=config.norm_epsilon
-                )
+                return MaskedLanguageHead(self.embed.words, activation=config.activation, epsilon=config.norm_epsilon)
             case "classifier":
                 return TextClassifier(config.width, config.classes)
             case "pooler":

@@ -36,9 +36,7 @@ class Gpt(nn.Module):
         self.stack = Stack(blocks, width=width, norm_first=True, epsilon=epsilon)
         self.head = LanguageHead(self.embed.words)
 
-    def forward(
-        self, input_ids: Tensor, position_ids: Tensor | None = None, selected: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None, selected: Tensor | None = None) -> Tensor:
         """Logits of the word after each of `input_ids` (b, t): (b, t, v), or (n, v) at the flat positions `selected`.
 
         No token sees what follows it, so padding on the right needs no mask of its own.

@@ -1,4 +1,4 @@
-"""From the stack back to the world: a word, a class, or a vector. Language heads can be asked for some positions only."""
+"""From the stack back to the world: a word, a class or a vector. Language heads can be asked at some positions only."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from models.mlp import ACTIVATIONS
 def select(x: Tensor, selected: Tensor | None) -> Tensor:
     """The rows of (b, t, d) at the flat positions `selected` (n), as (n, d); all of them, unchanged, if None.
 
-    A position is `row · t + column`. The language head is the widest matrix of the model: most positions do not need it.
+    A position is `row · t + column`. The language head is the model's widest matrix: most positions do not need it.
     """
     return x if selected is None else x.reshape(-1, x.shape[-1])[selected]
 

@@ -1,4 +1,4 @@
-"""Who may come in, and in which order. Pure: the time is an argument. Serves the encoders' scheduler and generation's."""
+"""Who may come in, and in which order. Pure: the time is an argument. Serves encoders and generation alike."""
 
 import math
 from dataclasses import dataclass

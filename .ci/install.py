@@ -1,4 +1,4 @@
-"""Make .venv and install Affinity into it: `python .ci/install.py EXTRA…` (`make install`, `make serve`, `make test` call it).
+"""Make .venv and install Affinity into it: `python .ci/install.py EXTRA…`, as make does for install, serve and test.
 
 Says beforehand what will be downloaded and how large that is. Does nothing if what was asked for is there already.
 Uses the standard library alone; whatever goes wrong is told in one line, the details are in .venv/install.log.
@@ -6,10 +6,10 @@ Uses the standard library alone; whatever goes wrong is told in one line, the de
 
 import sys
 
-if sys.version_info < (3, 11):  # before anything that an older Python could not read
+if sys.version_info < (3, 11):  # noqa: UP036 (before anything that an older Python could not run)
     sys.exit(
-        "error: Affinity needs Python 3.11 or newer, %s is %d.%d. Name another one: make PYTHON=python3.12 …"
-        % (sys.executable, sys.version_info[0], sys.version_info[1])
+        "error: Affinity needs Python 3.11 or newer, "
+        f"{sys.executable} is {sys.version_info[0]}.{sys.version_info[1]}. Name another one: make PYTHON=python3.12 …"
     )
 
 import hashlib
@@ -73,7 +73,8 @@ def to_download(requirement: str) -> list[tuple[str, float | None]]:
     chosen = [item for item in json.loads(report)["install"] if not item["download_info"].get("dir_info")]
     with ThreadPoolExecutor(16) as pool:
         sizes = pool.map(lambda item: size_bytes(item["download_info"]["url"]), chosen)
-    return [(f"{i['metadata']['name']} {i['metadata']['version']}", size) for i, size in zip(chosen, sizes, strict=True)]
+    names = [f"{item['metadata']['name']} {item['metadata']['version']}" for item in chosen]
+    return list(zip(names, sizes, strict=True))
 
 
 def size_bytes(url: str) -> float | None:
@@ -93,10 +94,11 @@ def announce(packages: list[tuple[str, float | None]]) -> None:
     large = ", ".join(f"{name} {size:.0f} MB" for size, name in megabytes if size >= WORTH_NAMING_MEGABYTES)
     at_least = "at least " if any(size is None for _, size in packages) else ""
     total = sum(size for size, _ in megabytes)
-    print(f"Affinity: downloading {len(packages)} packages, {at_least}{total:,.0f} MB" + (f" ({large})" if large else ""))
+    summary = f"{len(packages)} packages, {at_least}{total:,.0f} MB"
+    print(f"Affinity: downloading {summary}" + (f" ({large})" if large else ""))
     if any(name.startswith("nvidia-cudnn") for _, name in megabytes):
-        print("          Much of it is PyTorch's CUDA build, which only the export uses; with pip pointed at PyTorch's own")
-        print("          index of CPU builds (PIP_EXTRA_INDEX_URL) it is 2 GB less.")
+        print("          Much of it is PyTorch's CUDA build, which only the export uses; with pip pointed at PyTorch's")
+        print("          own index of CPU builds (PIP_EXTRA_INDEX_URL) it is 2 GB less.")
     sys.stdout.flush()
 
 

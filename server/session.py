@@ -1,0 +1,96 @@
+"""One ONNX Runtime session over one graph, on the provider that was chosen. Knows no tasks and no batches."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from server.artifact import Artifact
+from server.cpus import usable_cpus
+from server.errors import BadArtifact, ProviderUnavailable
+from server.providers import CPU, CUDA, ERROR, OPENVINO, ProviderChoice, openvino_device
+from server.settings import Settings
+
+Array = NDArray[np.generic]
+PROVIDER_NAMES = {CUDA: "cuda", OPENVINO: "openvino", CPU: "cpu"}
+OPENVINO_PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+NUMPY_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+}
+
+
+class Session:
+    """Runs the graph. `provider` and `precision` are what really computes."""
+
+    def __init__(self, ort: onnxruntime.InferenceSession, *, provider: str, precision: str) -> None:
+        self.ort = ort
+        self.provider = provider
+        self.precision = precision
+        self.input_names = tuple(node.name for node in ort.get_inputs())
+        self.output_names = tuple(node.name for node in ort.get_outputs())
+        self.input_types = {node.name: NUMPY_TYPES[node.type] for node in ort.get_inputs()}
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """The named outputs. Blocks without holding the interpreter's lock."""
+        return dict(zip(outputs, self.ort.run(list(outputs), dict(feeds)), strict=True))
+
+
+def open_session(
+    artifact: Artifact, choice: ProviderChoice, settings: Settings, *, precision: str | None = None
+) -> Session:
+    """A session over the graph for the chosen provider. OpenVINO may be given a lower `precision`.
+
+    BadArtifact if the graph does not load, ProviderUnavailable if something else than what was chosen would run it.
+    """
+    graph = artifact.graph(choice.target)
+    options = _options(settings)
+    if choice.provider == "openvino":
+        precision = precision or graph.precision
+        _add_openvino(options, precision=precision, threads=options.intra_op_num_threads)
+        providers: dict[str, object] = {}
+    else:
+        providers = {"providers": _providers(choice, settings), "enable_fallback": 0}
+    path = artifact.path(graph.file)
+    try:
+        ort = onnxruntime.InferenceSession(path, options, **providers)
+    except Exception as error:  # the runtime has no common base for its errors
+        raise BadArtifact(f"{path}: does not load on {choice.provider}: {error}") from error
+    found = PROVIDER_NAMES.get(ort.get_providers()[0], ort.get_providers()[0])
+    if found != choice.provider:
+        raise ProviderUnavailable(f"{path}: found provider {found}, expected {choice.provider}")
+    return Session(ort, provider=found, precision=precision or graph.precision)
+
+
+def _options(settings: Settings) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERROR
+    options.intra_op_num_threads = settings.threads or usable_cpus()
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", "0"
+    )  # idle models must not burn the others' CPUs
+    return options
+
+
+def _providers(choice: ProviderChoice, settings: Settings) -> list[object]:
+    if choice.provider == "cpu":
+        return [CPU]
+    cuda = {
+        "device_id": str(choice.device),
+        "arena_extend_strategy": "kSameAsRequested",  # lengths vary: powers of two would hold twice what is needed
+        "cudnn_conv_algo_search": "HEURISTIC",  # an exhaustive search would run again for each new shape
+    }
+    if settings.gpu_memory_mb:
+        cuda["gpu_mem_limit"] = str(settings.gpu_memory_mb << 20)
+    return [(CUDA, cuda), CPU]
+
+
+def _add_openvino(options: onnxruntime.SessionOptions, *, precision: str, threads: int) -> None:
+    """OpenVINO has threads of its own, beside the runtime's."""
+    config = {"CPU": {"INFERENCE_PRECISION_HINT": OPENVINO_PRECISIONS[precision], "INFERENCE_NUM_THREADS": threads}}
+    options.add_provider_for_devices([openvino_device()], {"load_config": json.dumps(config)})

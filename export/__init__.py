@@ -1,0 +1,17 @@
+"""From a PyTorch model to an artifact: a graph for each kind of machine, proven equal to its source.
+
+Read in the order in which data flows:
+
+    sources         a name the user typed → a directory of files
+    recipes         a loaded model → what its graph takes and gives, and seeded inputs to try it on
+    attention_ops   the runtime's fused attention in place of the block's own
+    trace           a recipe → an ONNX graph
+    optimize        the graph, with neighbouring nodes fused
+    runtime         a saved graph, run by ONNX Runtime
+    parity          how far the saved graph is from PyTorch, and whether that is near enough
+    decode          the same for text that GPT writes step by step, over its cache
+    text, images    what has to happen to a text or an image before the graph can read it
+    artifact        the directory that the server reads: whole or not at all
+
+The only package that knows both torch and ONNX. It knows nothing of the server.
+"""

@@ -1,0 +1,95 @@
+"""`python -m export SOURCE…`: the command line. Torch is imported only once it is known that there is work to do."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from export import artifact, precisions, sources
+from export.errors import ExportError
+from export.precisions import Precision
+from export.progress import Progress
+from export.sources import Source
+
+FAILED, MISUSED = 1, 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m export",
+        description="Make artifacts of models: graphs for the server, proven equal to their PyTorch source.",
+    )
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="a bundled model's name, a directory in the Hugging Face layout, or a hub id (owner/name[@revision])",
+    )
+    parser.add_argument("--name", help="what the server calls the model (one SOURCE only; default: the source's name)")
+    parser.add_argument(
+        "--artifacts",
+        type=Path,
+        default=Path("artifacts"),
+        metavar="DIR",
+        help="where artifacts are kept (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--target",
+        default=precisions.DEFAULT,
+        metavar="TARGET[=PRECISION],…",
+        help="the machines to make graphs for (default: %(default)s)",
+    )
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Export everything named; the exit status is 0, 1 if an export failed, 2 if the command made no sense."""
+    options = parser().parse_args(arguments)
+    progress = Progress()
+    try:
+        targets = precisions.parse(options.target)
+        if options.name and len(options.sources) > 1:
+            raise ExportError(f"--name: found {len(options.sources)} sources, expected one")
+        if options.name:
+            artifact.check_name(options.name)
+    except ExportError as error:
+        return report(error, MISUSED)
+    try:
+        for location in options.sources:
+            source = sources.resolve(location)
+            export_one(source, options.name or source.name, options.artifacts, targets, progress)
+    except ExportError as error:
+        return report(error, FAILED)
+    except OSError as error:
+        return report(ExportError(f"{error.filename or options.artifacts}: {error.strerror or error}"), FAILED)
+    except KeyboardInterrupt:
+        return report(ExportError("interrupted, nothing was written"), FAILED)
+    return 0
+
+
+def export_one(source: Source, name: str, artifacts: Path, targets: dict[str, Precision], progress: Progress) -> None:
+    """Export one source, unless its newest artifact was made of the same files with the same options."""
+    artifact.check_name(name)
+    digest, chosen = source.digest(), precisions.spell(targets)
+    found = artifact.newest(artifacts, name)
+    if found is not None:
+        directory, manifest = found
+        made_of = (manifest.format_version, manifest.source.digest, manifest.source.options)
+        if made_of == (artifact.FORMAT_VERSION, digest, chosen):
+            progress.say(f"{name}: {directory} is up to date")
+            return
+    progress.say(f"{name}: {source.location} → {artifacts / name}")
+    from export.exporter import Job, export  # brings torch with it: seconds that an up-to-date model need not wait
+
+    directory = export(Job(source, name, artifacts, targets, digest, chosen), progress)
+    progress.say(f"{name}: {directory} is ready")
+
+
+def report(error: ExportError, status: int) -> int:
+    """Say what went wrong, and hand back the exit status."""
+    print(f"error: {error}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""The whole way from a source to an artifact. Each step is a file of its own; here they follow each other."""
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import onnx_ir
+import torch
+from safetensors.numpy import save_file
+
+from export import artifact, cases, decode, images, parity, pooling, text
+from export.cases import Arrays, Case
+from export.errors import ExportError
+from export.files import read_json
+from export.optimize import node_counts, optimize
+from export.parity import Parity
+from export.precisions import Precision
+from export.progress import Progress
+from export.recipes import BertRecipe, GptRecipe, ImageRecipe, Ports, Recipe, recipe_for
+from export.runtime import Runtime, described
+from export.sources import Source
+from export.trace import trace
+from models.checkpoints import CheckpointError, labels, load
+from protos.manifest_pb2 import CacheLayout, Graph, Manifest, Tensor
+from protos.manifest_pb2 import Parity as ParityMessage
+from protos.manifest_pb2 import Source as SourceMessage
+
+GOLDEN_FILE = "golden.safetensors"
+TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime-gpu", "onnxruntime", "transformers", "tokenizers")
+EXTERNAL_BYTES = 1_900_000_000  # a protobuf file ends at 2 GiB; beyond this, weights get a file of their own
+READABLE = 0o644
+MILLION = 1e6
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to export, as what, where to, and for which machines."""
+
+    source: Source
+    name: str
+    artifacts: Path
+    targets: dict[str, Precision]
+    digest: str
+    options: str
+
+
+def export(job: Job, progress: Progress) -> Path:
+    """Write the next version of `job.name` and return its directory. ExportError, and nothing written, if it fails."""
+    with progress.step("read the source") as remarks:
+        recipe, manifest, tokenizer = read(job)
+        parameters = sum(parameter.numel() for parameter in recipe.parameters())
+        remarks.append(f"{recipe.architecture}, {recipe.task}, {parameters / MILLION:.1f} M weights")
+        refuse(recipe, job.targets)
+    with progress.step("run PyTorch") as remarks:
+        tried = references(recipe, manifest.text.max_length)
+        whole = reference(recipe, decode.inputs_for(recipe)) if isinstance(recipe, GptRecipe) else None
+        remarks.append(f"{len(tried)} cases")
+    with artifact.staging(job.artifacts) as directory:
+        if tokenizer is not None:
+            (directory / text.FILE).write_text(tokenizer, "utf-8")
+        save_golden(directory / GOLDEN_FILE, recipe, tried)
+        for target, precision in job.targets.items():
+            manifest.graphs.append(add_graph(directory, target, precision, recipe, tried, whole, progress))
+        with progress.step("publish") as remarks:
+            published = artifact.publish(directory, job.artifacts, manifest)
+            remarks.append(f"{sum(file.bytes for file in manifest.files) / MILLION:.1f} MB")
+    return published
+
+
+def read(job: Job) -> tuple[Recipe, Manifest, str | None]:
+    """The model as a recipe, the manifest as far as the source says it, and the tokenizer's file."""
+    directory = job.source.directory
+    pooled = pooling.read(directory)
+    config = read_json(directory / "config.json")
+    try:
+        model = load(directory, pooling=pooled.pooling, normalise=pooled.normalise)
+        names = labels(config)
+    except CheckpointError as error:
+        raise ExportError(f"{job.source.location}: {error}") from error
+    recipe = recipe_for(model)
+    manifest = Manifest(
+        format_version=artifact.FORMAT_VERSION,
+        name=job.name,
+        architecture=recipe.architecture,
+        task=recipe.task,
+        source=SourceMessage(location=job.source.location, digest=job.digest, options=job.options),
+        tool_versions=tool_versions(),
+    )
+    if isinstance(recipe, ImageRecipe):
+        sizes = {"image_size": recipe.config.image_size, "channels": recipe.config.channels}
+        manifest.image.CopyFrom(images.read(directory, **sizes))
+        manifest.labels.extend(names)
+        manifest.function_to_apply = "softmax"
+        return recipe, manifest, None
+    found = read_text(directory, recipe, pooled.longest)
+    manifest.text.CopyFrom(found.manifest)
+    if recipe.task == "classify-text":
+        manifest.labels.extend(names)
+        manifest.function_to_apply = function_to_apply(config, len(names))
+    if recipe.task == "embed":
+        (embedding,) = recipe.outputs("fp32").values()
+        manifest.embedding_width = embedding.sized({"batch": 1})[1]
+    if isinstance(recipe, GptRecipe):
+        layers, heads = recipe.config.depth, recipe.config.heads
+        manifest.cache.CopyFrom(CacheLayout(layers=layers, heads=heads, head_width=recipe.config.width // heads))
+    return recipe, manifest, found.tokenizer
+
+
+def read_text(directory: Path, recipe: Recipe, longest: int | None) -> text.Text:
+    """The tokenizer that stands before `recipe`."""
+    assert isinstance(recipe, BertRecipe | GptRecipe), "only words are tokenised: this is a bug"
+    return text.read(
+        directory,
+        vocabulary=recipe.config.vocabulary,
+        positions=recipe.config.positions,
+        segments=getattr(recipe.config, "segments", 0),
+        task=recipe.task,
+        longest=longest,
+    )
+
+
+def function_to_apply(config: dict[str, object], classes: int) -> str:
+    """From logits to scores, as the pipelines of transformers choose it."""
+    match config.get("problem_type"):
+        case "regression":
+            return "none"
+        case "multi_label_classification":
+            return "sigmoid"
+    return "softmax" if classes > 1 else "sigmoid"
+
+
+def tool_versions() -> dict[str, str]:
+    """The packages that made the graphs, as far as they are installed."""
+    found = {}
+    for name in TOOLS:
+        try:
+            found[name] = version(name)
+        except ModuleNotFoundError:  # the runtime has one of two names
+            continue
+    return found
+
+
+def refuse(recipe: Recipe, targets: dict[str, Precision]) -> None:
+    """ExportError if the model cannot be made for one of the targets."""
+    for target, precision in targets.items():
+        reason = recipe.refuses(target, precision.name)
+        if reason:
+            raise ExportError(f"--target {target}={precision.name}: {reason}")
+
+
+def references(recipe: Recipe, max_length: int) -> list[Case]:
+    """Seeded inputs and what PyTorch makes of them in fp32. Those to travel with the artifact come first."""
+    return [reference(recipe, inputs) for inputs in cases.inputs_for(recipe, max_length)]
+
+
+def reference(recipe: Recipe, inputs: Arrays) -> Case:
+    """PyTorch's answer to one set of inputs."""
+    with torch.inference_mode():
+        answer = recipe.reference({name: torch.from_numpy(array) for name, array in inputs.items()})
+    return Case(inputs, answer.numpy().astype(np.float32))
+
+
+def save_golden(path: Path, recipe: Recipe, tried: list[Case]) -> None:
+    """The first cases, by which the server checks the very provider it serves with."""
+    arrays: Arrays = {}
+    for number, case in enumerate(cases.golden(tried)):
+        arrays |= {f"{number}/input/{name}": array for name, array in case.inputs.items()}
+        arrays[f"{number}/output/{recipe.result}"] = case.reference
+    save_file(arrays, path)
+    path.chmod(READABLE)  # the library makes it the owner's alone
+
+
+def add_graph(
+    directory: Path,
+    target: str,
+    precision: Precision,
+    recipe: Recipe,
+    tried: list[Case],
+    whole: Case | None,
+    progress: Progress,
+) -> Graph:
+    """Trace, fuse and save one graph, then prove it. The model is left in `precision`."""
+    path = directory / f"{target}.onnx"
+    recipe.to({"fp32": torch.float32, "fp16": torch.float16}[precision.name])
+    with progress.step(f"{target} {precision.name}: trace"):
+        traced = trace(recipe, precision.name)
+    with progress.step(f"{target} {precision.name}: fuse") as remarks:
+        before = sum(node_counts(traced).values())
+        fused = optimize(traced)
+        remarks.append(f"{before} → {sum(node_counts(fused).values())} nodes")
+        save(fused, path)
+        remarks.append(f"{path.stat().st_size / MILLION:.1f} MB")
+    with progress.step(f"{target} {precision.name}: compare") as remarks:
+        proven = prove(path, precision, recipe, tried, whole)
+        remarks.append(f"maximum {proven.maximum:.1e}, root mean square {proven.root_mean_square:.1e}")
+    return Graph(
+        target=target,
+        precision=precision.name,
+        file=path.name,
+        inputs=tensors(recipe.inputs(precision.name)),
+        outputs=tensors(recipe.outputs(precision.name)),
+        parity=ParityMessage(
+            measured_on=described(),
+            measure=precision.measure,
+            maximum=proven.maximum,
+            root_mean_square=proven.root_mean_square,
+            tolerance=precision.tolerance,
+            cases=proven.cases,
+        ),
+    )
+
+
+def save(model: onnx_ir.Model, path: Path) -> None:
+    """Write the graph; weights of more than 2 GiB go to a file beside it."""
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    onnx_ir.save(model, path, external_data=f"{path.name}.data" if weights > EXTERNAL_BYTES else None)
+
+
+def prove(path: Path, precision: Precision, recipe: Recipe, tried: list[Case], whole: Case | None) -> Parity:
+    """Run the saved file on every case, and for GPT step by step. ParityError if it is too far from PyTorch."""
+    runtime = Runtime(path)
+    runtime.check(recipe, precision.name)
+    differences = parity.measure(runtime, recipe, precision, tried)
+    if isinstance(recipe, GptRecipe) and whole is not None:
+        differences += decode.measure(runtime, recipe, precision, whole)
+    return parity.judge(differences, precision)
+
+
+def tensors(ports: Ports) -> list[Tensor]:
+    """Ports in the manifest's words."""
+    return [
+        Tensor(name=name, datatype=port.datatype, shape=[str(size) for size in port.shape])
+        for name, port in ports.items()
+    ]

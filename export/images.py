@@ -1,0 +1,105 @@
+"""From an image file to `pixel_values`: what the checkpoint's own preprocessing does, in the manifest's words.
+
+Two layouts: `preprocessor_config.json` of transformers, and `pretrained_cfg` in the `config.json` of timm.
+"""
+
+from math import floor
+from pathlib import Path
+from typing import Any
+
+from export.errors import ExportError
+from export.files import read_json
+from protos.manifest_pb2 import ImageInput, Size
+
+RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's number
+BILINEAR = 2
+RESCALE = 1 / 255
+HALF = (0.5, 0.5, 0.5)  # transformers' mean and deviation for ViT, where a file is silent
+TIMM_MEAN, TIMM_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+TIMM_CROP = 0.875
+CHANNELS = 3
+
+
+def read(directory: Path, *, image_size: int, channels: int) -> ImageInput:
+    """The preprocessing for a model of images of `image_size` pixels a side. ExportError if the two do not fit."""
+    if channels != CHANNELS:
+        raise ExportError(f"config.json: found images of {channels} channels, expected {CHANNELS}")
+    config = read_json(directory / "config.json")
+    if "architecture" in config:
+        return of_timm(config.get("pretrained_cfg") or {}, image_size)
+    found = of_transformers(read_json(directory / "preprocessor_config.json"), image_size)
+    check(found, image_size)
+    return found
+
+
+def of_transformers(config: dict[str, Any], image_size: int) -> ImageInput:
+    """As `ViTImageProcessor` reads it: a step is taken unless a `do_` switch says no."""
+    image = ImageInput(height=image_size, width=image_size)
+    side = {"height": image_size, "width": image_size}
+    if config.get("do_resize", True):
+        image.resize.CopyFrom(size("size", config.get("size", side), square=True))
+        image.resample = resample(config.get("resample", BILINEAR))
+    if config.get("do_center_crop", False):
+        image.crop.CopyFrom(size("crop_size", config.get("crop_size", side), square=True))
+    if config.get("do_rescale", True):
+        image.rescale = config.get("rescale_factor", RESCALE)
+    if config.get("do_normalize", True):
+        image.mean.extend(channel_values("image_mean", config.get("image_mean", HALF)))
+        image.deviation.extend(channel_values("image_std", config.get("image_std", HALF)))
+    return image
+
+
+def of_timm(config: dict[str, Any], image_size: int) -> ImageInput:
+    """As timm's evaluation reads it: resize to a little more than needed, and cut out the middle."""
+    if config.get("crop_mode", "center") != "center":
+        raise ExportError(f"pretrained_cfg.crop_mode: found {config['crop_mode']!r}, expected 'center'")
+    shortest = floor(image_size / config.get("crop_pct", TIMM_CROP))
+    return ImageInput(
+        height=image_size,
+        width=image_size,
+        resize=Size(shortest_edge=shortest),
+        resample=resample(config.get("interpolation", "bicubic")),
+        crop=Size(height=image_size, width=image_size),
+        rescale=RESCALE,
+        mean=channel_values("mean", config.get("mean", TIMM_MEAN)),
+        deviation=channel_values("std", config.get("std", TIMM_DEVIATION)),
+    )
+
+
+def size(field: str, found: Any, *, square: bool) -> Size:
+    """Pixels as a number (of both sides), or an object of height and width, or of the shortest edge."""
+    if isinstance(found, int) and square:
+        return Size(height=found, width=found)
+    if isinstance(found, dict) and found.keys() == {"height", "width"}:
+        return Size(height=found["height"], width=found["width"])
+    if isinstance(found, dict) and found.keys() == {"shortest_edge"}:
+        return Size(shortest_edge=found["shortest_edge"])
+    raise ExportError(f"preprocessor_config.json: {field}: found {found}, expected height and width, or shortest_edge")
+
+
+def resample(found: int | str) -> str:
+    """A filter's name from its name or Pillow's number."""
+    if isinstance(found, int) and 0 <= found < len(RESAMPLE):
+        return RESAMPLE[found]
+    if found in RESAMPLE:
+        return str(found)
+    raise ExportError(f"resample: found {found!r}, expected one of {', '.join(RESAMPLE)} or its number")
+
+
+def channel_values(field: str, found: Any) -> list[float]:
+    """One number for each channel."""
+    values = list(found) if isinstance(found, list | tuple) else [found] * CHANNELS
+    if len(values) != CHANNELS:
+        raise ExportError(f"{field}: found {values}, expected {CHANNELS} numbers")
+    return [float(value) for value in values]
+
+
+def check(image: ImageInput, image_size: int) -> None:
+    """ExportError if the steps do not end at the size of the model's input."""
+    last = image.crop if image.HasField("crop") else image.resize
+    known = last.HasField("height") and image.HasField("resize")
+    if known and (last.height, last.width) != (image_size, image_size):
+        raise ExportError(
+            f"preprocessor_config.json: found images of {last.height} × {last.width}, "
+            f"expected the model's {image_size} × {image_size}"
+        )

@@ -1,0 +1,39 @@
+"""Neighbouring nodes fused into the runtime's own, and nothing left that would keep a graph off CUDA.
+
+By onnxscript's `ort_fusions`. Never by `onnxruntime.transformers.optimizer`, which turns a tanh-GELU into an erf-GELU.
+The runtime's own level comes on top when the graph is loaded, as it depends on the provider.
+"""
+
+from collections import Counter
+
+import onnx_ir
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from onnxscript.rewriter import rewrite
+from onnxscript.rewriter.ort_fusions import optimize_for_ort
+from onnxscript.rewriter.rules.common import expand_before_binary_op_rules
+
+from export.errors import ExportError
+
+# They compute with shapes or choose what to run: work for the CPU in the midst of a graph on CUDA.
+FORBIDDEN = ("Shape", "Size", "Range", "Loop", "If", "Scan", "NonZero", "Expand", "ConstantOfShape")
+
+
+def optimize(model: onnx_ir.Model) -> onnx_ir.Model:
+    """The fused graph; byte for byte the same whenever the same graph comes in."""
+    rewrite(model, expand_before_binary_op_rules)  # an operator that broadcasts needs no Expand in front of it
+    model, _ = optimize_for_ort(model)
+    ClearMetadataAndDocStringPass()(model)
+    check(model)
+    return model
+
+
+def check(model: onnx_ir.Model) -> None:
+    """ExportError if a node is left that must not be."""
+    found = {kind: count for kind, count in node_counts(model).items() if kind in FORBIDDEN}
+    if found:
+        raise ExportError(f"the graph: found {found}, expected no node of these kinds: {', '.join(FORBIDDEN)}")
+
+
+def node_counts(model: onnx_ir.Model) -> dict[str, int]:
+    """How many nodes of each kind, the commonest first."""
+    return dict(Counter(node.op_type for node in model.graph).most_common())

@@ -1,0 +1,44 @@
+"""How a text's vectors become one: sentence-transformers keeps it in files of its own, beside `config.json`.
+
+Source: the directory layout of sentence-transformers (`modules.json`, `1_Pooling/config.json`, `2_Normalize`).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.errors import ExportError
+from export.files import read_any_json, read_json
+
+MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "first-token"}
+PLAIN_ENCODER = "BertModel"
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """`pooling` as models/checkpoints names it, None if the model has a head of its own; `longest` in tokens."""
+
+    pooling: str | None = None
+    normalise: bool = False
+    longest: int | None = None
+
+
+def read(directory: Path) -> Pooling:
+    """The pooling that a directory asks for: its own, or the mean for an encoder that says nothing."""
+    modules = read_any_json(directory / "modules.json")
+    if not modules:
+        architectures = read_json(directory / "config.json").get("architectures") or []
+        return Pooling("mean" if PLAIN_ENCODER in architectures else None)
+    kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
+    if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
+        raise ExportError(f"modules.json: found {', '.join(kinds)}, expected Transformer, Pooling and maybe Normalize")
+    longest = read_json(directory / "sentence_bert_config.json").get("max_seq_length")
+    return Pooling(mode(directory / modules[1]["path"] / "config.json"), len(kinds) == 3, longest)
+
+
+def mode(path: Path) -> str:
+    """The one way of pooling that is switched on."""
+    config = read_json(path)
+    found = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
+    if len(found) != 1 or found[0] not in MODES:
+        raise ExportError(f"{path.parent.name}/{path.name}: found {found}, expected one of {', '.join(MODES)}")
+    return MODES[found[0]]

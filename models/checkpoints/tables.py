@@ -80,6 +80,7 @@ class Layout:
     renamed: tuple[tuple[str, str], ...] = ()  # old spellings: the end of a name, and what it is called today
     copies: tuple[tuple[str, str], ...] = ()  # tied tensors that some files store twice: the copy, the original
     unused: tuple[str, ...] = ()  # patterns of what may lie in a file and plays no part in the answer
+    bare: bool = False  # whether we publish without the prefix: it says which part of a model with a head this is
 
     def plain(self, name: str) -> str:
         """A name found in a file, as the table spells it."""
@@ -90,7 +91,7 @@ class Layout:
 
     def full(self, plain: str) -> str:
         """A name of the table, as it is published."""
-        return plain if plain.startswith(self.unprefixed) else self.prefix + plain
+        return plain if self.bare or plain.startswith(self.unprefixed) else self.prefix + plain
 
     def is_unused(self, plain: str) -> bool:
         return any(fnmatchcase(plain, pattern) for pattern in self.unused)
@@ -198,7 +199,7 @@ def layout(config: StackConfig) -> Layout:
             raise CheckpointError(f"{config} has no published layout: expected segments, or MLPs")
         case BertConfig(head="mean" | "first-token" | "pooler"):  # the file may have another head: it is not read
             unused = (*BERT.unused, "cls.*", "classifier.*")
-            return replace(BERT, rows=BERT.rows + BERT_HEADS[config.head], copies=(), unused=unused)
+            return replace(BERT, rows=BERT.rows + BERT_HEADS[config.head], copies=(), unused=unused, bare=True)
         case BertConfig():
             return replace(BERT, rows=BERT.rows + BERT_HEADS[config.head])
         case GptConfig():

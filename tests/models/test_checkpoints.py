@@ -1,0 +1,412 @@
+"""Published checkpoints, as they come: old names, missing prefixes, doubled tensors; and what is refused, by name."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import (
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2LMHeadModel,
+    ViTForImageClassification,
+)
+
+from models import AttentionOnly, Bert, Gpt, Mixer, MixerConfig, Vit
+from models.checkpoints import CheckpointError, configuration, labels, load, published, published_config, save
+from models.config import BERT_PRESETS, GPT_PRESETS, MIXER_PRESETS, VIT_PRESETS
+
+Checkpoint = tuple[dict[str, Any], dict[str, Tensor]]
+MASKED, GPT, VIT, MIXER = (presets["tiny"] for presets in (BERT_PRESETS, GPT_PRESETS, VIT_PRESETS, MIXER_PRESETS))
+CLASSIFIER, ENCODER = replace(MASKED, head="classifier", classes=3), replace(MASKED, head="mean")
+
+
+@pytest.fixture
+def checkpoint(randomised: Callable[[nn.Module], nn.Module]) -> Callable[..., Checkpoint]:
+    def of(kind: type[nn.Module], config: object) -> Checkpoint:
+        model = randomised(kind(config))
+        return published_config(model), published(model)
+
+    return of
+
+
+def assert_same(ours: nn.Module, expected: nn.Module) -> None:
+    assert ours.config == expected.config
+    assert ours.state_dict().keys() == expected.state_dict().keys()
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], tensor), name
+
+
+# The way there and back
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        (Bert, MASKED),
+        (Bert, CLASSIFIER),
+        (Gpt, replace(GPT, mlp_width=96, activation="relu", norm_epsilon=1e-3)),
+        (Vit, replace(VIT, channels=1, image_size=24)),
+        (Mixer, replace(MIXER, channels=1, token_mlp_width=37)),
+    ],
+)
+def test_what_is_saved_is_loaded(
+    kind: type[nn.Module], config: Any, randomised: Callable[[nn.Module], nn.Module], tmp_path: Path
+) -> None:
+    model = randomised(kind(config))
+    save(tmp_path, published_config(model), published(model))
+    loaded = load(tmp_path)
+    assert_same(loaded, model)
+    assert not loaded.training
+
+
+@pytest.mark.parametrize("head", ["mean", "first-token", "pooler"])
+def test_encoders_come_back_with_the_pooling_that_the_caller_names(
+    head: str, randomised: Callable[[nn.Module], nn.Module]
+) -> None:
+    model = randomised(Bert(replace(MASKED, head=head, normalise=True)))
+    assert_same(load((published_config(model), published(model)), pooling=head, normalise=True), model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "reference"),
+    [
+        (Bert, MASKED, BertForMaskedLM),
+        (Bert, CLASSIFIER, BertForSequenceClassification),
+        (Bert, replace(MASKED, head="pooler"), BertModel),
+        (Gpt, GPT, GPT2LMHeadModel),
+        (Vit, VIT, ViTForImageClassification),
+    ],
+)
+def test_what_is_saved_is_loaded_by_transformers(
+    kind: type[nn.Module], config: Any, reference: Any, checkpoint: Callable[..., Checkpoint], tmp_path: Path
+) -> None:
+    saved_config, tensors = checkpoint(kind, config)
+    save(tmp_path, {**saved_config, "bos_token_id": 0, "eos_token_id": 0}, tensors)
+    model, about = reference.from_pretrained(tmp_path, output_loading_info=True)
+    assert about == {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+    model.save_pretrained(tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
+
+
+def test_half_precision_becomes_single(checkpoint: Callable[..., Checkpoint]) -> None:
+    config, tensors = checkpoint(Gpt, GPT)
+    halved = {name: tensor.half() for name, tensor in tensors.items()}
+    for name, tensor in published(load((config, halved))).items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, halved[name].float())
+
+
+def test_a_loaded_model_keeps_its_weights_when_the_file_is_gone(
+    checkpoint: Callable[..., Checkpoint], tmp_path: Path
+) -> None:
+    config, tensors = checkpoint(Vit, VIT)
+    save(tmp_path, config, tensors)
+    model = load(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert torch.equal(published(model)["classifier.weight"], tensors["classifier.weight"])
+
+
+def test_an_attention_only_transformer_has_no_published_layout() -> None:
+    with pytest.raises(CheckpointError, match=r"mlp_width=0.* has no published layout"):
+        published(AttentionOnly(GPT))
+
+
+# The spellings of files
+
+
+def old_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    spelled = {name.replace("LayerNorm.weight", "LayerNorm.gamma"): tensor for name, tensor in tensors.items()}
+    return {name.replace("LayerNorm.bias", "LayerNorm.beta"): tensor for name, tensor in spelled.items()}
+
+
+def without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("bert.").removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+
+
+def with_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"bert.{name}": tensor for name, tensor in tensors.items()}
+
+
+def with_masks(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    masks = {f"transformer.h.{n}.attn.bias": torch.ones(1, 1, 64, 64).tril() for n in range(2)}
+    return {**tensors, **masks, **{f"transformer.h.{n}.attn.masked_bias": torch.tensor(-1e4) for n in range(2)}}
+
+
+def with_position_ids(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**tensors, "bert.embeddings.position_ids": torch.arange(64)[None]}
+
+
+def with_copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    words, bias = tensors["bert.embeddings.word_embeddings.weight"], tensors["cls.predictions.bias"]
+    return {**tensors, "cls.predictions.decoder.weight": words, "cls.predictions.decoder.bias": bias}
+
+
+def with_copies_alone(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    copied = with_copies(tensors)
+    del copied["bert.embeddings.word_embeddings.weight"], copied["cls.predictions.bias"]
+    return copied
+
+
+def with_next_sentence_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    layers = {"bert.pooler.dense": (64, 64), "cls.seq_relationship": (2, 64)}
+    weights = {f"{name}.weight": torch.zeros(shape) for name, shape in layers.items()}
+    return {**tensors, **weights, **{f"{name}.bias": torch.zeros(shape[0]) for name, shape in layers.items()}}
+
+
+def with_tied_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**tensors, "lm_head.weight": tensors["transformer.wte.weight"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "respelled"),
+    [
+        (Bert, MASKED, old_names),
+        (Bert, MASKED, without_prefix),
+        (Bert, MASKED, with_copies),
+        (Bert, MASKED, with_copies_alone),
+        (Bert, MASKED, with_next_sentence_head),
+        (Bert, MASKED, with_position_ids),
+        (Bert, MASKED, lambda tensors: without_prefix(old_names(with_position_ids(tensors)))),
+        (Bert, ENCODER, with_prefix),
+        (Bert, ENCODER, old_names),
+        (Gpt, GPT, without_prefix),
+        (Gpt, GPT, with_tied_head),
+        (Gpt, GPT, with_masks),
+        (Gpt, GPT, lambda tensors: without_prefix(with_masks(tensors))),
+    ],
+)
+def test_other_spellings_load_the_same_model(
+    kind: type[nn.Module], config: Any, respelled: Callable[..., Any], checkpoint: Callable[..., Checkpoint]
+) -> None:
+    saved_config, tensors = checkpoint(kind, config)
+    pooling = "mean" if config is ENCODER else None
+    if respelled is not with_copies_alone:
+        assert respelled(tensors).keys() != tensors.keys()
+    assert_same(
+        load((saved_config, respelled(tensors)), pooling=pooling), load((saved_config, tensors), pooling=pooling)
+    )
+
+
+@pytest.mark.parametrize("config", [MASKED, CLASSIFIER])
+def test_an_encoder_can_be_taken_out_of_any_bert(config: Any, checkpoint: Callable[..., Checkpoint]) -> None:
+    saved_config, tensors = checkpoint(Bert, config)
+    model = load((saved_config, tensors), pooling="mean")
+    encoder = {name.removeprefix("bert."): tensor for name, tensor in tensors.items() if name.startswith("bert.")}
+    for name, tensor in published(model).items():
+        assert torch.equal(tensor, encoder[name])
+
+
+# Tensors that are refused
+
+
+def test_missing_leftover_and_misshapen_tensors_are_listed_together(checkpoint: Callable[..., Checkpoint]) -> None:
+    config, tensors = checkpoint(Gpt, GPT)
+    del tensors["transformer.h.1.attn.c_attn.bias"]
+    tensors["transformer.h.0.attn.c_attn.weight"] = tensors["transformer.h.0.attn.c_attn.weight"].T
+    tensors["transformer.h.2.ln_1.weight"] = torch.ones(64)
+    tensors["transformer.ln_f.bias"] = torch.ones(64, dtype=torch.int8)
+    tensors["lm_head.weight"] = tensors["transformer.wte.weight"] + 1
+    tensors["wpe.weight"] = tensors["transformer.wpe.weight"]
+    with pytest.raises(CheckpointError) as refused:
+        load((config, tensors))
+    assert sorted(str(refused.value).splitlines()) == [
+        "  left over transformer.h.2.ln_1.weight: found (64), expected no such tensor",
+        "  misshapen transformer.h.0.attn.c_attn.weight: found (192, 64), expected (64, 192)",
+        "  missing transformer.h.1.attn.c_attn.bias: expected (192)",
+        "  not a weight transformer.ln_f.bias: found torch.int8, expected floating point",
+        "  twice wpe.weight: found transformer.wpe.weight too, expected one of them",
+        "  untied lm_head.weight: found other values than in transformer.wte.weight, expected the same",
+        "6 tensors are not those of Gpt:",
+    ]
+
+
+@pytest.mark.parametrize(("kind", "config"), [(Bert, MASKED), (Gpt, GPT), (Vit, VIT), (Mixer, MIXER)])
+def test_every_tensor_is_missed_and_every_stranger_is_noticed(
+    kind: type[nn.Module], config: Any, checkpoint: Callable[..., Checkpoint]
+) -> None:
+    saved_config, tensors = checkpoint(kind, config)
+    with pytest.raises(CheckpointError) as refused:
+        load((saved_config, {f"model.{name}": tensor for name, tensor in tensors.items()}))
+    for name in tensors:
+        assert f"missing {name}: expected" in str(refused.value)
+        assert f"left over model.{name}: found" in str(refused.value)
+
+
+def test_a_pooler_is_required_where_it_is_used_alone(checkpoint: Callable[..., Checkpoint]) -> None:
+    saved_config, tensors = checkpoint(Bert, ENCODER)
+    assert load((saved_config, tensors), pooling="first-token")
+    with pytest.raises(CheckpointError, match=r"missing pooler.dense.bias: expected \(64\)"):
+        load((saved_config, tensors), pooling="pooler")
+
+
+# Configurations that are refused
+
+PUBLISHED = {
+    "bert": published_config(Bert(MASKED)),
+    "encoder": published_config(Bert(ENCODER)),
+    "classifier": published_config(Bert(CLASSIFIER)),
+    "gpt": published_config(Gpt(GPT)),
+    "vit": published_config(Vit(VIT)),
+    "mixer": published_config(Mixer(MIXER)),
+}
+
+
+def mixer_with(**arguments: object) -> dict[str, object]:
+    return {"model_args": {**PUBLISHED["mixer"]["model_args"], **arguments}}
+
+
+# fmt: off
+@pytest.mark.parametrize(("base", "change", "message"), [
+    ("bert",  {"architectures": ["RobertaForMaskedLM"]},   "architectures names RobertaForMaskedLM: expected one of BertForMaskedLM, .*GPT2LMHeadModel, .*mixer_b16_224"),  # noqa: E501
+    ("bert",  {"architectures": None},                     "architectures names nothing: expected one of"),
+    ("bert",  {"model_type": "roberta"},                   "model_type is 'roberta': expected 'bert'"),
+    ("bert",  {"hidden_act": "silu"},                      "hidden_act is 'silu': expected one of gelu, gelu_new, gelu_pytorch_tanh, relu"),  # noqa: E501
+    ("bert",  {"hidden_size": None},                       "hidden_size is missing"),
+    ("bert",  {"hidden_size": "64"},                       "BertConfig.width is '64': expected a whole number"),
+    ("bert",  {"num_attention_heads": 7},                  "width 64 cannot be cut into 7 heads"),
+    ("bert",  {"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key': expected 'absolute'"),  # noqa: E501
+    ("bert",  {"is_decoder": True},                        "is_decoder is True: expected False"),
+    ("bert",  {"add_cross_attention": True},               "add_cross_attention is True: expected False"),
+    ("bert",  {"tie_word_embeddings": False},              "tie_word_embeddings is False: expected True"),
+    ("bert",  {"quantization_config": {"bits": 4}},        "quantization_config is {'bits': 4}: expected None"),
+    ("bert",  {"auto_map": {"AutoModel": "theirs.py"}},    "auto_map is .*: expected None"),
+    ("encoder", {},                                        "architectures names BertModel, an encoder: expected pooling, one of mean, first-token, pooler"),  # noqa: E501
+    ("classifier", {"id2label": {"0": "a", "2": "b"}},     r"labels are numbered \[0, 2\]: expected 0 to 1"),
+    ("gpt",   {"activation_function": "swish"},            "activation_function is 'swish': expected one of gelu"),
+    ("gpt",   {"scale_attn_weights": False},               "scale_attn_weights is False: expected True"),
+    ("gpt",   {"scale_attn_by_inverse_layer_idx": True},   "scale_attn_by_inverse_layer_idx is True: expected False"),
+    ("gpt",   {"add_cross_attention": True},               "add_cross_attention is True: expected False"),
+    ("gpt",   {"tie_word_embeddings": False},              "tie_word_embeddings is False: expected True"),
+    ("vit",   {"qkv_bias": False},                         "qkv_bias is False: expected True"),
+    ("vit",   {"image_size": [32, 64]},                    r"image_size is \[32, 64\]: expected a square"),
+    ("vit",   {"patch_size": 7},                           "image_size 32 is not a multiple of patch_size 7"),
+    ("vit",   {"hidden_act": "gelu_fast"},                 "hidden_act is 'gelu_fast': expected one of gelu"),
+    ("mixer", {"architecture": "gmixer_24_224"},           "architecture is 'gmixer_24_224': expected one of mixer_s"),
+    ("mixer", {"global_pool": "max"},                      "global_pool is 'max': expected 'avg'"),
+    ("mixer", mixer_with(act_layer="relu"),                "model_args has act_layer: expected only embed_dim, "),
+    ("mixer", mixer_with(stem_norm=True),                  "stem_norm is True: expected False"),
+    ("mixer", mixer_with(img_size=[32, 16]),               r"img_size is \[32, 16\]: expected a square"),
+    ("mixer", mixer_with(num_classes=0),                   "MixerConfig.classes is 0: expected a whole number"),
+])
+# fmt: on
+def test_what_would_compute_something_else_is_refused(base: str, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load(({**PUBLISHED[base], **change}, {}))
+
+
+def test_a_pooling_is_one_of_three_and_for_bert_alone() -> None:
+    with pytest.raises(CheckpointError, match="pooling is 'max': expected one of mean, first-token, pooler"):
+        configuration(PUBLISHED["encoder"], pooling="max")
+    with pytest.raises(CheckpointError, match="pooling is 'mean', normalise is False: expected neither, for gpt"):
+        configuration(PUBLISHED["gpt"], pooling="mean")
+    with pytest.raises(CheckpointError, match="normalise is True for the head classifier"):
+        configuration(PUBLISHED["classifier"], normalise=True)
+
+
+def test_a_directory_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has no config.json: found nothing"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"has no model.safetensors: found config.json"):
+        load(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(CheckpointError, match=r"config.json is not JSON"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"model.safetensors is not a safetensors file"):
+        load(tmp_path)
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"config.json holds a list: expected an object"):
+        load(tmp_path)
+
+
+# What a configuration says
+
+
+def test_a_silent_file_means_the_defaults_of_transformers() -> None:
+    sizes = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+    bert = {"architectures": ["BertForMaskedLM"], **sizes, "vocab_size": 30522, "max_position_embeddings": 512}
+    assert configuration(bert) == ("bert", BERT_PRESETS["bert-base"])
+    vit = {"architectures": ["ViTForImageClassification"], **sizes, "num_labels": 1000}
+    assert configuration(vit) == ("vit", VIT_PRESETS["vit-b/16"])
+    sizes = {"n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "vocab_size": 50257}
+    assert configuration({"architectures": ["GPT2LMHeadModel"], **sizes}) == ("gpt", GPT_PRESETS["gpt2"])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "patch", "depth", "width"),
+    [
+        ("mixer_s32_224", 32, 8, 512),
+        ("mixer_s16_224", 16, 8, 512),
+        ("mixer_b32_224", 32, 12, 768),
+        ("mixer_b16_224", 16, 12, 768),
+        ("mixer_l32_224", 32, 24, 1024),
+        ("mixer_l16_224", 16, 24, 1024),
+    ],
+)
+def test_mixers_go_by_their_names(architecture: str, patch: int, depth: int, width: int) -> None:
+    sizes = {"width": width, "depth": depth, "token_mlp_width": width // 2, "mlp_width": 4 * width}
+    assert configuration({"architecture": architecture}) == ("mixer", MixerConfig(**sizes, patch_size=patch))
+
+
+def test_what_a_mixer_was_trained_with_goes_before_its_name_and_its_arguments_before_both() -> None:
+    trained = {"input_size": [1, 64, 64], "num_classes": 10}
+    config = {"architecture": "mixer_b16_224", "num_classes": 5, "pretrained_cfg": trained}
+    _, mixer = configuration(config)
+    assert (mixer.channels, mixer.image_size, mixer.classes) == (1, 64, 5)
+    _, mixer = configuration({**config, "model_args": {"img_size": 32, "in_chans": 3, "mlp_ratio": 2}})
+    assert (mixer.channels, mixer.image_size, mixer.token_mlp_width, mixer.mlp_width) == (3, 32, 1536, 1536)
+
+
+def test_images_given_by_both_sides_are_read_by_one() -> None:
+    _, vit = configuration({**PUBLISHED["vit"], "image_size": [48, 48], "patch_size": [8, 8]})
+    assert (vit.image_size, vit.patch_size) == (48, 8)
+
+
+@given(width=st.integers(1, 4096), hidden=st.integers(1, 16384))
+def test_a_mixers_widths_survive_being_published_as_ratios(width: int, hidden: int) -> None:
+    config = replace(MIXER, width=width, token_mlp_width=hidden, mlp_width=hidden)
+    with torch.device("meta"):
+        model = nn.Module()
+    model.config = config
+    assert configuration(published_config(model)) == ("mixer", config)
+
+
+# The names of the classes
+
+
+@pytest.mark.parametrize("base", ["classifier", "vit", "mixer"])
+def test_classes_keep_their_names(base: str) -> None:
+    kind, config = {"classifier": (Bert, CLASSIFIER), "vit": (Vit, VIT), "mixer": (Mixer, MIXER)}[base]
+    names = [f"thing {n}" for n in range(config.classes)]
+    assert labels(published_config(kind(config), names)) == names
+
+
+@pytest.mark.parametrize("base", ["classifier", "vit", "mixer"])
+def test_classes_without_a_name_get_a_number(base: str) -> None:
+    assert labels(PUBLISHED[base])[:2] == ["LABEL_0", "LABEL_1"]
+
+
+def test_labels_come_in_the_order_of_their_numbers() -> None:
+    config = {**PUBLISHED["vit"], "id2label": {str(n): f"thing {n}" for n in reversed(range(11))}}
+    assert labels(config) == [f"thing {n}" for n in range(11)]
+
+
+def test_a_mixers_labels_may_stand_with_its_pretraining() -> None:
+    trained = {"num_classes": 2, "label_names": ["cat", "dog"]}
+    assert labels({"architecture": "mixer_b16_224", "pretrained_cfg": trained}) == ["cat", "dog"]
+
+
+def test_there_is_a_label_for_each_class() -> None:
+    with pytest.raises(CheckpointError, match="3 labels for 10 classes: expected one for each"):
+        labels({**PUBLISHED["mixer"], "label_names": ["a", "b", "c"]})

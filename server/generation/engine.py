@@ -1,0 +1,172 @@
+"""The door of generation: checks a request, lets it in, and gives its tokens as they come.
+
+It takes arrays and plain values only. What decides is scheduler.py, what works is worker.py.
+"""
+
+import logging
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+
+from server.admission import Call, Gate, Limits
+from server.errors import InvalidRequest, NotReady, Overloaded
+from server.generation.graph import Decoder, Floats, Ids, make_cache
+from server.generation.request import Sampling, Step
+from server.generation.runner import Runner
+from server.generation.sampler import Draws
+from server.generation.scheduler import Scheduler
+from server.generation.scheduler import Sequence as Scheduled
+from server.generation.stream import Stream
+from server.generation.worker import Worker
+from server.observer import Observer, Silent
+from server.session import Session
+from server.settings import ModelSettings
+
+log = logging.getLogger(__name__)
+
+FORWARD_TOKENS = 1024  # of whole texts, padding included, that run between two steps
+SLOTS = {"cuda": 128}  # by provider
+CHUNK_TOKENS = {"cuda": 512}
+SLOTS_ELSEWHERE, CHUNK_TOKENS_ELSEWHERE = 32, 64
+
+
+class Engine:
+    """Generates for many requests at once. To be used on one event loop.
+
+    `end_id` is the token with which the model ends a text, None if it has none.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        gate: Gate,
+        chunk_tokens: int,
+        end_id: int | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        layout = decoder.cache.layout
+        self.context = layout.capacity  # tokens of prompt and continuation
+        self.vocabulary = decoder.vocabulary
+        self.gate = gate
+        self._end_id = end_id
+        self._observer = observer or Silent()
+        scheduler = Scheduler(gate, slots=layout.slots, chunk_tokens=chunk_tokens)
+        self._worker = Worker(Runner(decoder), scheduler, observer=self._observer)
+        self._accepting = False
+
+    async def start(self) -> None:
+        """Accept requests from now on."""
+        self._accepting = True
+
+    async def drain(self) -> None:
+        """Accept nothing more and let what is under way finish. If this is cancelled, so is what is under way."""
+        self._accepting = False
+        await self._worker.idle()
+
+    async def generate(self, prompt_ids: Ids, sampling: Sampling, call: Call) -> AsyncGenerator[Step, None]:
+        """Continue `prompt_ids` (t,), token by token. Closing the generator frees the slot by the next step.
+
+        Where prompt and `max_tokens` together exceed the context, the continuation ends with the context, and with
+        `finish_reason` "length". Raises InvalidRequest, Overloaded, NotReady, DeadlineExceeded, StepFailed.
+        """
+        stream = self._stream(prompt_ids, sampling, call)
+        self._check_accepting()
+        try:
+            self._worker.submit(stream)
+        except Overloaded:
+            self._observer.refused("overloaded")
+            raise
+        try:
+            while True:
+                step = await stream.queue.get()
+                if isinstance(step, Exception):
+                    raise step
+                yield step
+                if step.finish_reason:
+                    return
+        finally:
+            self._worker.cancel(stream)
+
+    async def logits(self, rows: Sequence[Ids], call: Call) -> list[Floats]:
+        """The logits (t, vocabulary) after every token of each row (t,), computed between the steps of generation.
+
+        Raises InvalidRequest, Overloaded, NotReady, DeadlineExceeded, and the runtime's own error if a run fails.
+        """
+        for index, row in enumerate(rows):
+            self._check_ids(f"input_ids[{index}]", row, longest=self.context)
+        self._check_accepting()
+        results: list[Floats] = []
+        with self._worker.room(requests=len(rows), tokens=sum(map(len, rows)), field="input_ids"):
+            for group in groups(rows, FORWARD_TOKENS):
+                call.check_deadline(time.monotonic())
+                results += await self._worker.forward(group)
+        return results
+
+    def _stream(self, prompt_ids: Ids, sampling: Sampling, call: Call) -> Stream:
+        self._check_ids("prompt", prompt_ids, longest=self.context - 1)
+        sampling.check_vocabulary(self.vocabulary)
+        now = time.monotonic()
+        call.check_deadline(now)
+        ends = set(sampling.stop_token_ids)
+        if self._end_id is not None and not sampling.ignore_eos:
+            ends.add(self._end_id)
+        room = self.context - len(prompt_ids)
+        return Stream(
+            sequence=Scheduled(
+                prompt_tokens=len(prompt_ids), max_tokens=min(sampling.max_tokens, room), call=call, arrived=now
+            ),
+            prompt_ids=prompt_ids,
+            draws=Draws(sampling, prompt_ids, vocabulary=self.vocabulary, end_ids=sorted(ends)),
+            end_ids=frozenset(ends),
+        )
+
+    def _check_ids(self, field: str, ids: Ids, *, longest: int) -> None:
+        if not 1 <= len(ids) <= longest:
+            raise InvalidRequest(field, f"{len(ids)} tokens", f"1 to {longest}")
+        if not 0 <= ids.min() <= ids.max() < self.vocabulary:
+            wrong = ids[(ids < 0) | (ids >= self.vocabulary)][0]
+            raise InvalidRequest(field, f"token {wrong}", f"0 to {self.vocabulary - 1}")
+
+    def _check_accepting(self) -> None:
+        if not self._accepting:
+            raise NotReady(f"{self.gate.name} is starting or being unloaded")
+
+
+def groups(rows: Sequence[Ids], tokens: int) -> Iterator[list[Ids]]:
+    """Rows in order, as many together as have at most so many tokens when padded to the longest; at least one."""
+    group: list[Ids] = []
+    for row in rows:
+        if group and max(len(row), *map(len, group)) * (len(group) + 1) > tokens:
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def open_engine(
+    session: Session,
+    settings: ModelSettings,
+    *,
+    name: str,
+    context: int,
+    end_id: int | None,
+    device: int = 0,
+    observer: Observer | None = None,
+) -> Engine:
+    """An engine over a session, as the settings say. `context` is the number of positions that the model knows.
+
+    The memory of all slots is taken at once; on the CPU the system gives it only when it is written to.
+    """
+    slots = settings.slots or SLOTS.get(session.provider, SLOTS_ELSEWHERE)
+    capacity = min(settings.capacity or context, context)
+    where = "cuda" if session.provider == "cuda" else "cpu"
+    cache = make_cache(session.ort, slots=slots, capacity=capacity, device=where, device_id=device)
+    log.info("%s: %d slots of %d tokens, %.0f MB of keys and values", name, slots, capacity, cache.bytes / 1e6)
+    limits = Limits(
+        requests=settings.max_queue_requests,
+        tokens=settings.max_queue_tokens or settings.max_queue_requests * capacity,
+    )
+    chunk_tokens = settings.max_prefill_tokens or CHUNK_TOKENS.get(session.provider, CHUNK_TOKENS_ELSEWHERE)
+    decoder = Decoder(session.ort, cache)
+    return Engine(decoder, gate=Gate(name, limits), chunk_tokens=max(chunk_tokens, 3), end_id=end_id, observer=observer)

@@ -1,0 +1,46 @@
+"""One step of the batch on the device: move, run, choose. Decides nothing and knows no callers."""
+
+from collections.abc import Iterable
+from collections.abc import Sequence as Several
+
+import numpy as np
+
+from server.generation.graph import Decoder, Floats, Ids
+from server.generation.sampler import Chosen, Draws, Sampler
+from server.generation.scheduler import Copy, Decode, Prefill
+from server.generation.stream import Stream
+
+
+class Runner:
+    """A decoder, and the sampler for the rows that decode. To be used by one thread at a time."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._sampler: Sampler | None = None  # of the last decode step
+
+    def copy(self, copies: Iterable[Copy]) -> None:
+        """Move tokens from slot to slot."""
+        for copy in copies:
+            self._decoder.cache.copy(source=copy.source, target=copy.target, tokens=copy.tokens)
+
+    def run(self, step: Prefill | Decode, rows: Several[Stream]) -> list[Chosen]:
+        """The next token of each row; none while a prompt is not read to its end."""
+        draws = [row.draws for row in rows]
+        if isinstance(step, Prefill):
+            token_ids = rows[0].prompt_ids[step.start : step.stop]
+            scores = self._decoder.prefill(step.sequence.slot, token_ids, step.start)
+            return self._sampler_of(draws).choose(scores) if step.last else []
+        scores = self._decoder.decode(
+            np.array([row.last_token for row in rows], np.int64),
+            np.array([row.sequence.cached + 1 for row in rows], np.int32),
+        )
+        if self._sampler is None or self._sampler.rows != draws:
+            self._sampler = self._sampler_of(draws)
+        return self._sampler.choose(scores)
+
+    def forward(self, texts: Several[Ids]) -> list[Floats]:
+        """The logits (t, vocabulary) of whole texts, apart from the slots."""
+        return self._decoder.forward(texts)
+
+    def _sampler_of(self, draws: list[Draws]) -> Sampler:
+        return Sampler(draws, likeliest=self._decoder.likeliest, vocabulary=self._decoder.vocabulary)

@@ -1,0 +1,209 @@
+"""From scores to tokens, for the whole batch in one vectorised step. Knows nothing of slots, text or sessions.
+
+The model gives the K likeliest tokens and the log-sum-exp of all. Most requests need no more. Those that do, because
+they want more candidates, or lift tokens that may not be among the K, get the logits of the whole vocabulary.
+
+A request's tokens depend on its own scores, parameters and seed alone: each has its own stream of random numbers and
+takes one of it for each token.
+"""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.generation.graph import Scores
+from server.generation.request import Sampling
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The next token of one row; log-probabilities are the model's own."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # the likeliest, if asked for
+
+
+class Draws:
+    """What one request needs to choose its tokens: parameters, random numbers, and what it has generated so far."""
+
+    def __init__(self, sampling: Sampling, prompt_ids: Ids, *, vocabulary: int, end_ids: Sequence[int]) -> None:
+        self.sampling = sampling
+        self.seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        self.generated = 0
+        self._random = np.random.Generator(np.random.Philox(self.seed))
+        self._end_ids = np.array(end_ids, np.int64)  # not before min_tokens
+        self._offsets: Floats | None = None  # (vocabulary,), added to the scores
+        self._seen: NDArray[np.bool_] | None = None  # (vocabulary,)
+        self._counts: NDArray[np.int32] | None = None  # (vocabulary,), of what was generated
+        if sampling.logit_bias or sampling.frequency_penalty or sampling.presence_penalty:
+            self._offsets = np.zeros(vocabulary, np.float32)
+            self._offsets[list(sampling.logit_bias)] = list(sampling.logit_bias.values())
+            self._counts = np.zeros(vocabulary, np.int32)
+        if sampling.repetition_penalty != 1:
+            self._seen = np.zeros(vocabulary, np.bool_)
+            self._seen[prompt_ids] = True
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether scores change at all before a token is chosen."""
+        return self._offsets is not None or self._seen is not None or self._ends_blocked
+
+    @property
+    def lifts(self) -> bool:
+        """Whether a token's score can rise, so that the likeliest K need not be among the model's K."""
+        sampling = self.sampling
+        raised = sampling.repetition_penalty < 1 or min(sampling.frequency_penalty, sampling.presence_penalty) < 0
+        return raised or any(bias > 0 for bias in sampling.logit_bias.values())
+
+    @property
+    def _ends_blocked(self) -> bool:
+        return self.generated < self.sampling.min_tokens and self._end_ids.size > 0
+
+    def uniform(self) -> float:
+        """The next random number of this request, in [0, 1)."""
+        return self._random.random()
+
+    def adjust(self, scores: Floats, ids: Ids) -> Floats:
+        """The scores (c,) of the tokens `ids` (c,) after penalties, bias and the ban on ending too early."""
+        scores = scores.copy()
+        if self._seen is not None:
+            penalty = np.float32(self.sampling.repetition_penalty)
+            repeated = np.where(scores > 0, scores / penalty, scores * penalty)
+            scores = np.where(self._seen[ids], repeated, scores)
+        if self._offsets is not None:
+            scores += self._offsets[ids]
+        if self._ends_blocked:
+            scores[np.isin(ids, self._end_ids)] = -np.inf
+        return scores
+
+    def record(self, token_id: int) -> None:
+        """The token was chosen."""
+        self.generated += 1
+        if self._seen is not None:
+            self._seen[token_id] = True
+        if self._offsets is not None and self._counts is not None:
+            first = self._counts[token_id] == 0
+            self._offsets[token_id] -= self.sampling.frequency_penalty + first * self.sampling.presence_penalty
+            self._counts[token_id] += 1
+
+
+class Sampler:
+    """Chooses for a batch of rows. To be made anew when rows come, go or move: what they generated is in `Draws`."""
+
+    def __init__(self, rows: Sequence[Draws], *, likeliest: int, vocabulary: int) -> None:
+        asked = [row.sampling for row in rows]
+        self.rows = rows
+        self._all_known = likeliest == vocabulary
+        self._greedy = np.array([sampling.temperature == 0 for sampling in asked])
+        self._temperature = np.array([sampling.temperature or 1.0 for sampling in asked])
+        self._top_k = np.array([1 if not sampling.temperature else sampling.top_k or vocabulary for sampling in asked])
+        self._top_p = np.array([sampling.top_p for sampling in asked])
+        self._min_p = np.array([sampling.min_p for sampling in asked])
+        self._reporting = [index for index, sampling in enumerate(asked) if sampling.logprobs]
+        wide = (self._top_k > likeliest) & (self._top_k > 1)
+        lifted = np.array([row.lifts for row in rows])
+        self._whole = set() if self._all_known else set(np.flatnonzero(wide | lifted).tolist())
+
+    def choose(self, scores: Scores) -> list[Chosen]:
+        """One token for each row, recorded in its `Draws`. Fetches the logits only if a row cannot do without."""
+        uniforms = np.array([row.uniform() for row in self.rows])
+        raw, ids = scores.top_scores, scores.top_ids
+        adjusted, order, whole = self._adjust(raw, ids)
+        columns = self._pick(adjusted, slice(None), uniforms)[:, None]
+        if order is not None:
+            columns = np.take_along_axis(order, columns, axis=1)
+        tokens = np.take_along_axis(ids, columns, axis=1)[:, 0]
+        chosen_scores = np.take_along_axis(raw, columns, axis=1)[:, 0]
+        for index in whole:
+            tokens[index] = self._choose_from_all(index, scores.logits()[index], uniforms)
+            chosen_scores[index] = scores.logits()[index, tokens[index]]
+        for row, token in zip(self.rows, tokens.tolist(), strict=True):
+            row.record(token)
+        logprobs = (chosen_scores - scores.logsumexp).tolist()
+        tops = self._report(scores)
+        return [
+            Chosen(token, logprob, tops.get(index, ()))
+            for index, (token, logprob) in enumerate(zip(tokens.tolist(), logprobs, strict=True))
+        ]
+
+    def _adjust(self, raw: Floats, ids: Ids) -> tuple[Floats, Ids | None, list[int]]:
+        """Scores to choose from, in which column each stood before, and the rows for which the K do not suffice."""
+        whole = set(self._whole)
+        touched = [index for index, row in enumerate(self.rows) if row.adjusts and index not in whole]
+        if not touched:
+            return raw, None, sorted(whole)
+        adjusted, order = raw.copy(), np.tile(np.arange(raw.shape[1]), (len(raw), 1))
+        for index in touched:
+            scores = self.rows[index].adjust(raw[index], ids[index])
+            # Nothing was lifted: what is above the K-th score still comes before everything that is not among the K.
+            if not self._all_known and np.count_nonzero(scores > raw[index, -1]) < self._top_k[index]:
+                whole.add(index)
+                continue
+            order[index] = np.lexsort((ids[index], -scores))
+            adjusted[index] = scores[order[index]]
+        return adjusted, order, sorted(whole)
+
+    def _choose_from_all(self, index: int, logits: Floats, uniforms: Doubles) -> int:
+        """A token for one row, out of the whole vocabulary."""
+        row, top_k = self.rows[index], int(self._top_k[index])
+        ids = np.arange(len(logits))
+        scores = row.adjust(logits, ids)
+        if top_k < len(scores):
+            ids = np.flatnonzero(scores >= np.partition(scores, -top_k)[-top_k])
+        if top_k < len(scores) or self._top_p[index] < 1:
+            ids = ids[np.argsort(-scores[ids], kind="stable")]  # else no filter needs an order
+        column = self._pick(scores[None, ids], slice(index, index + 1), uniforms)[0]
+        return int(ids[column])
+
+    def _pick(self, scores: Floats, rows: slice, uniforms: Doubles) -> Ids:
+        """The column chosen in each row."""
+        if self._greedy[rows].all():
+            return np.asarray(scores.argmax(axis=1))
+        return draw(
+            scores,
+            temperature=self._temperature[rows],
+            top_k=self._top_k[rows],
+            top_p=self._top_p[rows],
+            min_p=self._min_p[rows],
+            uniforms=uniforms[rows],
+        )
+
+    def _report(self, scores: Scores) -> dict[int, tuple[tuple[int, float], ...]]:
+        """The likeliest tokens with their log-probabilities, by row, for the rows that want to know."""
+        reports = {}
+        for index in self._reporting:
+            count = self.rows[index].sampling.logprobs
+            ids, likeliest = scores.top_ids[index], scores.top_scores[index]
+            if count > len(ids) and not self._all_known:
+                logits = scores.logits()[index]
+                ids = np.argsort(-logits, kind="stable")[:count]
+                likeliest = logits[ids]
+            logprobs = (likeliest[:count] - scores.logsumexp[index]).tolist()
+            reports[index] = tuple(zip(ids[:count].tolist(), logprobs, strict=True))
+        return reports
+
+
+def draw(scores: Floats, *, temperature: Doubles, top_k: Ids, top_p: Doubles, min_p: Doubles, uniforms: Doubles) -> Ids:
+    """The column drawn in each row of `scores` (n, c); everything else is (n,).
+
+    Filters in this order, each on what the one before left, as `transformers` does it: `top_k` first columns, the
+    shortest run of them that has `top_p` of the probability, of these the ones with `min_p` times the largest
+    probability. Columns must be in descending order of score where `top_k` is less than c or `top_p` less than 1.
+    """
+    weights = np.exp((scores - scores.max(axis=1, keepdims=True)) / temperature[:, None])  # (n, c), the largest is 1
+    weights[np.arange(scores.shape[1]) >= top_k[:, None]] = 0
+    sums = weights.cumsum(axis=1)
+    beyond = (sums - weights >= top_p[:, None] * sums[:, -1:]) & (top_p[:, None] < 1)
+    weights[beyond | (weights < min_p[:, None])] = 0
+    sums = weights.cumsum(axis=1)
+    columns = np.count_nonzero(sums <= uniforms[:, None] * sums[:, -1:], axis=1)
+    # A number just below 1 can be rounded up to the whole sum: then it means the last column that is left.
+    return np.asarray(np.minimum(columns, np.count_nonzero(sums < sums[:, -1:], axis=1)))

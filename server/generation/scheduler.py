@@ -1,0 +1,219 @@
+"""Which request runs next, and where its keys and values are. Pure: no clock, no thread, no tensor.
+
+A request waits, then its prompt is read in chunks (prefill), then it gets a token in every decode step with all others:
+
+    waiting ──► reading (one at a time) ──► decoding (all together) ──► gone
+                slot n or above             slots [0, n), no holes
+
+A request has its slot, and with it room for its prompt and all its tokens, from the moment it leaves the queue: nothing
+is ever evicted. Between two decode steps at most `chunk_tokens` of prompts are read, and after each decode step one
+chunk at least, so that neither those who stream nor those who wait stand still.
+"""
+
+import heapq
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from server.admission import Call, Gate
+
+
+@dataclass(eq=False, kw_only=True)
+class Sequence:
+    """One request as the scheduler sees it: a prompt to read, then a token each step. Compared by identity."""
+
+    prompt_tokens: int
+    max_tokens: int  # prompt and these fit into a slot
+    call: Call
+    arrived: float  # seconds, on the clock that `Scheduler.plan` is told
+    slot: int = -1
+    cached: int = 0  # tokens whose keys and values are in the slot
+    reused: int = 0  # of these, tokens that another request had computed
+    started: float = 0.0  # when it got its slot
+    cancelled: bool = False
+
+    @property
+    def reserved_tokens(self) -> int:
+        return self.prompt_tokens + self.max_tokens
+
+
+@dataclass(frozen=True)
+class Copy:
+    """The keys and values of the first `tokens` tokens of one slot go to another."""
+
+    source: int
+    target: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """Read the tokens [start, stop) of one prompt."""
+
+    kind: ClassVar = "prefill"
+    sequence: Sequence
+    start: int
+    stop: int
+
+    @property
+    def sequences(self) -> tuple[Sequence, ...]:
+        return (self.sequence,)
+
+    @property
+    def tokens(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def last(self) -> bool:
+        return self.stop == self.sequence.prompt_tokens
+
+
+@dataclass(frozen=True)
+class Decode:
+    """One token for each; `sequences[i]` is in slot i."""
+
+    kind: ClassVar = "decode"
+    sequences: tuple[Sequence, ...]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.sequences)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do now, in this order: tell those who are gone, copy, run. Without a step there is nothing to do."""
+
+    cancelled: tuple[Sequence, ...] = ()
+    expired: tuple[Sequence, ...] = ()
+    copies: tuple[Copy, ...] = ()
+    step: Prefill | Decode | None = None
+
+
+@dataclass
+class Scheduler:
+    """Decides each step. `plan`, then run it, then `advance`, then `finish` those that have ended; `plan` again."""
+
+    gate: Gate
+    slots: int
+    chunk_tokens: int
+    waiting: list[tuple[float, int, Sequence]] = field(default_factory=list)  # a heap: rank, order of arrival
+    reading: Sequence | None = None
+    decoding: list[Sequence] = field(default_factory=list)
+    _arrivals: int = 0
+    _read_since_decode: int = 0
+    _look_again: float = math.inf  # when somebody may have to leave: the earliest deadline, or now after a cancellation
+
+    def __post_init__(self) -> None:
+        if self.slots < 1 or self.chunk_tokens < 3:
+            raise ValueError(f"found {self.slots} slots, chunks of {self.chunk_tokens}, expected at least 1 and 3")
+
+    @property
+    def idle(self) -> bool:
+        return not (self.waiting or self.reading or self.decoding)
+
+    @property
+    def running(self) -> list[Sequence]:
+        """Those that have a slot."""
+        return self.decoding + ([self.reading] if self.reading else [])
+
+    def submit(self, sequence: Sequence) -> None:
+        """Let a request wait for its turn. Raises Overloaded, and InvalidRequest for what the queue can never hold."""
+        self.gate.enter(requests=1, tokens=sequence.reserved_tokens, field="prompt")
+        heapq.heappush(self.waiting, (sequence.call.rank(sequence.arrived), self._arrivals, sequence))
+        self._arrivals += 1
+        self._look_again = min(self._look_again, _deadline(sequence))
+
+    def cancel(self, sequence: Sequence) -> None:
+        """It leaves at the next `plan`. Harmless if it is gone already."""
+        sequence.cancelled = True
+        self._look_again = -math.inf
+
+    def plan(self, now: float) -> Plan:
+        """Let go who is cancelled or out of time, let in who has waited longest, close the holes, choose the step."""
+        cancelled, expired = self._leave(now)
+        copies = self._close_holes()
+        self._let_in(now)
+        return Plan(cancelled=cancelled, expired=expired, copies=copies, step=self._choose())
+
+    def advance(self, step: Prefill | Decode) -> None:
+        """The step has run: its tokens are in the cache."""
+        if isinstance(step, Decode):
+            self._read_since_decode = 0
+            for sequence in step.sequences:
+                sequence.cached += 1
+            return
+        self._read_since_decode += step.stop - step.start
+        step.sequence.cached = step.stop
+        if step.last:
+            self.decoding.append(step.sequence)
+            self.reading = None
+
+    def finish(self, sequence: Sequence) -> None:
+        """It has its last token, or its step failed: its slot is free."""
+        if sequence is self.reading:
+            self.reading = None
+        else:
+            self.decoding.remove(sequence)
+
+    # ---- the parts of a plan
+
+    def _leave(self, now: float) -> tuple[tuple[Sequence, ...], tuple[Sequence, ...]]:
+        if now < self._look_again:
+            return (), ()
+        everyone = [sequence for _, _, sequence in self.waiting] + self.running
+        gone = {sequence for sequence in everyone if sequence.cancelled or sequence.call.expired(now)}
+        for sequence in gone:
+            if sequence.slot >= 0:
+                self.finish(sequence)
+            else:
+                self.gate.leave(requests=1, tokens=sequence.reserved_tokens)
+        self.waiting = [entry for entry in self.waiting if entry[2] not in gone]
+        heapq.heapify(self.waiting)
+        self._look_again = min((_deadline(sequence) for sequence in everyone if sequence not in gone), default=math.inf)
+        leavers = [sequence for sequence in everyone if sequence in gone]
+        cancelled = tuple(sequence for sequence in leavers if sequence.cancelled)
+        return cancelled, tuple(sequence for sequence in leavers if not sequence.cancelled)
+
+    def _close_holes(self) -> tuple[Copy, ...]:
+        """Move those that decode into the slots [0, n). The slot of the prompt that is being read is n or above."""
+        rows = len(self.decoding)
+        taken = {sequence.slot for sequence in self.decoding}
+        holes = [slot for slot in range(rows) if slot not in taken]
+        copies = []
+        for sequence, hole in zip([mover for mover in self.decoding if mover.slot >= rows], holes, strict=True):
+            copies.append(Copy(sequence.slot, hole, sequence.cached))
+            sequence.slot = hole
+        self.decoding.sort(key=lambda sequence: sequence.slot)
+        return tuple(copies)
+
+    def _let_in(self, now: float) -> None:
+        if self.reading or not self.waiting or len(self.decoding) == self.slots:
+            return
+        sequence = heapq.heappop(self.waiting)[2]
+        self.gate.leave(requests=1, tokens=sequence.reserved_tokens, waited_s=now - sequence.arrived)
+        sequence.slot = len(self.decoding)
+        sequence.started = now
+        self.reading = sequence
+
+    def _choose(self) -> Prefill | Decode | None:
+        if self.reading:
+            start = self.reading.cached
+            stop = start + chunk_length(self.reading.prompt_tokens - start, self.chunk_tokens)
+            enough = self._read_since_decode and self._read_since_decode + stop - start > self.chunk_tokens
+            if not (self.decoding and enough):
+                return Prefill(self.reading, start, stop)
+        return Decode(tuple(self.decoding)) if self.decoding else None
+
+
+def _deadline(sequence: Sequence) -> float:
+    return math.inf if sequence.call.deadline is None else sequence.call.deadline
+
+
+def chunk_length(remaining: int, longest: int) -> int:
+    """How many of the remaining tokens of a prompt to read at once. Never leaves a single one.
+
+    One token alone is computed by other kernels than several and comes out different in the last bits.
+    """
+    length = min(remaining, longest)
+    return length - 1 if remaining - length == 1 else length

@@ -1,0 +1,65 @@
+"""One request on its way: from its prompt to the steps its caller reads. Knows nothing of other requests."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.generation.request import Sampling, Step, Usage
+from server.generation.sampler import Chosen, Draws
+from server.generation.scheduler import Sequence
+
+
+@dataclass(eq=False, kw_only=True)
+class Stream:
+    """A sequence of the scheduler, what it is to read, what it chooses with, and the queue to its caller.
+
+    The queue holds at most one step for each of `max_tokens`, so that a slow caller costs little and slows nobody.
+    """
+
+    sequence: Sequence
+    prompt_ids: NDArray[np.int64]
+    draws: Draws
+    end_ids: frozenset[int]  # tokens after which it ends
+    last_token: int = -1
+    queue: "asyncio.Queue[Step | Exception]" = field(default_factory=asyncio.Queue)
+
+    @property
+    def sampling(self) -> Sampling:
+        return self.draws.sampling
+
+    def accept(self, chosen: Chosen, now: float) -> Step:
+        """The step of a token; on the last with the reason, the seed and what it took."""
+        self.last_token = chosen.token_id
+        reason, stop_reason = self._ending(chosen.token_id)
+        if not reason:
+            return Step(token_id=chosen.token_id, logprob=chosen.logprob, top=chosen.top)
+        return Step(
+            token_id=chosen.token_id,
+            logprob=chosen.logprob,
+            top=chosen.top,
+            finish_reason=reason,
+            stop_reason=stop_reason,
+            seed=self.draws.seed,
+            usage=self.usage(now),
+        )
+
+    def cancelled(self, now: float) -> Step:
+        """The last step of a request that the server gave up."""
+        return Step(token_id=None, finish_reason="cancelled", seed=self.draws.seed, usage=self.usage(now))
+
+    def usage(self, now: float) -> Usage:
+        started = self.sequence.started if self.sequence.slot >= 0 else now
+        return Usage(
+            prompt_tokens=self.sequence.prompt_tokens,
+            completion_tokens=self.draws.generated,
+            cached_tokens=self.sequence.reused,
+            queue_seconds=started - self.sequence.arrived,
+            inference_seconds=now - started,
+        )
+
+    def _ending(self, token_id: int) -> tuple[str, str]:
+        if token_id in self.end_ids:
+            return "stop", str(token_id) if token_id in self.sampling.stop_token_ids else ""
+        return ("length", "") if self.draws.generated == self.sequence.max_tokens else ("", "")

@@ -1,0 +1,83 @@
+"""Tokens to text while they come, and where to stop. Knows nothing of requests or models."""
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from server.errors import InvalidRequest
+
+STOPS_LIMIT = 16
+
+
+class Detokenizer:
+    """The text of one continuation, piece by piece, never half a character.
+
+    All pieces together are what `tokenizer.decode` makes of all tokens, special ones left out.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._ids: list[int] = []
+        self._emitted = 0  # characters
+
+    def push(self, token_id: int) -> str:
+        """The characters that are complete now."""
+        self._ids.append(token_id)
+        text: str = self._stream.step(self._tokenizer, token_id) or ""
+        self._emitted += len(text)
+        return text
+
+    def flush(self) -> str:
+        """What is left when no more tokens come. An incomplete character becomes U+FFFD, the replacement character."""
+        whole: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        return whole[self._emitted :]
+
+
+class StopStrings:
+    """Lets text through up to the first stop string, wherever the pieces end.
+
+    The first is the one that is complete first; of several that end at the same character, the longest.
+
+    >>> stops = StopStrings(["</s>"], include=False)
+    >>> stops.push("a <"), stops.push("b> c</"), stops.push("s> d"), stops.matched
+    ('a ', '<b> c', '', '</s>')
+    """
+
+    def __init__(self, stops: Sequence[str], *, include: bool) -> None:
+        if len(stops) > STOPS_LIMIT:
+            raise InvalidRequest("stop", f"{len(stops)} strings", f"at most {STOPS_LIMIT}")
+        for index, stop in enumerate(stops):
+            if not stop:
+                raise InvalidRequest(f"stop[{index}]", "an empty string", "at least one character")
+        self._stops = tuple(stops)
+        self._include = include
+        self._held = ""  # may be the beginning of a stop string
+        self.matched = ""
+
+    def push(self, text: str) -> str:
+        """What may be shown of the text so far and was not shown yet. Nothing after a match."""
+        if self.matched or not self._stops:
+            return "" if self.matched else text
+        self._held += text
+        ends = [(at + len(stop), -len(stop), stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if ends:
+            end, _, self.matched = min(ends)
+            return self._release(end if self._include else end - len(self.matched), keep=False)
+        return self._release(len(self._held) - self._partial_match(), keep=True)
+
+    def flush(self) -> str:
+        """What was held back, when no more text comes."""
+        return "" if self.matched else self._release(len(self._held), keep=False)
+
+    def _release(self, count: int, *, keep: bool) -> str:
+        text, rest = self._held[:count], self._held[count:]
+        self._held = rest if keep else ""
+        return text
+
+    def _partial_match(self) -> int:
+        """The length of the longest end of the held text with which a stop string begins."""
+        longest = min(max(map(len, self._stops)) - 1, len(self._held))
+        ends = (length for length in range(longest, 0, -1))
+        return next((n for n in ends if any(stop.startswith(self._held[-n:]) for stop in self._stops)), 0)

@@ -1,0 +1,202 @@
+"""The thread that steps. It works as long as there is something to do, and is gone when there is not.
+
+It takes its decisions from the scheduler and hands tokens to the event loop, once for all rows of a step. Nobody it
+serves can hold it up: what it hands over waits in the queue of each request.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+
+from server.errors import DeadlineExceeded
+from server.generation.graph import Floats, Ids
+from server.generation.request import Step
+from server.generation.runner import Runner
+from server.generation.sampler import Chosen
+from server.generation.scheduler import Copy, Decode, Plan, Prefill, Scheduler
+from server.generation.scheduler import Sequence as Scheduled
+from server.generation.stream import Stream
+from server.observer import Observer
+
+log = logging.getLogger(__name__)
+
+Forward = tuple[Sequence[Ids], "Future[list[Floats]]"]
+Event = tuple[Stream, Step | Exception]
+Note = Callable[[], None]
+
+
+class StepFailed(RuntimeError):
+    """A run of the model failed, and with it the requests that were in it."""
+
+
+class Worker:
+    """Owns the runner. Everything public is called from the event loop and returns at once."""
+
+    def __init__(self, runner: Runner, scheduler: Scheduler, *, observer: Observer) -> None:
+        self._runner = runner
+        self._scheduler = scheduler
+        self._observer = observer
+        self._lock = threading.Lock()  # over the scheduler and all that follows
+        self._streams: dict[Scheduled, Stream] = {}
+        self._forwards: deque[Forward] = deque()
+        self._work: Future[None] | None = None  # None: nothing to do
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="generation")
+
+    def submit(self, stream: Stream) -> None:
+        """Let it wait for its turn. Raises Overloaded."""
+        with self._lock:
+            self._scheduler.submit(stream.sequence)
+            self._streams[stream.sequence] = stream
+            self._wake()
+
+    def cancel(self, *streams: Stream) -> None:
+        """They leave at the next step. Harmless for those that have left."""
+        with self._lock:
+            for stream in streams:
+                self._scheduler.cancel(stream.sequence)
+
+    def forward(self, texts: Sequence[Ids]) -> "asyncio.Future[list[Floats]]":
+        """The logits of whole texts, computed between two steps; never if the future is cancelled before."""
+        future: Future[list[Floats]] = Future()
+        with self._lock:
+            self._forwards.append((texts, future))
+            self._wake()
+        return asyncio.wrap_future(future)
+
+    @contextmanager
+    def room(self, *, requests: int, tokens: int, field: str) -> Iterator[None]:
+        """Take so much of the queue for a while. Raises Overloaded, and InvalidRequest for what it can never hold."""
+        gate = self._scheduler.gate
+        with self._lock:
+            gate.enter(requests=requests, tokens=tokens, field=field)
+        try:
+            yield
+        finally:
+            with self._lock:
+                gate.leave(requests=requests, tokens=tokens)
+
+    async def idle(self) -> None:
+        """Wait until there is nothing to do. If this is cancelled, so is everything that is under way."""
+        work = self._work
+        try:
+            if work is not None:
+                await asyncio.shield(asyncio.wrap_future(work))
+        except asyncio.CancelledError:
+            self.cancel(*self._streams.values())
+            raise
+
+    def _wake(self) -> None:
+        if self._work is None:
+            self._loop = asyncio.get_running_loop()
+            self._work = self._executor.submit(self._run_until_idle)
+
+    # ---- what follows runs on the thread
+
+    def _run_until_idle(self) -> None:
+        while True:
+            with self._lock:
+                plan = self._scheduler.plan(time.monotonic())
+                forward = self._forwards.popleft() if self._forwards else None
+                if plan == Plan() and forward is None:
+                    self._work = None
+                    return
+                gone = [self._streams.pop(sequence) for sequence in plan.cancelled + plan.expired]
+                rows = [self._streams[sequence] for sequence in plan.step.sequences] if plan.step else []
+            self._tell_gone(gone)
+            if forward is not None:
+                self._run_forward(*forward)
+            if plan.step is not None:
+                self._run(plan.copies, plan.step, rows)
+
+    def _run_forward(self, texts: Sequence[Ids], future: "Future[list[Floats]]") -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(self._runner.forward(texts))
+        except Exception as error:  # the caller's to see
+            future.set_exception(error)
+
+    def _run(self, copies: Sequence[Copy], step: Prefill | Decode, rows: list[Stream]) -> None:
+        started = time.monotonic()
+        try:
+            self._runner.copy(copies)
+            chosen = self._runner.run(step, rows)
+        except Exception as error:  # whatever it is: those in this step have no answer, the others go on
+            self._fail(step, rows, error)
+            return
+        now = time.monotonic()
+        events = self._accept(step, rows, chosen, now)
+        note = partial(
+            self._observer.step,
+            kind=step.kind,
+            rows=len(rows),
+            tokens=step.tokens,
+            seconds=now - started,
+            slots=len(self._scheduler.running),
+        )
+        self._tell(events, [note, *(self._ending(row, step) for row, step in events if step.finish_reason)])
+
+    def _accept(
+        self, step: Prefill | Decode, rows: list[Stream], chosen: list[Chosen], now: float
+    ) -> list[tuple[Stream, Step]]:
+        """Take each row's token, if it has one yet; let those go that have their last."""
+        with self._lock:
+            self._scheduler.advance(step)
+            events = [(row, row.accept(token, now)) for row, token in zip(rows, chosen, strict=False)]
+            for row, token in events:
+                if token.finish_reason:
+                    self._release(row)
+        return events
+
+    def _fail(self, step: Prefill | Decode, rows: list[Stream], error: Exception) -> None:
+        log.error("a %s step of %d requests failed", step.kind, len(rows), exc_info=error)
+        with self._lock:
+            for row in rows:
+                self._release(row)
+        events = []
+        for row in rows:
+            failure = StepFailed(f"a {step.kind} step failed: {error}")
+            failure.__cause__ = error
+            events.append((row, failure))
+        self._tell(events, [partial(self._observer.failed, len(rows))])
+
+    def _release(self, row: Stream) -> None:
+        self._scheduler.finish(row.sequence)
+        del self._streams[row.sequence]
+
+    def _tell_gone(self, gone: list[Stream]) -> None:
+        if not gone:
+            return
+        now = time.monotonic()
+        events: list[Event] = []
+        notes: list[Note] = []
+        for row in gone:
+            last = row.cancelled(now)
+            waited_only, reason = row.sequence.slot < 0, "cancelled" if row.sequence.cancelled else "expired"
+            expired = DeadlineExceeded("the deadline of the request passed before its last token was there")
+            events.append((row, last if row.sequence.cancelled else expired))
+            notes.append(partial(self._observer.dropped, reason) if waited_only else self._ending(row, last))
+        self._tell(events, notes)
+
+    def _ending(self, row: Stream, last: Step) -> Note:
+        """What the observer hears when a generation that had a slot has ended."""
+        assert last.usage is not None, "the last step has the usage; this is a bug"
+        return partial(self._observer.finished, reason=last.finish_reason, usage=last.usage)
+
+    def _tell(self, events: Sequence[Event], notes: Sequence[Note]) -> None:
+        assert self._loop is not None, "nobody woke the thread; this is a bug"
+        self._loop.call_soon_threadsafe(_deliver, events, notes)
+
+
+def _deliver(events: Sequence[Event], notes: Sequence[Note]) -> None:
+    for stream, event in events:
+        stream.queue.put_nowait(event)
+    for note in notes:
+        note()

@@ -6,6 +6,8 @@ An observer is made for one version of one model, so that nothing here carries n
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from server.generation.request import Usage
+
 
 class Observer(Protocol):
     """Called on the event loop; must return at once and never raise."""
@@ -31,6 +33,15 @@ class Observer(Protocol):
     def refused(self, reason: str) -> None:
         """A request was not let in. Reasons: overloaded."""
 
+    def step(self, *, kind: str, rows: int, tokens: int, seconds: float, slots: int) -> None:
+        """A step of generation ran, and then so many slots were in use.
+
+        Kinds: `prefill` read so many tokens of one prompt, `decode` gave each of so many rows one token.
+        """
+
+    def finished(self, *, reason: str, usage: Usage) -> None:
+        """A generation that had a slot has ended. Reasons: stop, length, cancelled (or out of time)."""
+
 
 class Silent:
     """An observer that listens to nothing."""
@@ -51,6 +62,10 @@ class Silent:
     def dropped(self, reason: str) -> None: ...
 
     def refused(self, reason: str) -> None: ...
+
+    def step(self, *, kind: str, rows: int, tokens: int, seconds: float, slots: int) -> None: ...
+
+    def finished(self, *, reason: str, usage: Usage) -> None: ...
 
 
 Observe = Callable[[str, str], Observer]  # model, version → the observer of that version

@@ -4,13 +4,12 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from google.protobuf import json_format
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from protos.manifest_pb2 import Graph, Manifest
+from server.arrays import Array
 from server.errors import BadArtifact
 
 FORMAT_VERSION = 1
@@ -22,8 +21,8 @@ GOLDEN = "golden.safetensors"
 class GoldenCase:
     """Inputs of a graph, and what PyTorch made of them in fp32."""
 
-    inputs: dict[str, NDArray[np.generic]]
-    outputs: dict[str, NDArray[np.generic]]
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from server.arrays import Array
 from server.artifact import Artifact, GoldenCase
 from server.errors import BadArtifact
-from server.session import Array, Session
+from server.session import Session
 
 MAXIMUM, ROOT_MEAN_SQUARE = "maximum", "root-mean-square"
 TOLERANCES = {"fp32": (MAXIMUM, 1e-4), "fp16": (ROOT_MEAN_SQUARE, 0.015), "bf16": (ROOT_MEAN_SQUARE, 0.1)}

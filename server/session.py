@@ -5,15 +5,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
+from server.arrays import Array
 from server.artifact import Artifact
 from server.cpus import usable_cpus
 from server.errors import BadArtifact, ProviderUnavailable
 from server.providers import CPU, CUDA, ERROR, OPENVINO, ProviderChoice, openvino_device
 from server.settings import Settings
 
-Array = NDArray[np.generic]
 PROVIDER_NAMES = {CUDA: "cuda", OPENVINO: "openvino", CPU: "cpu"}
 OPENVINO_PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 NUMPY_TYPES = {

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from server.admission import Call, Gate, Limits
-from server.batching.rows import Array, Outputs, Row, collate, split, wanted
+from server.arrays import Array
+from server.batching.rows import Outputs, Row, collate, split, wanted
 from server.batching.scheduler import NEVER, Budget, Scheduler, Waiting
 from server.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded
 from server.observer import Observer, Silent

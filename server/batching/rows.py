@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.generic]
+from server.arrays import Array
+
 Outputs = dict[str, Array]
 NO_COLUMNS: NDArray[np.int64] = np.zeros(0, np.int64)
 PIXELS_PER_TOKEN = 16 * 16  # an image costs about what a text of as many words costs as it has patches
@@ -44,7 +45,7 @@ class ImageRow:
 
     @property
     def tokens(self) -> int:
-        return max(1, self.pixel_values[0].size // PIXELS_PER_TOKEN)
+        return max(1, int(self.pixel_values[0].size) // PIXELS_PER_TOKEN)
 
 
 Row = TextRow | ImageRow

@@ -1,0 +1,101 @@
+"""From the bytes of an image file to pixels as a model wants them, as `transformers` makes them.
+
+The header is read, and judged, before anything is decoded: a few bytes can stand for gigabytes of pixels.
+"""
+
+import io
+from math import ceil
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from protos.manifest_pb2 import ImageInput, Size
+from server.errors import BadArtifact, InvalidRequest
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+EXPECTED = "a JPEG, PNG or WebP file"
+MAX_PIXELS = 50_000_000
+Pixels = NDArray[np.float32]
+
+
+class ImageDecoder:
+    """The preprocessing of one model: RGB, resize, centre crop, rescale, normalise. Threads may share it."""
+
+    def __init__(self, image: ImageInput) -> None:
+        self._image = image
+        self._resample = Image.Resampling[(image.resample or "bilinear").upper()]
+        self._mean = np.array(image.mean, np.float32).reshape(-1, 1, 1)  # (3, 1, 1)
+        self._deviation = np.array(image.deviation, np.float32).reshape(-1, 1, 1)
+        if image.HasField("resize") and image.HasField("crop") and image.crop.HasField("shortest_edge"):
+            raise BadArtifact("image.crop: found a shortest edge, expected height and width")
+
+    def decode(self, file: bytes, field: str = "image") -> Pixels:
+        """(3, h, w), FP32, in the order in which a model takes it. InvalidRequest if the bytes are no such image."""
+        return self.pixels(open_image(file, field), field)
+
+    def pixels(self, picture: Image.Image, field: str = "image") -> Pixels:
+        """The pixels of a decoded picture in RGB."""
+        image = self._image
+        if image.HasField("resize"):
+            picture = picture.resize(_target(picture, image.resize, field), self._resample)
+        values = np.asarray(picture)  # (h, w, 3)
+        if image.HasField("crop"):
+            values = _crop(values, image.crop.height, image.crop.width)
+        if values.shape[:2] != (image.height, image.width):
+            found = f"{values.shape[1]} x {values.shape[0]} pixels"
+            raise InvalidRequest(field, found, f"{image.width} x {image.height}: this model does not resize")
+        result = values.transpose(2, 0, 1).astype(np.float32)  # (3, h, w)
+        if image.HasField("rescale"):
+            result *= np.float32(image.rescale)
+        if image.mean:
+            result = (result - self._mean) / self._deviation
+        return np.ascontiguousarray(result)
+
+
+def open_image(file: bytes, field: str = "image") -> Image.Image:
+    """The picture in RGB, upright. InvalidRequest if it is none, if it is cut off, or too large."""
+    if not file:
+        raise InvalidRequest(field, "no bytes", EXPECTED)
+    try:
+        picture = Image.open(io.BytesIO(file), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise InvalidRequest(field, "more pixels than any photograph has", f"at most {MAX_PIXELS} pixels") from None
+    except UnidentifiedImageError:
+        raise InvalidRequest(field, f"{len(file)} bytes that are no image", EXPECTED) from None
+    except (OSError, SyntaxError, ValueError, OverflowError) as error:
+        raise InvalidRequest(field, f"a broken image ({error})", EXPECTED) from None
+    width, height = picture.size
+    if not 0 < width * height <= MAX_PIXELS:
+        raise InvalidRequest(field, f"{width} x {height} pixels", f"1 to {MAX_PIXELS} pixels")
+    try:
+        return ImageOps.exif_transpose(picture).convert("RGB")
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        OverflowError,
+        EOFError,
+    ) as error:  # all that Pillow raises on broken data
+        raise InvalidRequest(field, f"a broken image ({error})", EXPECTED) from None
+
+
+def _target(picture: Image.Image, size: Size, field: str) -> tuple[int, int]:
+    """Width and height to resize to. Of a line of pixels, a shortest edge would make gigabytes."""
+    if not size.HasField("shortest_edge"):
+        return size.width, size.height
+    short, long = sorted(picture.size)
+    edges = size.shortest_edge, int(size.shortest_edge * long / short)
+    if edges[0] * edges[1] > MAX_PIXELS:
+        raise InvalidRequest(field, f"{picture.width} x {picture.height} pixels", "sides that differ less")
+    return edges if picture.width <= picture.height else edges[::-1]
+
+
+def _crop(values: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """The middle of (h, w, 3); black is added around what is too small."""
+    missing = [max(0, wanted - found) for wanted, found in zip((height, width), values.shape[:2], strict=True)]
+    if any(missing):
+        around = [(ceil(pixels / 2), pixels - ceil(pixels / 2)) for pixels in missing]
+        values = np.pad(values, [*around, (0, 0)])
+    top, left = (values.shape[0] - height) // 2, (values.shape[1] - width) // 2
+    return values[top : top + height, left : left + width]

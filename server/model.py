@@ -1,0 +1,214 @@
+"""One version of one model, ready to answer: a session that was checked, and its task and tensor door over it.
+
+The one table of tasks is here. A task is made from what `Opening` has; it may bring parts to start and to drain.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from server.admission import Limits
+from server.artifact import Artifact
+from server.batching.batcher import Batcher
+from server.batching.rows import PIXELS_PER_TOKEN
+from server.batching.scheduler import Budget
+from server.errors import BadArtifact
+from server.golden import Measured, measure
+from server.images import ImageDecoder
+from server.observer import Observer
+from server.providers import ProviderChoice, cpu_has_bf16
+from server.session import Session, open_session
+from server.settings import ModelSettings, Settings
+from server.tasks.classify_image import ClassifyImage
+from server.tasks.classify_text import ClassifyText
+from server.tasks.embed import Embed
+from server.tasks.fill_mask import FillMask
+from server.tasks.raw import MAX_LOGITS, RawImage, RawText
+from server.tasks.text import TextEncoder
+
+log = logging.getLogger(__name__)
+
+# Tokens of one batch: as many as the provider gains by. And up to how many a batch costs no more for being larger.
+MAX_BATCH_TOKENS = {"cpu": 2048, "openvino": 4096, "cuda": 32768}
+FREE_TOKENS = {"cpu": 0, "openvino": 0, "cuda": 1024}
+
+
+class Part(Protocol):
+    """Something of a model that lives on the event loop."""
+
+    async def start(self) -> None: ...
+
+    async def drain(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """All that a task can be made from."""
+
+    artifact: Artifact
+    session: Session
+    settings: ModelSettings
+    device: int
+    prepare: Executor  # for work that must not hold up the event loop
+    observer: Observer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doors:
+    """What a model answers with. Which calls they take is the task's (server/tasks/)."""
+
+    task: Any
+    raw: Any
+    parts: tuple[Part, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """One version of one model. `provider` and `precision` are what really computes."""
+
+    name: str
+    version: str
+    artifact: Artifact
+    session: Session
+    measured: Measured
+    doors: Doors = field(repr=False)
+
+    @property
+    def task(self) -> Any:
+        return self.doors.task
+
+    @property
+    def raw(self) -> Any:
+        return self.doors.raw
+
+    @property
+    def provider(self) -> str:
+        return self.session.provider
+
+    @property
+    def precision(self) -> str:
+        return self.session.precision
+
+    async def start(self) -> None:
+        for part in self.doors.parts:
+            await part.start()
+
+    async def drain(self) -> None:
+        """Answer who is in, let in nobody any more."""
+        await asyncio.gather(*(part.drain() for part in self.doors.parts))
+
+
+def open_model(
+    artifact: Artifact, choice: ProviderChoice, settings: Settings, *, prepare: Executor, observer: Observer
+) -> Model:
+    """Open a session, check it with the golden inputs, make the doors. Blocks; BadArtifact or ProviderUnavailable."""
+    task = artifact.manifest.task
+    if task not in TASKS:
+        raise BadArtifact(f"{artifact.directory}: found task {task!r}, expected one of {', '.join(TASKS)}")
+    session, measured = _checked_session(artifact, choice, settings)
+    log.info(
+        "%s version %s: %s on %s in %s, %.2g standard deviations from PyTorch (%s; at most %g)",
+        artifact.name,
+        artifact.version,
+        task,
+        session.provider,
+        session.precision,
+        measured.error,
+        measured.measure,
+        measured.tolerance,
+    )
+    opening = Opening(
+        artifact=artifact,
+        session=session,
+        settings=settings.of(artifact.name),
+        device=choice.device,
+        prepare=prepare,
+        observer=observer,
+    )
+    return Model(
+        name=artifact.name,
+        version=artifact.version,
+        artifact=artifact,
+        session=session,
+        measured=measured,
+        doors=TASKS[task](opening),
+    )
+
+
+def _checked_session(artifact: Artifact, choice: ProviderChoice, settings: Settings) -> tuple[Session, Measured]:
+    """OpenVINO computes in bf16 where that is fast and near enough to PyTorch."""
+    if choice.provider == "openvino" and artifact.manifest.task != "generate" and cpu_has_bf16():
+        session = open_session(artifact, choice, settings, precision="bf16")
+        try:
+            return session, measure(session, artifact)
+        except BadArtifact as error:
+            log.warning("%s; computing in fp32 instead", error)
+    session = open_session(artifact, choice, settings)
+    return session, measure(session, artifact)
+
+
+# ---- the tasks
+
+
+def _fill_mask(opening: Opening) -> Doors:
+    batcher, encoder = _text_batcher(opening), TextEncoder(opening.artifact)
+    task = FillMask(opening.artifact, batcher, encoder, opening.prepare)
+    return Doors(task=task, raw=RawText(opening.artifact, batcher), parts=(batcher,))
+
+
+def _classify_text(opening: Opening) -> Doors:
+    batcher, encoder = _text_batcher(opening), TextEncoder(opening.artifact)
+    task = ClassifyText(opening.artifact, batcher, encoder, opening.prepare)
+    return Doors(task=task, raw=RawText(opening.artifact, batcher), parts=(batcher,))
+
+
+def _embed(opening: Opening) -> Doors:
+    batcher, encoder = _text_batcher(opening), TextEncoder(opening.artifact)
+    task = Embed(opening.artifact, batcher, encoder, opening.prepare)
+    return Doors(task=task, raw=RawText(opening.artifact, batcher), parts=(batcher,))
+
+
+def _classify_image(opening: Opening) -> Doors:
+    image = opening.artifact.manifest.image
+    batcher = _batcher(opening, tokens_of_a_row=max(1, image.height * image.width // PIXELS_PER_TOKEN))
+    task = ClassifyImage(opening.artifact, batcher, ImageDecoder(image), opening.prepare)
+    return Doors(task=task, raw=RawImage(opening.artifact, batcher), parts=(batcher,))
+
+
+def _text_batcher(opening: Opening) -> Batcher:
+    return _batcher(opening, tokens_of_a_row=opening.artifact.manifest.text.max_length)
+
+
+def _batcher(opening: Opening, *, tokens_of_a_row: int) -> Batcher:
+    """`tokens_of_a_row` is what the longest input costs: it fits, unless a setting says that it should not."""
+    settings, provider, artifact = opening.settings, opening.session.provider, opening.artifact
+    usual = max(MAX_BATCH_TOKENS[provider], tokens_of_a_row)
+    return Batcher(
+        opening.session,
+        name=artifact.name,
+        budget=Budget(
+            rows=settings.max_batch_size,
+            tokens=settings.max_batch_tokens or usual,
+            heads=max(MAX_LOGITS // max(1, artifact.manifest.text.vocabulary), tokens_of_a_row),
+            padding=settings.max_batch_padding,
+            free_tokens=FREE_TOKENS[provider],
+        ),
+        limits=Limits(
+            requests=settings.max_queue_requests,
+            tokens=settings.max_queue_tokens or settings.max_queue_requests * tokens_of_a_row,
+        ),
+        max_delay_s=settings.max_delay_seconds,
+        prepare=opening.prepare,
+        observer=opening.observer,
+    )
+
+
+TASKS: dict[str, Callable[[Opening], Doors]] = {
+    "fill-mask": _fill_mask,
+    "classify-text": _classify_text,
+    "embed": _embed,
+    "classify-image": _classify_image,
+}

@@ -154,6 +154,9 @@ READERS = {"bert": bert, "gpt": gpt, "vit": vit, "mixer": lambda config, head: m
 def published_config(model: nn.Module, names: Sequence[str] | None = None) -> dict[str, Any]:
     """The `config.json` that describes `model`, its classes called `names`."""
     config = model.config
+    classes = getattr(config, "classes", 0)
+    if names is not None and len(names) != classes:
+        raise CheckpointError(f"{len(names)} names for {classes} classes: expected one for each")
     if isinstance(config, MixerConfig):
         return published_mixer(config, names)
     family = next(family for family, kind in CONFIGS.items() if isinstance(config, kind))
@@ -165,7 +168,7 @@ def published_config(model: nn.Module, names: Sequence[str] | None = None) -> di
     if family == "gpt":
         published["n_inner"] = config.mlp_width
     if family == "vit" or head == "classifier":
-        names = names or [f"LABEL_{n}" for n in range(config.classes)]
+        names = names or [f"LABEL_{n}" for n in range(classes)]
         published["id2label"] = {str(n): name for n, name in enumerate(names)}
         published["label2id"] = {name: n for n, name in enumerate(names)}
     return published

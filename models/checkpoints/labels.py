@@ -17,10 +17,10 @@ def labels(config: Json) -> list[str]:
     if not names:
         return [f"LABEL_{n}" for n in range(count)]
     if isinstance(names, Mapping):
-        names = {int(key): name for key, name in names.items()}
-        if sorted(names) != list(range(len(names))):
-            raise CheckpointError(f"config.json: labels are numbered {sorted(names)}: expected 0 to {len(names) - 1}")
-        names = [names[n] for n in range(len(names))]
+        numbers = [str(n) for n in range(len(names))]
+        if names.keys() != set(numbers):
+            raise CheckpointError(f"config.json: labels are numbered {', '.join(names)}: expected 0 to {numbers[-1]}")
+        names = [names[number] for number in numbers]
     if len(names) != count:
         raise CheckpointError(f"config.json: {len(names)} labels for {count} classes: expected one for each")
     return [str(name) for name in names]

@@ -28,7 +28,8 @@ def mixer(config: Json) -> MixerConfig:
     name = config["architecture"]
     if name not in MIXERS:
         raise CheckpointError(f"config.json: architecture is {name!r}: expected one of {', '.join(MIXERS)}")
-    arguments = {**MIXER_DEFAULTS, **MIXERS[name], **trained_with(config), **(config.get("model_args") or {})}
+    overrides = {key: value for key, value in (config.get("model_args") or {}).items() if value is not None}
+    arguments = {**MIXER_DEFAULTS, **MIXERS[name], **trained_with(config), **overrides}
     known = MIXER_DEFAULTS.keys() | MIXERS[name].keys() | MIXER_EXPECTED.keys()
     if unknown := sorted(arguments.keys() - known - MIXER_HARMLESS):
         raise CheckpointError(

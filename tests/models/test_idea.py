@@ -18,6 +18,16 @@ def identity(affinity: Tensor) -> Tensor:
     return affinity
 
 
+def recorded(normalise: Callable[[Tensor], Tensor], record: list[Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same, keeping what it gives."""
+
+    def normalise_and_record(affinity: Tensor) -> Tensor:
+        record.append(normalise(affinity))
+        return record[-1]
+
+    return normalise_and_record
+
+
 def weights(module: nn.Module) -> int:
     """How many numbers its matrices hold: no biases, no norms."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.ndim == 2)
@@ -81,10 +91,8 @@ def test_twelve_blocks_are_85_million() -> None:
 
 
 def test_a_block_whose_halves_add_nothing_lets_everything_past() -> None:
-    x, block = (
-        torch.randn(2, 3, 16),
-        Block(SelfAttention(16, heads=2), Mlp(16, 64, "gelu"), width=16, norm_first=True, epsilon=1e-5),
-    )
+    x = torch.randn(2, 3, 16)
+    block = Block(SelfAttention(16, heads=2), Mlp(16, 64, "gelu"), width=16, norm_first=True, epsilon=1e-5)
     for last in (block.mix.to_out, block.mlp.narrow):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
@@ -112,21 +120,17 @@ def attention_without_biases() -> SelfAttention:
 
 
 def test_qk_alone_gives_the_affinities_of_each_head(attention_without_biases: SelfAttention) -> None:
-    x, seen = torch.randn(2, 5, 24), []
-    attention_without_biases.attend = partial(
-        attend, scale=1, normalise=lambda affinity: seen.append(affinity) or affinity
-    )
+    x, affinities = torch.randn(2, 5, 24), []
+    attention_without_biases.attend = partial(attend, scale=1, normalise=recorded(identity, affinities))
     attention_without_biases(x)
-    torch.testing.assert_close(x[:, None] @ attention_without_biases.qk @ x[:, None].transpose(-2, -1), seen[0])
+    torch.testing.assert_close(x[:, None] @ attention_without_biases.qk @ x[:, None].mT, affinities[0])
 
 
 def test_ov_alone_gives_what_each_head_takes_over(attention_without_biases: SelfAttention) -> None:
-    x, seen = torch.randn(2, 5, 24), []
-    attention_without_biases.attend = partial(
-        attend, normalise=lambda affinity: seen.append(softmax(affinity)) or seen[0]
-    )
+    x, shares = torch.randn(2, 5, 24), []
+    attention_without_biases.attend = partial(attend, normalise=recorded(softmax, shares))
     output = attention_without_biases(x)
-    torch.testing.assert_close((seen[0] @ x[:, None] @ attention_without_biases.ov).sum(dim=1), output)
+    torch.testing.assert_close((shares[0] @ x[:, None] @ attention_without_biases.ov).sum(dim=1), output)
 
 
 def test_an_attention_only_transformer_has_no_mlp_weights() -> None:

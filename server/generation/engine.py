@@ -63,14 +63,17 @@ class Engine:
         self._accepting = False
         await self._worker.idle()
 
-    async def generate(self, prompt_ids: Ids, sampling: Sampling, call: Call) -> AsyncGenerator[Step, None]:
+    async def generate(
+        self, prompt_ids: Ids, sampling: Sampling, call: Call, *, field: str = "prompt"
+    ) -> AsyncGenerator[Step, None]:
         """Continue `prompt_ids` (t,), token by token. Closing the generator frees the slot by the next step.
 
         Where prompt and `max_tokens` together exceed the context, the continuation ends with the context, and with
         `finish_reason` "length". Raises InvalidRequest, Overloaded, NotReady, DeadlineExceeded, StepFailed.
         """
-        stream = self._stream(prompt_ids, sampling, call)
         self._check_accepting()
+        self._check_ids(field, prompt_ids, longest=self.context - 1)
+        stream = self._stream(prompt_ids, sampling, call)
         try:
             self._worker.submit(stream)
         except Overloaded:
@@ -103,7 +106,6 @@ class Engine:
         return results
 
     def _stream(self, prompt_ids: Ids, sampling: Sampling, call: Call) -> Stream:
-        self._check_ids("prompt", prompt_ids, longest=self.context - 1)
         sampling.check_vocabulary(self.vocabulary)
         now = time.monotonic()
         call.check_deadline(now)

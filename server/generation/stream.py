@@ -30,19 +30,18 @@ class Stream:
         return self.draws.sampling
 
     def accept(self, chosen: Chosen, now: float) -> Step:
-        """The step of a token; on the last with the reason, the seed and what it took."""
+        """The step of a token that was chosen."""
         self.last_token = chosen.token_id
         reason, stop_reason = self._ending(chosen.token_id)
-        if not reason:
-            return Step(token_id=chosen.token_id, logprob=chosen.logprob, top=chosen.top)
+        telling = reason or self.draws.generated == 1
         return Step(
             token_id=chosen.token_id,
             logprob=chosen.logprob,
             top=chosen.top,
             finish_reason=reason,
             stop_reason=stop_reason,
-            seed=self.draws.seed,
-            usage=self.usage(now),
+            seed=self.draws.seed if telling else None,
+            usage=self.usage(now) if telling else None,
         )
 
     def cancelled(self, now: float) -> Step:

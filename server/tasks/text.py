@@ -9,6 +9,7 @@ from tokenizers import Encoding, Tokenizer
 
 from server.artifact import Artifact
 from server.errors import BadArtifact, InvalidRequest
+from server.generation.text import Detokenizer
 
 # A token is seldom longer than a few characters: what is longer than this is refused before it is read.
 MAX_CHARACTERS_PER_TOKEN = 250
@@ -47,12 +48,22 @@ class TextEncoder:
             self._check_characters(f"{field}[{number}]", text)
         encodings = self._tokenizer.encode_batch_fast(list(texts))
         for number, encoding in enumerate(encodings):
-            if len(encoding) > self.max_length:
-                raise InvalidRequest(f"{field}[{number}]", f"{len(encoding)} tokens", f"at most {self.max_length}")
+            self._check_length(f"{field}[{number}]", encoding)
         return [_tokens(encoding) for encoding in encodings]
+
+    def encode_one(self, text: str, *, field: str) -> Tokens:
+        """Tokens of one text. InvalidRequest names the field if it is empty or too long."""
+        self._check_characters(field, text)
+        encoding = self._tokenizer.encode(text)
+        self._check_length(field, encoding)
+        return _tokens(encoding)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def piece_by_piece(self) -> Detokenizer:
+        """Decodes tokens that come one after the other, special ones left out."""
+        return Detokenizer(self._tokenizer)
 
     def token(self, token_id: int) -> str:
         """How a token is spelled in the vocabulary."""
@@ -64,6 +75,10 @@ class TextEncoder:
         most = self.max_length * MAX_CHARACTERS_PER_TOKEN
         if len(text) > most:
             raise InvalidRequest(field, f"{len(text)} characters", f"at most {self.max_length} tokens")
+
+    def _check_length(self, field: str, encoding: Encoding) -> None:
+        if len(encoding) > self.max_length:
+            raise InvalidRequest(field, f"{len(encoding)} tokens", f"at most {self.max_length}")
 
 
 def _tokens(encoding: Encoding) -> Tokens:

@@ -1,0 +1,47 @@
+"""Do prompts read in chunks, and then a step over all of them, give what the exported model gave for whole texts?
+
+The golden cases know nothing of chunks, slots and ragged steps, which is how the graph is really used: this replays
+them that way, for whoever compares the two.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.artifact import GoldenCase
+from server.generation.graph import Decoder, Floats, Ids, make_cache
+from server.session import Session
+
+CHUNK_TOKENS = 3
+
+
+def replay(session: Session, cases: Sequence[GoldenCase], *, device: int = 0) -> tuple[Floats, Floats]:
+    """The logits (rows, vocabulary) that decoding gives, and those that are expected, at the last position of each row.
+
+    All golden rows of all cases decode together, in one step of as many lengths.
+    """
+    texts, expected = zip(*(pair for case in cases for pair in _last_positions(case)), strict=True)
+    where = "cuda" if session.provider == "cuda" else "cpu"
+    capacity = max(map(len, texts))
+    decoder = Decoder(
+        session.ort, make_cache(session.ort, slots=len(texts), capacity=capacity, device=where, device_id=device)
+    )
+    for slot, text in enumerate(texts):
+        for start in range(0, len(text) - 1, CHUNK_TOKENS):
+            decoder.prefill(slot, text[: len(text) - 1][start : start + CHUNK_TOKENS], start)
+    lengths = np.array([len(text) for text in texts], np.int32)
+    scores = decoder.decode(np.array([text[-1] for text in texts]), lengths)
+    return scores.logits(), np.stack(expected)
+
+
+def _last_positions(case: GoldenCase) -> list[tuple[Ids, Floats]]:
+    """For each row of a case the tokens up to the last of which the logits are known, and these."""
+    ids, logits = case.inputs["input_ids"], case.outputs["logits"]
+    last: dict[int, tuple[NDArray[np.int64], Floats]] = {}
+    for position, expected in zip(case.inputs["selected"].tolist(), logits, strict=True):
+        row, column = divmod(position, ids.shape[1])
+        text = ids[row, : column + 1].astype(np.int64)
+        if row not in last or len(text) > len(last[row][0]):
+            last[row] = text, expected.astype(np.float32)
+    return list(last.values())

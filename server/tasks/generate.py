@@ -1,0 +1,138 @@
+"""Continue a text, piece by piece, until a stop string, a stop token or a limit; and the tensor door of GPT."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from server.admission import Call
+from server.generation.engine import Engine
+from server.generation.graph import Ids
+from server.generation.request import Sampling, Step, Usage
+from server.generation.text import Detokenizer, StopStrings
+from server.session import Array
+from server.tasks.raw import check_size, read_text
+from server.tasks.text import TextEncoder
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Of one token: its log-probability, and the likeliest tokens with theirs."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """What is new of a continuation.
+
+    `text` may lag behind `token_ids`: characters are never cut, and what may be the beginning of a stop string is held
+    back. The last piece, and no other, has a `finish_reason`, the seed and the usage.
+    """
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs]  # one for each of `token_ids`, if asked for
+    finish_reason: str = ""  # stop, length, cancelled
+    stop_reason: str = ""  # the stop string or the token of `stop_token_ids` that ended it
+    seed: int | None = None
+    usage: Usage | None = None
+
+
+class Generate:
+    """Text in, text out, over an engine that knows only tokens."""
+
+    def __init__(self, engine: Engine, encoder: TextEncoder, prepare: Executor) -> None:
+        self._engine, self._encoder, self._prepare = engine, encoder, prepare
+
+    async def stream(
+        self,
+        prompt: str | Sequence[int],
+        sampling: Sampling,
+        *,
+        stop: Sequence[str] = (),
+        include_stop: bool = False,
+        call: Call,
+        field: str = "prompt",
+    ) -> AsyncGenerator[Piece, None]:
+        """Pieces as they come. Closing the generator ends the request.
+
+        Raises what `Engine.generate` raises. `field` is what the caller knows the prompt as.
+        """
+        writer = _Writer(self._encoder.piece_by_piece(), StopStrings(stop, include=include_stop), include_stop)
+        prompt_ids = await self._prompt_ids(prompt, field)
+        async with aclosing(self._engine.generate(prompt_ids, sampling, call, field=field)) as steps:
+            async for step in steps:
+                piece = writer.write(step)
+                yield piece if sampling.logprobs else replace(piece, logprobs=[])
+                if piece.finish_reason:
+                    return
+
+    async def _prompt_ids(self, prompt: str | Sequence[int], field: str) -> Ids:
+        if not isinstance(prompt, str):
+            return np.array(prompt, np.int64)
+        encode = partial(self._encoder.encode_one, prompt, field=field)
+        return (await asyncio.get_running_loop().run_in_executor(self._prepare, encode)).input_ids
+
+
+class _Writer:
+    """Steps of one request into pieces of text."""
+
+    def __init__(self, detokenizer: Detokenizer, stops: StopStrings, include_stop: bool) -> None:
+        self._detokenizer, self._stops, self._include_stop = detokenizer, stops, include_stop
+        self._tokens = 0
+        self._first: Step | None = None
+        self._first_at = 0.0
+
+    def write(self, step: Step) -> Piece:
+        if self._first is None:
+            self._first, self._first_at = step, time.monotonic()
+        ids = [] if step.token_id is None else [step.token_id]
+        self._tokens += len(ids)
+        text = self._text(ids, step)
+        piece = Piece(text=text, token_ids=ids, logprobs=[TokenLogprobs(step.logprob, step.top) for _ in ids])
+        if self._stops.matched:
+            return self._stopped(piece, self._first)
+        if not step.finish_reason:
+            return piece
+        return replace(
+            piece, finish_reason=step.finish_reason, stop_reason=step.stop_reason, seed=step.seed, usage=step.usage
+        )
+
+    def _stopped(self, piece: Piece, first: Step) -> Piece:
+        """The last piece, where a stop string ends it: the engine, which knows no text, has not ended."""
+        assert first.usage is not None, "the first step has the usage; this is a bug"
+        seconds = first.usage.inference_seconds + time.monotonic() - self._first_at
+        usage = replace(first.usage, completion_tokens=self._tokens, inference_seconds=seconds)
+        return replace(piece, finish_reason="stop", stop_reason=self._stops.matched, seed=first.seed, usage=usage)
+
+    def _text(self, ids: Sequence[int], step: Step) -> str:
+        hidden = step.finish_reason == "stop" and not (step.stop_reason and self._include_stop)
+        text = "" if hidden else "".join(map(self._detokenizer.push, ids))
+        if step.finish_reason:
+            text += self._detokenizer.flush()
+        text = self._stops.push(text)
+        return text + self._stops.flush() if step.finish_reason else text
+
+
+class RawGpt:
+    """`input_ids` (n, t), optional `attention_mask` alike, both INT64 → `logits` (n, t, v) FP32, zeros at padding."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def __call__(self, inputs: Mapping[str, Array], *, call: Call) -> dict[str, Array]:
+        vocabulary = self._engine.vocabulary
+        ids, lengths, _ = read_text(inputs, vocabulary=vocabulary, max_length=self._engine.context, segments=0)
+        check_size(ids, vocabulary)
+        rows = [row[:length] for row, length in zip(ids, lengths, strict=True)]
+        logits = np.zeros((*ids.shape, vocabulary), np.float32)  # (n, t, v)
+        for row, found in zip(logits, await self._engine.logits(rows, call), strict=True):
+            row[: len(found)] = found
+        return {"logits": logits}

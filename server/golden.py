@@ -40,7 +40,7 @@ def measure(session: Session, artifact: Artifact) -> Measured:
         float(np.std(np.concatenate([output.ravel() for case in cases for output in case.outputs.values()]))) or 1.0
     )
     errors = [error / deviation for case in cases for error in _errors(session, artifact, case)]
-    tolerated, tolerance = _tolerance(session, artifact)
+    tolerated, tolerance = tolerance_of(session, artifact)
     measured = Measured(
         maximum=max(float(np.max(error)) for error in errors),
         root_mean_square=max(float(np.sqrt(np.mean(error**2))) for error in errors),
@@ -56,7 +56,7 @@ def measure(session: Session, artifact: Artifact) -> Measured:
     return measured
 
 
-def _tolerance(session: Session, artifact: Artifact) -> tuple[str, float]:
+def tolerance_of(session: Session, artifact: Artifact) -> tuple[str, float]:
     """By the precision that really computes; of one that is not in the table, what the exporter settled."""
     if session.precision in TOLERANCES:
         return TOLERANCES[session.precision]

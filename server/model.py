@@ -16,6 +16,8 @@ from server.batching.batcher import Batcher
 from server.batching.rows import PIXELS_PER_TOKEN
 from server.batching.scheduler import Budget
 from server.errors import BadArtifact
+from server.generation.engine import open_engine
+from server.generation.replay import check_decoding
 from server.golden import Measured, measure
 from server.images import ImageDecoder
 from server.observer import Observer
@@ -26,6 +28,7 @@ from server.tasks.classify_image import ClassifyImage
 from server.tasks.classify_text import ClassifyText
 from server.tasks.embed import Embed
 from server.tasks.fill_mask import FillMask
+from server.tasks.generate import Generate, RawGpt
 from server.tasks.raw import MAX_LOGITS, RawImage, RawText
 from server.tasks.text import TextEncoder
 
@@ -178,6 +181,22 @@ def _classify_image(opening: Opening) -> Doors:
     return Doors(task=task, raw=RawImage(opening.artifact, batcher), parts=(batcher,))
 
 
+def _generate(opening: Opening) -> Doors:
+    artifact, text = opening.artifact, opening.artifact.manifest.text
+    check_decoding(opening.session, artifact, device=opening.device)
+    engine = open_engine(
+        opening.session,
+        opening.settings,
+        name=artifact.name,
+        context=text.max_length,
+        end_id=text.end_id if text.HasField("end_id") else None,
+        device=opening.device,
+        observer=opening.observer,
+    )
+    task = Generate(engine, TextEncoder(artifact), opening.prepare)
+    return Doors(task=task, raw=RawGpt(engine), parts=(engine,))
+
+
 def _text_batcher(opening: Opening) -> Batcher:
     return _batcher(opening, tokens_of_a_row=opening.artifact.manifest.text.max_length)
 
@@ -211,4 +230,5 @@ TASKS: dict[str, Callable[[Opening], Doors]] = {
     "classify-text": _classify_text,
     "embed": _embed,
     "classify-image": _classify_image,
+    "generate": _generate,
 }

@@ -9,11 +9,27 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from server.artifact import GoldenCase
+from server.artifact import Artifact, GoldenCase
+from server.errors import BadArtifact
 from server.generation.graph import Decoder, Floats, Ids, make_cache
+from server.golden import MAXIMUM, tolerance_of
 from server.session import Session
 
 CHUNK_TOKENS = 3
+
+
+def check_decoding(session: Session, artifact: Artifact, *, device: int = 0) -> float:
+    """The error, in standard deviations of the reference, of decoding the golden inputs; BadArtifact if too large."""
+    found, expected = replay(session, artifact.golden(), device=device)
+    errors = np.abs(found - expected) / (expected.std() or 1.0)
+    measure, tolerance = tolerance_of(session, artifact)
+    error = float(errors.max() if measure == MAXIMUM else np.sqrt(np.mean(errors**2)))
+    if not error <= tolerance:
+        raise BadArtifact(
+            f"{artifact.directory}: on {session.provider} in {session.precision} decoding step by step is off: found "
+            f"{measure} {error:.2g} standard deviations, expected at most {tolerance:g}"
+        )
+    return error
 
 
 def replay(session: Session, cases: Sequence[GoldenCase], *, device: int = 0) -> tuple[Floats, Floats]:

@@ -11,11 +11,11 @@ from functools import partial
 import numpy as np
 
 from server.admission import Call
+from server.arrays import Array
 from server.generation.engine import Engine
 from server.generation.graph import Ids
 from server.generation.request import Sampling, Step, Usage
 from server.generation.text import Detokenizer, StopStrings
-from server.session import Array
 from server.tasks.raw import check_size, read_text
 from server.tasks.text import TextEncoder
 

@@ -5,6 +5,8 @@ about a setting: `OPTIONS` for the server, `MODEL_KEYS` for one model.
 """
 
 import argparse
+import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib import metadata
@@ -110,10 +112,10 @@ def _whole(text: str) -> int:
 
 
 def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise BadSetting(f"found {text!r}, expected a number") from None
+    with contextlib.suppress(ValueError):
+        if math.isfinite(number := float(text)):
+            return number
+    raise BadSetting(f"found {text!r}, expected a number")
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -1,0 +1,278 @@
+"""Answers reach their callers, whatever else is under way. The session is a small real one: it sums token ids."""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from server.admission import Call, Limits
+from server.batching.batcher import Batcher
+from server.batching.rows import TextRow
+from server.batching.scheduler import Budget
+from server.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded
+from server.observer import Silent
+
+POISON = 666
+
+
+class Sums:
+    """Answers each row with the sum of its tokens. Runs only while the gate is open."""
+
+    input_names = ("input_ids", "lengths")
+
+    def __init__(self):
+        self.open = threading.Event()
+        self.open.set()
+        self.batches = []  # the input ids of each run
+        self.memory_rows = 1000
+
+    def run(self, feeds, outputs):
+        assert self.open.wait(30)
+        self.batches.append(feeds["input_ids"].tolist())
+        if POISON in feeds["input_ids"]:
+            raise RuntimeError("poison")
+        if len(feeds["input_ids"]) > self.memory_rows:
+            raise RuntimeError("Failed to allocate memory for requested buffer of size 1")
+        return {name: feeds["input_ids"].sum(axis=1) for name in outputs}
+
+
+class Notes(Silent):
+    """Remembers what it is told."""
+
+    def __init__(self):
+        self.batches, self.counts = [], Counter()
+
+    def batch(self, **facts):
+        self.batches.append(facts)
+
+    def failed(self, rows):
+        self.counts["rows that failed"] += rows
+
+    def dropped(self, reason):
+        self.counts[reason] += 1
+
+    def refused(self, reason):
+        self.counts[reason] += 1
+
+
+def row(*ids):
+    return TextRow(input_ids=np.array(ids), outputs=("sum",))
+
+
+def sums(answers):
+    return [int(answer["sum"]) for answer in answers]
+
+
+@pytest.fixture
+def session():
+    return Sums()
+
+
+@pytest.fixture
+def notes():
+    return Notes()
+
+
+@pytest.fixture
+async def make(session, notes):
+    """A started batcher; ended, whatever the test did to it."""
+    async with contextlib.AsyncExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(2))
+
+        async def made(*, rows=8, tokens=64, limits=None, **settings):
+            batcher = Batcher(
+                session,
+                name="sums",
+                budget=Budget(rows=rows, tokens=tokens, heads=64, padding=0.5),
+                limits=limits or Limits(requests=2000, tokens=100_000),
+                prepare=pool,
+                observer=notes,
+                **settings,
+            )
+            await batcher.start()
+            stack.push_async_callback(batcher.drain)
+            stack.callback(session.open.set)
+            return batcher
+
+        yield made
+
+
+async def until(condition):
+    """Let others run until the condition holds; the test's own time limit ends what never comes."""
+    while not condition():
+        await asyncio.sleep(0)
+
+
+async def test_every_caller_gets_the_answer_to_what_it_asked(make, session):
+    batcher = await make()
+    random = np.random.default_rng(0)
+    requests = [
+        [row(*random.integers(0, 100, random.integers(1, 30))) for _ in range(random.integers(1, 5))]
+        for _ in range(400)
+    ]
+    answers = await asyncio.gather(*(batcher.run(rows, Call()) for rows in requests))
+    for rows, answer in zip(requests, answers, strict=True):
+        assert sums(answer) == [int(each.input_ids.sum()) for each in rows]
+    assert len(session.batches) < sum(len(rows) for rows in requests) / 2
+
+
+async def test_a_request_of_many_rows_is_split_and_put_together_in_order(make, session):
+    batcher = await make(rows=3)
+    assert sums(await batcher.run([row(number) for number in range(10)], Call())) == list(range(10))
+    assert max(len(batch) for batch in session.batches) <= 3
+
+
+async def test_what_comes_while_a_batch_runs_runs_together(make, session):
+    batcher = await make()
+    session.open.clear()
+    first = asyncio.create_task(batcher.run([row(1)], Call()))
+    await until(lambda: batcher.waiting_rows == 0 and batcher._requests)
+    others = [asyncio.create_task(batcher.run([row(number)], Call())) for number in range(2, 7)]
+    await until(lambda: batcher.waiting_rows == 5)
+    session.open.set()
+    assert [sums(answer) for answer in await asyncio.gather(first, *others)] == [[1], [2], [3], [4], [5], [6]]
+    assert session.batches == [[[1]], [[2], [3], [4], [5], [6]]]
+
+
+async def test_a_batch_is_collated_while_another_runs_and_joined_by_who_comes_in_time(make, session, notes):
+    batcher = await make()
+    session.open.clear()
+    tasks = [asyncio.create_task(batcher.run([row(1)], Call()))]
+    await until(lambda: batcher.waiting_rows == 0 and batcher._requests)
+    tasks.append(asyncio.create_task(batcher.run([row(2)], Call())))
+    await until(lambda: batcher.waiting_rows == 1)
+    for _ in range(20):  # it is planned and collated by now
+        await asyncio.sleep(0)
+    tasks.append(asyncio.create_task(batcher.run([row(3)], Call())))
+    await until(lambda: batcher.waiting_rows == 2)
+    session.open.set()
+    await asyncio.gather(*tasks)
+    assert session.batches == [[[1]], [[2], [3]]]
+    assert [facts["rows"] for facts in notes.batches] == [1, 2]
+
+
+async def test_a_failing_run_fails_its_own_rows_only(make, session, notes):
+    batcher = await make(rows=1)
+    answers = await asyncio.gather(
+        *(batcher.run([row(number)], Call()) for number in (1, POISON, 2)), return_exceptions=True
+    )
+    assert sums(answers[0]) + sums(answers[2]) == [1, 2]
+    assert isinstance(answers[1], RuntimeError)
+    assert str(answers[1].__cause__) == "poison"
+    assert notes.counts == {"rows that failed": 1}
+    assert sums(await batcher.run([row(3)], Call())) == [3]
+
+
+async def test_the_rest_of_a_failed_request_does_not_run(make, session, notes):
+    batcher = await make(rows=1)
+    with pytest.raises(RuntimeError):
+        await batcher.run([row(POISON), *(row(number) for number in range(5))], Call())
+    assert batcher.waiting_rows == 0
+    assert notes.counts == {"rows that failed": 1, "failed": 5}
+    assert session.batches == [[[POISON]]]
+
+
+async def test_rows_for_which_there_is_no_memory_together_run_in_halves(make, session, notes):
+    session.memory_rows = 2
+    batcher = await make(max_delay_s=0.05)
+    assert sums(await batcher.run([row(number) for number in range(8)], Call())) == list(range(8))
+    assert [len(batch) for batch in session.batches] == [8, 4, 2, 2, 4, 2, 2]
+    assert not notes.counts
+
+
+async def test_a_full_queue_refuses_and_hints_when_to_come_back(make, session, notes):
+    batcher = await make(limits=Limits(requests=3, tokens=20))
+    session.open.clear()
+    running = asyncio.create_task(batcher.run([row(1)], Call()))
+    await until(lambda: batcher.waiting_rows == 0 and batcher._requests)
+    waiting = asyncio.create_task(batcher.run([row(2), row(3)], Call()))
+    await until(lambda: batcher.waiting_rows == 2)
+    with pytest.raises(Overloaded, match="the queue of sums is full: 2 of 3 inputs") as refusal:
+        await batcher.run([row(4), row(5)], Call())
+    assert refusal.value.retry_after_s > 0
+    assert notes.counts["overloaded"] == 1
+    with pytest.raises(InvalidRequest, match="found 4 inputs"):
+        await batcher.run([row(4)] * 4, Call())
+    session.open.set()
+    assert sums(await running) + sums(await waiting) == [1, 2, 3]
+
+
+async def test_what_no_batch_can_hold_is_refused_at_the_door(make):
+    batcher = await make(tokens=10)
+    with pytest.raises(InvalidRequest, match=r"texts\[1\]: found 11 tokens"):
+        await batcher.run([row(1), row(*range(11))], Call(), field="texts")
+
+
+async def test_a_cancelled_caller_frees_its_place_before_it_runs(make, session, notes):
+    batcher = await make()
+    session.open.clear()
+    running = asyncio.create_task(batcher.run([row(1)], Call()))
+    await until(lambda: batcher.waiting_rows == 0 and batcher._requests)
+    gone = asyncio.create_task(batcher.run([row(2), row(3)], Call()))
+    await until(lambda: batcher.waiting_rows == 2)
+    gone.cancel()
+    await until(gone.done)
+    assert batcher.waiting_rows == batcher.waiting_tokens == 0
+    session.open.set()
+    assert sums(await running) == [1]
+    assert session.batches == [[[1]]]
+    assert notes.counts == {"cancelled": 2}
+
+
+async def test_an_expired_row_does_not_run(make, session, notes):
+    batcher = await make()
+    session.open.clear()
+    running = asyncio.create_task(batcher.run([row(1)], Call()))
+    await until(lambda: batcher.waiting_rows == 0 and batcher._requests)
+    with pytest.raises(DeadlineExceeded):
+        await batcher.run([row(2)], Call(deadline=time.monotonic() + 0.01))
+    with pytest.raises(DeadlineExceeded):
+        await batcher.run([row(3)], Call(deadline=time.monotonic()))
+    assert batcher.waiting_rows == 0
+    session.open.set()
+    await running
+    assert session.batches == [[[1]]]
+    assert notes.counts == {"expired": 1}
+
+
+async def test_a_high_priority_overtakes(make, session):
+    batcher = await make(rows=1)
+    session.open.clear()
+    tasks = [asyncio.create_task(batcher.run([row(1)], Call()))]
+    await until(lambda: batcher.waiting_rows == 0 and batcher._requests)
+    for number, priority in ((2, 0), (3, 9), (4, 1)):
+        tasks.append(asyncio.create_task(batcher.run([row(number)], Call(priority=priority))))
+    await until(lambda: batcher.waiting_rows == 3)
+    session.open.set()
+    await asyncio.gather(*tasks)
+    order = [batch[0][0] for batch in session.batches]
+    assert order.index(4) < order.index(3)
+    assert sorted(order) == [1, 2, 3, 4]
+
+
+async def test_draining_answers_who_is_in_and_lets_in_nobody(make, session):
+    batcher = await make(rows=1)
+    session.open.clear()
+    tasks = [asyncio.create_task(batcher.run([row(number)], Call())) for number in range(4)]
+    await until(lambda: len(batcher._requests) == 4)
+    ending = asyncio.create_task(batcher.drain())
+    await asyncio.sleep(0)
+    with pytest.raises(NotReady):
+        await batcher.run([row(9)], Call())
+    session.open.set()
+    assert [sums(answer) for answer in await asyncio.gather(*tasks)] == [[0], [1], [2], [3]]
+    await ending
+
+
+async def test_the_observer_hears_of_rows_tokens_padding_and_time(make, notes):
+    batcher = await make(max_delay_s=0.05)
+    await batcher.run([row(1, 2, 3, 4), row(1, 2)], Call())
+    (facts,) = notes.batches
+    assert (facts["rows"], facts["tokens"], facts["padded_tokens"]) == (2, 6, 8)
+    assert len(facts["queue_seconds"]) == 2
+    assert facts["run_seconds"] > 0

@@ -1,0 +1,135 @@
+"""`python -m server`: load the models, answer until Ctrl-C or SIGTERM, let what is under way finish, end."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+import prometheus_client
+import uvloop
+
+from server import logs
+from server.errors import AffinityError
+from server.http import HttpServer
+from server.metrics import Metrics
+from server.repository import Repository
+from server.rpc.health import Health
+from server.rpc.server import build_server
+from server.rpc.under_way import UnderWay
+from server.settings import Settings, parse
+
+LAST_WORDS_S = 1.0  # for the last answers to leave, and for streams that wait for their client
+
+EXAMPLES = {  # task → what to try with it
+    "fill-mask": 'fill-mask "The [MASK] statement raises an exception."',
+    "generate": 'generate "A list is" --max-tokens 40',
+    "classify-image": "classify-image {image}",
+    "classify-text": 'classify-text "A text to classify."',
+    "embed": 'embed "A text to embed."',
+}
+EXAMPLE_IMAGE = Path("models/pretrained/vit-digits/example.png")
+
+log = logging.getLogger("server")
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit code: 0 after a stop that was asked for, 1 if the server could not start."""
+    settings = parse(argv, os.environ)
+    logs.configure(settings.log_level, settings.log_format)
+    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # when a counter was made: no use
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(settings))
+    except AffinityError as error:
+        log.error("%s", error)
+        return 1
+    return 0
+
+
+async def serve(settings: Settings) -> None:
+    """Start everything, wait to be stopped, stop everything. Ports are taken before models are loaded."""
+    signals, metrics = Signals(), Metrics()
+    repository = Repository(settings, metrics.observe)
+    under_way, health = UnderWay(), Health(repository)
+    server, port = build_server(settings, repository, metrics, health, under_way)
+    http = HttpServer(
+        settings.host, settings.http_port, metrics.registry, lambda: repository.ready and not under_way.closed
+    )
+    try:
+        await health.refresh()
+        await server.start()
+        if await signals.unless_stopped(repository.load_all()):
+            await health.refresh()
+            _say_ready(settings, repository, port, http.port)
+            await signals.stop.wait()
+        await _finish(settings, server, health, under_way)
+    finally:
+        await repository.drain()
+        http.stop()
+
+
+class Signals:
+    """Ctrl-C and SIGTERM: the first asks to stop, the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self._came, number)
+
+    def _came(self, number: int) -> None:
+        if self.stop.is_set():
+            os._exit(128 + number)
+        self.stop.set()
+
+    async def unless_stopped(self, work: Coroutine[Any, Any, Any]) -> bool:
+        """Do the work, and say whether it was done: False if the server was asked to stop before."""
+        task, stop = asyncio.create_task(work), asyncio.create_task(self.stop.wait())
+        await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if not task.done():
+            task.cancel()
+            return False
+        task.result()
+        return True
+
+
+async def _finish(settings: Settings, server: grpc.aio.Server, health: Health, under_way: UnderWay) -> None:
+    """Refuse what comes, let what is under way end."""
+    log.info("stopping: %d requests under way have %g s; Ctrl-C ends at once", under_way.count, settings.drain_seconds)
+    under_way.close()
+    await health.stop()
+    if not await under_way.finished(settings.drain_seconds):
+        log.warning("%d requests took longer and are cut off", under_way.count)
+    await server.stop(LAST_WORDS_S)
+    log.info("stopped")
+
+
+def _say_ready(settings: Settings, repository: Repository, port: int, http_port: int) -> None:
+    tasks = {model.name: model.artifact.manifest.task for model in repository.models()}
+    log.info(
+        "ready: %s; gRPC on %s:%d, metrics and health on http://%s:%d",
+        ", ".join(f"{name} ({task})" for name, task in sorted(tasks.items())),
+        settings.host,
+        port,
+        settings.host,
+        http_port,
+    )
+    if settings.log_format == "text":
+        print("\n".join(("try, in another terminal:", *_examples(set(tasks.values()), port), "")), flush=True)
+
+
+def _examples(tasks: set[str], port: int) -> list[str]:
+    """Up to three commands that the models served can answer."""
+    image = EXAMPLE_IMAGE if EXAMPLE_IMAGE.exists() else "some.png"
+    server = "" if port == Settings.port else f" --server 127.0.0.1:{port}"
+    commands = [text.format(image=image) for task, text in EXAMPLES.items() if task in tasks]
+    return [f"  python -m server.client{server} {command}" for command in commands[:3]]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

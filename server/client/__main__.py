@@ -1,0 +1,210 @@
+"""`python -m server.client`: ask a running server from the command line."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+
+from server.client import DEFAULT_SERVER, CallFailed, Client, Unreachable
+
+START = "start one with: make serve  (or: python -m server)"
+EMBED_SHOWN = 6  # values of a vector; --json has all of them
+
+SAMPLING: dict[str, tuple[Any, str]] = {  # field of GenerateRequest → how its text is read, what --help says
+    "max_tokens": (int, "the most new tokens"),
+    "min_tokens": (int, "the fewest new tokens"),
+    "temperature": (float, "0 always takes the likeliest token"),
+    "top_k": (int, "choose among so many of the likeliest tokens; 0: among all"),
+    "top_p": (float, "choose among the likeliest tokens that together are so probable"),
+    "min_p": (float, "leave out tokens less probable than this share of the likeliest"),
+    "repetition_penalty": (float, "above 1: avoid tokens that were there before"),
+    "frequency_penalty": (float, "avoid new tokens the more often they came"),
+    "presence_penalty": (float, "avoid new tokens that came"),
+    "seed": (int, "the same seed gives the same text"),
+}
+
+Ask = Callable[[Client, argparse.Namespace], None]
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit code: 0 if answered, 1 if not (with one line on stderr that says why), 2 for a wrong command line."""
+    arguments = _parser().parse_args(argv)
+    ask: Ask = arguments.ask
+    try:
+        with Client(arguments.server, timeout_s=arguments.timeout) as client:
+            ask(client, arguments)
+    except Unreachable as error:
+        return _fail(f"{error}; {START}")
+    except CallFailed as error:
+        return _fail(f"{error.code.name}: {error}")
+    except (OSError, ValueError) as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _fail(text: str) -> int:
+    print(text, file=sys.stderr)
+    return 1
+
+
+# ---- the tasks
+
+
+def fill_mask(client: Client, arguments: argparse.Namespace) -> None:
+    results = client.fill_mask(arguments.texts, model=_chosen(client, arguments), top_k=arguments.top_k)
+    if arguments.json:
+        return _print_json(results)
+    for text, result in zip(arguments.texts, results, strict=True):
+        for mask in result.masks:
+            print(text if len(result.masks) == 1 else f"{text}  (token {mask.position})")
+            _print_table([(f"{each.score:.3f}", each.token_str, each.sequence) for each in mask.candidates])
+
+
+def generate(client: Client, arguments: argparse.Namespace) -> None:
+    sampling = {name: value for name in SAMPLING if (value := getattr(arguments, name)) is not None}
+    pieces = client.generate(arguments.prompt, model=_chosen(client, arguments), stop=arguments.stop, **sampling)
+    if arguments.json:
+        for piece in pieces:
+            print(json.dumps(_plain(piece), ensure_ascii=False), flush=True)
+        return
+    print(arguments.prompt, end="", flush=True)
+    for piece in pieces:
+        print(piece.text, end="", flush=True)
+        if piece.finish_reason:
+            print(flush=True)
+            usage = piece.usage
+            _note(
+                f"{piece.finish_reason} after {usage.completion_tokens} tokens in {usage.inference_seconds:.2f} s; "
+                f"seed {piece.seed}"
+            )
+
+
+def classify_image(client: Client, arguments: argparse.Namespace) -> None:
+    images = [Path(file).read_bytes() for file in arguments.files]
+    results = client.classify_image(images, model=_chosen(client, arguments), top_k=arguments.top_k)
+    _print_classes(arguments, arguments.files, results)
+
+
+def classify_text(client: Client, arguments: argparse.Namespace) -> None:
+    results = client.classify_text(arguments.texts, model=_chosen(client, arguments), top_k=arguments.top_k)
+    _print_classes(arguments, arguments.texts, results)
+
+
+def embed(client: Client, arguments: argparse.Namespace) -> None:
+    vectors = client.embed(arguments.texts, model=_chosen(client, arguments))
+    if arguments.json:
+        print(json.dumps(vectors))
+        return
+    for text, vector in zip(arguments.texts, vectors, strict=True):
+        shown = " ".join(f"{value:+.4f}" for value in vector[:EMBED_SHOWN])
+        print(f"{text}\n  {len(vector)} values: {shown}{' …' if len(vector) > EMBED_SHOWN else ''}")
+
+
+# ---- the server
+
+
+def models(client: Client, arguments: argparse.Namespace) -> None:
+    found = client.models()
+    if arguments.json:
+        print(json.dumps([vars(model) for model in found]))
+        return
+    head = ("model", "version", "state", "task", "provider", "precision", "")
+    _print_table([head, *((m.name, m.version, m.state, m.task, m.provider, m.precision, m.reason) for m in found)])
+
+
+def health(client: Client, arguments: argparse.Namespace) -> None:
+    status = client.health(arguments.service)
+    if status != "SERVING":
+        raise ValueError(status)
+    print(json.dumps({"status": status}) if arguments.json else status)
+
+
+# ---- output
+
+
+def _chosen(client: Client, arguments: argparse.Namespace) -> str:
+    """The model to ask. Where nobody named one and several could answer, say which one does."""
+    if arguments.model:
+        return str(arguments.model)
+    first, *others = client.candidates(arguments.command) or [""]
+    if others:
+        _note(f"{first} answers; --model chooses another: {', '.join(others)}")
+    return first
+
+
+def _print_classes(arguments: argparse.Namespace, inputs: Sequence[str], results: Sequence[Any]) -> None:
+    if arguments.json:
+        return _print_json(results)
+    for named, result in zip(inputs, results, strict=True):
+        print(named)
+        _print_table([(f"{each.score:.3f}", each.label) for each in result.classes])
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Rows, their columns aligned, two spaces in."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _print_json(messages: Sequence[Message]) -> None:
+    print(json.dumps([_plain(message) for message in messages], ensure_ascii=False))
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    return MessageToDict(message, preserving_proto_field_name=True)
+
+
+def _note(text: str) -> None:
+    """Something beside the answer: on stderr, so that the answer can be piped on."""
+    print(f"({text})", file=sys.stderr, flush=True)
+
+
+# ---- the command line
+
+
+def _parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--server", default=argparse.SUPPRESS, metavar="HOST:PORT", help=f"({DEFAULT_SERVER})")
+    shared.add_argument("--timeout", type=float, default=60.0, metavar="S", help="how long to wait, in seconds (60)")
+    shared.add_argument("--json", action="store_true", help="print the whole answer as JSON")
+    named = argparse.ArgumentParser(add_help=False)
+    named.add_argument("--model", default="", metavar="NAME", help="the first, by name, that does the task if left out")
+    few = argparse.ArgumentParser(add_help=False)
+    few.add_argument("--top-k", type=int, metavar="N", help="how many to tell")
+
+    parser = argparse.ArgumentParser(prog="python -m server.client", description="Ask a running server.")
+    parser.add_argument("--server", default=DEFAULT_SERVER, metavar="HOST:PORT", help=f"({DEFAULT_SERVER})")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, ask: Ask, help: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help, description=help, parents=[shared, *parents])
+        added.set_defaults(ask=ask)
+        return added
+
+    command("fill-mask", fill_mask, "the likeliest words for each [MASK]", named, few).add_argument("texts", nargs="+")
+    _add_sampling(command("generate", generate, "continue a text", named))
+    command("classify-image", classify_image, "what images show", named, few).add_argument("files", nargs="+")
+    command("classify-text", classify_text, "which class texts belong to", named, few).add_argument("texts", nargs="+")
+    command("embed", embed, "one vector for each text", named).add_argument("texts", nargs="+")
+    command("models", models, "what the server has")
+    command("health", health, "whether the server answers").add_argument("service", nargs="?", default="")
+    return parser
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt")
+    for name, (read, text) in SAMPLING.items():
+        parser.add_argument("--" + name.replace("_", "-"), type=read, metavar="N", help=text)
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before it; can be repeated")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,210 @@
+"""What Prometheus sees: our own `affinity_*` families, and calls by the `grpc_server_*` convention.
+
+Triton's names stand in server/triton_metrics.py. The registry is its own: nothing else in the process gets in. Only
+what is loaded becomes a label: a name that a client made up never does.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from server.generation.request import Usage
+from server.rpc.status import code_of
+from server.statistics import Statistics
+from server.triton_metrics import TritonNames
+
+SECONDS = tuple(50e-6 * 2**power for power in range(22))  # 50 µs … 105 s
+SIZES = tuple(float(2**power) for power in range(18))  # 1 … 131,072
+SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+MODEL = ("model", "version")
+CALL = ("grpc_type", "grpc_service", "grpc_method")
+
+HISTOGRAMS: dict[str, tuple[str, tuple[float, ...], tuple[str, ...]]] = {  # of one model: text, buckets, more labels
+    "affinity_queue_duration_seconds": ("How long an input or a prompt waited to run.", SECONDS, ()),
+    "affinity_collate_duration_seconds": ("How long a batch took to put together.", SECONDS, ()),
+    "affinity_run_duration_seconds": ("How long a batch ran.", SECONDS, ()),
+    "affinity_batch_rows": ("Inputs that ran together.", SIZES[:11], ()),
+    "affinity_batch_tokens": ("Tokens that ran together, without padding.", SIZES, ()),
+    "affinity_batch_padding_ratio": ("The share of a batch that was padding.", SHARES, ()),
+    "affinity_time_to_first_token_seconds": ("From a request to the first token of its answer.", SECONDS, ()),
+    "affinity_inter_token_seconds": ("Between one token of a continuation and the next.", SECONDS, ()),
+    "affinity_step_duration_seconds": ("How long a step of generation took, by kind.", SECONDS, ("kind",)),
+    "affinity_step_rows": ("Continuations that were in a step, by kind.", SIZES[:11], ("kind",)),
+}
+COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {  # of one model; Prometheus sees them with `_total` behind
+    "affinity_prompt_tokens": ("Tokens of prompts.", ()),
+    "affinity_cached_prompt_tokens": ("Tokens of prompts whose keys and values were at hand.", ()),
+    "affinity_generated_tokens": ("Tokens of continuations.", ()),
+    "affinity_finished_generations": ("Continuations that ended, by reason.", ("reason",)),
+    "affinity_failed_rows": ("Inputs whose run failed.", ()),
+    "affinity_dropped_rows": ("Inputs that left the queue without running, by reason.", ("reason",)),
+    "affinity_refused_requests": ("Requests that were not let in, by reason.", ("reason",)),
+}
+TRITON_REASONS = {  # by status code; anything else is OTHER
+    "RESOURCE_EXHAUSTED": "REJECTED",
+    "UNAVAILABLE": "REJECTED",
+    "DEADLINE_EXCEEDED": "REJECTED",
+    "CANCELLED": "CANCELED",
+    "INTERNAL": "BACKEND",
+}
+
+
+class Metrics:
+    """All families, in one registry, and the plain totals behind Triton's names."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry(auto_describe=True)
+        self.statistics: dict[tuple[str, str], Statistics] = {}
+        families: dict[str, Any] = {
+            name: Histogram(name, text, MODEL + labels, buckets=buckets, registry=self.registry)
+            for name, (text, buckets, labels) in HISTOGRAMS.items()
+        }
+        for name, (text, labels) in COUNTERS.items():
+            families[name] = Counter(name, text, MODEL + labels, registry=self.registry)
+        families["affinity_slots_used"] = Gauge(
+            "affinity_slots_used", "Continuations that hold a slot.", MODEL, registry=self.registry
+        )
+        self._families = families
+        self.registry.register(TritonNames(self.statistics))
+        self._requests = Counter(
+            "affinity_requests", "Requests, by how they ended.", (*MODEL, "task", "status"), registry=self.registry
+        )
+        self._durations = Histogram(
+            "affinity_request_duration_seconds",
+            "How long a request took, from the front door to the last answer.",
+            (*MODEL, "task"),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self._calls_started = Counter("grpc_server_started", "Calls that began.", CALL, registry=self.registry)
+        self._calls_ended = Counter(
+            "grpc_server_handled", "Calls that ended, by status.", (*CALL, "grpc_code"), registry=self.registry
+        )
+        self._call_seconds = Histogram(
+            "grpc_server_handling_seconds", "How long calls took.", CALL, buckets=SECONDS, registry=self.registry
+        )
+
+    def of(self, family: str, model: str, version: str, **labels: str) -> Any:
+        """The child of a family for one version of a model."""
+        return self._families[family].labels(model=model, version=version, **labels)
+
+    def statistics_of(self, model: str, version: str) -> Statistics:
+        return self.statistics.setdefault((model, version), Statistics())
+
+    def observe(self, model: str, version: str) -> "ModelObserver":
+        """The listener to what happens inside one version of a model: an `Observe` (server/observer.py)."""
+        return ModelObserver(self, model, version)
+
+    @contextmanager
+    def request(self, model: str, version: str, task: str) -> Iterator["Tokens"]:
+        """Count and time one request to a model that exists; however it ends, by its status."""
+        started = time.perf_counter()
+        status = "OK"
+        try:
+            yield Tokens(self, model, version, started)
+        except GeneratorExit:
+            status = "CANCELLED"
+            raise
+        except BaseException as error:
+            status = code_of(error).name
+            raise
+        finally:
+            seconds = time.perf_counter() - started
+            self._requests.labels(model, version, task, status).inc()
+            self._durations.labels(model, version, task).observe(seconds)
+            failure = "" if status == "OK" else TRITON_REASONS.get(status, "OTHER")
+            self.statistics_of(model, version).request(failure=failure, seconds=seconds)
+
+    # ---- a CallListener of server/rpc/interceptors.py
+
+    def call_started(self, kind: str, service: str, method: str) -> None:
+        self._calls_started.labels(kind, service, method).inc()
+
+    def call_ended(self, kind: str, service: str, method: str, code: str, seconds: float) -> None:
+        self._calls_ended.labels(kind, service, method, code).inc()
+        self._call_seconds.labels(kind, service, method).observe(seconds)
+
+
+class Tokens:
+    """Counts and times the tokens of one request as its answer comes."""
+
+    def __init__(self, metrics: Metrics, model: str, version: str, started: float) -> None:
+        self._metrics, self._model, self._version = metrics, model, version
+        self._started = started
+        self._last: dict[int, float] = {}  # by prompt: when its last piece came
+
+    def came(self, count: int, *, prompt: int = 0) -> None:
+        """So many new tokens for one of the request's prompts."""
+        if not count:
+            return
+        now = time.perf_counter()
+        if prompt not in self._last:
+            self._of("affinity_time_to_first_token_seconds").observe(now - self._started)
+        else:
+            between = self._of("affinity_inter_token_seconds")
+            for _ in range(count):
+                between.observe((now - self._last[prompt]) / count)
+        self._last[prompt] = now
+        self._of("affinity_generated_tokens").inc(count)
+
+    def _of(self, family: str) -> Any:
+        return self._metrics.of(family, self._model, self._version)
+
+
+class ModelObserver:
+    """An Observer (server/observer.py) of one version of one model."""
+
+    def __init__(self, metrics: Metrics, model: str, version: str) -> None:
+        self._statistics = metrics.statistics_of(model, version)
+        self._metrics, self._model, self._version = metrics, model, version
+
+    def batch(
+        self,
+        *,
+        rows: int,
+        tokens: int,
+        padded_tokens: int,
+        queue_seconds: Sequence[float],
+        collate_seconds: float,
+        run_seconds: float,
+    ) -> None:
+        self._statistics.batch(
+            rows=rows, queue_seconds=queue_seconds, collate_seconds=collate_seconds, run_seconds=run_seconds
+        )
+        queue = self._of("affinity_queue_duration_seconds")
+        for waited in queue_seconds:
+            queue.observe(waited)
+        self._of("affinity_collate_duration_seconds").observe(collate_seconds)
+        self._of("affinity_run_duration_seconds").observe(run_seconds)
+        self._of("affinity_batch_rows").observe(rows)
+        self._of("affinity_batch_tokens").observe(tokens)
+        self._of("affinity_batch_padding_ratio").observe(1 - tokens / padded_tokens if padded_tokens else 0)
+
+    def failed(self, rows: int) -> None:
+        self._of("affinity_failed_rows").inc(rows)
+
+    def dropped(self, reason: str) -> None:
+        self._of("affinity_dropped_rows", reason=reason).inc()
+
+    def refused(self, reason: str) -> None:
+        self._of("affinity_refused_requests", reason=reason).inc()
+
+    def step(self, *, kind: str, rows: int, tokens: int, seconds: float, slots: int) -> None:
+        self._of("affinity_step_duration_seconds", kind=kind).observe(seconds)
+        self._of("affinity_step_rows", kind=kind).observe(rows)
+        self._of("affinity_slots_used").set(slots)
+        self._statistics.run.add(seconds)
+
+    def finished(self, *, reason: str, usage: Usage) -> None:
+        self._of("affinity_finished_generations", reason=reason).inc()
+        self._of("affinity_prompt_tokens").inc(usage.prompt_tokens)
+        self._of("affinity_cached_prompt_tokens").inc(usage.cached_tokens)
+        self._of("affinity_queue_duration_seconds").observe(usage.queue_seconds)
+        self._statistics.generation(queue_seconds=usage.queue_seconds)
+
+    def _of(self, family: str, **labels: str) -> Any:
+        return self._metrics.of(family, self._model, self._version, **labels)

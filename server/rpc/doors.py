@@ -1,0 +1,209 @@
+"""What each model takes and gives over the Open Inference Protocol: one door by task, and a raw one beside it.
+
+A door declares its tensors and has a function that answers. server/rpc/open_inference.py does the rest for all of them.
+"""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from protos.manifest_pb2 import Manifest
+from server.admission import Call
+from server.arrays import Array
+from server.errors import InvalidRequest
+from server.metrics import Tokens
+from server.repository import Model
+from server.rpc.continuation import continue_text
+from server.rpc.parameters import Kind, Value
+from server.rpc.sampling import PARAMETERS as SAMPLING
+from server.rpc.sampling import from_parameters
+
+Arrays = Mapping[str, Array]
+ANY = -1
+RAW = ".raw"  # NAME.raw is the tensor door of NAME
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One declared input or output. ANY stands for a size that varies."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    optional: bool = False
+    labels: tuple[str, ...] | None = None  # of an output that can be asked for as a `classification`
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        return len(shape) == len(self.shape) and all(
+            ANY in (found, wanted) or found == wanted for found, wanted in zip(shape, self.shape, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request, checked against the door it came to."""
+
+    model: Model
+    inputs: Arrays
+    parameters: Mapping[str, Value]  # the door's own
+    call: Call
+    tokens: Tokens  # counts what is generated
+
+
+Infer = Callable[[Ask], Awaitable[dict[str, Array]]]
+Stream = Callable[[Ask], AsyncGenerator[dict[str, Array], None]]
+
+
+@dataclass(frozen=True)
+class Door:
+    """What can be asked of a model, and the function that answers. `stream` only where answers come in pieces."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    infer: Infer
+    parameters: Mapping[str, Kind] = field(default_factory=dict)
+    stream: Stream | None = None
+
+
+def door_of(manifest: Manifest, *, raw: bool) -> Door:
+    """The door of a model, or of its NAME.raw."""
+    return _raw_door(manifest) if raw else TASKS[manifest.task]
+
+
+# ---- the tasks
+
+
+async def _fill_mask(ask: Ask) -> dict[str, Array]:
+    texts = texts_of("text", ask.inputs["text"])
+    filled = await ask.model.task(texts, **ask.parameters, call=ask.call, field="text")
+    masks = [(row, mask.candidates) for row, masks in enumerate(filled) for mask in masks]
+    return {
+        "token": np.array([[c.token.encode() for c in candidates] for _, candidates in masks], object),
+        "token_id": np.array([[c.token_id for c in candidates] for _, candidates in masks], np.int64),
+        "score": np.array([[c.score for c in candidates] for _, candidates in masks], np.float32),  # [masks, k]
+        "row": np.array([row for row, _ in masks], np.int64),  # [masks]
+    }
+
+
+async def _classify_text(ask: Ask) -> dict[str, Array]:
+    rows = await ask.model.task(texts_of("text", ask.inputs["text"]), **ask.parameters, call=ask.call, field="text")
+    return _classes(rows)
+
+
+async def _classify_image(ask: Ask) -> dict[str, Array]:
+    rows = await ask.model.task(list(ask.inputs["image"].ravel()), **ask.parameters, call=ask.call, field="image")
+    return _classes(rows)
+
+
+def _classes(rows: list[list[Any]]) -> dict[str, Array]:
+    """Classes of each input → label, class_id, score, all [n, k]."""
+    return {
+        "label": np.array([[found.label.encode() for found in row] for row in rows], object),
+        "class_id": np.array([[found.class_id for found in row] for row in rows], np.int64),
+        "score": np.array([[found.score for found in row] for row in rows], np.float32),
+    }
+
+
+async def _embed(ask: Ask) -> dict[str, Array]:
+    return {"embedding": await ask.model.task(texts_of("text", ask.inputs["text"]), call=ask.call, field="text")}
+
+
+async def _generate(ask: Ask) -> dict[str, Array]:
+    """The whole continuation at once."""
+    text, reason = "", ""
+    async for piece in _pieces(ask):
+        text += piece["text_output"][0].decode()
+        reason = piece["finish_reason"][0].decode()
+    return _piece(text, reason)
+
+
+async def _pieces(ask: Ask) -> AsyncGenerator[dict[str, Array], None]:
+    """The continuation as it comes. The last piece, and no other, has a finish_reason."""
+    prompts = texts_of("text_input", ask.inputs["text_input"])
+    if len(prompts) != 1:
+        raise InvalidRequest("text_input", f"{len(prompts)} texts", "1 in a request")
+    pieces = continue_text(ask.model, prompts[0], from_parameters(ask.parameters), ask.call, ask.tokens)
+    async with aclosing(pieces):
+        async for piece in pieces:
+            yield _piece(piece.text, piece.finish_reason)
+
+
+def _piece(text: str, reason: str) -> dict[str, Array]:
+    return {
+        "text_output": np.array([text.encode()], object),
+        "finish_reason": np.array([reason.encode()], object),
+    }
+
+
+def texts_of(name: str, array: Array) -> list[str]:
+    """The texts of a BYTES tensor."""
+    texts = []
+    elements: list[bytes] = array.ravel().tolist()
+    for number, element in enumerate(elements):
+        try:
+            texts.append(element.decode())
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(f"{name}[{number}]", f"byte {error.start} that is not UTF-8", "UTF-8") from None
+    return texts
+
+
+TEXT = Tensor("text", "BYTES", (ANY,))
+SCORES = Tensor("score", "FP32", (ANY, ANY))
+LABELS = Tensor("label", "BYTES", (ANY, ANY))
+TOP_K = {"top_k": Kind.INTEGER}
+
+TASKS = {
+    "fill-mask": Door(
+        inputs=(TEXT,),
+        outputs=(
+            Tensor("token", "BYTES", (ANY, ANY)),
+            Tensor("token_id", "INT64", (ANY, ANY)),
+            SCORES,
+            Tensor("row", "INT64", (ANY,)),
+        ),
+        infer=_fill_mask,
+        parameters=TOP_K,
+    ),
+    "classify-text": Door(inputs=(TEXT,), outputs=(LABELS, SCORES), infer=_classify_text, parameters=TOP_K),
+    "classify-image": Door(
+        inputs=(Tensor("image", "BYTES", (ANY,)),),
+        outputs=(LABELS, Tensor("class_id", "INT64", (ANY, ANY)), SCORES),
+        infer=_classify_image,
+        parameters=TOP_K,
+    ),
+    "embed": Door(inputs=(TEXT,), outputs=(Tensor("embedding", "FP32", (ANY, ANY)),), infer=_embed),
+    "generate": Door(
+        inputs=(Tensor("text_input", "BYTES", (ANY,)),),
+        outputs=(Tensor("text_output", "BYTES", (ANY,)), Tensor("finish_reason", "BYTES", (ANY,))),
+        infer=_generate,
+        parameters=SAMPLING,
+        stream=_pieces,
+    ),
+}
+
+
+# ---- the tensor doors
+
+
+async def _raw(ask: Ask) -> dict[str, Array]:
+    return dict(await ask.model.raw(ask.inputs, call=ask.call))
+
+
+def _raw_door(manifest: Manifest) -> Door:
+    """Token ids or pixels in, what the network gives out: of one signature whatever the exported graph looks like."""
+    labels = tuple(manifest.labels)
+    if manifest.HasField("image"):
+        pixels = Tensor("pixel_values", "FP32", (ANY, 3, manifest.image.height, manifest.image.width))
+        return Door((pixels,), (Tensor("logits", "FP32", (ANY, len(labels)), labels=labels),), _raw)
+    inputs = [Tensor("input_ids", "INT64", (ANY, ANY)), Tensor("attention_mask", "INT64", (ANY, ANY), optional=True)]
+    if manifest.text.segments:
+        inputs.append(Tensor("token_type_ids", "INT64", (ANY, ANY), optional=True))
+    outputs = {
+        "classify-text": Tensor("logits", "FP32", (ANY, len(labels)), labels=labels),
+        "embed": Tensor("embedding", "FP32", (ANY, manifest.embedding_width or ANY)),
+    }
+    vocabulary = Tensor("logits", "FP32", (ANY, ANY, manifest.text.vocabulary), labels=())
+    return Door(tuple(inputs), (outputs.get(manifest.task, vocabulary),), _raw)

@@ -1,0 +1,113 @@
+"""Around every call: its errors become statuses, its time is measured, and it is counted as under way.
+
+Knows nothing of models; works for every service on the server, health and reflection included.
+"""
+
+import asyncio
+import inspect
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from typing import Any, Protocol, TypeAlias
+
+import grpc
+
+from server.rpc.calls import Context
+from server.rpc.status import answer_of
+from server.rpc.under_way import UnderWay
+
+Behaviour = Callable[[Any, Context], Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"  # None: there is no such method
+
+KINDS = {  # (request streams, response streams) → the word for it in grpc_type and the field of the handler
+    (False, False): ("unary", "unary_unary"),
+    (False, True): ("server_stream", "unary_stream"),
+    (True, False): ("client_stream", "stream_unary"),
+    (True, True): ("bidi_stream", "stream_stream"),
+}
+
+
+class CallListener(Protocol):
+    """Who counts calls. `kind`, `service` and `method` are those of the grpc_server_* convention."""
+
+    def call_started(self, kind: str, service: str, method: str) -> None: ...
+
+    def call_ended(self, kind: str, service: str, method: str, code: str, seconds: float) -> None: ...
+
+
+class Watch(grpc.aio.ServerInterceptor):
+    """One interceptor for all four kinds of calls."""
+
+    def __init__(self, listener: CallListener, under_way: UnderWay, work: frozenset[str]) -> None:
+        """`work`: the paths whose calls must finish before the server stops, and are refused while it does."""
+        self._listener = listener
+        self._under_way = under_way
+        self._work = work
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        kind, field = KINDS[handler.request_streaming, handler.response_streaming]
+        inner: Behaviour = getattr(handler, field)
+        wrap = self._streaming if handler.response_streaming else self._unary
+        return getattr(grpc, f"{field}_rpc_method_handler")(  # type: ignore[no-any-return]
+            wrap(kind, str(handler_call_details.method), inner),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _unary(self, kind: str, path: str, inner: Behaviour) -> Behaviour:
+        async def behaviour(request: Any, context: Context) -> Any:
+            async with self._watched(kind, path, context):
+                return await inner(request, context)
+
+        return behaviour
+
+    def _streaming(self, kind: str, path: str, inner: Behaviour) -> Behaviour:
+        async def behaviour(request: Any, context: Context) -> None:
+            async with self._watched(kind, path, context):
+                if not inspect.isasyncgenfunction(inner):
+                    await inner(request, context)
+                    return
+                # Written here, not yielded, so that the answers are closed at once when the client goes away.
+                async with aclosing(inner(request, context)) as answers:
+                    async for answer in answers:
+                        await context.write(answer)
+
+        return behaviour
+
+    @asynccontextmanager
+    async def _watched(self, kind: str, path: str, context: Context) -> AsyncIterator[None]:
+        _, service, method = path.split("/")
+        self._listener.call_started(kind, service, method)
+        started = time.perf_counter()
+        code = grpc.StatusCode.OK
+        try:
+            async with AsyncExitStack() as stack:
+                if path in self._work:
+                    stack.enter_context(self._under_way.one())
+                yield
+        except asyncio.CancelledError:
+            code = _why_cancelled(context)
+            raise
+        except grpc.aio.AbortError:
+            code = context.code()
+            raise
+        except Exception as error:
+            answer = answer_of(error, where=path)
+            code = answer.code
+            await context.abort(answer.code, answer.text, answer.trailers)
+        finally:
+            self._listener.call_ended(kind, service, method, code.name, time.perf_counter() - started)
+
+
+def _why_cancelled(context: Context) -> grpc.StatusCode:
+    """gRPC cancels a call both when its client goes away and when its deadline passes."""
+    remaining_s: float | None = context.time_remaining()
+    expired = remaining_s is not None and remaining_s <= 0
+    return grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED

@@ -1,0 +1,49 @@
+"""What the server says about itself and its models over the Open Inference Protocol."""
+
+from importlib.metadata import version
+
+from protos import open_inference_pb2 as oip
+from server.repository import Model
+from server.rpc.doors import Door
+from server.rpc.tensors import BYTES
+
+SERVER = "affinity"
+PLATFORM, BACKEND = "onnxruntime_onnx", "onnxruntime"  # as Triton calls them
+EXTENSIONS = ("classification", "model_repository", "model_configuration", "binary_tensor_data", "parameters")
+MIN_BATCH_SIZE = 8  # clients like perf_analyzer take it for the largest batch they may send
+
+
+def server_metadata() -> oip.ServerMetadataResponse:
+    return oip.ServerMetadataResponse(name=SERVER, version=version("affinity"), extensions=EXTENSIONS)
+
+
+def model_metadata(name: str, model: Model, door: Door) -> oip.ModelMetadataResponse:
+    """`name` is the model's, or that of its raw door. Shapes hold -1 where a size varies."""
+    response = oip.ModelMetadataResponse(name=name, versions=[model.version], platform=PLATFORM)
+    for tensor in door.inputs:
+        response.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+    for tensor in door.outputs:
+        response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+    return response
+
+
+def model_config(name: str, model: Model, door: Door, max_batch_size: int) -> oip.ModelConfigResponse:
+    """As Triton writes it: `dims` leave out the batch. The parameters tell the task, the provider and the precision."""
+    config = oip.ModelConfig(
+        name=name, platform=PLATFORM, backend=BACKEND, max_batch_size=max(max_batch_size, MIN_BATCH_SIZE)
+    )
+    for tensor in door.inputs:
+        config.input.add(
+            name=tensor.name, data_type=_type(tensor.datatype), dims=tensor.shape[1:], optional=tensor.optional
+        )
+    for tensor in door.outputs:
+        config.output.add(name=tensor.name, data_type=_type(tensor.datatype), dims=tensor.shape[1:])
+    told = {"task": model.artifact.manifest.task, "provider": model.provider, "precision": model.precision}
+    for key, value in told.items():
+        config.parameters[key].string_value = value
+    config.model_transaction_policy.decoupled = door.stream is not None
+    return oip.ModelConfigResponse(config=config)
+
+
+def _type(datatype: str) -> oip.DataType.ValueType:
+    return oip.DataType.Value("TYPE_STRING" if datatype == BYTES else f"TYPE_{datatype}")

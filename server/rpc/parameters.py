@@ -1,0 +1,47 @@
+"""Parameters of the Open Inference Protocol ↔ plain values, checked against what a door knows."""
+
+from collections.abc import Mapping
+from enum import Enum
+
+from protos.open_inference_pb2 import InferParameter
+from server.errors import InvalidRequest
+
+Value = bool | int | float | str
+
+
+class Kind(Enum):
+    """What a parameter may be: the types of its value, and how to say so."""
+
+    BOOLEAN = ("true or false (bool_param)", (bool,))
+    INTEGER = ("a whole number (int64_param)", (int,))
+    NUMBER = ("a number (double_param)", (int, float))
+    TEXT = ("text (string_param)", (str,))
+
+    @property
+    def expected(self) -> str:
+        return str(self.value[0])
+
+    def takes(self, value: Value) -> bool:
+        return isinstance(value, self.value[1]) and (self is Kind.BOOLEAN or not isinstance(value, bool))
+
+
+EVERY_REQUEST = {
+    "priority": Kind.INTEGER,  # 1 is the highest; tritonclient sends it as uint64_param
+    "timeout": Kind.INTEGER,  # in microseconds
+    "triton_enable_empty_final_response": Kind.BOOLEAN,  # no answer of ours is empty: its effect is none
+}
+
+
+def read_parameters(parameters: Mapping[str, InferParameter], known: Mapping[str, Kind]) -> dict[str, Value]:
+    """The values of a request's parameters. InvalidRequest for one that is not known, or of another kind."""
+    known = {**known, **EVERY_REQUEST}
+    values: dict[str, Value] = {}
+    for name, parameter in parameters.items():
+        if name not in known:
+            raise InvalidRequest(f"parameters[{name!r}]", "an unknown name", f"one of {', '.join(known)}")
+        choice = parameter.WhichOneof("parameter_choice")
+        value: Value = getattr(parameter, choice) if choice else ""
+        if not known[name].takes(value):
+            raise InvalidRequest(f"parameters[{name!r}]", f"{value!r} ({choice})", known[name].expected)
+        values[name] = value
+    return values

@@ -1,0 +1,98 @@
+"""How to continue a text, from either door: the typed request's fields, or an Open Inference request's parameters.
+
+Their names are those of vLLM and OpenAI, and one table (`PARAMETERS`) has them.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from protos.affinity_pb2 import GenerateRequest
+from server.errors import InvalidRequest
+from server.generation.request import Sampling
+from server.rpc.parameters import Kind, Value
+
+PARAMETERS: dict[str, Kind] = {
+    "max_tokens": Kind.INTEGER,
+    "min_tokens": Kind.INTEGER,
+    "temperature": Kind.NUMBER,
+    "top_k": Kind.INTEGER,
+    "top_p": Kind.NUMBER,
+    "min_p": Kind.NUMBER,
+    "repetition_penalty": Kind.NUMBER,
+    "frequency_penalty": Kind.NUMBER,
+    "presence_penalty": Kind.NUMBER,
+    "logit_bias": Kind.TEXT,  # a JSON object: token id → bias
+    "seed": Kind.INTEGER,
+    "stop": Kind.TEXT,  # one string, or a JSON list of strings
+    "stop_token_ids": Kind.TEXT,  # a JSON list of token ids
+    "include_stop_str_in_output": Kind.BOOLEAN,
+    "ignore_eos": Kind.BOOLEAN,
+}
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """How to continue a text, and where to stop."""
+
+    sampling: Sampling
+    stop: tuple[str, ...] = ()
+    include_stop: bool = False
+
+
+def from_request(request: GenerateRequest) -> Continuation:
+    """From the typed door. Fields left out take the defaults of Sampling."""
+    optional = ("max_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
+    given: dict[str, Any] = {name: getattr(request, name) for name in optional if request.HasField(name)}  # type: ignore[arg-type]
+    plain = ("min_tokens", "min_p", "frequency_penalty", "presence_penalty", "ignore_eos", "logprobs")
+    given |= {name: getattr(request, name) for name in plain}
+    sampling = Sampling(logit_bias=dict(request.logit_bias), stop_token_ids=tuple(request.stop_token_ids), **given)
+    return Continuation(sampling, tuple(request.stop), request.include_stop_str_in_output)
+
+
+def from_parameters(parameters: Mapping[str, Value]) -> Continuation:
+    """From the parameters of an Open Inference request, whose names and kinds have been checked against PARAMETERS."""
+    given: dict[str, Any] = dict(parameters)
+    stop = _strings(given.pop("stop", ""))
+    include_stop = given.pop("include_stop_str_in_output", False)
+    if "stop_token_ids" in given:
+        given["stop_token_ids"] = _token_ids(given["stop_token_ids"])
+    if "logit_bias" in given:
+        given["logit_bias"] = _biases(given["logit_bias"])
+    return Continuation(Sampling(**given), stop, include_stop)
+
+
+def _strings(text: str) -> tuple[str, ...]:
+    """One string as it is; a JSON list of strings as those. `[` and the like are strings."""
+    try:
+        strings = json.loads(text) if text.startswith("[") else None
+    except json.JSONDecodeError:
+        strings = None
+    if isinstance(strings, list) and all(isinstance(string, str) for string in strings):
+        return tuple(strings)
+    return (text,) if text else ()
+
+
+def _token_ids(text: str) -> tuple[int, ...]:
+    ids = _json("stop_token_ids", text, list)
+    if not all(type(token) is int for token in ids):
+        raise InvalidRequest("stop_token_ids", repr(text), "a JSON list of token ids")
+    return tuple(ids)
+
+
+def _biases(text: str) -> dict[int, float]:
+    try:
+        return {int(token): float(bias) for token, bias in _json("logit_bias", text, dict).items()}
+    except (TypeError, ValueError):
+        raise InvalidRequest("logit_bias", repr(text), "a JSON object from token id to bias") from None
+
+
+def _json(field: str, text: str, kind: type) -> Any:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, kind):
+        raise InvalidRequest(field, repr(text), f"a JSON {'list' if kind is list else 'object'}")
+    return value

@@ -1,0 +1,60 @@
+"""The gRPC server: every service on one port."""
+
+from typing import Any
+
+import grpc
+
+from protos.affinity_pb2_grpc import add_AffinityServicer_to_server
+from server.errors import AffinityError
+from server.metrics import Metrics
+from server.repository import Repository
+from server.rpc.health import Health
+from server.rpc.interceptors import Watch
+from server.rpc.open_inference import OpenInference, add_open_inference_to_server
+from server.rpc.reflection import enable_reflection
+from server.rpc.services import OPEN_INFERENCE, TYPED
+from server.rpc.typed import Typed
+from server.rpc.under_way import UnderWay
+from server.settings import Settings
+
+# Calls that must finish before the server ends. A stream of requests counts each of them instead.
+WORK = frozenset(
+    (
+        f"/{OPEN_INFERENCE}/ModelInfer",
+        *(f"/{TYPED}/{method}" for method in ("FillMask", "Generate", "ClassifyImage", "ClassifyText", "Embed")),
+    )
+)
+
+
+class PortTaken(AffinityError):
+    """A port that cannot be listened on."""
+
+
+def build_server(
+    settings: Settings, repository: Repository, metrics: Metrics, health: Health, under_way: UnderWay
+) -> tuple[grpc.aio.Server, int]:
+    """A server that listens when it is started, and its port. PortTaken if that cannot be had."""
+    server = grpc.aio.server(interceptors=(Watch(metrics, under_way, WORK),), options=_options(settings))
+    add_AffinityServicer_to_server(Typed(repository, metrics), server)
+    add_open_inference_to_server(OpenInference(settings, repository, metrics, health, under_way), server)
+    health.add_to(server)
+    enable_reflection(server)
+    address = f"{settings.host}:{settings.port}"
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise PortTaken(
+            f"cannot listen on {address}: is another server running there? --port chooses another"
+        ) from error
+    return server, port
+
+
+def _options(settings: Settings) -> list[tuple[str, Any]]:
+    largest = settings.max_message_mb * 2**20
+    return [
+        ("grpc.max_receive_message_length", largest),
+        ("grpc.max_send_message_length", largest),
+        ("grpc.so_reuseport", 0),  # or a second server on the port would be accepted, and take half of the requests
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # clients may check a quiet connection
+    ]

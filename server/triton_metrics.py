@@ -1,0 +1,50 @@
+"""The same numbers under Triton's names, so that its dashboards and autoscalers work.
+
+Their counters do not end in `_total`, which the library would add. Metrics of unknown type keep their names.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from prometheus_client.core import Metric, UnknownMetricFamily
+from prometheus_client.registry import Collector
+
+from server.statistics import Statistics
+
+LABELS = ("model", "version")
+FAILURES = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
+VALUES: dict[str, tuple[str, Callable[[Statistics], float]]] = {
+    "nv_inference_request_success": ("Requests that were answered.", lambda of: of.success.count),
+    "nv_inference_count": ("Inputs that ran.", lambda of: of.rows),
+    "nv_inference_exec_count": ("Batches that ran.", lambda of: of.run.count),
+    "nv_inference_request_duration_us": ("Time of requests.", lambda of: _us(of.success.seconds)),
+    "nv_inference_queue_duration_us": ("Time that inputs waited.", lambda of: _us(of.queue.seconds)),
+    "nv_inference_compute_input_duration_us": ("Time to put batches together.", lambda of: _us(of.collate.seconds)),
+    "nv_inference_compute_infer_duration_us": ("Time that batches ran.", lambda of: _us(of.run.seconds)),
+    "nv_inference_compute_output_duration_us": ("Time to take batches apart: within the run.", lambda of: 0),
+}
+
+
+class TritonNames(Collector):
+    """Collects from the totals when it is scraped."""
+
+    def __init__(self, statistics: Mapping[tuple[str, str], Statistics]) -> None:
+        self._statistics = statistics
+
+    def collect(self) -> Iterable[Metric]:
+        models = list(self._statistics.items())  # a scrape runs in a thread of its own
+        for name, (text, value) in VALUES.items():
+            family = UnknownMetricFamily(name, text, labels=LABELS)
+            for labels, statistics in models:
+                family.add_metric(labels, value(statistics))
+            yield family
+        failures = UnknownMetricFamily(
+            "nv_inference_request_failure", "Requests that failed, by reason.", labels=(*LABELS, "reason")
+        )
+        for labels, statistics in models:
+            for reason in FAILURES:
+                failures.add_metric((*labels, reason), statistics.failures[reason])
+        yield failures
+
+
+def _us(seconds: float) -> int:
+    return round(seconds * 1e6)

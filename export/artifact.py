@@ -31,16 +31,24 @@ def staging(root: Path) -> Iterator[Path]:
     """A directory to write in, locked and hidden, that is gone at the end of the block unless it was published."""
     root.mkdir(parents=True, exist_ok=True)
     remove_leftovers(root)
-    while True:
-        directory = Path(tempfile.mkdtemp(prefix=STAGING, dir=root))
-        descriptor = os.open(directory, os.O_RDONLY)
-        if locked(descriptor) and directory.exists():  # else somebody took it for a leftover in that very moment
-            break
-        os.close(descriptor)
+    directory, descriptor = hold(root)
     try:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+        os.close(descriptor)
+
+
+def hold(root: Path) -> tuple[Path, int]:
+    """A new hidden directory and its lock."""
+    while True:
+        directory = Path(tempfile.mkdtemp(prefix=STAGING, dir=root))
+        try:
+            descriptor = os.open(directory, os.O_RDONLY)
+        except FileNotFoundError:  # another export took it for a leftover in the moment before it is locked
+            continue
+        if locked(descriptor) and directory.exists():
+            return directory, descriptor
         os.close(descriptor)
 
 

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from export.recipes import BertRecipe, GptRecipe, Recipe
 
 Arrays = dict[str, NDArray[np.generic]]
-GOLDEN = 4  # how many of the cases travel with the artifact; the first ones, which are small
+GOLDEN = 3  # how many of the cases travel with the artifact; the first ones, which are small
 # Rows and the share of the longest length. At the end the extremes: one token, and as many as there can be.
-TEXT_SHAPES = ((2, 0.05), (1, 0.03), (4, 0.02), (3, 0.1), (8, 0.15), (5, 0.3), (1, 0.0), (1, 1.0))
-IMAGE_ROWS = (2, 1, 3, 2, 8)
+TEXT_SHAPES = ((2, 0.05), (1, 0.03), (4, 0.02), (3, 0.1), (8, 0.05), (5, 0.1), (1, 0.0), (1, 1.0))
+IMAGE_ROWS = (2, 1, 3, 8)
 SELECTED = 4  # at most so many positions of a case: a row of logits is as wide as the vocabulary
-LEAST_LENGTH = 2
+LEAST_LENGTH = 5
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ def inputs_for(recipe: Recipe, max_length: int, seed: int = 0) -> list[Arrays]:
     """Inputs for `recipe`, always the same for the same seed; `max_length` in tokens, for texts."""
     random = np.random.default_rng(seed)
     if isinstance(recipe, BertRecipe | GptRecipe):
-        return [text(recipe, rows, length_of(share, max_length), random) for rows, share in TEXT_SHAPES]
+        return [text(recipe, rows, length_of(share, rows, max_length), random) for rows, share in TEXT_SHAPES]
     (port,) = recipe.inputs("fp32").values()
     return [{"pixel_values": random.standard_normal(port.sized({"batch": n}), np.float32)} for n in IMAGE_ROWS]
 
 
-def length_of(share: float, max_length: int) -> int:
-    """A share of the longest length, in tokens; 0 stands for a single one."""
-    return min(max_length, max(LEAST_LENGTH, round(share * max_length))) if share else 1
+def length_of(share: float, rows: int, max_length: int) -> int:
+    """A share of the longest length, in tokens, but enough for rows of different lengths; 0 stands for a single one."""
+    return min(max_length, max(LEAST_LENGTH + rows, round(share * max_length))) if share else 1
 
 
 def text(recipe: BertRecipe | GptRecipe, rows: int, length: int, random: np.random.Generator) -> Arrays:
@@ -62,11 +62,5 @@ def text(recipe: BertRecipe | GptRecipe, rows: int, length: int, random: np.rand
 
 
 def golden(cases: list[Case]) -> list[Case]:
-    """The cases by which a server checks itself.
-
-    It judges each case by the standard deviation of that case alone, so none may be taken whose few numbers happen to
-    lie close together (one text of a classifier with two classes).
-    """
-    spread = np.std(np.concatenate([case.reference.ravel() for case in cases])) / 2
-    chosen = [case for case in cases if np.std(case.reference) >= spread]
-    return chosen[:GOLDEN]
+    """The cases by which a server checks the very provider that it serves with."""
+    return cases[:GOLDEN]

@@ -12,9 +12,22 @@ from export.files import read_json
 from protos.manifest_pb2 import ImageInput, Size
 
 RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's number
-BILINEAR = 2
+BILINEAR, BICUBIC = 2, 3
 RESCALE = 1 / 255
-HALF = (0.5, 0.5, 0.5)  # transformers' mean and deviation for ViT, where a file is silent
+HALF = [0.5, 0.5, 0.5]
+# What transformers' image processors do where a file is silent, by the beginning of the processor's name.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "ViT": {"do_center_crop": False, "resample": BILINEAR, "image_mean": HALF, "image_std": HALF},
+    "DeiT": {
+        "do_center_crop": True,
+        "size": 256,
+        "crop_size": 224,
+        "resample": BICUBIC,
+        "image_mean": HALF,
+        "image_std": HALF,
+    },
+}
+MUST_SAY = ("size", "do_center_crop", "resample", "image_mean", "image_std")  # a file of any other processor
 TIMM_MEAN, TIMM_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TIMM_CROP = 0.875
 CHANNELS = 3
@@ -27,25 +40,40 @@ def read(directory: Path, *, image_size: int, channels: int) -> ImageInput:
     config = read_json(directory / "config.json")
     if "architecture" in config:
         return of_timm(config.get("pretrained_cfg") or {}, image_size)
-    found = of_transformers(read_json(directory / "preprocessor_config.json"), image_size)
+    preprocessing = read_json(directory / "preprocessor_config.json")
+    if not preprocessing:
+        raise ExportError("preprocessor_config.json: found none, expected it to say how an image becomes pixel values")
+    found = of_transformers(with_defaults(preprocessing), image_size)
     check(found, image_size)
     return found
 
 
+def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """The file, and what its processor assumes where the file is silent."""
+    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "ViT")
+    for name, defaults in DEFAULTS.items():
+        if kind.startswith(name):
+            return defaults | config
+    silent = [key for key in MUST_SAY if key not in config]
+    if silent:
+        raise ExportError(f"preprocessor_config.json: found a {kind} and no {', '.join(silent)}, expected all of them")
+    return config
+
+
 def of_transformers(config: dict[str, Any], image_size: int) -> ImageInput:
-    """As `ViTImageProcessor` reads it: a step is taken unless a `do_` switch says no."""
+    """The steps in their order: one is taken unless a `do_` switch says no."""
     image = ImageInput(height=image_size, width=image_size)
     side = {"height": image_size, "width": image_size}
     if config.get("do_resize", True):
-        image.resize.CopyFrom(size("size", config.get("size", side), square=True))
-        image.resample = resample(config.get("resample", BILINEAR))
-    if config.get("do_center_crop", False):
-        image.crop.CopyFrom(size("crop_size", config.get("crop_size", side), square=True))
+        image.resize.CopyFrom(size("size", config.get("size", side)))
+        image.resample = resample(config["resample"])
+    if config["do_center_crop"]:
+        image.crop.CopyFrom(size("crop_size", config.get("crop_size", side)))
     if config.get("do_rescale", True):
         image.rescale = config.get("rescale_factor", RESCALE)
     if config.get("do_normalize", True):
-        image.mean.extend(channel_values("image_mean", config.get("image_mean", HALF)))
-        image.deviation.extend(channel_values("image_std", config.get("image_std", HALF)))
+        image.mean.extend(channel_values("image_mean", config["image_mean"]))
+        image.deviation.extend(channel_values("image_std", config["image_std"]))
     return image
 
 
@@ -66,9 +94,9 @@ def of_timm(config: dict[str, Any], image_size: int) -> ImageInput:
     )
 
 
-def size(field: str, found: Any, *, square: bool) -> Size:
+def size(field: str, found: Any) -> Size:
     """Pixels as a number (of both sides), or an object of height and width, or of the shortest edge."""
-    if isinstance(found, int) and square:
+    if isinstance(found, int):
         return Size(height=found, width=found)
     if isinstance(found, dict) and found.keys() == {"height", "width"}:
         return Size(height=found["height"], width=found["width"])

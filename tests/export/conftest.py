@@ -1,13 +1,18 @@
 """Tiny checkpoints as users have them: written by transformers, in the Hugging Face layout, every weight random."""
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
+
+from export.__main__ import main
 
 TEXTS = [
     "The statement raises an exception, and the caller may catch it.",
@@ -24,6 +29,21 @@ BERT = {
     "intermediate_size": 128,
     "max_position_embeddings": 64,
 }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an export came to."""
+
+    status: int
+    said: str
+    complained: str
+    artifacts: Path
+
+    @property
+    def visible(self) -> list[str]:
+        """What a server would find."""
+        return sorted(path.name for path in self.artifacts.glob("*/*"))
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -205,3 +225,35 @@ WRITERS = {
     "vit": write_vit,
     "mixer": write_mixer,
 }
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A directory for each kind of model. Not to be written in: copy what a test changes."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    for name, write in WRITERS.items():
+        (root / name).mkdir()
+        write(root / name)
+    return {name: root / name for name in WRITERS}
+
+
+@pytest.fixture(scope="session")
+def artifacts(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All of them exported, by the command a user types."""
+    root = tmp_path_factory.mktemp("artifacts")
+    both = [str(directory) for name, directory in checkpoints.items() if name != "classifier"]
+    assert main([*both, "--artifacts", str(root)]) == 0
+    assert main([str(checkpoints["classifier"]), "--artifacts", str(root), "--target", "cpu"]) == 0  # saves seconds
+    return root
+
+
+@pytest.fixture
+def export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """The command, writing to a directory of this test's own."""
+
+    def run(*arguments: str | Path) -> Outcome:
+        status = main([*map(str, arguments), "--artifacts", str(tmp_path / "artifacts")])
+        said = capsys.readouterr()
+        return Outcome(status, said.out, said.err, tmp_path / "artifacts")
+
+    return run

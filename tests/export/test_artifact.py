@@ -1,0 +1,111 @@
+"""An artifact is there whole or not at all, and nothing that was there is touched."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from export import artifact
+from export.errors import ExportError
+from protos.manifest_pb2 import Manifest
+
+
+def publish(root: Path, text: str = "graph", name: str = "model") -> Path:
+    with artifact.staging(root) as staged:
+        (staged / "cpu.onnx").write_text(text)
+        return artifact.publish(staged, root, Manifest(name=name, format_version=artifact.FORMAT_VERSION))
+
+
+def test_versions_are_counted_up(tmp_path: Path) -> None:
+    assert [publish(tmp_path).name for _ in range(3)] == ["1", "2", "3"]
+    assert artifact.versions(tmp_path / "model") == [1, 2, 3]
+
+
+def test_the_highest_version_counts_whatever_is_missing_below(tmp_path: Path) -> None:
+    (tmp_path / "model/9").mkdir(parents=True)
+    (tmp_path / "model/9/file").touch()
+    assert publish(tmp_path).name == "10"
+
+
+def test_every_file_is_listed_with_its_hash(tmp_path: Path) -> None:
+    directory = publish(tmp_path, "weights")
+    (file,) = json.loads((directory / "manifest.json").read_text())["files"]
+    assert file == {"path": "cpu.onnx", "sha256": hashlib.sha256(b"weights").hexdigest(), "bytes": 7.0}
+    assert directory.stat().st_mode & 0o777 == 0o755
+
+
+def test_an_error_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), artifact.staging(tmp_path) as staged:
+        (staged / "no/such/place.onnx").write_text("half")
+    assert list(tmp_path.iterdir()) == []
+
+
+def begin_and_wait(root: Path, begun: "multiprocessing.Queue[str]") -> None:
+    with artifact.staging(root) as staged:
+        (staged / "cpu.onnx").write_text("half")
+        begun.put(staged.name)
+        signal.pause()
+
+
+def test_what_a_killed_export_leaves_is_hidden_and_removed_by_the_next(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    begun = context.Queue()
+    process = context.Process(target=begin_and_wait, args=(tmp_path, begun))
+    process.start()
+    name = begun.get(timeout=60)
+    assert name.startswith(".")
+
+    publish(tmp_path)  # beside a living export: its files stay
+    assert (tmp_path / name / "cpu.onnx").exists()
+
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert (tmp_path / name).exists()
+    publish(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def publish_many(root: Path, count: int) -> None:
+    for _ in range(count):
+        publish(root, text=str(os.getpid()))
+
+
+def test_exports_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=publish_many, args=(tmp_path, 20)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert artifact.versions(tmp_path / "model") == list(range(1, 41))
+    for version in range(1, 41):
+        directory = tmp_path / "model" / str(version)
+        found = json.loads((directory / "manifest.json").read_text())
+        assert found["version"] == version
+        assert found["files"][0]["sha256"] == hashlib.sha256((directory / "cpu.onnx").read_bytes()).hexdigest()
+
+
+def test_the_newest_is_the_highest_number_not_the_last_by_name(tmp_path: Path) -> None:
+    for _ in range(11):
+        publish(tmp_path)
+    found = artifact.newest(tmp_path, "model")
+    assert found is not None
+    assert (found[0].name, found[1].version) == ("11", 11)
+    assert artifact.newest(tmp_path, "other") is None
+
+
+@pytest.mark.parametrize("name", ["bert", "bert-base.v2", "gpt_2"])
+def test_a_name_that_can_be_served_is_taken(name: str) -> None:
+    artifact.check_name(name)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", ".hidden", "-x", "naïve", "a b", "bert.raw"])
+def test_a_name_that_cannot_be_served_is_refused(name: str) -> None:
+    with pytest.raises(ExportError, match="--name"):
+        artifact.check_name(name)

@@ -1,0 +1,180 @@
+"""`python -m export` as its user meets it: what it says, what it leaves, and what it does not do twice."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from export.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def manifest(directory: Path) -> dict:
+    return json.loads((directory / "manifest.json").read_text("utf-8"))
+
+
+def test_an_unchanged_source_is_not_exported_again_and_a_changed_one_beside_the_first(
+    export, checkpoints: dict[str, Path], artifacts: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "mine"
+    shutil.copytree(checkpoints["mixer"], source)
+    assert export(source, "--target", "cpu").visible == ["1"]
+    again = export(source, "--target", "cpu")
+    assert (again.status, again.visible) == (0, ["1"])
+    assert "up to date" in again.said
+
+    # The same weights give the same bytes, whatever the name and wherever they lie.
+    first = again.artifacts / "mine/1"
+    assert (first / "cpu.onnx").read_bytes() == (artifacts / "mixer/1/cpu.onnx").read_bytes()
+
+    tensors = load_file(source / "model.safetensors")
+    save_file(tensors | {"head.bias": tensors["head.bias"] + 1}, source / "model.safetensors")
+    before = (first / "manifest.json").read_bytes()
+    assert export(source, "--target", "cpu").visible == ["1", "2"]
+    assert (first / "manifest.json").read_bytes() == before
+    assert manifest(first)["source"]["digest"] != manifest(first.parent / "2")["source"]["digest"]
+
+
+def test_it_says_what_it_does_step_by_step(export, checkpoints: dict[str, Path]) -> None:
+    said = export(checkpoints["mixer"], "--target", "cpu", "--name", "other").said
+    for step in ("read the source", "run PyTorch", "trace", "fuse", "compare", "publish"):
+        assert step in said
+    assert "28 nodes" in said
+    assert "maximum" in said
+    assert said.endswith("/other/1 is ready\n")
+
+
+def test_the_up_to_date_check_does_not_wait_for_torch(artifacts: Path, checkpoints: dict[str, Path]) -> None:
+    code = (
+        "import sys; from export.__main__ import main;"
+        f"assert main([{str(checkpoints['bert'])!r}, '--artifacts', {str(artifacts)!r}]) == 0;"
+        "assert not {'torch', 'onnx', 'onnxruntime', 'huggingface_hub'} & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "up to date" in done.stdout
+
+
+def test_the_manifest_says_what_is_there(artifacts: Path) -> None:
+    found = manifest(artifacts / "bert/1")
+    assert (found["format_version"], found["version"], found["name"]) == (1, 1, "bert")
+    assert (found["architecture"], found["task"]) == ("bert", "fill-mask")
+    assert [(graph["target"], graph["precision"]) for graph in found["graphs"]] == [("cpu", "fp32"), ("cuda", "fp16")]
+    assert found["text"] == {
+        "tokenizer": "tokenizer.json",
+        "vocabulary": 200,
+        "max_length": 64,
+        "segments": 2,
+        "mask_id": 4,
+    }  # pad_id is 0, which JSON leaves out
+    assert {file["path"] for file in found["files"]} == {
+        "cpu.onnx",
+        "cuda.onnx",
+        "golden.safetensors",
+        "tokenizer.json",
+    }
+    for graph in found["graphs"]:
+        assert graph["parity"]["maximum"] > 0
+        assert "CPUExecutionProvider" in graph["parity"]["measured_on"]
+    assert {"torch", "onnx", "onnxscript"} <= found["tool_versions"].keys()
+
+
+def test_the_manifest_of_a_generator_describes_its_cache(artifacts: Path) -> None:
+    found = manifest(artifacts / "gpt/1")
+    assert found["cache"] == {"layers": 2, "heads": 4, "head_width": 16}
+    assert found["text"]["end_id"] == 0
+    cpu, cuda = found["graphs"]
+    names = [tensor["name"] for tensor in cpu["inputs"]]
+    assert names[:5] == ["input_ids", "position_ids", "lengths", "total_sequence_length", "selected"]
+    assert names[5:] == ["past_key.0", "past_value.0", "past_key.1", "past_value.1"]
+    assert [tensor["name"] for tensor in cpu["outputs"]][:4] == ["logits", "top_scores", "top_ids", "logsumexp"]
+    assert cpu["inputs"][5] == {"name": "past_key.0", "datatype": "FP32", "shape": ["batch", "4", "capacity", "16"]}
+    assert (cuda["inputs"][5]["datatype"], cuda["outputs"][0]["datatype"]) == ("FP16", "FP32")
+
+
+def test_the_manifest_of_a_classifier_names_its_classes(artifacts: Path) -> None:
+    found = manifest(artifacts / "classifier/1")
+    assert (found["labels"], found["function_to_apply"]) == (["bad", "fair", "good"], "softmax")
+    image = manifest(artifacts / "mixer/1")
+    assert image["labels"][7] == "digit 7"
+    assert image["image"]["resize"] == {"shortest_edge": 36}
+
+
+@pytest.mark.parametrize(("name", "result"), [("bert", "logits"), ("gpt", "logits"), ("embedder", "embedding")])
+def test_golden_cases_travel_with_the_artifact(name: str, result: str, artifacts: Path) -> None:
+    tensors = load_file(artifacts / name / "1/golden.safetensors")
+    numbers = {key.split("/")[0] for key in tensors}
+    assert len(numbers) >= 3
+    rows = {len(tensors[f"{number}/input/input_ids"]) for number in numbers}
+    assert 1 in rows
+    assert max(rows) > 1
+    assert any(len(set(tensors[f"{number}/input/lengths"].tolist())) > 1 for number in numbers)
+    assert all(tensors[f"{number}/output/{result}"].dtype == np.float32 for number in numbers)
+    assert not any("past" in key or "total" in key for key in tensors)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        (["nowhere"], 1, "nowhere: found nothing of this name, expected a bundled model"),
+        (["mixer", "--target", "tpu"], 2, "--target: found 'tpu', expected one of cpu, cuda"),
+        (["mixer", "--target", "cpu=fp16"], 2, "--target cpu: found 'fp16', expected one of fp32"),
+        (["mixer", "--target", "cpu,cpu"], 2, "--target: found cpu twice"),
+        (["mixer", "gpt", "--name", "both"], 2, "--name: found 2 sources, expected one"),
+        (["mixer", "--name", "a/b"], 2, "--name: found 'a/b', expected letters"),
+        (["mixer", "--name", "x.raw"], 2, "--name: found 'x.raw'"),
+        (["gpt", "--target", "cuda=fp32"], 1, "GroupQueryAttention has no fp32 kernel on CUDA"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(
+    export, checkpoints: dict[str, Path], arguments: list[str], status: int, text: str
+) -> None:
+    outcome = export(*(str(checkpoints.get(argument, argument)) for argument in arguments))
+    assert outcome.status == status
+    assert outcome.complained.startswith("error: ")
+    assert text in outcome.complained
+    assert outcome.complained.count("\n") == 1
+    assert outcome.visible == []
+
+
+def change_config(directory: Path, **changes: object) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "break_it", "text"),
+    [
+        ("gpt", lambda d: change_config(d, n_head=16), "found heads 4 wide (64 / 16), expected a multiple of 8"),
+        ("bert", lambda d: change_config(d, architectures=["T5Model"]), "T5Model"),
+        ("bert", lambda d: change_config(d, hidden_act="swish"), "swish"),
+        ("bert", lambda d: (d / "config.json").write_text("{"), "config.json: found no valid JSON"),
+        ("bert", lambda d: (d / "model.safetensors").unlink(), "model.safetensors"),
+        ("bert", lambda d: (d / "tokenizer.json").unlink(), "tokenizer: found none, expected tokenizer.json"),
+        ("bert", lambda d: (d / "tokenizer.json").write_text("{}"), "tokenizer: its files cannot be read"),
+        ("vit", lambda d: (d / "preprocessor_config.json").unlink(), "preprocessor_config.json: found none"),
+        ("embedder", lambda d: (d / "1_Pooling/config.json").write_text("{}"), "1_Pooling/config.json: found []"),
+    ],
+)
+def test_a_source_that_cannot_be_exported_is_named(
+    export, checkpoints: dict[str, Path], tmp_path: Path, name: str, break_it, text: str
+) -> None:
+    source = tmp_path / "broken"
+    shutil.copytree(checkpoints[name], source)
+    break_it(source)
+    outcome = export(source)
+    assert (outcome.status, outcome.visible) == (1, [])
+    assert outcome.complained.startswith("error: ")
+    assert text in outcome.complained
+
+
+def test_a_directory_that_cannot_be_written_is_named(checkpoints: dict[str, Path], tmp_path: Path, capsys) -> None:
+    (tmp_path / "artifacts").write_text("a file")
+    assert main([str(checkpoints["mixer"]), "--artifacts", str(tmp_path / "artifacts"), "--target", "cpu"]) == 1
+    assert str(tmp_path / "artifacts") in capsys.readouterr().err

@@ -1,0 +1,83 @@
+"""What every graph has in common: axes that really vary, and nothing that would keep it off CUDA."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from export.optimize import FORBIDDEN
+from export.recipes import recipe_for
+from export.runtime import Runtime, filled
+from models.checkpoints import load
+
+GRAPHS = [("classifier", "cpu")] + [
+    (name, target) for name in ("bert", "embedder", "gpt", "vit", "mixer") for target in ("cpu", "cuda")
+]
+
+
+@pytest.mark.parametrize(("name", "target"), GRAPHS)
+def test_no_node_computes_with_shapes_or_decides_what_to_run(name: str, target: str, artifacts: Path) -> None:
+    graph = onnx.load(artifacts / name / "1" / f"{target}.onnx").graph
+    assert {node.op_type for node in graph.node}.isdisjoint(FORBIDDEN)
+
+
+@pytest.mark.parametrize(
+    ("name", "fused"),
+    [
+        ("bert", {"MultiHeadAttention": 2, "SkipLayerNormalization": 5, "BiasGelu": 2}),
+        ("embedder", {"MultiHeadAttention": 2, "SkipLayerNormalization": 5, "BiasGelu": 2}),
+        ("gpt", {"GroupQueryAttention": 2, "SkipLayerNormalization": 5, "Gelu": 2}),
+        ("vit", {"MultiHeadAttention": 2, "SkipLayerNormalization": 4, "BiasGelu": 2}),
+        ("mixer", {"SkipLayerNormalization": 4, "BiasGelu": 4}),
+    ],
+)
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_the_operators_of_the_runtime_are_used(name: str, target: str, fused: dict[str, int], artifacts: Path) -> None:
+    graph = onnx.load(artifacts / name / "1" / f"{target}.onnx").graph
+    kinds = [node.op_type for node in graph.node]
+    assert {kind: kinds.count(kind) for kind in fused} == fused
+
+
+@pytest.mark.parametrize("name", ["bert", "classifier", "embedder", "gpt"])
+@pytest.mark.parametrize(("rows", "length"), [(1, 1), (1, 64), (2, 2), (8, 1), (8, 64), (7, 33)])
+def test_a_text_graph_takes_any_batch_and_any_length(name: str, rows: int, length: int, artifacts: Path) -> None:
+    session = onnxruntime.InferenceSession(artifacts / name / "1/cpu.onnx", providers=["CPUExecutionProvider"])
+    inputs = {
+        "input_ids": np.ones((rows, length), np.int64),
+        "position_ids": np.tile(np.arange(length), (rows, 1)),
+        "lengths": np.full(rows, length, np.int32),
+        "token_type_ids": np.zeros((rows, length), np.int64),
+        "selected": np.arange(rows),
+        "total_sequence_length": np.array([length], np.int32),
+        **{
+            f"past_{part}.{n}": np.zeros((rows, 4, length, 16), np.float32) for part in ("key", "value") for n in (0, 1)
+        },
+    }
+    expected = {node.name for node in session.get_inputs()}
+    found = session.run(None, {key: array for key, array in inputs.items() if key in expected})
+    assert found[0].shape[0] == rows
+    assert np.isfinite(found[0]).all()
+
+
+def test_a_tied_matrix_is_stored_once(artifacts: Path, checkpoints: dict[str, Path]) -> None:
+    for name in ("bert", "gpt"):
+        weights = sum(parameter.numel() * 4 for parameter in load(checkpoints[name]).parameters())
+        assert (artifacts / name / "1/cpu.onnx").stat().st_size < weights + 30_000
+
+
+def test_padding_changes_nothing(artifacts: Path, checkpoints: dict[str, Path]) -> None:
+    """The same texts beside others' padding and alone, with whatever stands in the padding."""
+    recipe = recipe_for(load(checkpoints["classifier"]))
+    runtime = Runtime(artifacts / "classifier/1/cpu.onnx")
+    random = np.random.default_rng(0)
+    inputs = {
+        "input_ids": random.integers(0, 200, (2, 9)),
+        "position_ids": np.tile(np.arange(9), (2, 1)),
+        "lengths": np.array([9, 4], np.int32),
+        "token_type_ids": np.zeros((2, 9), np.int64),
+    }
+    together = runtime.run(filled(recipe, "fp32", inputs))["logits"][1]
+    alone = {key: array[1:2] if key == "lengths" else array[1:2, :4] for key, array in inputs.items()}
+    np.testing.assert_allclose(runtime.run(alone)["logits"][0], together, atol=1e-5)

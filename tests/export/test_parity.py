@@ -1,0 +1,186 @@
+"""A graph that is not its model is found out: a weight, an activation, a mask, a cache."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from export import cases, decode, exporter, parity, pooling
+from export.errors import ExportError, ParityError
+from export.precisions import PRECISIONS
+from export.recipes import GptRecipe, Recipe, recipe_for
+from export.runtime import Runtime
+from models import Gpt
+from models.checkpoints import load
+
+FP32, FP16 = PRECISIONS["fp32"], PRECISIONS["fp16"]
+LONGEST = 64
+
+
+def prove(path: Path, recipe: Recipe) -> parity.Parity:
+    """The comparison that ends every export, on a file that may have been tampered with."""
+    tried = exporter.references(recipe, LONGEST)
+    whole = exporter.reference(recipe, decode.inputs_for(recipe)) if isinstance(recipe, GptRecipe) else None
+    return exporter.prove(path, FP32, recipe, tried, whole)
+
+
+def recipe_of(directory: Path) -> Recipe:
+    pooled = pooling.read(directory)
+    return recipe_for(load(directory, pooling=pooled.pooling, normalise=pooled.normalise))
+
+
+def tampered(path: Path, to: Path, change: Callable[[onnx.GraphProto], None]) -> Path:
+    """A copy of a graph with something changed."""
+    model = onnx.load(path)
+    change(model.graph)
+    onnx.save(model, to / "cpu.onnx")
+    return to / "cpu.onnx"
+
+
+def nodes(graph: onnx.GraphProto, kind: str) -> list[onnx.NodeProto]:
+    return [node for node in graph.node if node.op_type == kind]
+
+
+@pytest.mark.parametrize("name", ["bert", "classifier", "embedder", "gpt", "vit", "mixer"])
+def test_what_was_exported_is_what_was_meant(name: str, artifacts: Path, checkpoints: dict[str, Path]) -> None:
+    proven = prove(artifacts / name / "1/cpu.onnx", recipe_of(checkpoints[name]))
+    assert proven.maximum < 1e-5
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt", "vit", "mixer"])
+def test_one_broken_weight_is_caught(name: str, artifacts: Path, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    def change(graph: onnx.GraphProto) -> None:
+        matrix = next(tensor for tensor in graph.initializer if len(tensor.dims) == 2 and tensor.dims[0] == 64)
+        array = numpy_helper.to_array(matrix).copy()
+        array[3, 5] += 0.5
+        matrix.CopyFrom(numpy_helper.from_array(array, matrix.name))
+
+    path = tampered(artifacts / name / "1/cpu.onnx", tmp_path, change)
+    with pytest.raises(
+        ParityError, match=r"logits of .* at \[.*\]: found .*, PyTorch has .*; expected maximum ≤ 0.0001"
+    ):
+        prove(path, recipe_of(checkpoints[name]))
+
+
+def test_a_tanh_gelu_is_told_from_an_erf_gelu(artifacts: Path, checkpoints: dict[str, Path]) -> None:
+    model = load(checkpoints["gpt"])
+    other = Gpt(replace(model.config, activation="gelu")).eval()
+    other.load_state_dict(model.state_dict())
+    with pytest.raises(ParityError):
+        prove(artifacts / "gpt/1/cpu.onnx", recipe_for(other))
+
+
+def test_an_ignored_mask_is_caught(artifacts: Path, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    def change(graph: onnx.GraphProto) -> None:
+        for node in nodes(graph, "MultiHeadAttention"):
+            del node.input[3:]
+
+    path = tampered(artifacts / "bert/1/cpu.onnx", tmp_path, change)
+    with pytest.raises(ParityError):
+        prove(path, recipe_of(checkpoints["bert"]))
+
+
+def test_attention_that_looks_ahead_is_caught(artifacts: Path, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    def change(graph: onnx.GraphProto) -> None:
+        for node in nodes(graph, "GroupQueryAttention"):
+            node.attribute.append(onnx.helper.make_attribute("causal", 0))
+
+    path = tampered(artifacts / "gpt/1/cpu.onnx", tmp_path, change)
+    with pytest.raises(ParityError):
+        prove(path, recipe_of(checkpoints["gpt"]))
+
+
+def test_a_cache_that_is_read_wrongly_is_caught_by_writing_step_by_step(
+    artifacts: Path, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """Reading a whole text at once does not show it: there is nothing in the cache."""
+
+    def change(graph: onnx.GraphProto) -> None:
+        node = nodes(graph, "GroupQueryAttention")[0]
+        node.input[3], node.input[4] = node.input[4], node.input[3]  # past keys and past values
+
+    path = tampered(artifacts / "gpt/1/cpu.onnx", tmp_path, change)
+    recipe = recipe_of(checkpoints["gpt"])
+    at_once = parity.measure(Runtime(path), recipe, FP32, exporter.references(recipe, LONGEST))
+    assert parity.judge(at_once, FP32).maximum < 1e-5
+    with pytest.raises(ParityError, match="of a prompt|after prompts"):
+        prove(path, recipe)
+
+
+def test_best_words_that_are_not_the_best_are_caught(
+    artifacts: Path, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    def change(graph: onnx.GraphProto) -> None:
+        (top,) = nodes(graph, "TopK")
+        kept = [attribute for attribute in top.attribute if attribute.name != "largest"]
+        del top.attribute[:]
+        top.attribute.extend([*kept, onnx.helper.make_attribute("largest", 0)])
+
+    path = tampered(artifacts / "bert/1/cpu.onnx", tmp_path, change)
+    with pytest.raises(ParityError, match="top_scores"):
+        prove(path, recipe_of(checkpoints["bert"]))
+
+
+def test_a_graph_with_another_signature_is_refused(artifacts: Path, checkpoints: dict[str, Path]) -> None:
+    with pytest.raises(ExportError, match="the graph's inputs: found"):
+        prove(artifacts / "classifier/1/cpu.onnx", recipe_of(checkpoints["bert"]))
+
+
+def test_the_difference_says_where_and_by_how_much() -> None:
+    reference = np.zeros((2, 3), np.float32)
+    found = reference.copy()
+    found[1, 2] = 0.5
+    worst = parity.difference("logits", found, reference, 2.0)
+    assert (worst.position, worst.found, worst.expected, worst.maximum) == ((1, 2), 0.5, 0.0, 0.25)
+
+
+def test_what_is_not_a_number_is_never_within_tolerance() -> None:
+    found = np.array([0.0, np.nan, 1.0], np.float32)
+    with pytest.raises(ParityError, match=r"at \[1\]: found nan"):
+        parity.difference("logits", found, np.zeros(3, np.float32), 1.0)
+
+
+def test_half_precision_is_judged_by_its_mean_error() -> None:
+    outlier = parity.Difference("logits", maximum=0.5, root_mean_square=0.01, position=(0,), found=1, expected=0)
+    assert parity.judge([outlier], FP16).maximum == 0.5
+    with pytest.raises(ParityError):
+        parity.judge([outlier], FP32)
+
+
+def test_cases_are_ragged_seeded_and_reach_both_extremes(checkpoints: dict[str, Path]) -> None:
+    recipe = recipe_of(checkpoints["bert"])
+    tried, again = (cases.inputs_for(recipe, LONGEST) for _ in range(2))
+    for one, other in zip(tried, again, strict=True):
+        assert all((one[name] == other[name]).all() for name in one)
+    shapes = [inputs["input_ids"].shape for inputs in tried]
+    assert {rows for rows, _ in shapes} >= {1, 8}
+    assert {length for _, length in shapes} >= {1, LONGEST}
+    assert any(len(set(inputs["lengths"].tolist())) > 1 for inputs in tried)
+
+
+def test_a_failed_comparison_leaves_nothing_behind(
+    export, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise ParityError("logits at [0, 3]: found 1, PyTorch has 2")
+
+    monkeypatch.setattr(exporter, "prove", fail)
+    outcome = export(checkpoints["mixer"], "--target", "cpu")
+    assert (outcome.status, outcome.visible) == (1, [])
+    assert outcome.complained == "error: logits at [0, 3]: found 1, PyTorch has 2\n"
+    assert not list(outcome.artifacts.iterdir())
+
+
+def test_the_reference_is_the_model_as_it_is_written(checkpoints: dict[str, Path]) -> None:
+    """Tracing swaps the attention; what PyTorch says must not depend on whether that happened before."""
+    model = load(checkpoints["vit"])
+    pixels = torch.randn(2, 3, 32, 32)
+    before = model(pixels)
+    recipe = recipe_for(model)
+    recipe({"pixel_values": pixels})
+    assert torch.equal(model(pixels), before)

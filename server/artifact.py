@@ -84,6 +84,12 @@ def read_artifact(directory: Path) -> Artifact:
             f"{path}: found format_version {manifest.format_version}, expected {FORMAT_VERSION}: export again"
         )
     artifact = Artifact(directory, manifest)
+    stands = directory.resolve()
+    if (artifact.name, artifact.version) != (stands.parent.name, stands.name):
+        raise BadArtifact(
+            f"{directory}: found {artifact.name} version {artifact.version}, "
+            f"expected {stands.parent.name} version {stands.name}"
+        )
     _check_files(artifact)
     return artifact
 
@@ -123,5 +129,5 @@ def versions(root: Path, name: str) -> dict[int, Path]:
 
 def newest(root: Path) -> dict[str, Path]:
     """Model name → directory of its highest version, by name."""
-    names = sorted({path.parent.parent.name for path in root.glob(f"*/*/{MANIFEST}")})
+    names = sorted({path.parent.parent.name for path in root.glob(f"[!.]*/*/{MANIFEST}")})  # hidden: being exported
     return {name: list(found.values())[-1] for name in names if (found := versions(root, name))}

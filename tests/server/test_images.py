@@ -1,0 +1,163 @@
+"""Files become the pixels that transformers would make of them; what is no image is refused before it does harm."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers.image_utils import load_image
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from protos.manifest_pb2 import ImageInput, Size
+from server.errors import InvalidRequest
+from server.images import MAX_PIXELS, ImageDecoder
+
+HALF = {"mean": [0.5, 0.4, 0.3], "deviation": [0.5, 0.6, 0.7]}
+GREY_LEVEL = 1 / 255 / 0.5 * 1.001  # after normalisation, at the smallest deviation
+
+
+def picture(width=90, height=60, mode="RGB", seed=0):
+    """Smooth shapes and hard edges."""
+    random = np.random.default_rng(seed)
+    small = Image.fromarray(random.integers(0, 256, (6, 9, 4), np.uint8), "RGBA")
+    return small.resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+
+
+def file_of(image, format="PNG", **options):
+    stream = io.BytesIO()
+    image.save(stream, format, **options)
+    return stream.getvalue()
+
+
+def decoder(**fields):
+    steps = {"height": 32, "width": 32, "resize": Size(height=32, width=32), "resample": "bilinear", "rescale": 1 / 255}
+    return ImageDecoder(ImageInput(**steps | HALF | fields))
+
+
+def expected(file, **options):
+    """What transformers' pipeline feeds its model."""
+    image = load_image(Image.open(io.BytesIO(file)))
+    processor = ViTImageProcessorPil(
+        **{"size": {"height": 32, "width": 32}, "image_mean": HALF["mean"], "image_std": HALF["deviation"]} | options
+    )
+    return np.asarray(processor(image, return_tensors="np")["pixel_values"][0])
+
+
+UPRIGHT = Image.Exif()
+TURNED = Image.Exif()
+TURNED[0x0112] = 6  # to be turned by a quarter
+
+FILES = {
+    "png": file_of(picture()),
+    "jpeg": file_of(picture(), "JPEG"),
+    "webp": file_of(picture(), "WEBP"),
+    "grey": file_of(picture(mode="L")),
+    "grey jpeg": file_of(picture(mode="L"), "JPEG"),
+    "grey with alpha": file_of(picture(mode="LA")),
+    "alpha": file_of(picture(mode="RGBA")),
+    "palette": file_of(picture().quantize(17)),
+    "palette with transparency": file_of(picture().quantize(17), transparency=3),
+    "black and white": file_of(picture(mode="1")),
+    "cmyk": file_of(picture(mode="CMYK"), "JPEG"),
+    "turned": file_of(picture(), "JPEG", exif=TURNED),
+    "one pixel": file_of(picture(1, 1)),
+    "a line": file_of(picture(400, 1)),
+    "larger": file_of(picture(640, 480)),
+    "upright": file_of(picture(60, 90)),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_every_kind_of_file_gives_what_transformers_gives(kind):
+    pixels = decoder().decode(FILES[kind])
+    assert (pixels.dtype, pixels.shape, pixels.flags.c_contiguous) == (np.float32, (3, 32, 32), True)
+    assert np.abs(pixels - expected(FILES[kind])).max() <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("fields", "options"),
+    [
+        ({"resample": "nearest"}, {"resample": 0}),
+        ({"resample": "lanczos"}, {"resample": 1}),
+        ({"resample": "bicubic"}, {"resample": 3}),
+        ({"resize": Size(height=32, width=32), "mean": [], "deviation": []}, {"do_normalize": False}),
+        (
+            {"resize": Size(shortest_edge=36), "crop": Size(height=32, width=32)},
+            {"size": {"shortest_edge": 36}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}},
+        ),
+        (
+            {"resize": Size(shortest_edge=21), "crop": Size(height=32, width=32)},  # black is added above and below
+            {"size": {"shortest_edge": 21}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}},
+        ),
+        ({"rescale": 1 / 127.5}, {"rescale_factor": 1 / 127.5}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["png", "upright", "larger"])
+def test_every_step_is_taken_as_transformers_takes_it(fields, options, kind):
+    pixels = decoder(**fields).decode(FILES[kind])
+    assert np.abs(pixels - expected(FILES[kind], **options)).max() <= GREY_LEVEL
+
+
+def test_a_model_that_does_not_resize_takes_its_own_size_only():
+    own = ImageDecoder(ImageInput(height=60, width=90, rescale=1 / 255))
+    assert own.decode(FILES["png"]).shape == (3, 60, 90)
+    with pytest.raises(InvalidRequest, match=r"image\[3\]: found 60 x 90 pixels, expected 90 x 60"):
+        own.decode(FILES["upright"], "image[3]")
+
+
+def png_header(width, height):
+    """A PNG of very few bytes that claims to be very large."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        (b"", "found no bytes, expected a JPEG, PNG or WebP file"),
+        (b"hello", "found 5 bytes that are no image"),
+        (file_of(picture(), "GIF"), "bytes that are no image, expected a JPEG, PNG or WebP file"),
+        (file_of(picture(), "TIFF"), "bytes that are no image"),
+        (FILES["png"][:-40], "found a broken image"),
+        (FILES["jpeg"][:-200], "found a broken image"),
+        (FILES["webp"][:-40], "found "),
+        (FILES["png"][:20], "found "),
+        (png_header(8000, 8000), f"found 8000 x 8000 pixels, expected 1 to {MAX_PIXELS} pixels"),
+        (png_header(10_000, 9_500), "pixels"),
+        (png_header(50_000, 50_000), f"at most {MAX_PIXELS} pixels"),
+        (png_header(0, 5), "found "),
+    ],
+)
+def test_what_is_no_usable_image_is_refused(file, said):
+    with pytest.raises(InvalidRequest) as refusal:
+        decoder().decode(file, "images[2]")
+    assert str(refusal.value).startswith("images[2]: found ")
+    assert said in str(refusal.value)
+
+
+def test_a_line_of_pixels_cannot_be_blown_up_to_gigabytes():
+    thin = file_of(Image.new("RGB", (1_000_000, 1)))
+    blow = decoder(resize=Size(shortest_edge=256), crop=Size(height=32, width=32))
+    with pytest.raises(InvalidRequest, match="found 1000000 x 1 pixels, expected sides that differ less"):
+        blow.decode(thin)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.sampled_from(["png", "jpeg", "webp", "palette", "turned"]), st.data())
+def test_damaged_files_are_refused_or_read_but_never_crash(kind, data):
+    file = bytearray(FILES[kind])
+    for _ in range(data.draw(st.integers(1, 8))):
+        file[data.draw(st.integers(0, len(file) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        pixels = decoder().decode(bytes(file[: data.draw(st.integers(1, len(file)))]))
+    except InvalidRequest:
+        return
+    assert np.isfinite(pixels).all()

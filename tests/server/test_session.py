@@ -1,0 +1,119 @@
+"""What runs is what was asked for, and what was exported."""
+
+import importlib.util
+import shutil
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from server.artifact import Artifact, read_artifact
+from server.errors import BadArtifact, ProviderUnavailable
+from server.golden import measure
+from server.providers import OPENVINO_PACKAGE, PROBE, ProviderChoice, choose_provider, cpu_has_bf16, cuda_problem
+from server.session import open_session
+from server.settings import Settings
+
+NAMES = ["tiny-bert", "tiny-classifier", "tiny-embedder", "tiny-gpt", "tiny-vit", "tiny-mixer"]
+CPU = ProviderChoice("cpu")
+HAS_CUDA = cuda_problem(0) is None
+HAS_OPENVINO = importlib.util.find_spec("onnxruntime_ep_openvino") is not None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_kind_of_model_gives_what_pytorch_gave(artifacts, name, record_property):
+    artifact = read_artifact(artifacts / name / "1")
+    session = open_session(artifact, CPU, Settings())
+    assert (session.provider, session.precision) == ("cpu", "fp32")
+    measured = measure(session, artifact)
+    record_property("maximum error / standard deviation", measured.maximum)
+    assert measured.measure == "maximum"
+    assert measured.error == measured.maximum <= measured.tolerance == 1e-4
+    assert measured.cases >= 3
+
+
+def test_a_graph_that_is_a_little_off_is_refused(artifacts, monkeypatch):
+    """As far off as an erf-GELU is from a tanh-GELU: 8e-4 of the standard deviation."""
+    artifact = read_artifact(artifacts / "tiny-gpt" / "1")
+    cases = artifact.golden()
+    deviation = np.std(np.concatenate([case.outputs["logits"].ravel() for case in cases]))
+    cases[1].outputs["logits"][0, 0] += 8e-4 * deviation
+    monkeypatch.setattr(Artifact, "golden", lambda self: cases)
+    with pytest.raises(BadArtifact, match=r"found maximum 0.0008 standard deviations, expected at most 0.0001"):
+        measure(open_session(artifact, CPU, Settings()), artifact)
+
+
+def test_an_answer_that_is_not_a_number_is_refused(artifacts, monkeypatch):
+    artifact = read_artifact(artifacts / "tiny-vit" / "1")
+    cases = artifact.golden()
+    cases[0].inputs["pixel_values"][0, 0, 0, 0] = np.nan
+    monkeypatch.setattr(Artifact, "golden", lambda self: cases)
+    with pytest.raises(BadArtifact, match="found maximum nan"):
+        measure(open_session(artifact, CPU, Settings()), artifact)
+
+
+def test_a_graph_that_does_not_load_is_refused(artifacts, tmp_path):
+    artifact = read_artifact(shutil.copytree(artifacts / "tiny-vit" / "1", tmp_path / "tiny-vit" / "1"))
+    artifact.path("cpu.onnx").write_bytes(b"no graph")
+    with pytest.raises(BadArtifact, match=r"cpu.onnx: does not load on cpu"):
+        open_session(artifact, CPU, Settings())
+
+
+def test_a_session_keeps_to_its_threads_and_does_not_spin(artifacts):
+    session = open_session(read_artifact(artifacts / "tiny-vit" / "1"), CPU, Settings(threads=1))
+    options = session.ort.get_session_options()
+    assert options.intra_op_num_threads == 1
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+def test_the_cpu_can_always_be_chosen():
+    assert choose_provider(Settings(provider="cpu")) == CPU
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="CUDA can be used here")
+def test_auto_falls_back_and_says_why_but_a_provider_named_is_required(capfd):
+    choice = choose_provider(Settings())
+    assert choice.provider == "cpu"
+    assert choice.reason.startswith("CUDA cannot be used: ")
+    with pytest.raises(ProviderUnavailable, match="provider cuda cannot run here: "):
+        choose_provider(Settings(provider="cuda"))
+    assert capfd.readouterr() == ("", "")  # the runtime would have filled a screen
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="CUDA can be used here")
+def test_a_session_that_fell_back_to_the_cpu_in_silence_is_refused(artifacts):
+    artifact = read_artifact(artifacts / "tiny-vit" / "1")
+    artifact.manifest.graphs[0].target = "cuda"
+    with pytest.raises(ProviderUnavailable, match="found provider cpu, expected cuda"):
+        open_session(artifact, ProviderChoice("cuda"), Settings())
+
+
+@pytest.mark.skipif(HAS_OPENVINO, reason="OpenVINO is installed here")
+def test_without_its_package_openvino_cannot_be_chosen():
+    with pytest.raises(ProviderUnavailable, match=OPENVINO_PACKAGE):
+        choose_provider(Settings(provider="openvino"))
+
+
+@pytest.mark.skipif(not HAS_OPENVINO, reason=f"needs {OPENVINO_PACKAGE}")
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_openvino_gives_what_pytorch_gave(artifacts, name, precision):
+    artifact = read_artifact(artifacts / name / "1")
+    choice = choose_provider(Settings(provider="openvino"))
+    session = open_session(artifact, choice, Settings(), precision=precision)
+    assert session.provider == "openvino"
+    assert measure(session, artifact).error > 0
+
+
+def test_the_probe_is_a_graph_that_doubles_a_number():
+    session = onnxruntime.InferenceSession(PROBE, providers=["CPUExecutionProvider"])
+    assert session.run(None, {"x": np.array([3], np.float32)})[0] == 6
+
+
+@pytest.mark.parametrize(
+    ("flags", "has"), [("fpu avx512_bf16", True), ("fpu amx_bf16 amx_tile", True), ("fpu avx2", False), (None, False)]
+)
+def test_bf16_is_known_by_the_flags_of_the_cpu(flags, has, tmp_path):
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: {flags}\n")
+    assert cpu_has_bf16(tmp_path / "cpuinfo") == has

@@ -236,7 +236,7 @@ def _overrides(settings: Sequence[tuple[str, str]]) -> dict[str, dict[str, Any]]
     return overrides
 
 
-def _version() -> str:
+def version() -> str:
     try:
         return metadata.version("affinity")
     except metadata.PackageNotFoundError:  # run from a checkout that was never installed
@@ -255,7 +255,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"affinity {_version()}")
+    parser.add_argument("--version", action="version", version=f"affinity {version()}")
     for title, options in OPTIONS.items():
         group = parser.add_argument_group(title)
         for option in options:

@@ -1,11 +1,10 @@
 """What the server says about itself and its models over the Open Inference Protocol."""
 
-from importlib.metadata import version
-
 from protos import open_inference_pb2 as oip
 from server.repository import Model
 from server.rpc.doors import Door
 from server.rpc.tensors import BYTES
+from server.settings import version
 
 SERVER = "affinity"
 PLATFORM, BACKEND = "onnxruntime_onnx", "onnxruntime"  # as Triton calls them
@@ -14,7 +13,7 @@ MIN_BATCH_SIZE = 8  # clients like perf_analyzer take it for the largest batch t
 
 
 def server_metadata() -> oip.ServerMetadataResponse:
-    return oip.ServerMetadataResponse(name=SERVER, version=version("affinity"), extensions=EXTENSIONS)
+    return oip.ServerMetadataResponse(name=SERVER, version=version(), extensions=EXTENSIONS)
 
 
 def model_metadata(name: str, model: Model, door: Door) -> oip.ModelMetadataResponse:

@@ -1,0 +1,363 @@
+"""The Open Inference Protocol on a real server, spoken by tritonclient, whose messages live beside ours."""
+
+import asyncio
+import json
+import queue
+
+import numpy as np
+import pytest
+import torch
+import transformers
+import tritonclient.grpc as triton
+import tritonclient.grpc.aio as triton_aio
+from tritonclient.utils import InferenceServerException
+
+from protos import open_inference_pb2  # noqa: F401  # beside tritonclient's own `inference` package
+from tests.server.rpc.test_typed import TEXT, picture
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with triton.InferenceServerClient(server.target) as client:
+        yield client
+
+
+def tensor(name, values, datatype="BYTES", shape=None):
+    array = values if isinstance(values, np.ndarray) else np.array(values, object)
+    made = triton.InferInput(name, list(array.shape), datatype)
+    return made.set_data_from_numpy(array)
+
+
+def infer(client, model, inputs, **options):
+    return client.infer(model, [tensor(*each) for each in inputs], **options)
+
+
+# ---- the server and its models
+
+
+def test_the_server_is_live_and_ready(client):
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("tiny-bert")
+    assert client.is_model_ready("tiny-bert", "1")
+    assert client.is_model_ready("tiny-bert.raw")
+    assert not client.is_model_ready("tiny-bert", "2")
+    assert not client.is_model_ready("nobody")
+
+
+def test_the_server_says_what_it_can_do(client):
+    metadata = client.get_server_metadata()
+    assert metadata.name == "affinity"
+    assert "binary_tensor_data" in metadata.extensions
+
+
+def test_models_are_listed(client):
+    listed = {(each.name, each.version, each.state) for each in client.get_model_repository_index().models}
+    names = ("bert", "classifier", "embedder", "gpt", "mixer", "vit")
+    assert listed == {(f"tiny-{name}", "1", "READY") for name in names}
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "outputs"),
+    [
+        (
+            "tiny-bert",
+            {"text": ("BYTES", [-1])},
+            {
+                "token": ("BYTES", [-1, -1]),
+                "token_id": ("INT64", [-1, -1]),
+                "score": ("FP32", [-1, -1]),
+                "row": ("INT64", [-1]),
+            },
+        ),
+        (
+            "tiny-bert.raw",
+            {
+                "input_ids": ("INT64", [-1, -1]),
+                "attention_mask": ("INT64", [-1, -1]),
+                "token_type_ids": ("INT64", [-1, -1]),
+            },
+            {"logits": ("FP32", [-1, -1, 200])},
+        ),
+        ("tiny-vit.raw", {"pixel_values": ("FP32", [-1, 3, 32, 32])}, {"logits": ("FP32", [-1, 10])}),
+        (
+            "tiny-gpt",
+            {"text_input": ("BYTES", [-1])},
+            {"text_output": ("BYTES", [-1]), "finish_reason": ("BYTES", [-1])},
+        ),
+    ],
+)
+def test_metadata_and_configuration_agree(client, model, inputs, outputs):
+    metadata = client.get_model_metadata(model)
+    assert {each.name: (each.datatype, list(each.shape)) for each in metadata.inputs} == inputs
+    assert {each.name: (each.datatype, list(each.shape)) for each in metadata.outputs} == outputs
+    config = client.get_model_config(model).config
+    assert config.max_batch_size >= 8
+    assert [each.name for each in config.input] == list(inputs)
+    assert config.model_transaction_policy.decoupled == (model == "tiny-gpt")
+    assert config.parameters["provider"].string_value == "cpu"
+
+
+def test_an_unknown_model_has_no_metadata(client):
+    with pytest.raises(InferenceServerException, match="nobody") as error:
+        client.get_model_metadata("nobody")
+    assert error.value.status() == "StatusCode.NOT_FOUND"
+
+
+# ---- the tasks
+
+
+def test_masks_are_filled(client):
+    answer = infer(client, "tiny-bert", [("text", [TEXT, "[MASK] and [MASK]"])], parameters={"top_k": 2})
+    assert answer.as_numpy("row").tolist() == [0, 1, 1]
+    assert answer.as_numpy("token").shape == (3, 2)
+    assert answer.as_numpy("score").dtype == np.float32
+    assert (np.diff(answer.as_numpy("score")) <= 0).all()
+
+
+def test_a_batch_dimension_may_be_there(client):
+    answer = infer(client, "tiny-bert", [("text", [[TEXT], [TEXT]])])
+    assert answer.as_numpy("row").tolist() == [0, 1]
+
+
+def test_images_are_classified(client):
+    answer = infer(client, "tiny-vit", [("image", [picture(), picture()])], parameters={"top_k": 3})
+    assert answer.as_numpy("label").shape == (2, 3)
+    labels = [[f"digit {number}".encode() for number in row] for row in answer.as_numpy("class_id")]
+    assert answer.as_numpy("label").tolist() == labels
+
+
+def test_texts_are_classified_and_embedded(client):
+    assert infer(client, "tiny-classifier", [("text", ["a list"])]).as_numpy("score").sum() == pytest.approx(1)
+    assert infer(client, "tiny-embedder", [("text", ["a", "b"])]).as_numpy("embedding").shape == (2, 64)
+
+
+def test_only_what_is_asked_for_is_sent(client):
+    wanted = [triton.InferRequestedOutput("row")]
+    answer = infer(client, "tiny-bert", [("text", [TEXT])], outputs=wanted, request_id="mine")
+    assert [output.name for output in answer.get_response().outputs] == ["row"]
+    assert answer.get_response().id == "mine"
+
+
+def test_priority_and_timeout_are_taken(client):
+    assert infer(client, "tiny-bert", [("text", [TEXT])], priority=1, timeout=60_000_000).as_numpy("row").tolist() == [
+        0
+    ]
+
+
+async def test_many_requests_at_once_get_their_own_answers(server):
+    texts = [f"{'a ' * (number % 7)}list [MASK]" for number in range(40)]
+    async with triton_aio.InferenceServerClient(server.target) as client:
+
+        async def embedding(text):
+            return (await client.infer("tiny-embedder", [tensor("text", [text])])).as_numpy("embedding")[0]
+
+        together = await asyncio.gather(*(embedding(text) for text in texts))
+        alone = [await embedding(text) for text in texts[:7]]
+    for number, found in enumerate(together):
+        np.testing.assert_allclose(found, alone[number % 7], atol=1e-5)
+
+
+# ---- generation
+
+
+GREEDY = {"max_tokens": 8, "temperature": 0.0, "ignore_eos": True}
+
+
+def test_a_whole_continuation_in_one_answer(client):
+    answer = infer(client, "tiny-gpt", [("text_input", ["A list is"])], parameters=GREEDY)
+    assert answer.as_numpy("finish_reason").tolist() == [b"length"]
+    assert answer.as_numpy("text_output")[0]
+
+
+def streamed(client, *requests, **options):
+    """All that comes over one stream for (model, input, options) requests: results, or errors."""
+    arrived: queue.Queue = queue.Queue()
+    client.start_stream(lambda result, error: arrived.put(error or result))
+    try:
+        for number, (model, name, values, parameters) in enumerate(requests):
+            client.async_stream_infer(
+                model, [tensor(name, values)], request_id=str(number), parameters=parameters, **options
+            )
+        left = len(requests)
+        while left:
+            result = arrived.get(timeout=60)
+            final = (
+                isinstance(result, Exception) or result.get_response().parameters["triton_final_response"].bool_param
+            )
+            left -= final
+            yield result
+    finally:
+        client.stop_stream()
+
+
+@pytest.mark.parametrize("options", [{}, {"enable_empty_final_response": True}])
+def test_a_stream_brings_the_same_text_in_pieces(client, options):
+    whole = infer(client, "tiny-gpt", [("text_input", ["A list is"])], parameters=GREEDY)
+    pieces = list(streamed(client, ("tiny-gpt", "text_input", ["A list is"], GREEDY), **options))
+    assert len(pieces) > 1
+    assert b"".join(piece.as_numpy("text_output")[0] for piece in pieces) == whole.as_numpy("text_output")[0]
+    assert [piece.as_numpy("finish_reason")[0] for piece in pieces[-2:]] == [b"", b"length"]
+
+
+def test_one_stream_carries_many_requests_and_their_errors(client):
+    requests = [
+        ("tiny-gpt", "text_input", ["A list is"], GREEDY),
+        ("tiny-bert", "text", [TEXT], {}),
+        ("tiny-bert", "text", ["no mask"], {}),
+        ("nobody", "text", ["x"], {}),
+        ("tiny-bert", "text", [TEXT], {}),
+    ]
+    results = list(streamed(client, *requests))
+    errors = sorted(str(result) for result in results if isinstance(result, Exception))
+    assert len(errors) == 2
+    assert "text[0]: found no [MASK]" in errors[1]
+    assert "nobody" in errors[0]
+    ids = [result.get_response().id for result in results if not isinstance(result, Exception)]
+    assert [each for each in ids if each != "0"] == ["1", "4"]
+    assert ids.count("0") > 1
+
+
+async def test_streams_of_the_aio_client(server):
+    async with triton_aio.InferenceServerClient(server.target) as client:
+
+        async def requests():
+            yield {"model_name": "tiny-gpt", "inputs": [tensor("text_input", ["A list is"])], "parameters": GREEDY}
+
+        pieces = [result async for result, error in client.stream_infer(requests()) if error is None]
+    assert pieces[-1].as_numpy("finish_reason")[0] == b"length"
+
+
+def test_stops_can_be_a_list(client):
+    whole = infer(client, "tiny-gpt", [("text_input", ["A list is"])], parameters={**GREEDY, "max_tokens": 30})
+    text = whole.as_numpy("text_output")[0].decode()
+    stop = text[len(text) // 2 :][:3]
+    parameters = {**GREEDY, "max_tokens": 30, "stop": f'["never to be seen", {json.dumps(stop)}]'}
+    stopped = infer(client, "tiny-gpt", [("text_input", ["A list is"])], parameters=parameters)
+    assert stopped.as_numpy("text_output")[0].decode() == text[: text.index(stop)]
+    assert stopped.as_numpy("finish_reason")[0] == b"stop"
+
+
+# ---- the tensor doors
+
+
+def close(found, expected):
+    """Within 1e-4 of the standard deviation of what PyTorch gives."""
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= 1e-4 * expected.std()
+
+
+IDS = np.random.default_rng(0).integers(5, 200, (3, 9))
+LENGTHS = [9, 4, 1]
+MASK = (np.arange(9) < np.array(LENGTHS)[:, None]).astype(np.int64)
+
+
+def test_raw_bert_equals_pytorch(client, checkpoints):
+    model = transformers.BertForMaskedLM.from_pretrained(checkpoints["tiny-bert"]).eval()
+    segments = np.random.default_rng(1).integers(0, 2, IDS.shape)
+    inputs = {"input_ids": IDS, "attention_mask": MASK, "token_type_ids": segments}
+    answer = infer(client, "tiny-bert.raw", [(name, array, "INT64") for name, array in inputs.items()])
+    found = answer.as_numpy("logits")
+    with torch.no_grad():
+        expected = model(**{name: torch.from_numpy(array) for name, array in inputs.items()}).logits.numpy()
+    for row, length in enumerate(LENGTHS):
+        close(found[row, :length], expected[row, :length])
+        assert not found[row, length:].any()
+
+
+def test_raw_gpt_equals_pytorch(client, checkpoints):
+    model = transformers.GPT2LMHeadModel.from_pretrained(checkpoints["tiny-gpt"]).eval()
+    found = infer(client, "tiny-gpt.raw", [("input_ids", IDS, "INT64")]).as_numpy("logits")
+    with torch.no_grad():
+        close(found, model(torch.from_numpy(IDS)).logits.numpy())
+
+
+def test_raw_images_equal_pytorch_and_name_their_classes(client, checkpoints):
+    model = transformers.ViTForImageClassification.from_pretrained(checkpoints["tiny-vit"]).eval()
+    pixels = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
+    found = infer(client, "tiny-vit.raw", [("pixel_values", pixels, "FP32")]).as_numpy("logits")
+    with torch.no_grad():
+        close(found, model(torch.from_numpy(pixels)).logits.numpy())
+    wanted = [triton.InferRequestedOutput("logits", class_count=2)]
+    classes = infer(client, "tiny-vit.raw", [("pixel_values", pixels, "FP32")], outputs=wanted).as_numpy("logits")
+    best = found[0].argmax()
+    assert classes.shape == (2, 2)
+    assert classes[0, 0].decode() == f"{found[0, best]:f}:{best}:digit {best}"
+
+
+@pytest.mark.parametrize(("model", "output"), [("tiny-classifier", "logits"), ("tiny-embedder", "embedding")])
+def test_raw_encoders_answer_by_row(client, model, output):
+    inputs = [("input_ids", IDS, "INT64"), ("attention_mask", MASK, "INT64")]
+    assert len(infer(client, f"{model}.raw", inputs).as_numpy(output)) == 3
+
+
+# ---- what is wrong
+
+
+PIXELS = np.zeros((1, 3, 32, 31), np.float32)
+WRONG = {
+    "an empty text": ("tiny-bert", [("text", [""])], {}, "text[0]: found an empty text"),
+    "no mask": ("tiny-bert", [("text", ["a"])], {}, "text[0]: found no [MASK]"),
+    "too long": ("tiny-bert", [("text", ["[MASK]" + " a" * 80])], {}, "expected at most 64"),
+    "not UTF-8": ("tiny-bert", [("text", [b"\xff"])], {}, "text[0]: found byte 0 that is not UTF-8"),
+    "another tensor": (
+        "tiny-bert",
+        [("texts", [TEXT])],
+        {},
+        "inputs: found a tensor named 'texts', expected only text",
+    ),
+    "a tensor more": ("tiny-bert", [("text", [TEXT]), ("x", [TEXT])], {}, "inputs: found a tensor named 'x'"),
+    "no tensor": ("tiny-bert", [], {}, "inputs: found no tensor named 'text', expected BYTES of shape [n]"),
+    "a matrix": ("tiny-bert", [("text", [[TEXT, TEXT]])], {}, "text: found shape [1, 2], expected BYTES of shape [n]"),
+    "a datatype": ("tiny-bert.raw", [("input_ids", IDS.astype(np.int32), "INT32")], {}, "input_ids: found INT32"),
+    "a shape": ("tiny-vit.raw", [("pixel_values", PIXELS, "FP32")], {}, "FP32 of shape [n, 3, 32, 32]"),
+    "no image": ("tiny-vit", [("image", [b"no image"])], {}, "image[0]: found "),
+    "a truncated image": ("tiny-vit", [("image", [picture()[:-300]])], {}, "image[0]: found "),
+    "left padding": (
+        "tiny-bert.raw",
+        [("input_ids", IDS, "INT64"), ("attention_mask", MASK[:, ::-1].copy(), "INT64")],
+        {},
+        "attention_mask[1]: found ",
+    ),
+    "an unknown token": ("tiny-bert.raw", [("input_ids", IDS + 200, "INT64")], {}, "input_ids[0, 0]: found "),
+    "a parameter": (
+        "tiny-bert",
+        [("text", [TEXT])],
+        {"k": 1},
+        "parameters['k']: found an unknown name, expected one of",
+    ),
+    "its kind": ("tiny-bert", [("text", [TEXT])], {"top_k": "5"}, "parameters['top_k']: found '5' (string_param)"),
+    "two prompts": ("tiny-gpt", [("text_input", ["a", "b"])], {}, "text_input: found 2 texts, expected 1"),
+    "sampling": ("tiny-gpt", [("text_input", ["a"])], {"top_p": 2.0}, "top_p: found 2.0, expected more than 0"),
+}
+
+
+@pytest.mark.parametrize(("model", "inputs", "parameters", "message"), WRONG.values(), ids=WRONG.keys())
+def test_what_is_wrong_is_named_and_the_next_request_works(client, model, inputs, parameters, message):
+    with pytest.raises(InferenceServerException) as error:
+        infer(client, model, inputs, parameters=parameters)
+    assert error.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert message in error.value.message()
+    assert infer(client, "tiny-bert", [("text", [TEXT])]).as_numpy("row").tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (
+            triton.InferRequestedOutput("tokens"),
+            "outputs[0]: found 'tokens', expected one of token, token_id, score, row",
+        ),
+        (triton.InferRequestedOutput("score", class_count=1), "outputs[0].parameters: found 'classification'"),
+    ],
+)
+def test_outputs_that_are_not_there_are_refused(client, output, message):
+    with pytest.raises(InferenceServerException) as error:
+        infer(client, "tiny-bert", [("text", [TEXT])], outputs=[output])
+    assert message in error.value.message()
+
+
+def test_what_is_not_implemented_says_so(client):
+    with pytest.raises(InferenceServerException) as error:
+        client.get_trace_settings()
+    assert error.value.status() == "StatusCode.UNIMPLEMENTED"

@@ -1,0 +1,196 @@
+"""The typed service on a real server, as a user's stub sees it."""
+
+import io
+
+import grpc
+import numpy as np
+import pytest
+from PIL import Image
+
+from protos import affinity_pb2 as pb
+from protos.affinity_pb2_grpc import AffinityStub
+
+TEXT = "The [MASK] raises an exception."
+
+
+@pytest.fixture(scope="module")
+def stub(server):
+    with grpc.insecure_channel(server.target) as channel:
+        yield AffinityStub(channel)
+
+
+def picture(size=(40, 30), form="PNG"):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, form)
+    return file.getvalue()
+
+
+def continuation(stub, **fields):
+    return list(stub.Generate(pb.GenerateRequest(prompts=[pb.Prompt(text="A list is")], **fields)))
+
+
+def test_masks_are_filled_in_the_order_of_the_texts(stub):
+    answer = stub.FillMask(pb.FillMaskRequest(inputs=[TEXT, "A [MASK] is a [MASK] sequence."], top_k=3))
+    assert (answer.model, answer.model_version) == ("tiny-bert", "1")
+    assert [len(result.masks) for result in answer.results] == [1, 2]
+    best = answer.results[0].masks[0].candidates
+    assert len(best) == 3
+    assert sorted((each.score for each in best), reverse=True) == [each.score for each in best]
+    assert all(each.token_str and "[MASK]" not in each.sequence for each in best)
+
+
+def test_five_candidates_are_the_default(stub):
+    assert len(stub.FillMask(pb.FillMaskRequest(inputs=[TEXT])).results[0].masks[0].candidates) == 5
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+def test_images_are_classified(stub, form):
+    answer = stub.ClassifyImage(pb.ClassifyImageRequest(model="tiny-vit", images=[picture(form=form)] * 2, top_k=10))
+    assert len(answer.results) == 2
+    assert sum(each.score for each in answer.results[0].classes) == pytest.approx(1, abs=1e-5)
+    assert answer.results[0].classes[0].label.startswith("digit ")
+
+
+def test_texts_are_classified_into_all_classes(stub):
+    answer = stub.ClassifyText(pb.ClassifyTextRequest(inputs=["a list", "an exception"]))
+    assert [{each.label for each in result.classes} for result in answer.results] == [{"bad", "fair", "good"}] * 2
+
+
+def test_texts_become_vectors_of_length_one(stub):
+    answer = stub.Embed(pb.EmbedRequest(inputs=["a list", "an exception of another length"]))
+    assert [np.linalg.norm(each.values) for each in answer.results] == pytest.approx([1, 1], abs=1e-5)
+
+
+def test_a_continuation_comes_in_pieces(stub):
+    pieces = continuation(stub, max_tokens=12, temperature=0, ignore_eos=True)
+    assert len(pieces) > 1
+    assert [piece.finish_reason for piece in pieces] == [""] * (len(pieces) - 1) + ["length"]
+    assert sum(len(piece.token_ids) for piece in pieces) == 12
+    usage = pieces[-1].usage
+    assert (usage.completion_tokens, usage.prompt_tokens > 0) == (12, True)
+
+
+def test_a_seed_repeats_a_continuation(stub):
+    one, same, other = (
+        "".join(piece.text for piece in continuation(stub, max_tokens=20, seed=seed)) for seed in (1, 1, 2)
+    )
+    assert one == same != other
+
+
+def test_a_seed_that_nobody_chose_is_told(stub):
+    pieces = continuation(stub, max_tokens=20)
+    assert pieces[-1].HasField("seed")
+    again = continuation(stub, max_tokens=20, seed=pieces[-1].seed)
+    assert "".join(piece.text for piece in again) == "".join(piece.text for piece in pieces)
+
+
+def test_prompts_of_one_request_are_continued_side_by_side(stub):
+    prompts = [pb.Prompt(text=text) for text in ("A list is", "The statement", "Attention")]
+    fields = {"max_tokens": 10, "temperature": 0.0, "ignore_eos": True}
+    together = list(stub.Generate(pb.GenerateRequest(prompts=prompts, **fields)))
+    for number, prompt in enumerate(prompts):
+        alone = stub.Generate(pb.GenerateRequest(prompts=[prompt], **fields))
+        assert [token for piece in together if piece.index == number for token in piece.token_ids] == [
+            token for piece in alone for token in piece.token_ids
+        ]
+    first_end = next(at for at, piece in enumerate(together) if piece.finish_reason)
+    assert {piece.index for piece in together[:first_end]} == {0, 1, 2}
+
+
+def test_token_ids_are_a_prompt_too(stub):
+    prompt = pb.Prompt(token_ids=pb.TokenIds(ids=[5, 6, 7]))
+    pieces = list(stub.Generate(pb.GenerateRequest(prompts=[prompt], max_tokens=2)))
+    assert pieces[-1].usage.prompt_tokens == 3
+
+
+def test_logprobs_come_if_asked_for(stub):
+    piece = continuation(stub, max_tokens=1, temperature=0, logprobs=3)[0]
+    (chosen,) = piece.logprobs
+    assert len(chosen.top) == 3
+    assert chosen.top[0].token == piece.token_ids[0]
+    assert chosen.top[0].logprob == pytest.approx(chosen.logprob)
+
+
+def test_a_continuation_can_be_given_up(stub):
+    call = stub.Generate(pb.GenerateRequest(prompts=[pb.Prompt(text="A list is")], max_tokens=60))
+    next(call)
+    call.cancel()
+    assert continuation(stub, max_tokens=2)
+
+
+PROMPT = pb.Prompt(text="A list is")
+WRONG = {
+    "nothing to fill": ("FillMask", pb.FillMaskRequest(), "INVALID_ARGUMENT", "inputs: found nothing"),
+    "empty text": ("FillMask", pb.FillMaskRequest(inputs=[TEXT, ""]), "INVALID_ARGUMENT", "inputs[1]: found an empty"),
+    "no mask": ("FillMask", pb.FillMaskRequest(inputs=["no"]), "INVALID_ARGUMENT", "inputs[0]: found no [MASK]"),
+    "too long": (
+        "FillMask",
+        pb.FillMaskRequest(inputs=["[MASK]" + " list" * 80]),
+        "INVALID_ARGUMENT",
+        "tokens, expected at most 64",
+    ),
+    "top_k": ("FillMask", pb.FillMaskRequest(inputs=[TEXT], top_k=0), "INVALID_ARGUMENT", "top_k: found 0"),
+    "unknown model": ("FillMask", pb.FillMaskRequest(model="no", inputs=[TEXT]), "NOT_FOUND", "no"),
+    "unknown version": (
+        "FillMask",
+        pb.FillMaskRequest(model="tiny-bert", model_version="7", inputs=[TEXT]),
+        "NOT_FOUND",
+        "7",
+    ),
+    "wrong task": (
+        "FillMask",
+        pb.FillMaskRequest(model="tiny-gpt", inputs=[TEXT]),
+        "FAILED_PRECONDITION",
+        "generate",
+    ),
+    "which of two": (
+        "ClassifyImage",
+        pb.ClassifyImageRequest(images=[picture()]),
+        "INVALID_ARGUMENT",
+        "tiny-mixer, tiny-vit",
+    ),
+    "not an image": (
+        "ClassifyImage",
+        pb.ClassifyImageRequest(model="tiny-vit", images=[picture(), b"no image"]),
+        "INVALID_ARGUMENT",
+        "images[1]: found ",
+    ),
+    "a truncated image": (
+        "ClassifyImage",
+        pb.ClassifyImageRequest(model="tiny-vit", images=[picture()[:-300]]),
+        "INVALID_ARGUMENT",
+        "images[0]: found ",
+    ),
+    "no prompt": ("Generate", pb.GenerateRequest(), "INVALID_ARGUMENT", "prompts: found nothing"),
+    "empty prompt": ("Generate", pb.GenerateRequest(prompts=[pb.Prompt()]), "INVALID_ARGUMENT", "prompts[0]: found "),
+    "temperature": (
+        "Generate",
+        pb.GenerateRequest(prompts=[PROMPT], temperature=-1),
+        "INVALID_ARGUMENT",
+        "temperature: found -1.0, expected",
+    ),
+    "a long prompt": (
+        "Generate",
+        pb.GenerateRequest(prompts=[pb.Prompt(text="A list is" * 40)]),
+        "INVALID_ARGUMENT",
+        "prompt",
+    ),
+}
+
+
+@pytest.mark.parametrize(("method", "request_", "code", "message"), WRONG.values(), ids=WRONG.keys())
+def test_what_is_wrong_is_named_and_the_next_request_works(stub, method, request_, code, message):
+    with pytest.raises(grpc.RpcError) as error:
+        list(getattr(stub, method)(request_))  # a stream fails when it is read
+    assert error.value.code().name == code
+    assert message in error.value.details()
+    assert stub.FillMask(pb.FillMaskRequest(inputs=[TEXT])).results
+
+
+def test_a_deadline_is_kept(stub):
+    request = pb.GenerateRequest(prompts=[PROMPT] * 50, max_tokens=60, ignore_eos=True)
+    with pytest.raises(grpc.RpcError) as error:
+        list(stub.Generate(request, timeout=0.02))
+    assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert stub.FillMask(pb.FillMaskRequest(inputs=[TEXT])).results

@@ -1,0 +1,230 @@
+"""Tokens from scores: each row against a reference that does one thing after the other on the whole vocabulary."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from server.generation.graph import Scores
+from server.generation.request import Sampling
+from server.generation.sampler import Draws, Sampler
+
+VOCABULARY, LIKELIEST = 60, 16
+END = 7
+PROMPT = np.array([3, 4, 5, 5])
+
+
+def scores_of(logits: np.ndarray, likeliest: int = LIKELIEST) -> Scores:
+    """What a graph gives for these logits (n, vocabulary)."""
+    logits = logits.astype(np.float32)
+    ids = np.argsort(-logits, axis=1, kind="stable")[:, :likeliest]
+    largest = logits.max(axis=1)
+    logsumexp = largest + np.log(np.exp(logits - largest[:, None]).sum(axis=1))
+    return Scores(np.take_along_axis(logits, ids, axis=1), ids, logsumexp.astype(np.float32), lambda: logits)
+
+
+def without_logits(scores: Scores) -> Scores:
+    def refuse():
+        raise AssertionError("the logits were fetched")
+
+    return Scores(scores.top_scores, scores.top_ids, scores.logsumexp, refuse)
+
+
+def draws_of(sampling: Sampling) -> Draws:
+    return Draws(sampling, PROMPT, vocabulary=VOCABULARY, end_ids=[END])
+
+
+def sampler_of(*rows: Draws, likeliest: int = LIKELIEST) -> Sampler:
+    return Sampler(rows, likeliest=likeliest, vocabulary=VOCABULARY)
+
+
+def reference(logits: np.ndarray, sampling: Sampling, generated: list[int]) -> dict[int, float]:
+    """Token → probability of being chosen, one step after the other."""
+    scores = {token: float(np.float32(score)) for token, score in enumerate(logits)}
+    for token in {*PROMPT.tolist(), *generated}:
+        penalty = sampling.repetition_penalty
+        scores[token] = scores[token] / penalty if scores[token] > 0 else scores[token] * penalty
+    for token in generated:
+        scores[token] -= sampling.frequency_penalty
+    for token in set(generated):
+        scores[token] -= sampling.presence_penalty
+    for token, bias in sampling.logit_bias.items():
+        scores[token] += bias
+    if len(generated) < sampling.min_tokens:
+        scores[END] = -math.inf
+    ranked = sorted(scores, key=lambda token: (-scores[token], token))
+    if sampling.temperature == 0:
+        return {ranked[0]: 1.0}
+    weights = {t: math.exp((scores[t] - scores[ranked[0]]) / sampling.temperature) for t in ranked}
+    kept = ranked[: sampling.top_k or None]
+    total, before, nucleus = sum(weights[t] for t in kept), 0.0, []
+    for token in kept:
+        if before < sampling.top_p * total:
+            nucleus.append(token)
+        before += weights[token]
+    kept = [token for token in nucleus if weights[token] >= sampling.min_p]
+    total = sum(weights[t] for t in kept)
+    return {token: weights[token] / total for token in kept}
+
+
+CASES = {
+    "defaults": {},
+    "greedy": {"temperature": 0},
+    "cold": {"temperature": 0.3},
+    "hot": {"temperature": 3.0},
+    "few": {"top_k": 5},
+    "all": {"top_k": 0},
+    "more than the graph ranks": {"top_k": 30},
+    "nucleus": {"top_p": 0.7},
+    "nucleus of all": {"top_k": 0, "top_p": 0.9},
+    "not too unlikely": {"min_p": 0.2},
+    "not too unlikely of all": {"top_k": 0, "min_p": 0.05},
+    "everything at once": {"top_k": 12, "top_p": 0.9, "min_p": 0.05, "temperature": 1.5},
+    "repetition": {"repetition_penalty": 1.8},
+    "encouraged repetition": {"repetition_penalty": 0.5},
+    "frequency": {"frequency_penalty": 1.5},
+    "presence": {"presence_penalty": 1.5, "top_k": 4},
+    "encouraged presence": {"presence_penalty": -2.0},
+    "favoured": {"logit_bias": {11: 4.0, 12: -3.0}},
+    "discouraged": {"logit_bias": {11: -4.0}, "top_k": 10},
+    "greedy but discouraged": {"logit_bias": dict.fromkeys(range(0, 60, 2), -50.0), "temperature": 0},
+    "not yet": {"min_tokens": 6, "top_k": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def logits() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=VOCABULARY) * 2
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_draws_follow_the_reference_distribution(case, logits):
+    draws = 4000
+    rows = [draws_of(Sampling(**{"top_k": 10, **CASES[case]}, max_tokens=9, seed=seed)) for seed in range(draws)]
+    generated = [11, 11, 20]
+    for row in rows:
+        for token in generated:
+            row.record(token)
+    expected = reference(logits, rows[0].sampling, generated)
+    found = [chosen.token_id for chosen in sampler_of(*rows).choose(scores_of(np.tile(logits, (draws, 1))))]
+    counts = np.bincount(found, minlength=VOCABULARY)
+    assert set(np.flatnonzero(counts)) <= set(expected)
+    wanted = np.array([expected.get(token, 0.0) for token in range(VOCABULARY)]) * draws
+    often = wanted >= 5  # the test is no good for rare tokens; together they are one more class
+    wanted = np.append(wanted[often], max(wanted[~often].sum(), 1e-9))
+    counts = np.append(counts[often], counts[~often].sum())
+    chi_square, freedom = float(((counts - wanted) ** 2 / wanted).sum()), max(len(wanted) - 1, 1)
+    assert chi_square < freedom + 4.5 * math.sqrt(2 * freedom)
+
+
+SAMPLING = st.builds(
+    Sampling,
+    max_tokens=st.just(20),
+    min_tokens=st.sampled_from([0, 2, 20]),
+    temperature=st.sampled_from([0.0, 0.5, 1.0, 2.0]),
+    top_k=st.sampled_from([0, 1, 5, LIKELIEST, 40, 200]),
+    top_p=st.sampled_from([0.1, 0.5, 1.0]),
+    min_p=st.sampled_from([0.0, 0.3]),
+    repetition_penalty=st.sampled_from([0.7, 1.0, 1.5]),
+    frequency_penalty=st.sampled_from([-1.0, 0.0, 1.0]),
+    presence_penalty=st.sampled_from([-1.0, 0.0, 1.0]),
+    logit_bias=st.dictionaries(st.integers(0, VOCABULARY - 1), st.floats(-5, 5), max_size=3),
+    seed=st.integers(0, 2**64 - 1),
+)
+LOGITS = arrays.arrays(np.float32, VOCABULARY, elements=st.integers(-40, 40).map(lambda n: n / 8), unique=False)
+
+
+@given(rows=st.lists(st.tuples(SAMPLING, LOGITS), min_size=1, max_size=6), steps=st.integers(1, 4))
+def test_a_row_chooses_the_same_alone_and_among_others_and_only_what_the_reference_allows(rows, steps):
+    together, alone = [draws_of(sampling) for sampling, _ in rows], [draws_of(sampling) for sampling, _ in rows]
+    sampler = sampler_of(*together)
+    generated: list[list[int]] = [[] for _ in rows]
+    for _ in range(steps):
+        chosen = sampler.choose(scores_of(np.stack([logits for _, logits in rows])))
+        for index, (sampling, logits) in enumerate(rows):
+            (own,) = sampler_of(alone[index]).choose(scores_of(logits[None]))
+            assert own.token_id == chosen[index].token_id
+            allowed = reference(logits, sampling, generated[index])
+            assert own.token_id in set(allowed) | _on_the_border(logits, sampling, generated[index])
+            generated[index].append(own.token_id)
+
+
+def _on_the_border(logits, sampling, generated):
+    """Tokens that rounding may let in: those that limits wider by a hair allow, and equals of the last."""
+    loose = replace(sampling, top_p=min(1.0, sampling.top_p + 1e-5), min_p=max(0.0, sampling.min_p - 1e-5))
+    return set(reference(logits, loose, generated)) | set(_ties(logits, sampling, generated))
+
+
+def _ties(logits, sampling, generated):
+    wide = reference(logits, replace(sampling, top_k=0, top_p=1.0, min_p=0.0), generated)
+    lowest = min(wide[token] for token in reference(logits, sampling, generated) if token in wide)
+    return [token for token, probability in wide.items() if math.isclose(probability, lowest, rel_tol=1e-4)]
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["defaults", "greedy", "nucleus", "repetition", "frequency", "discouraged", "not yet", "everything at once"],
+)
+def test_most_requests_need_no_logits(case, logits):
+    row = draws_of(Sampling(**{"top_k": 10, **CASES[case]}, max_tokens=9))
+    sampler_of(row).choose(without_logits(scores_of(logits[None])))
+
+
+@pytest.mark.parametrize("case", ["all", "more than the graph ranks", "favoured", "encouraged repetition"])
+def test_logits_are_fetched_where_the_likeliest_do_not_suffice(case, logits):
+    row = draws_of(Sampling(**{"top_k": 10, **CASES[case]}, max_tokens=9))
+    with pytest.raises(AssertionError, match="fetched"):
+        sampler_of(row).choose(without_logits(scores_of(logits[None])))
+
+
+def test_logits_are_fetched_when_all_the_likeliest_are_discouraged(logits):
+    likeliest = np.argsort(-logits)[: LIKELIEST + 2]
+    row = draws_of(Sampling(temperature=0, logit_bias=dict.fromkeys(likeliest.tolist(), -50.0)))
+    (chosen,) = sampler_of(row).choose(scores_of(logits[None]))
+    assert chosen.token_id == np.argsort(-logits)[LIKELIEST + 2]
+
+
+def test_a_graph_that_ranks_the_whole_vocabulary_leaves_nothing_to_fetch(logits):
+    row = draws_of(Sampling(top_k=0, logit_bias={2: 3.0}, logprobs=60))
+    scores = without_logits(scores_of(logits[None], likeliest=VOCABULARY))
+    assert len(sampler_of(row, likeliest=VOCABULARY).choose(scores)[0].top) == VOCABULARY
+
+
+def test_of_equal_scores_the_lowest_id_is_the_likeliest():
+    (chosen,) = sampler_of(draws_of(Sampling(temperature=0))).choose(scores_of(np.zeros((1, VOCABULARY))))
+    assert chosen.token_id == 0
+
+
+@pytest.mark.parametrize("count", [1, 5, LIKELIEST, 40])
+@pytest.mark.parametrize("case", ["hot", "all", "favoured"])
+def test_log_probabilities_are_those_of_the_model(case, count, logits):
+    row = draws_of(Sampling(**{**CASES[case]}, logprobs=count, seed=1))
+    (chosen,) = sampler_of(row).choose(scores_of(logits[None]))
+    expected = logits - np.log(np.exp(logits).sum())
+    assert chosen.logprob == pytest.approx(expected[chosen.token_id], abs=1e-5)
+    assert [token for token, _ in chosen.top] == np.argsort(-logits)[:count].tolist()
+    assert [logprob for _, logprob in chosen.top] == pytest.approx(sorted(expected)[: -count - 1 : -1], abs=1e-5)
+
+
+def test_a_seed_gives_the_same_tokens_and_another_gives_others(logits):
+    def tokens(seed):
+        row = draws_of(Sampling(seed=seed, max_tokens=30, temperature=2.0))
+        sampler = sampler_of(row)
+        return [sampler.choose(scores_of(logits[None]))[0].token_id for _ in range(30)]
+
+    assert tokens(5) == tokens(5) != tokens(6)
+
+
+def test_without_a_seed_one_is_drawn_and_told():
+    seeds = {draws_of(Sampling()).seed for _ in range(20)}
+    assert len(seeds) == 20
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e300])
+def test_extreme_temperatures_stay_numbers(temperature, logits):
+    (chosen,) = sampler_of(draws_of(Sampling(temperature=temperature, top_k=5))).choose(scores_of(logits[None]))
+    assert chosen.token_id in np.argsort(-logits)[:5]

@@ -1,0 +1,101 @@
+"""Text while it comes: whole characters only, and nothing beyond a stop string, however the tokens cut it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from server.errors import InvalidRequest
+from server.generation.text import Detokenizer, StopStrings
+
+ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
+END = 256
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    """One token for each byte, and a special one."""
+    bytewise = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(ALPHABET)}, merges=[]))
+    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytewise.decoder = decoders.ByteLevel()
+    bytewise.add_special_tokens(["<end>"])
+    return bytewise
+
+
+def pieces(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    detokenizer = Detokenizer(tokenizer)
+    return [*(detokenizer.push(token) for token in ids), detokenizer.flush()]
+
+
+@given(text=st.text(max_size=30))
+def test_pieces_are_whole_characters_and_together_the_text(tokenizer, text):
+    found = pieces(tokenizer, tokenizer.encode(text).ids)
+    assert "".join(found) == text
+    assert all("\ufffd" not in piece or "\ufffd" in text for piece in found)
+
+
+@given(ids=st.lists(st.integers(0, END), max_size=60))
+def test_random_tokens_give_what_decoding_them_all_gives(tokenizer, ids):
+    found = "".join(pieces(tokenizer, ids))
+    assert found == tokenizer.decode(ids, skip_special_tokens=True)
+    found.encode()  # valid UTF-8, whatever the bytes were
+
+
+def test_half_a_character_waits_for_the_other_half(tokenizer):
+    first, second = tokenizer.encode("é").ids
+    detokenizer = Detokenizer(tokenizer)
+    assert (detokenizer.push(first), detokenizer.push(second)) == ("", "é")
+
+
+def test_half_a_character_at_the_end_becomes_the_replacement_character(tokenizer):
+    assert pieces(tokenizer, tokenizer.encode("aé").ids[:-1]) == ["a", "", "\ufffd"]
+
+
+def first_stop(text: str, stops: list[str]) -> tuple[int, str] | None:
+    """Where the first stop string to be complete ends, and the longest that ends there."""
+    ends = (end for end in range(len(text) + 1) if any(text[:end].endswith(stop) for stop in stops))
+    end = next(ends, None)
+    return None if end is None else (end, max((stop for stop in stops if text[:end].endswith(stop)), key=len))
+
+
+FEW_LETTERS = st.text("ab", max_size=12)
+
+
+@given(
+    chunks=st.lists(FEW_LETTERS, max_size=8),
+    stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=4),
+    include=st.booleans(),
+)
+def test_what_is_shown_is_the_text_up_to_the_first_stop_wherever_tokens_end(chunks, stops, include):
+    matcher = StopStrings(stops, include=include)
+    shown = "".join([*map(matcher.push, chunks), matcher.flush()])
+    text = "".join(chunks)
+    if (found := first_stop(text, stops)) is None:
+        assert (shown, matcher.matched) == (text, "")
+    else:
+        end, stop = found
+        assert (shown, matcher.matched) == (text[: end if include else end - len(stop)], stop)
+
+
+@given(chunks=st.lists(FEW_LETTERS, max_size=8), stop=st.text("ab", min_size=1, max_size=4))
+def test_no_more_is_held_back_than_may_begin_a_stop(chunks, stop):
+    matcher, shown, text = StopStrings([stop], include=False), "", ""
+    for chunk in chunks:
+        shown, text = shown + matcher.push(chunk), text + chunk
+        if matcher.matched:
+            break
+        assert text.startswith(shown)
+        assert stop.startswith(text[len(shown) :])
+
+
+def test_without_stops_text_passes_at_once():
+    assert StopStrings([], include=False).push("abc") == "abc"
+
+
+@pytest.mark.parametrize(
+    ("stops", "message"),
+    [(["a", ""], r"stop\[1\]: found an empty string"), (["x"] * 17, "stop: found 17 strings, expected at most 16")],
+)
+def test_stops_that_make_no_sense_are_refused(stops, message):
+    with pytest.raises(InvalidRequest, match=message):
+        StopStrings(stops, include=False)

@@ -89,3 +89,21 @@ def server(artifacts):
     """One server for all tests that do not stop it."""
     with served(artifacts) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def bundled(tmp_path_factory) -> Path:
+    """The artifacts of the bundled models, as `make serve` exports them."""
+    root = tmp_path_factory.mktemp("bundled")
+    names = sorted(path.name for path in (ROOT / "models" / "pretrained").iterdir())
+    command = [sys.executable, "-m", "export", *names, "--artifacts", root]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root
+
+
+@pytest.fixture(scope="session")
+def bundled_server(bundled):
+    """The address of a server over the bundled models."""
+    with served(bundled) as running:
+        yield running.target

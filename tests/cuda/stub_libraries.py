@@ -1,0 +1,90 @@
+"""Stand-ins for the CUDA libraries, with which ONNX Runtime places graphs on CUDA where there is no device.
+
+Which provider gets a node, where tensors are copied between devices, and whether a graph may be captured as a CUDA
+graph, is decided when a session is made. That takes libraries that load and report one device, and no kernel ever runs.
+So: every symbol the CUDA provider is linked against becomes a C function that returns 0 (success), but for the few
+whose answer matters.
+"""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from collections import defaultdict
+from pathlib import Path
+
+# What the provider asks for at start: one device of compute capability 9.0 with 80 GiB, and memory, which malloc gives.
+ALLOCATE = "void *malloc(unsigned long); int {name}(void **p, unsigned long n{more}) {{ *p = malloc(n); return 0; }}"
+FREE = "void free(void *); int {name}(void *p) {{ free(p); return 0; }}"
+NUMBER = "int {name}(int *n) {{ *n = {value}; return 0; }}"
+HANDLE = "int {name}(void **h{more}) {{ *h = (void *)1; return 0; }}"
+TEXT = 'const char *{name}(int e) {{ return "stand-in"; }}'
+ANSWERS = {
+    "cudaGetDeviceCount": NUMBER.format(name="cudaGetDeviceCount", value=1),
+    "cudaGetDevice": NUMBER.format(name="cudaGetDevice", value=0),
+    "cudaRuntimeGetVersion": NUMBER.format(name="cudaRuntimeGetVersion", value=13000),
+    "cudaDriverGetVersion": NUMBER.format(name="cudaDriverGetVersion", value=13000),
+    "cudaMemGetInfo": "int cudaMemGetInfo(unsigned long *f, unsigned long *t) { *f = *t = 80ul << 30; return 0; }",
+    "cudaMalloc": ALLOCATE.format(name="cudaMalloc", more=""),
+    "cudaMallocHost": ALLOCATE.format(name="cudaMallocHost", more=""),
+    "cudaHostAlloc": ALLOCATE.format(name="cudaHostAlloc", more=", unsigned flags"),
+    "cudaFree": FREE.format(name="cudaFree"),
+    "cudaFreeHost": FREE.format(name="cudaFreeHost"),
+    "cudaGetErrorName": TEXT.format(name="cudaGetErrorName"),
+    "cudaGetErrorString": TEXT.format(name="cudaGetErrorString"),
+    "cudaStreamCreateWithFlags": HANDLE.format(name="cudaStreamCreateWithFlags", more=", unsigned flags"),
+    "cublasCreate_v2": HANDLE.format(name="cublasCreate_v2", more=""),
+    "cublasLtCreate": HANDLE.format(name="cublasLtCreate", more=""),
+    # 75 and 76 ask for the compute capability; of all else, a count of multiprocessors is a fair answer
+    "cudaDeviceGetAttribute": "int cudaDeviceGetAttribute(int *v, int a, int d)"
+    " { *v = a == 75 ? 9 : a == 76 ? 0 : 132; return 0; }",
+}
+UNVERSIONED = {"curand": "libcurand.so.10", "cu": "libcuda.so.1"}  # by prefix, the longer first
+
+
+def missing() -> str | None:
+    """Why the stand-ins cannot be built here; None if they can."""
+    if absent := [tool for tool in ("gcc", "nm") if shutil.which(tool) is None]:
+        return f"{' and '.join(absent)} not installed"
+    return None if provider_library().exists() else "onnxruntime has no CUDA provider here (onnxruntime-gpu has)"
+
+
+def provider_library() -> Path:
+    """The library that holds ONNX Runtime's CUDA provider."""
+    spec = importlib.util.find_spec("onnxruntime")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "capi" / "libonnxruntime_providers_cuda.so"
+
+
+def build(folder: Path) -> None:
+    """Write the stand-ins to `folder`, which has to be on LD_LIBRARY_PATH of the process that uses them."""
+    for library, symbols in wanted().items():
+        source = folder / f"{library}.c"
+        source.write_text("\n".join(ANSWERS.get(name, f"int {name}() {{ return 0; }}") for name in sorted(symbols)))
+        versions = folder / f"{library}.map"
+        versions.write_text(f"{library} {{ global: *; }};")
+        subprocess.run(
+            ["gcc", "-w", "-shared", "-fPIC", "-fno-builtin", "-o", folder / library, source]
+            + [f"-Wl,-soname,{library}", f"-Wl,--version-script={versions}"],
+            check=True,
+        )
+
+
+def wanted() -> dict[str, set[str]]:
+    """The symbols that the provider needs from CUDA, by the library that has to hold them."""
+    listing = subprocess.run(
+        ["nm", "-D", "--undefined-only", provider_library()], check=True, capture_output=True, text=True
+    ).stdout
+    symbols: dict[str, set[str]] = defaultdict(set)
+    for name, version in re.findall(r"U (\w+)(?:@+(\S+))?", listing):
+        if version.startswith(("libcublas", "libcudart")):
+            symbols[version].add(name)
+        elif not version:
+            for prefix, library in UNVERSIONED.items():
+                if name.startswith(prefix):
+                    symbols[library].add(name)
+                    break
+    for library in UNVERSIONED.values():  # loaded by name even if nothing of theirs is linked
+        symbols[library].add(f"{library.split('.')[0]}_stand_in")
+    return symbols

@@ -1,7 +1,8 @@
 """What an image installs, out of pyproject.toml: `python requirements.py EXTRA` prints it in pip's words.
 
-The lines are those that `make install` reads, so there is no second list. One differs: an image without CUDA takes plain
-onnxruntime in place of onnxruntime-gpu, wherever it is built. It is 270 MB smaller, and the two cannot be installed together.
+The lines are those that `make install` reads, so there is no second list. One differs: an image without CUDA takes
+plain onnxruntime in place of onnxruntime-gpu, wherever it is built. It is 270 MB smaller, and the two cannot be
+installed together.
 """
 
 import re

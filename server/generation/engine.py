@@ -16,7 +16,7 @@ from server.generation.sampler import Draws
 from server.generation.scheduler import Scheduler
 from server.generation.scheduler import Sequence as Scheduled
 from server.generation.stream import Stream
-from server.generation.worker import Worker
+from server.generation.worker import Clock, Worker
 from server.observer import Observer, Silent
 from server.session import Session
 from server.settings import ModelSettings
@@ -43,6 +43,7 @@ class Engine:
         chunk_tokens: int,
         end_id: int | None = None,
         observer: Observer | None = None,
+        clock: Clock = time.monotonic,
     ) -> None:
         layout = decoder.cache.layout
         self.context = layout.capacity  # tokens of prompt and continuation
@@ -51,8 +52,19 @@ class Engine:
         self._end_id = end_id
         self._observer = observer or Silent()
         scheduler = Scheduler(gate, slots=layout.slots, chunk_tokens=chunk_tokens)
-        self._worker = Worker(Runner(decoder), scheduler, observer=self._observer)
+        self._worker = Worker(Runner(decoder), scheduler, observer=self._observer, clock=clock)
+        self._clock = clock
         self._accepting = False
+        self._gate = gate
+        self.slots = layout.slots
+
+    @property
+    def waiting_rows(self) -> int:
+        return self._gate.requests
+
+    @property
+    def waiting_tokens(self) -> int:
+        return self._gate.tokens
 
     async def start(self) -> None:
         """Accept requests from now on."""
@@ -101,13 +113,13 @@ class Engine:
         results: list[Floats] = []
         with self._worker.room(requests=len(rows), tokens=sum(map(len, rows)), field="input_ids"):
             for group in groups(rows, FORWARD_TOKENS):
-                call.check_deadline(time.monotonic())
+                call.check_deadline(self._clock())
                 results += await self._worker.forward(group)
         return results
 
     def _stream(self, prompt_ids: Ids, sampling: Sampling, call: Call) -> Stream:
         sampling.check_vocabulary(self.vocabulary)
-        now = time.monotonic()
+        now = self._clock()
         call.check_deadline(now)
         ends = set(sampling.stop_token_ids)
         if self._end_id is not None and not sampling.ignore_eos:

@@ -7,7 +7,6 @@ serves can hold it up: what it hands over waits in the queue of each request.
 import asyncio
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +28,7 @@ log = logging.getLogger(__name__)
 Forward = tuple[Sequence[Ids], "Future[list[Floats]]"]
 Event = tuple[Stream, Step | Exception]
 Note = Callable[[], None]
+Clock = Callable[[], float]
 
 
 class StepFailed(RuntimeError):
@@ -38,7 +38,8 @@ class StepFailed(RuntimeError):
 class Worker:
     """Owns the runner. Everything public is called from the event loop and returns at once."""
 
-    def __init__(self, runner: Runner, scheduler: Scheduler, *, observer: Observer) -> None:
+    def __init__(self, runner: Runner, scheduler: Scheduler, *, observer: Observer, clock: Clock) -> None:
+        self._clock = clock
         self._runner = runner
         self._scheduler = scheduler
         self._observer = observer
@@ -102,7 +103,7 @@ class Worker:
     def _run_until_idle(self) -> None:
         while True:
             with self._lock:
-                plan = self._scheduler.plan(time.monotonic())
+                plan = self._scheduler.plan(self._clock())
                 forward = self._forwards.popleft() if self._forwards else None
                 if plan == Plan() and forward is None:
                     self._work = None
@@ -124,14 +125,14 @@ class Worker:
             future.set_exception(error)
 
     def _run(self, copies: Sequence[Copy], step: Prefill | Decode, rows: list[Stream]) -> None:
-        started = time.monotonic()
+        started = self._clock()
         try:
             self._runner.copy(copies)
             chosen = self._runner.run(step, rows)
         except Exception as error:  # whatever it is: those in this step have no answer, the others go on
             self._fail(step, rows, error)
             return
-        now = time.monotonic()
+        now = self._clock()
         events = self._accept(step, rows, chosen, now)
         note = partial(
             self._observer.step,
@@ -174,7 +175,7 @@ class Worker:
     def _tell_gone(self, gone: list[Stream]) -> None:
         if not gone:
             return
-        now = time.monotonic()
+        now = self._clock()
         events: list[Event] = []
         notes: list[Note] = []
         for row in gone:

@@ -1,0 +1,80 @@
+"""A tiny GPT with random weights, exported as users export theirs, and the same in transformers to compare with."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from server.admission import Gate, Limits
+from server.artifact import read_artifact
+from server.generation.engine import Engine
+from server.generation.graph import Decoder, make_cache
+from server.providers import choose_provider
+from server.session import open_session
+from server.settings import Settings
+
+SETTINGS = Settings(provider="cpu", threads=1)
+
+
+@pytest.fixture(scope="session")
+def artifact(artifacts):
+    return read_artifact(artifacts / "tiny-gpt" / "1")
+
+
+@pytest.fixture(scope="session")
+def session(artifact):
+    return open_session(artifact, choose_provider(SETTINGS), SETTINGS)
+
+
+@pytest.fixture(scope="session")
+def reference(checkpoints):
+    """The same model in transformers."""
+    torch.set_num_threads(1)  # there is too little to compute for more
+    return transformers.GPT2LMHeadModel.from_pretrained(checkpoints["tiny-gpt"]).eval()
+
+
+@pytest.fixture(scope="session")
+def context(artifact) -> int:
+    return artifact.manifest.text.max_length
+
+
+@pytest.fixture(scope="session")
+def vocabulary(artifact) -> int:
+    return artifact.manifest.text.vocabulary
+
+
+@pytest.fixture
+async def engine_of(session, context):
+    """Makes engines, and drains them after the test."""
+    engines = []
+
+    async def make(*, slots=8, chunk_tokens=8, waiting=100, decoder=Decoder, **options) -> Engine:
+        cache = make_cache(session.ort, slots=slots, capacity=context, device="cpu", device_id=0)
+        gate = Gate("gpt", Limits(requests=waiting, tokens=100_000))
+        engine = Engine(decoder(session.ort, cache), gate=gate, chunk_tokens=chunk_tokens, **options)
+        await engine.start()
+        engines.append(engine)
+        return engine
+
+    yield make
+    for engine in engines:
+        await engine.drain()
+
+
+@pytest.fixture
+def prepare():
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
+
+
+@pytest.fixture
+def prompts(vocabulary):
+    """Random prompts of random lengths, without the token that ends a text."""
+    random = np.random.default_rng(0)
+
+    def make(count, *, longest=40):
+        return [random.integers(1, vocabulary, random.integers(1, longest + 1)) for _ in range(count)]
+
+    return make

@@ -1,0 +1,71 @@
+"""Slots in memory: reading in any chunks is reading at once, and a request does not notice that it moved."""
+
+import numpy as np
+import pytest
+
+from server.errors import BadArtifact
+from server.generation.graph import Decoder, make_cache
+from server.generation.replay import check_decoding, replay
+
+
+@pytest.fixture
+def decoder(session, context):
+    return Decoder(session.ort, make_cache(session.ort, slots=4, capacity=context, device="cpu", device_id=0))
+
+
+@pytest.mark.parametrize("chunks", [[20], [8, 8, 4], [3, 17], [1, 2, 17], [18, 2]], ids=str)
+def test_a_prompt_read_in_chunks_gives_what_it_gives_at_once(decoder, chunks):
+    ids, read = np.arange(1, 21), 0
+    for length in chunks:
+        scores = decoder.prefill(2, ids[read : read + length], read)
+        read += length
+    expected = decoder.forward([ids])[0][-1]
+    assert np.abs(scores.logits()[0] - expected).max() < 1e-5
+    assert scores.logsumexp[0] == pytest.approx(np.log(np.exp(expected).sum()), abs=1e-5)
+    assert scores.top_ids[0].tolist() == np.argsort(-expected, kind="stable")[: decoder.likeliest].tolist()
+
+
+def test_rows_of_different_lengths_decode_together(decoder, prompts):
+    texts = prompts(4)
+    for slot, text in enumerate(texts):
+        if len(text) > 1:
+            decoder.prefill(slot, text[:-1], 0)
+    lengths = np.array([len(text) for text in texts], np.int32)
+    scores = decoder.decode(np.array([text[-1] for text in texts]), lengths)
+    for row, text in zip(scores.logits(), texts, strict=True):
+        assert np.abs(row - decoder.forward([text])[0][-1]).max() < 1e-5
+
+
+def test_a_moved_slot_decodes_as_if_it_had_not_moved(decoder):
+    ids = np.arange(1, 12)
+    decoder.prefill(3, ids[:-1], 0)
+    decoder.prefill(0, np.arange(20, 50), 0)  # what lay there before
+    decoder.cache.copy(source=3, target=0, tokens=10)
+    scores = decoder.decode(ids[-1:], np.array([11], np.int32))
+    assert np.abs(scores.logits()[0] - decoder.forward([ids])[0][-1]).max() < 1e-5
+
+
+def test_a_slot_takes_the_memory_it_says(decoder, context):
+    layout = decoder.cache.layout
+    assert decoder.cache.bytes == 2 * layout.layers * 4 * layout.heads * context * layout.head_width * 4
+
+
+def test_an_empty_batch_is_caught_before_it_kills_the_process(decoder):
+    with pytest.raises(AssertionError, match="bug"):
+        decoder.decode(np.zeros(0, np.int64), np.zeros(0, np.int32))
+
+
+def test_decoding_gives_the_golden_logits(session, artifact):
+    found, expected = replay(session, artifact.golden())
+    assert len(found) >= 3
+    assert np.abs(found - expected).max() / expected.std() < 1e-4
+    assert check_decoding(session, artifact) < 1e-4
+
+
+def test_decoding_that_is_off_is_refused(session, artifact, monkeypatch):
+    monkeypatch.setattr(Decoder, "decode", lambda self, ids, lengths: decode(self, ids[::-1].copy(), lengths))
+    with pytest.raises(BadArtifact, match="decoding step by step is off"):
+        check_decoding(session, artifact)
+
+
+decode = Decoder.decode

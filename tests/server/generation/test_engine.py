@@ -1,0 +1,396 @@
+"""The engine on a real graph: against transformers, among others, and when things go wrong."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from server.admission import Call
+from server.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded
+from server.generation.engine import Engine, groups
+from server.generation.graph import Decoder
+from server.generation.request import Sampling, Step
+from server.generation.worker import StepFailed
+from server.observer import Silent
+
+GREEDY = {"temperature": 0.0, "ignore_eos": True}
+
+
+async def steps_of(engine: Engine, prompt, call=Call(), **sampling) -> list[Step]:  # noqa: B008  # it is frozen
+    return [step async for step in engine.generate(np.asarray(prompt), Sampling(**sampling), call)]
+
+
+async def tokens_of(engine: Engine, prompt, **sampling) -> list[int]:
+    return [step.token_id for step in await steps_of(engine, prompt, **sampling)]
+
+
+def greedy_of(reference, prompt, count: int) -> list[int]:
+    """What transformers generates."""
+    ids = torch.tensor(np.asarray(prompt))[None]
+    with torch.no_grad():
+        whole = reference.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, eos_token_id=None
+        )
+    return whole[0, ids.shape[1] :].tolist()
+
+
+class Listener(Silent):
+    """Writes down what it hears."""
+
+    def __init__(self):
+        self.steps, self.endings, self.failures, self.drops = [], [], [], []
+
+    def step(self, **step):
+        self.steps.append(step)
+
+    def finished(self, *, reason, usage):
+        self.endings.append((reason, usage))
+
+    def failed(self, rows):
+        self.failures.append(rows)
+
+    def dropped(self, reason):
+        self.drops.append(reason)
+
+
+class Held(Decoder):
+    """Decodes only when it is let, one step at a time."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.arrived, self.go = threading.Semaphore(0), threading.Semaphore(0)
+
+    def decode(self, *arguments):
+        self.arrived.release()
+        self.go.acquire()
+        return super().decode(*arguments)
+
+    async def has_arrived(self):
+        await asyncio.to_thread(self.arrived.acquire)
+
+    def let_go(self):
+        self.go.release(1000)
+
+
+async def held(engine_of, **options) -> tuple[Engine, Held]:
+    decoders = []
+
+    def make(*arguments):
+        decoders.append(Held(*arguments))
+        return decoders[0]
+
+    return await engine_of(decoder=make, **options), decoders[0]
+
+
+# ---- right
+
+
+async def test_greedy_tokens_are_those_of_transformers_for_prompts_that_come_while_others_run(
+    engine_of, prompts, reference
+):
+    engine, asked = await engine_of(slots=6), prompts(24)
+    made, came = 0, asyncio.Condition()
+
+    async def one(number, prompt):
+        nonlocal made
+        async with came:
+            await came.wait_for(lambda: made >= number * 5)  # those before have made so many tokens
+        tokens = []
+        async for step in engine.generate(prompt, Sampling(max_tokens=20, **GREEDY), Call()):
+            tokens.append(step.token_id)
+            async with came:
+                made += 1
+                came.notify_all()
+        return tokens
+
+    found = await asyncio.gather(*(one(number, prompt) for number, prompt in enumerate(asked)))
+    assert found == [greedy_of(reference, prompt, 20) for prompt in asked]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {},
+        {"top_k": 0, "top_p": 0.9},
+        {"repetition_penalty": 1.5, "temperature": 1.5},
+        {"logit_bias": {5: 3.0}, "min_p": 0.02},
+    ],
+    ids=str,
+)
+async def test_a_request_gets_the_same_tokens_alone_and_among_31_others(engine_of, prompts, sampling):
+    engine, (prompt, *others) = await engine_of(slots=32), prompts(32, longest=30)
+    alone = await tokens_of(engine, prompt, seed=7, max_tokens=30, **sampling)
+    together = asyncio.gather(
+        tokens_of(engine, prompt, seed=7, max_tokens=30, **sampling),
+        *(tokens_of(engine, other, seed=number, max_tokens=1 + number) for number, other in enumerate(others)),
+    )
+    assert (await together)[0] == alone
+
+
+async def test_log_probabilities_are_those_of_torch(engine_of, prompts, reference):
+    engine, (prompt,) = await engine_of(), prompts(1)
+    steps = await steps_of(engine, prompt, seed=1, max_tokens=15, temperature=2.0, logprobs=80, ignore_eos=True)
+    ids = [*prompt.tolist(), *(step.token_id for step in steps)]
+    with torch.no_grad():
+        logprobs = reference(torch.tensor(ids)[None]).logits[0].log_softmax(-1).numpy()
+    for position, step in enumerate(steps, start=len(prompt) - 1):
+        assert step.logprob == pytest.approx(logprobs[position, step.token_id], abs=1e-4)
+        assert [logprob for _, logprob in step.top] == pytest.approx(
+            np.sort(logprobs[position])[:-81:-1].tolist(), abs=1e-4
+        )
+
+
+async def test_raw_logits_are_those_of_torch_for_rows_of_any_length(engine_of, prompts, reference, context):
+    engine, rows = await engine_of(), [*prompts(20, longest=60), np.arange(1, context + 1)]
+    generating = asyncio.create_task(tokens_of(engine, rows[0], max_tokens=4))
+    found = await engine.logits(rows, Call())
+    await generating
+    for row, logits in zip(rows, found, strict=True):
+        with torch.no_grad():
+            expected = reference(torch.tensor(row)[None]).logits[0].numpy()
+        assert np.abs(logits - expected).max() / expected.std() < 1e-4
+
+
+def test_rows_of_the_raw_door_run_together_up_to_a_number_of_padded_tokens():
+    rows = [np.zeros(length) for length in (5, 5, 10, 30, 1)]
+    assert [[len(row) for row in group] for group in groups(rows, 20)] == [[5, 5], [10], [30], [1]]
+
+
+# ---- ends
+
+
+async def test_it_ends_at_max_tokens_and_tells_what_it_took(engine_of):
+    steps = await steps_of(await engine_of(), [1, 2, 3], max_tokens=5, seed=9, ignore_eos=True)
+    assert [step.finish_reason for step in steps] == ["", "", "", "", "length"]
+    usage = steps[-1].usage
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, steps[-1].seed) == (3, 5, 0, 9)
+    assert usage.queue_seconds >= 0
+    assert usage.inference_seconds > 0
+
+
+async def test_it_ends_where_the_context_ends(engine_of, context):
+    steps = await steps_of(await engine_of(), [1] * (context - 3), max_tokens=50, ignore_eos=True)
+    assert (len(steps), steps[-1].finish_reason) == (3, "length")
+
+
+async def test_it_ends_after_a_stop_token_but_not_before_min_tokens(engine_of, reference):
+    engine, prompt = await engine_of(end_id=0), [5, 6, 7]
+    usual = greedy_of(reference, prompt, 12)
+    early, late = usual[2], next(token for token in usual if token != usual[2])
+    steps = await steps_of(engine, prompt, max_tokens=12, temperature=0, stop_token_ids=(early,))
+    assert (steps[-1].finish_reason, steps[-1].stop_reason) == ("stop", str(early))
+    assert [step.token_id for step in steps] == usual[: usual.index(early) + 1]
+    steps = await steps_of(engine, prompt, max_tokens=12, min_tokens=6, temperature=0, stop_token_ids=(early, late))
+    assert len(steps) >= 6
+    assert early not in [step.token_id for step in steps[:6]]
+
+
+@pytest.mark.parametrize(("ignore", "reason", "count"), [(False, "stop", 1), (True, "length", 4)])
+async def test_it_ends_with_the_text_unless_told_to_go_on(engine_of, ignore, reason, count):
+    engine = await engine_of(end_id=3)
+    steps = await steps_of(engine, [1], max_tokens=4, temperature=0, logit_bias={3: 100.0}, ignore_eos=ignore)
+    assert (len(steps), steps[-1].finish_reason, steps[-1].stop_reason) == (count, reason, "")
+
+
+# ---- wrong requests
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sampling", "message"),
+    [
+        ([], {}, "prompt: found 0 tokens, expected 1 to 63"),
+        ([1] * 64, {}, "prompt: found 64 tokens, expected 1 to 63"),
+        ([1, 400], {}, "prompt: found token 400, expected 0 to 399"),
+        ([1, -1], {}, "prompt: found token -1, expected 0 to 399"),
+        ([1], {"stop_token_ids": (400,)}, "stop_token_ids: found token 400"),
+        ([1], {"logit_bias": {-1: 1.0}}, "logit_bias: found token -1"),
+    ],
+)
+async def test_what_cannot_be_answered_is_refused_with_what_was_found_and_expected(
+    engine_of, prompt, sampling, message
+):
+    engine = await engine_of()
+    with pytest.raises(InvalidRequest, match=message):
+        await steps_of(engine, np.array(prompt, np.int64), **sampling)
+    assert len(await tokens_of(engine, [1], max_tokens=2, ignore_eos=True)) == 2
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"max_tokens": 0},
+        {"min_tokens": 17},
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"min_p": 1.5},
+        {"repetition_penalty": 0.0},
+        {"frequency_penalty": 3.0},
+        {"presence_penalty": float("nan")},
+        {"seed": -1},
+        {"logprobs": -1},
+        {"logit_bias": {1: float("inf")}},
+    ],
+    ids=str,
+)
+def test_sampling_that_makes_no_sense_is_refused_by_name(sampling):
+    with pytest.raises(InvalidRequest, match=next(iter(sampling))):
+        Sampling(**sampling)
+
+
+# ---- callers
+
+
+async def test_a_caller_who_leaves_frees_the_slot_by_the_next_step(engine_of):
+    listener = Listener()
+    engine, decoder = await held(engine_of, slots=2, observer=listener)
+    leaving = engine.generate(np.array([1, 2]), Sampling(max_tokens=50, ignore_eos=True), Call())
+    await anext(leaving)
+    staying = asyncio.create_task(tokens_of(engine, [3], max_tokens=10, ignore_eos=True))
+    await decoder.has_arrived()  # in its first step
+    await leaving.aclose()
+    decoder.let_go()
+    assert len(await staying) == 10
+    await engine.drain()
+    rows = [step["rows"] for step in listener.steps if step["kind"] == "decode"]
+    assert rows == [1] * 10  # one of whoever left, nine of whoever stayed, never two together
+    assert [reason for reason, _ in listener.endings] == ["cancelled", "length"]
+
+
+async def test_a_caller_who_leaves_while_waiting_never_runs(engine_of):
+    listener = Listener()
+    engine, decoder = await held(engine_of, slots=1, observer=listener)
+    running = asyncio.create_task(tokens_of(engine, [1], max_tokens=5, ignore_eos=True))
+    await decoder.has_arrived()
+    waiting = asyncio.create_task(tokens_of(engine, [2, 3, 4], max_tokens=5))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    decoder.let_go()
+    assert len(await running) == 5
+    await engine.drain()
+    assert listener.drops == ["cancelled"]
+    assert [step["tokens"] for step in listener.steps if step["kind"] == "prefill"] == [1]
+
+
+async def test_a_slow_caller_slows_nobody_and_gets_everything(engine_of, reference):
+    engine = await engine_of()
+    slow = engine.generate(np.array([1, 2]), Sampling(max_tokens=30, **GREEDY), Call())
+    first = await anext(slow)
+    assert len(await tokens_of(engine, [3, 4], max_tokens=40, **GREEDY)) == 40
+    found = [first.token_id, *[step.token_id async for step in slow]]
+    assert found == greedy_of(reference, [1, 2], 30)
+
+
+async def test_a_request_whose_time_is_up_leaves_with_what_it_has(engine_of):
+    now = 0.0
+
+    class Ticking(Decoder):
+        """Each step takes a second."""
+
+        def decode(self, *arguments):
+            nonlocal now
+            now += 1.0
+            return super().decode(*arguments)
+
+    engine, got = await engine_of(decoder=Ticking, clock=lambda: now), []
+
+    async def hurried():
+        async for step in engine.generate(np.array([1]), Sampling(max_tokens=50), Call(deadline=3.5)):
+            got.append(step)
+
+    patient = asyncio.create_task(tokens_of(engine, [2], max_tokens=20, ignore_eos=True))
+    with pytest.raises(DeadlineExceeded):
+        await hurried()
+    assert 1 <= len(got) <= 5
+    assert len(await patient) == 20
+    with pytest.raises(DeadlineExceeded):
+        await steps_of(engine, [1], Call(deadline=now))
+
+
+async def test_a_full_queue_refuses_and_says_when_to_come_back(engine_of):
+    engine, decoder = await held(engine_of, slots=1, waiting=1)
+    running = asyncio.create_task(tokens_of(engine, [1], max_tokens=3, ignore_eos=True))
+    await decoder.has_arrived()
+    waiting = asyncio.create_task(tokens_of(engine, [1], max_tokens=3, ignore_eos=True))
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded) as refused:
+        await tokens_of(engine, [1])
+    assert refused.value.retry_after_s > 0
+    with pytest.raises(Overloaded):
+        await engine.logits([np.array([1])], Call())
+    decoder.let_go()
+    assert len(await running) == len(await waiting) == 3
+
+
+# ---- failures and ends
+
+
+async def test_a_step_that_fails_fails_only_the_requests_in_it(engine_of, reference):
+    class Flaky(Decoder):
+        """The fourth decode step fails."""
+
+        decodes = 0
+
+        def decode(self, *arguments):
+            self.decodes += 1
+            if self.decodes == 4:
+                raise RuntimeError("out of memory")
+            return super().decode(*arguments)
+
+    listener = Listener()
+    engine = await engine_of(slots=2, decoder=Flaky, observer=listener)
+    asked = [[1], [2], [3], [4]]
+    found = await asyncio.gather(
+        *(tokens_of(engine, prompt, max_tokens=10, **GREEDY) for prompt in asked), return_exceptions=True
+    )
+    assert [type(answer) for answer in found] == [StepFailed, StepFailed, list, list]
+    assert found[2:] == [greedy_of(reference, prompt, 10) for prompt in asked[2:]]
+    assert listener.failures == [2]
+
+
+async def test_a_prefill_that_fails_fails_only_its_request(engine_of):
+    class Allergic(Decoder):
+        """Fails on a certain token."""
+
+        def prefill(self, slot, token_ids, past):
+            if 13 in token_ids:
+                raise RuntimeError("not this one")
+            return super().prefill(slot, token_ids, past)
+
+    engine = await engine_of(decoder=Allergic)
+    found = await asyncio.gather(
+        *(tokens_of(engine, [token], max_tokens=5, ignore_eos=True) for token in (1, 13, 2)), return_exceptions=True
+    )
+    assert [type(answer) for answer in found] == [list, StepFailed, list]
+
+
+async def test_draining_lets_those_who_are_in_finish_and_nobody_else_in(engine_of):
+    engine, decoder = await held(engine_of)
+    running = asyncio.create_task(tokens_of(engine, [1], max_tokens=5, ignore_eos=True))
+    await decoder.has_arrived()
+    draining = asyncio.create_task(engine.drain())
+    await asyncio.sleep(0)
+    with pytest.raises(NotReady):
+        await tokens_of(engine, [1])
+    decoder.let_go()
+    await draining
+    assert len(await running) == 5
+
+
+async def test_who_gives_up_draining_cancels_those_who_are_in(engine_of):
+    engine, decoder = await held(engine_of)
+    running = asyncio.create_task(steps_of(engine, [1], max_tokens=50, ignore_eos=True))
+    await decoder.has_arrived()
+    draining = asyncio.create_task(engine.drain())
+    await asyncio.sleep(0)
+    draining.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await draining
+    decoder.let_go()
+    steps = await running
+    assert (steps[-1].finish_reason, steps[-1].token_id) == ("cancelled", None)
+    assert len(steps) <= 4

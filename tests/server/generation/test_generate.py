@@ -1,0 +1,147 @@
+"""The task: text in, pieces of text out; and the tensor door."""
+
+from contextlib import aclosing
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from server.admission import Call
+from server.errors import InvalidRequest
+from server.generation.request import Sampling
+from server.tasks.generate import Generate, RawGpt
+from server.tasks.text import TextEncoder
+
+PROMPT = "A list is"
+
+
+@pytest.fixture
+async def task(engine_of, artifact, prepare):
+    return Generate(await engine_of(end_id=artifact.manifest.text.end_id), TextEncoder(artifact), prepare)
+
+
+async def pieces_of(task, prompt=PROMPT, *, stop=(), include_stop=False, **sampling):
+    pieces = task.stream(prompt, Sampling(**sampling), stop=stop, include_stop=include_stop, call=Call())
+    return [piece async for piece in pieces]
+
+
+def text_of(pieces):
+    return "".join(piece.text for piece in pieces)
+
+
+async def test_pieces_are_the_text_of_the_tokens(task, artifact):
+    pieces = await pieces_of(task, max_tokens=20, seed=1, ignore_eos=True)
+    ids = [token for piece in pieces for token in piece.token_ids]
+    assert len(ids) == 20
+    assert text_of(pieces) == TextEncoder(artifact).decode(ids, skip_special_tokens=True)
+    assert [piece.finish_reason for piece in pieces] == [""] * 19 + ["length"]
+
+
+async def test_only_the_last_piece_has_seed_and_usage(task, artifact):
+    *others, last = await pieces_of(task, max_tokens=5, seed=1, ignore_eos=True)
+    assert {(piece.seed, piece.usage) for piece in others} == {(None, None)}
+    (tokens,) = TextEncoder(artifact).encode([PROMPT])
+    assert (last.seed, last.usage.prompt_tokens, last.usage.completion_tokens) == (1, len(tokens), 5)
+
+
+async def test_a_prompt_can_be_token_ids(task, artifact):
+    (tokens,) = TextEncoder(artifact).encode([PROMPT])
+    as_ids = await pieces_of(task, tokens.input_ids.tolist(), max_tokens=8, seed=2)
+    assert text_of(as_ids) == text_of(await pieces_of(task, max_tokens=8, seed=2))
+
+
+async def test_log_probabilities_come_only_if_asked_for(task):
+    (piece,) = await pieces_of(task, max_tokens=1)
+    assert piece.logprobs == []
+    (piece,) = await pieces_of(task, max_tokens=1, logprobs=3)
+    assert len(piece.logprobs) == 1
+    assert len(piece.logprobs[0].top) == 3
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+async def test_a_stop_string_ends_the_text_before_it_wherever_tokens_end(task, data):
+    seed = data.draw(st.integers(0, 5))
+    whole = await pieces_of(task, max_tokens=20, seed=seed, ignore_eos=True)
+    text = text_of(whole)
+    start = data.draw(st.integers(0, len(text) - 1))
+    stop = text[start : start + data.draw(st.integers(1, 6))]
+    include = data.draw(st.booleans())
+    *_, last = stopped = await pieces_of(
+        task, stop=[stop], include_stop=include, max_tokens=20, seed=seed, ignore_eos=True
+    )
+    end = text.index(stop)
+    assert text_of(stopped) == text[: end + include * len(stop)]
+    assert (last.finish_reason, last.stop_reason, last.seed) == ("stop", stop, seed)
+    tokens = [token for piece in stopped for token in piece.token_ids]
+    assert tokens == [token for piece in whole for token in piece.token_ids][: len(tokens)]
+    assert last.usage.completion_tokens == len(tokens)
+    assert last.usage.inference_seconds > 0
+
+
+async def test_a_stop_string_frees_the_slot(engine_of, artifact, prepare):
+    task = Generate(await engine_of(slots=1), TextEncoder(artifact), prepare)
+    text = text_of(await pieces_of(task, max_tokens=20, seed=3))
+    for _ in range(3):
+        stopped = await pieces_of(task, max_tokens=20, seed=3, stop=[text[2]])
+        assert stopped[-1].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("include", [False, True])
+async def test_the_text_of_a_stop_token_is_shown_only_on_demand(task, artifact, include):
+    ids = [t for piece in await pieces_of(task, max_tokens=8, temperature=0, ignore_eos=True) for t in piece.token_ids]
+    pieces = await pieces_of(task, max_tokens=8, temperature=0, stop_token_ids=(ids[-1],), include_stop=include)
+    found = [token for piece in pieces for token in piece.token_ids]
+    assert found == ids[: ids.index(ids[-1]) + 1]
+    shown = found if include else found[:-1]
+    assert text_of(pieces) == TextEncoder(artifact).decode(shown, skip_special_tokens=True)
+
+
+async def test_leaving_in_the_middle_leaves_nothing_behind(task):
+    async with aclosing(task.stream(PROMPT, Sampling(max_tokens=40), call=Call())) as pieces:
+        await anext(pieces)
+    assert len(await pieces_of(task, max_tokens=3, ignore_eos=True)) == 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        ("", {}, "prompts.3.: found an empty text"),
+        ("word " * 200, {}, "prompts.3.: found [0-9]+ tokens, expected at most 64"),
+        ([], {}, "prompts.3.: found 0 tokens"),
+        ([400], {}, "prompts.3.: found token 400, expected 0 to 399"),
+        ("fine", {"stop": [""]}, r"stop\[0\]: found an empty string"),
+    ],
+)
+async def test_a_refusal_names_the_field_as_the_caller_knows_it(task, prompt, options, message):
+    with pytest.raises(InvalidRequest, match=message):
+        await anext(task.stream(prompt, Sampling(), **options, call=Call(), field="prompts[3]"))
+
+
+async def test_the_tensor_door_gives_torchs_logits_and_zeros_at_padding(engine_of, reference):
+    ids = np.array([[5, 6, 7, 8], [9, 10, 0, 0]])
+    mask = np.array([[1, 1, 1, 1], [1, 1, 0, 0]])
+    raw = RawGpt(await engine_of())
+    logits = (await raw({"input_ids": ids, "attention_mask": mask}, call=Call()))["logits"]
+    assert logits.dtype == np.float32
+    with torch.no_grad():
+        expected = reference(torch.tensor(ids)).logits.numpy()
+    assert np.abs(logits[0] - expected[0]).max() / expected.std() < 1e-4
+    assert np.abs(logits[1, :2] - expected[1, :2]).max() / expected.std() < 1e-4
+    assert not logits[1, 2:].any()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "field"),
+    [
+        ({"input_ids": np.array([[400]])}, "input_ids"),
+        ({"input_ids": np.zeros((1, 65), np.int64)}, "input_ids"),
+        ({"input_ids": np.array([[1, 2]]), "attention_mask": np.array([[0, 1]])}, "attention_mask"),
+        ({"input_ids": np.array([[1]]), "token_type_ids": np.array([[0]])}, "token_type_ids"),
+    ],
+)
+async def test_the_tensor_door_refuses_what_makes_no_sense(engine_of, inputs, field):
+    with pytest.raises(InvalidRequest, match=field):
+        await RawGpt(await engine_of())(inputs, call=Call())

@@ -7,7 +7,7 @@ nodes compute nothing (zeros come out), so the swap lasts as long as the trace a
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,8 @@ class Decoder:
 
     `past` are the caches (b, h, capacity, k), keys and values of layer 0, of layer 1, …; `present` what they become.
     `lengths` (b, int32) counts the tokens of each row in the cache after this run, `total` (1, int32) bounds them.
-    Layers must be called in order: this is how each finds its cache.
+    Layers must be called in order: this is how each finds its cache. They must be `packed`: what arrives as a query
+    holds the key and the value too, (b, t, 3 d).
     """
 
     def __init__(self, lengths: Tensor, total: Tensor, past: Sequence[Tensor]) -> None:
@@ -54,25 +55,62 @@ class Decoder:
         self.past = past
         self.present: list[Tensor] = []
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, heads: int) -> Tensor:
+    def __call__(self, packed: Tensor, key: None, value: None, mask: Tensor | None = None, *, heads: int) -> Tensor:
         layer = len(self.present)
         past_key, past_value = self.past[layer : layer + 2]
         attended, *present = torch.onnx.ops.symbolic_multi_out(
             "com.microsoft::GroupQueryAttention",
-            [query, key, value, past_key, past_value, self.last, self.total],
+            [packed, None, None, past_key, past_value, self.last, self.total],
             {"num_heads": heads, "kv_num_heads": heads},
-            dtypes=(query.dtype, past_key.dtype, past_value.dtype),
-            shapes=(query.shape, past_key.shape, past_value.shape),
+            dtypes=(packed.dtype, past_key.dtype, past_value.dtype),
+            shapes=((*packed.shape[:-1], packed.shape[-1] // 3), past_key.shape, past_value.shape),
             version=1,
         )
         self.present.extend(present)
         return attended
 
 
+class Nothing(nn.Module):
+    """Stands where a matrix was that is part of another now."""
+
+    def forward(self, x: Tensor) -> None:
+        return None
+
+
+def attentions(model: nn.Module) -> list[SelfAttention]:
+    """The self-attentions of `model`, in order."""
+    return [module for module in model.modules() if isinstance(module, SelfAttention)]
+
+
+@contextmanager
+def packed(model: nn.Module) -> Iterator[None]:
+    """Queries, keys and values come out of one matrix until the end of the block: one product in place of three."""
+    layers = attentions(model)
+    nothing = cast(nn.Linear, Nothing())
+    originals = [(layer.to_query, layer.to_key, layer.to_value) for layer in layers]
+    try:
+        for layer, matrices in zip(layers, originals, strict=True):
+            layer.to_query, layer.to_key, layer.to_value = stacked(matrices), nothing, nothing
+        yield
+    finally:
+        for layer, matrices in zip(layers, originals, strict=True):
+            layer.to_query, layer.to_key, layer.to_value = matrices
+
+
+def stacked(matrices: Sequence[nn.Linear]) -> nn.Linear:
+    """One linear layer that computes what several do, side by side."""
+    weight = torch.cat([matrix.weight.detach() for matrix in matrices])
+    with torch.device("meta"):  # no memory, no initial values: both come from the others
+        layer = nn.Linear(weight.shape[1], weight.shape[0])
+    layer.weight = nn.Parameter(weight)
+    layer.bias = nn.Parameter(torch.cat([matrix.bias.detach() for matrix in matrices]))
+    return layer
+
+
 @contextmanager
 def swapped(model: nn.Module, attend: Any) -> Iterator[None]:
     """Every self-attention of `model` attends by `attend` until the end of the block."""
-    layers = [module for module in model.modules() if isinstance(module, SelfAttention)]
+    layers = attentions(model)
     originals = [layer.attend for layer in layers]
     try:
         for layer in layers:

@@ -5,10 +5,11 @@ The runtime's own level comes on top when the graph is loaded, as it depends on 
 """
 
 from collections import Counter
+from typing import Any
 
 import onnx_ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-from onnxscript.rewriter import rewrite
+from onnxscript.rewriter import RewriteRule, rewrite
 from onnxscript.rewriter.ort_fusions import optimize_for_ort
 from onnxscript.rewriter.rules.common import expand_before_binary_op_rules
 
@@ -18,9 +19,23 @@ from export.errors import ExportError
 FORBIDDEN = ("Shape", "Size", "Range", "Loop", "If", "Scan", "NonZero", "Expand", "ConstantOfShape")
 
 
+def gather_nd(op: Any, rows: Any, indices: Any) -> Any:
+    """How the exporter writes `x[indices]`: with an axis added to the indices ..."""
+    return op.GatherND(rows, op.Unsqueeze(indices, [-1]), batch_dims=0)
+
+
+def gather(op: Any, rows: Any, indices: Any) -> Any:
+    """... and the same in one node."""
+    return op.Gather(rows, indices, axis=0)
+
+
+rows_by_gather = RewriteRule(gather_nd, gather)
+
+
 def optimize(model: onnx_ir.Model) -> onnx_ir.Model:
     """The fused graph; byte for byte the same whenever the same graph comes in."""
     rewrite(model, expand_before_binary_op_rules)  # an operator that broadcasts needs no Expand in front of it
+    rewrite(model, [rows_by_gather])
     model, _ = optimize_for_ort(model)
     ClearMetadataAndDocStringPass()(model)
     check(model)

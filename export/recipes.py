@@ -4,6 +4,7 @@ A recipe is a model with a dictionary at either end, so that the names stand in 
 with the runtime's attention; `reference` is the model as it is written.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +60,10 @@ class Recipe(nn.Module):
     def reference(self, inputs: Tensors) -> Tensor:
         """What PyTorch makes of the same inputs, caches left aside, in place of `result`."""
         raise NotImplementedError
+
+    def arranged(self) -> AbstractContextManager[None]:
+        """The model with its weights as the graph wants them, until the end of the block."""
+        return nullcontext()
 
     def refuses(self, target: str, precision: str) -> str | None:
         """Why this model cannot be made for `target` in `precision`; None if it can."""
@@ -133,6 +138,9 @@ class GptRecipe(Recipe):
     def reference(self, inputs: Tensors) -> Tensor:
         result: Tensor = self.model(inputs["input_ids"], inputs["position_ids"], inputs["selected"])
         return result
+
+    def arranged(self) -> AbstractContextManager[None]:
+        return attention_ops.packed(self.model)
 
     def refuses(self, target: str, precision: str) -> str | None:
         if (target, precision) == ("cuda", "fp32"):

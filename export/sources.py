@@ -73,8 +73,11 @@ def bundled() -> list[str]:
     return sorted(path.parent.name for path in bundled_directory().glob("*/config.json"))
 
 
-def resolve(location: str, *, revision: str | None = None) -> Source:
-    """Find a bundled name, a local directory or a hub id, in this order; ExportError if it is none of them."""
+def resolve(location: str) -> Source:
+    """Find a bundled name, a local directory or a hub id, in this order; ExportError if it is none of them.
+
+    A hub id may end in `@` and a revision: a branch, a tag or a commit.
+    """
     if location in bundled():
         return Source(location, location, bundled_directory() / location)
     path = Path(location).expanduser()
@@ -82,8 +85,9 @@ def resolve(location: str, *, revision: str | None = None) -> Source:
         return local(location, path)
     if path.exists():
         raise ExportError(f"{location}: found a file, expected a directory in the Hugging Face layout")
-    if HUB_ID.fullmatch(location) and not location.startswith((".", "/", "~")):
-        return Source(location, location.split("/")[1], download(location, revision))
+    repository, _, revision = location.partition("@")
+    if HUB_ID.fullmatch(repository):
+        return Source(location, repository.split("/")[1], download(repository, revision or None))
     known = ", ".join(bundled()) or "none here"
     raise ExportError(
         f"{location}: found nothing of this name, expected a bundled model ({known}), a directory, "
@@ -98,22 +102,22 @@ def local(location: str, path: Path) -> Source:
     return Source(location, path.resolve().name, path)
 
 
-def download(location: str, revision: str | None) -> Path:
+def download(repository: str, revision: str | None) -> Path:
     """The files of a hub repository that matter, from the cache where they are there already."""
     # Imported here, for it takes a second that only a hub id needs.
     from huggingface_hub import errors, snapshot_download
 
     try:
-        return Path(snapshot_download(location, revision=revision, allow_patterns=list(PATTERNS)))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(PATTERNS)))
     except errors.GatedRepoError as error:
-        raise ExportError(f"{location}: its licence must be accepted on the hub, and HF_TOKEN set") from error
+        raise ExportError(f"{repository}: its licence must be accepted on the hub, and HF_TOKEN set") from error
     except errors.RepositoryNotFoundError as error:
-        raise ExportError(f"{location}: the hub has no such repository, or HF_TOKEN does not open it") from error
+        raise ExportError(f"{repository}: the hub has no such repository, or HF_TOKEN does not open it") from error
     except errors.RevisionNotFoundError as error:
-        raise ExportError(f"{location}: the hub has no revision {revision!r} of it") from error
+        raise ExportError(f"{repository}: the hub has no revision {revision!r} of it") from error
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         raise ExportError(
-            f"{location}: it is not in the local cache and the hub cannot be reached{offline}: "
+            f"{repository}: it is not in the local cache and the hub cannot be reached{offline}: "
             "found no such directory here either, expected a path that exists or a network"
         ) from error

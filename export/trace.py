@@ -26,7 +26,7 @@ def trace(recipe: Recipe, precision: str) -> onnx_ir.Model:
     axes = {
         name: {i: size for i, size in enumerate(port.shape) if isinstance(size, str)} for name, port in inputs.items()
     }
-    with quiet(), torch.no_grad():
+    with quiet(), recipe.arranged(), torch.no_grad():
         program = torch.onnx.export(
             recipe.eval(),
             kwargs={"inputs": example},

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from export import exporter
 from export.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +49,17 @@ def test_it_says_what_it_does_step_by_step(export, checkpoints: dict[str, Path])
     assert "28 nodes" in said
     assert "maximum" in said
     assert said.endswith("/other/1 is ready\n")
+
+
+def test_weights_too_large_for_one_file_get_a_file_of_their_own(
+    export, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter, "EXTERNAL_BYTES", 10_000)
+    outcome = export(checkpoints["mixer"], "--target", "cpu")
+    directory = outcome.artifacts / "mixer/1"
+    sizes = {file["path"]: file["bytes"] for file in manifest(directory)["files"]}
+    assert sizes["cpu.onnx"] < 50_000 < sizes["cpu.onnx.data"]
+    assert {path.name for path in directory.iterdir()} == {*sizes, "manifest.json"}
 
 
 def test_the_up_to_date_check_does_not_wait_for_torch(artifacts: Path, checkpoints: dict[str, Path]) -> None:

@@ -1,5 +1,9 @@
 """What every graph has in common: axes that really vary, and nothing that would keep it off CUDA."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +15,9 @@ from export.optimize import FORBIDDEN
 from export.recipes import recipe_for
 from export.runtime import Runtime, filled
 from models.checkpoints import load
+from tests.cuda import stub_libraries
 
+ROOT = Path(__file__).resolve().parents[2]
 GRAPHS = [("classifier", "cpu")] + [
     (name, target) for name in ("bert", "embedder", "gpt", "vit", "mixer") for target in ("cpu", "cuda")
 ]
@@ -23,21 +29,51 @@ def test_no_node_computes_with_shapes_or_decides_what_to_run(name: str, target: 
     assert {node.op_type for node in graph.node}.isdisjoint(FORBIDDEN)
 
 
-@pytest.mark.parametrize(
-    ("name", "fused"),
-    [
-        ("bert", {"MultiHeadAttention": 2, "SkipLayerNormalization": 5, "BiasGelu": 2}),
-        ("embedder", {"MultiHeadAttention": 2, "SkipLayerNormalization": 5, "BiasGelu": 2}),
-        ("gpt", {"GroupQueryAttention": 2, "SkipLayerNormalization": 5, "Gelu": 2}),
-        ("vit", {"MultiHeadAttention": 2, "SkipLayerNormalization": 4, "BiasGelu": 2}),
-        ("mixer", {"SkipLayerNormalization": 4, "BiasGelu": 4}),
-    ],
-)
+ENCODER = {"MultiHeadAttention": 2, "SkipLayerNormalization": 5, "BiasGelu": 2}
+# Of models of two blocks: the nodes that do the work of several, and how many nodes there are in all, by target.
+# fmt: off
+NODES = {
+    "bert":     (ENCODER, 40, 41),
+    "embedder": (ENCODER, 43, 46),
+    "gpt":      ({"GroupQueryAttention": 2, "SkipLayerNormalization": 5, "Gelu": 2}, 29, 30),
+    "vit":      ({"MultiHeadAttention": 2, "SkipLayerNormalization": 4, "BiasGelu": 2}, 36, 38),
+    "mixer":    ({"SkipLayerNormalization": 4, "BiasGelu": 4}, 28, 30),
+}
+# fmt: on
+
+
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
-def test_the_operators_of_the_runtime_are_used(name: str, target: str, fused: dict[str, int], artifacts: Path) -> None:
+@pytest.mark.parametrize("name", NODES)
+def test_neighbouring_nodes_are_fused(name: str, target: str, artifacts: Path) -> None:
     graph = onnx.load(artifacts / name / "1" / f"{target}.onnx").graph
     kinds = [node.op_type for node in graph.node]
+    fused, on_cpu, on_cuda = NODES[name]
     assert {kind: kinds.count(kind) for kind in fused} == fused
+    assert len(kinds) <= (on_cpu if target == "cpu" else on_cuda)
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_every_node_of_a_cuda_graph_runs_on_cuda(name: str, artifacts: Path, cuda_stand_ins: Path) -> None:
+    """Without a device: with libraries that have CUDA's names, the runtime loads its provider and places the graph."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.cuda.place", str(artifacts / name / "1/cuda.onnx")],
+        cwd=ROOT,
+        env=os.environ | {"LD_LIBRARY_PATH": str(cuda_stand_ins)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    placed = json.loads(done.stdout)
+    assert (placed["elsewhere"], placed["copies"], placed["cuda_graph_refused"]) == ([], 0, "")
+
+
+@pytest.fixture(scope="session")
+def cuda_stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if reason := stub_libraries.missing():
+        pytest.skip(f"no stand-ins for the CUDA libraries: {reason}")
+    folder = tmp_path_factory.mktemp("cuda")
+    stub_libraries.build(folder)
+    return folder
 
 
 @pytest.mark.parametrize("name", ["bert", "classifier", "embedder", "gpt"])

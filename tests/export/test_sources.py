@@ -65,7 +65,7 @@ def test_of_a_hub_repository_only_what_matters_is_fetched(
         return str(checkpoints["bert"])
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    source = sources.resolve("google-bert/bert-base-uncased", revision="abc")
+    source = sources.resolve("google-bert/bert-base-uncased@abc")
     assert (source.name, source.directory) == ("bert-base-uncased", checkpoints["bert"])
     assert (asked["repository"], asked["revision"]) == ("google-bert/bert-base-uncased", "abc")
     assert "model.safetensors" in asked["allow_patterns"]

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Coroutine, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from server import logs
 from server.errors import AffinityError
 from server.http import HttpServer
 from server.metrics import Metrics
+from server.model_metrics import ModelMetrics
 from server.repository import Repository
 from server.rpc.health import Health
 from server.rpc.server import build_server
@@ -55,12 +57,16 @@ async def serve(settings: Settings) -> None:
     """Start everything, wait to be stopped, stop everything. Ports are taken before models are loaded."""
     signals, metrics = Signals(), Metrics()
     repository = Repository(settings, metrics.observe)
+    metrics.registry.register(ModelMetrics(repository.models))
     under_way, health = UnderWay(), Health(repository)
-    server, port = build_server(settings, repository, metrics, health, under_way)
-    http = HttpServer(
-        settings.host, settings.http_port, metrics.registry, lambda: repository.ready and not under_way.closed
-    )
-    try:
+    async with AsyncExitStack() as stack:  # ends what has been started, the last first
+        http = HttpServer(
+            settings.host, settings.http_port, metrics.registry, lambda: repository.ready and not under_way.closed
+        )
+        stack.callback(http.stop)
+        stack.push_async_callback(repository.drain)
+        server, port = build_server(settings, repository, metrics, health, under_way)
+        stack.push_async_callback(server.stop, None)
         await health.refresh()
         await server.start()
         if await signals.unless_stopped(repository.load_all()):
@@ -68,9 +74,6 @@ async def serve(settings: Settings) -> None:
             _say_ready(settings, repository, port, http.port)
             await signals.stop.wait()
         await _finish(settings, server, health, under_way)
-    finally:
-        await repository.drain()
-        http.stop()
 
 
 class Signals:

@@ -1,5 +1,6 @@
 """Metrics and health over HTTP, for Prometheus and probes that do not speak gRPC: /metrics, /livez, /readyz."""
 
+import os
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
@@ -35,7 +36,7 @@ class HttpServer:
             self._server = make_server(host, port, _application(registry, ready), _Server, _Quiet)
         except OSError as error:
             raise HttpPortTaken(
-                f"cannot listen on {host}:{port}: {error.strerror}; --http-port chooses another"
+                f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; --http-port chooses another"
             ) from error
         self.port: int = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)

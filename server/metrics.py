@@ -69,6 +69,8 @@ class Metrics:
             "affinity_slots_used", "Continuations that hold a slot.", MODEL, registry=self.registry
         )
         self._families = families
+        self._plain = [name for name, (_, _, labels) in HISTOGRAMS.items() if not labels]
+        self._plain += [name for name, (_, labels) in COUNTERS.items() if not labels]
         self.registry.register(TritonNames(self.statistics))
         self._requests = Counter(
             "affinity_requests", "Requests, by how they ended.", (*MODEL, "task", "status"), registry=self.registry
@@ -97,6 +99,8 @@ class Metrics:
 
     def observe(self, model: str, version: str) -> "ModelObserver":
         """The listener to what happens inside one version of a model: an `Observe` (server/observer.py)."""
+        for family in self._plain:
+            self.of(family, model, version)  # so that Prometheus sees it from 0 on
         return ModelObserver(self, model, version)
 
     @contextmanager
@@ -197,7 +201,7 @@ class ModelObserver:
         self._of("affinity_step_duration_seconds", kind=kind).observe(seconds)
         self._of("affinity_step_rows", kind=kind).observe(rows)
         self._of("affinity_slots_used").set(slots)
-        self._statistics.run.add(seconds)
+        self._statistics.step(rows=rows, seconds=seconds)
 
     def finished(self, *, reason: str, usage: Usage) -> None:
         self._of("affinity_finished_generations", reason=reason).inc()

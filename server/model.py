@@ -40,7 +40,13 @@ FREE_TOKENS = {"cpu": 0, "openvino": 0, "cuda": 1024}
 
 
 class Part(Protocol):
-    """Something of a model that lives on the event loop."""
+    """Something of a model that lives on the event loop, with a queue before it."""
+
+    @property
+    def waiting_rows(self) -> int: ...
+
+    @property
+    def waiting_tokens(self) -> int: ...
 
     async def start(self) -> None: ...
 

@@ -28,16 +28,20 @@ class BatchTotal:
 
 @dataclass
 class Statistics:
-    """Since the server started. Requests are counted at the front door, rows and batches behind the queue."""
+    """Since the server started. Requests are counted at the front door, inputs and batches behind the queue.
 
-    success: Total = field(default_factory=Total)
+    Times of inputs are summed as Triton sums them: each input that was in a batch spent the whole time of the batch.
+    """
+
+    success: Total = field(default_factory=Total)  # requests
     failure: Total = field(default_factory=Total)
     failures: Counter[str] = field(default_factory=Counter)  # by Triton's reason
-    queue: Total = field(default_factory=Total)  # rows, and how long they waited
-    collate: Total = field(default_factory=Total)  # batches, and how long they took to put together
-    run: Total = field(default_factory=Total)  # batches, or steps of generation, and how long they ran
-    rows: int = 0  # inputs that ran, or continuations that ended
-    batches: dict[int, BatchTotal] = field(default_factory=dict)  # by rows
+    queue: Total = field(default_factory=Total)  # inputs, or prompts
+    collate: Total = field(default_factory=Total)  # inputs
+    run: Total = field(default_factory=Total)  # inputs, or continuations in the steps of generation
+    inputs: int = 0  # that ran, or continuations that ended
+    executions: int = 0  # batches, or steps of generation
+    batches: dict[int, BatchTotal] = field(default_factory=dict)  # by inputs
     last_request_ms: int = 0  # since the epoch
 
     def request(self, *, failure: str, seconds: float) -> None:
@@ -51,15 +55,22 @@ class Statistics:
 
     def batch(self, *, rows: int, queue_seconds: Sequence[float], collate_seconds: float, run_seconds: float) -> None:
         """A batch ran."""
-        self.rows += rows
+        self.inputs += rows
         self.queue.add(sum(queue_seconds), len(queue_seconds))
-        self.collate.add(collate_seconds)
-        self.run.add(run_seconds)
-        same_size = self.batches.setdefault(rows, BatchTotal())
-        same_size.collate.add(collate_seconds)
-        same_size.run.add(run_seconds)
+        self.collate.add(collate_seconds * rows, rows)
+        self._executed(rows, run_seconds)
+        self.batches[rows].collate.add(collate_seconds)
+
+    def step(self, *, rows: int, seconds: float) -> None:
+        """A step of generation ran."""
+        self._executed(rows, seconds)
 
     def generation(self, *, queue_seconds: float) -> None:
         """A continuation ended."""
-        self.rows += 1
+        self.inputs += 1
         self.queue.add(queue_seconds)
+
+    def _executed(self, rows: int, seconds: float) -> None:
+        self.executions += 1
+        self.run.add(seconds * rows, rows)
+        self.batches.setdefault(rows, BatchTotal()).run.add(seconds)

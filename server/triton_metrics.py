@@ -14,12 +14,15 @@ LABELS = ("model", "version")
 FAILURES = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
 VALUES: dict[str, tuple[str, Callable[[Statistics], float]]] = {
     "nv_inference_request_success": ("Requests that were answered.", lambda of: of.success.count),
-    "nv_inference_count": ("Inputs that ran.", lambda of: of.rows),
-    "nv_inference_exec_count": ("Batches that ran.", lambda of: of.run.count),
+    "nv_inference_count": ("Inputs that ran.", lambda of: of.inputs),
+    "nv_inference_exec_count": ("Batches that ran.", lambda of: of.executions),
     "nv_inference_request_duration_us": ("Time of requests.", lambda of: _us(of.success.seconds)),
     "nv_inference_queue_duration_us": ("Time that inputs waited.", lambda of: _us(of.queue.seconds)),
-    "nv_inference_compute_input_duration_us": ("Time to put batches together.", lambda of: _us(of.collate.seconds)),
-    "nv_inference_compute_infer_duration_us": ("Time that batches ran.", lambda of: _us(of.run.seconds)),
+    "nv_inference_compute_input_duration_us": (
+        "Time that inputs were put together.",
+        lambda of: _us(of.collate.seconds),
+    ),
+    "nv_inference_compute_infer_duration_us": ("Time that inputs ran.", lambda of: _us(of.run.seconds)),
     "nv_inference_compute_output_duration_us": ("Time to take batches apart: within the run.", lambda of: 0),
 }
 

@@ -15,17 +15,24 @@ from server.client import DEFAULT_SERVER, CallFailed, Client, Unreachable
 START = "start one with: make serve  (or: python -m server)"
 EMBED_SHOWN = 6  # values of a vector; --json has all of them
 
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number, 0 or more")
+    return int(text)
+
+
 SAMPLING: dict[str, tuple[Any, str]] = {  # field of GenerateRequest → how its text is read, what --help says
-    "max_tokens": (int, "the most new tokens"),
-    "min_tokens": (int, "the fewest new tokens"),
+    "max_tokens": (_count, "the most new tokens"),
+    "min_tokens": (_count, "the fewest new tokens"),
     "temperature": (float, "0 always takes the likeliest token"),
-    "top_k": (int, "choose among so many of the likeliest tokens; 0: among all"),
+    "top_k": (_count, "choose among so many of the likeliest tokens; 0: among all"),
     "top_p": (float, "choose among the likeliest tokens that together are so probable"),
     "min_p": (float, "leave out tokens less probable than this share of the likeliest"),
     "repetition_penalty": (float, "above 1: avoid tokens that were there before"),
     "frequency_penalty": (float, "avoid new tokens the more often they came"),
     "presence_penalty": (float, "avoid new tokens that came"),
-    "seed": (int, "the same seed gives the same text"),
+    "seed": (_count, "the same seed gives the same text"),
 }
 
 Ask = Callable[[Client, argparse.Namespace], None]
@@ -178,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     named = argparse.ArgumentParser(add_help=False)
     named.add_argument("--model", default="", metavar="NAME", help="the first, by name, that does the task if left out")
     few = argparse.ArgumentParser(add_help=False)
-    few.add_argument("--top-k", type=int, metavar="N", help="how many to tell")
+    few.add_argument("--top-k", type=_count, metavar="N", help="how many to tell")
 
     parser = argparse.ArgumentParser(prog="python -m server.client", description="Ask a running server.")
     parser.add_argument("--server", default=DEFAULT_SERVER, metavar="HOST:PORT", help=f"({DEFAULT_SERVER})")

@@ -125,7 +125,8 @@ async def _pieces(ask: Ask) -> AsyncGenerator[dict[str, Array], None]:
     prompts = texts_of("text_input", ask.inputs["text_input"])
     if len(prompts) != 1:
         raise InvalidRequest("text_input", f"{len(prompts)} texts", "1 in a request")
-    pieces = continue_text(ask.model, prompts[0], from_parameters(ask.parameters), ask.call, ask.tokens)
+    how = from_parameters(ask.parameters)
+    pieces = continue_text(ask.model, prompts[0], how, call=ask.call, tokens=ask.tokens, field="text_input[0]")
     async with aclosing(pieces):
         async for piece in pieces:
             yield _piece(piece.text, piece.finish_reason)

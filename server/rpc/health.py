@@ -1,41 +1,65 @@
-"""grpc.health.v1: whether the server, each service and each model answers. Kubernetes, Envoy and gRPC's clients ask."""
+"""grpc.health.v1: whether the server, each service and each model answers. Kubernetes, Envoy and gRPC's clients ask.
 
+The library's own servicer forgets all watchers of a service when one of them leaves, so this one is written out.
+"""
+# ruff: noqa: N802  # methods are called as the protocol calls them
+
+import asyncio
+from collections.abc import AsyncGenerator
 from typing import Any
 
-from grpc_health.v1 import health_pb2
-from grpc_health.v1.health import aio
-from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthServicer
 
+from server.errors import ModelNotFound
 from server.repository import Repository
+from server.rpc.calls import Context
 from server.rpc.services import OPEN_INFERENCE, TYPED
 
 SERVICES = ("", OPEN_INFERENCE, TYPED)
 MODEL = "model/"  # before a model's name
 
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+UNKNOWN = HealthCheckResponse.SERVICE_UNKNOWN
+SERVING = HealthCheckResponse.SERVING
+NOT_SERVING = HealthCheckResponse.NOT_SERVING
 
 
-class Health:
+class Health(HealthServicer):  # type: ignore[misc]  # the library has no types
     """Tells what the repository says. `refresh` after models came or went, `stop` when the server is asked to end."""
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
-        self._servicer: Any = aio.HealthServicer()
+        self._states: dict[str, Any] = {}
+        self._changed = asyncio.Condition()
+        self._stopped = False
 
     async def refresh(self) -> None:
-        """Set the status of every service and model."""
-        ready = SERVING if self._repository.ready else NOT_SERVING
-        states = dict.fromkeys(SERVICES, ready)
-        for entry in self._repository.index():
-            serves = entry.state == "READY" or states.get(MODEL + entry.name) == SERVING  # any version of it
-            states[MODEL + entry.name] = SERVING if serves else NOT_SERVING
-        for service, status in states.items():
-            await self._servicer.set(service, status)
+        """Set the state of every service and model, and tell who watches."""
+        serves = self._repository.ready and not self._stopped
+        states = dict.fromkeys(SERVICES, SERVING if serves else NOT_SERVING)
+        states |= {MODEL + entry.name: NOT_SERVING for entry in self._repository.index()}
+        if not self._stopped:
+            states |= {MODEL + model.name: SERVING for model in self._repository.models()}
+        async with self._changed:
+            self._states = states
+            self._changed.notify_all()
 
     async def stop(self) -> None:
-        """NOT_SERVING from now on, for all of them."""
-        await self._servicer.enter_graceful_shutdown()
+        """Nothing serves from now on."""
+        self._stopped = True
+        await self.refresh()
 
-    def add_to(self, server: Any) -> None:
-        add_HealthServicer_to_server(self._servicer, server)
+    async def Check(self, request: HealthCheckRequest, context: Context) -> HealthCheckResponse:
+        if request.service not in self._states:
+            known = ", ".join(map(repr, self._states))
+            raise ModelNotFound(f"service: found {request.service!r}, expected one of {known}")
+        return HealthCheckResponse(status=self._states[request.service])
+
+    async def Watch(self, request: HealthCheckRequest, context: Context) -> AsyncGenerator[HealthCheckResponse, None]:
+        """The state now, and again whenever it is another."""
+        told: Any = None
+        while True:
+            async with self._changed:
+                await self._changed.wait_for(lambda: self._states.get(request.service, UNKNOWN) != told)  # noqa: B023
+            told = self._states.get(request.service, UNKNOWN)
+            yield HealthCheckResponse(status=told)

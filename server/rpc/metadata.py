@@ -8,7 +8,14 @@ from server.settings import version
 
 SERVER = "affinity"
 PLATFORM, BACKEND = "onnxruntime_onnx", "onnxruntime"  # as Triton calls them
-EXTENSIONS = ("classification", "model_repository", "model_configuration", "binary_tensor_data", "parameters")
+EXTENSIONS = (
+    "classification",
+    "model_repository",
+    "model_configuration",
+    "statistics",
+    "binary_tensor_data",
+    "parameters",
+)
 MIN_BATCH_SIZE = 8  # clients like perf_analyzer take it for the largest batch they may send
 
 

@@ -24,6 +24,7 @@ from server.rpc.health import Health
 from server.rpc.infer import answer, read_inputs, wanted_outputs
 from server.rpc.parameters import read_parameters
 from server.rpc.services import OPEN_INFERENCE
+from server.rpc.statistics import model_statistics
 from server.rpc.status import answer_of
 from server.rpc.under_way import UnderWay
 from server.settings import Settings
@@ -38,6 +39,7 @@ UNARY = {
     "ModelMetadata": oip.ModelMetadataRequest,
     "ModelInfer": oip.ModelInferRequest,
     "ModelConfig": oip.ModelConfigRequest,
+    "ModelStatistics": oip.ModelStatisticsRequest,
     "RepositoryIndex": oip.RepositoryIndexRequest,
     "RepositoryModelLoad": oip.RepositoryModelLoadRequest,
     "RepositoryModelUnload": oip.RepositoryModelUnloadRequest,
@@ -103,6 +105,19 @@ class OpenInference:
     async def ModelConfig(self, request: oip.ModelConfigRequest, context: Context) -> oip.ModelConfigResponse:
         model, door = self._find(request.name, request.version)
         return metadata.model_config(request.name, model, door, self._settings.of(model.name).max_batch_size)
+
+    async def ModelStatistics(
+        self, request: oip.ModelStatisticsRequest, context: Context
+    ) -> oip.ModelStatisticsResponse:
+        """Of one model, or of all that are served."""
+        models = [self._find(request.name, request.version)[0]] if request.name else self._repository.models()
+        told = [
+            model_statistics(
+                request.name or model.name, model.version, self._metrics.statistics_of(model.name, model.version)
+            )
+            for model in models
+        ]
+        return oip.ModelStatisticsResponse(model_stats=told)
 
     async def RepositoryIndex(
         self, request: oip.RepositoryIndexRequest, context: Context

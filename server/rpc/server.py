@@ -1,8 +1,11 @@
 """The gRPC server: every service on one port."""
 
+import os
+import socket
 from typing import Any
 
 import grpc
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from protos.affinity_pb2_grpc import add_AffinityServicer_to_server
 from server.errors import AffinityError
@@ -37,16 +40,20 @@ def build_server(
     server = grpc.aio.server(interceptors=(Watch(metrics, under_way, WORK),), options=_options(settings))
     add_AffinityServicer_to_server(Typed(repository, metrics), server)
     add_open_inference_to_server(OpenInference(settings, repository, metrics, health, under_way), server)
-    health.add_to(server)
+    add_HealthServicer_to_server(health, server)
     enable_reflection(server)
-    address = f"{settings.host}:{settings.port}"
+    _check_port(settings.host, settings.port)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return server, server.add_insecure_port(f"{host}:{settings.port}")
+
+
+def _check_port(host: str, port: int) -> None:
+    """Try the port beforehand: gRPC would tell on stderr, in lines of its own, why it cannot have it."""
     try:
-        port = server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise PortTaken(
-            f"cannot listen on {address}: is another server running there? --port chooses another"
-        ) from error
-    return server, port
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise PortTaken(f"cannot listen on {host}:{port}: {reason}; --port chooses another") from error
 
 
 def _options(settings: Settings) -> list[tuple[str, Any]]:

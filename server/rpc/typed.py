@@ -43,7 +43,15 @@ class Typed(AffinityServicer):
         with self._metrics.request(model.name, model.version, "generate") as tokens:
             how, call = from_request(request), call_of(context)
             streams = [
-                continue_text(model, _prompt(number, prompt), how, call, tokens, number)
+                continue_text(
+                    model,
+                    _prompt(number, prompt),
+                    how,
+                    call=call,
+                    tokens=tokens,
+                    number=number,
+                    field=f"prompts[{number}]",
+                )
                 for number, prompt in enumerate(_some("prompts", request.prompts))
             ]
             async with aclosing(interleave(streams)) as pieces:

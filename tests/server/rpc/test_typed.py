@@ -174,7 +174,7 @@ WRONG = {
         "Generate",
         pb.GenerateRequest(prompts=[pb.Prompt(text="A list is" * 40)]),
         "INVALID_ARGUMENT",
-        "prompt",
+        "prompts[0]: found ",
     ),
 }
 

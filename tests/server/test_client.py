@@ -1,0 +1,126 @@
+"""The command line of the client, as a user runs it against a real server."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from server.client import CallFailed, Client
+from tests.server.rpc.test_typed import TEXT, picture
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(server, *arguments):
+    command = [sys.executable, "-m", "server.client", "--server", getattr(server, "target", server), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def said(server, *arguments):
+    done = run(server, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def image(tmp_path):
+    file = tmp_path / "some.png"
+    file.write_bytes(picture())
+    return file
+
+
+def test_fill_mask_prints_the_likeliest_words(server):
+    lines = said(server, "fill-mask", TEXT, "--top-k", "3").splitlines()
+    assert lines[0] == TEXT
+    scores = [float(line.split()[0]) for line in lines[1:]]
+    assert len(scores) == 3
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_generate_prints_the_text_and_tells_how_to_repeat_it(server):
+    done = run(server, "generate", "A list is", "--max-tokens", "12", "--temperature", "0.5", "--top-p", "0.9")
+    assert done.stdout.startswith("A list is")
+    assert "tokens in" in done.stderr
+    seed = done.stderr.rpartition("seed ")[2].strip(")\n")
+    again = run(
+        server, "generate", "A list is", "--max-tokens", "12", "--temperature", "0.5", "--top-p", "0.9", "--seed", seed
+    )
+    assert again.stdout == done.stdout
+
+
+def test_of_several_models_the_first_answers_and_says_so(server, image):
+    done = run(server, "classify-image", str(image))
+    assert done.stdout.splitlines()[0] == str(image)
+    assert "tiny-mixer answers; --model chooses another: tiny-vit" in done.stderr
+    assert not run(server, "classify-image", str(image), "--model", "tiny-vit").stderr
+
+
+def test_texts_are_classified_and_embedded(server):
+    assert {line.split()[-1] for line in said(server, "classify-text", "a list").splitlines()[1:]} == {
+        "bad",
+        "fair",
+        "good",
+    }
+    assert "64 values" in said(server, "embed", "a list")
+
+
+def test_models_are_listed_with_what_they_do(server):
+    rows = [line.split() for line in said(server, "models").splitlines()]
+    assert ["tiny-gpt", "1", "READY", "generate", "cpu", "fp32"] in rows
+
+
+def test_health_is_an_exit_status(server):
+    assert said(server, "health") == "SERVING\n"
+    assert said(server, "health", "model/tiny-bert") == "SERVING\n"
+    assert run(server, "health", "model/nobody").returncode == 1
+
+
+def test_everything_can_be_json(server, image):
+    assert json.loads(said(server, "fill-mask", TEXT, "--json"))[0]["masks"][0]["candidates"][0]["token_str"]
+    assert len(json.loads(said(server, "embed", "a", "b", "--json"))) == 2
+    assert json.loads(said(server, "classify-image", str(image), "--json"))[0]["classes"]
+    assert {model["name"] for model in json.loads(said(server, "models", "--json"))} >= {"tiny-bert", "tiny-gpt"}
+    pieces = [
+        json.loads(line) for line in said(server, "generate", "A list", "--max-tokens", "3", "--json").splitlines()
+    ]
+    assert pieces[-1]["finish_reason"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fill-mask", "no mask"], "INVALID_ARGUMENT: inputs[0]: found no [MASK]"),
+        (["fill-mask", TEXT, "--model", "nobody"], "NOT_FOUND: "),
+        (["fill-mask", TEXT, "--model", "tiny-gpt"], "FAILED_PRECONDITION: "),
+        (["classify-image", "nowhere.png"], "nowhere.png"),
+        (["generate", "A list", "--max-tokens", "0"], "INVALID_ARGUMENT: max_tokens: found 0, expected at least 1"),
+    ],
+)
+def test_an_error_is_one_line(server, arguments, message):
+    done = run(server, *arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_server_that_is_not_there_is_told_with_how_to_start_one():
+    done = run("127.0.0.1:1", "models")
+    assert done.returncode == 1
+    assert done.stderr == "no server answers at 127.0.0.1:1; start one with: make serve  (or: python -m server)\n"
+
+
+# ---- the library
+
+
+def test_the_library_answers_with_messages(server):
+    with Client(server.target) as client:
+        assert client.fill_mask([TEXT], top_k=2)[0].masks[0].candidates[1].score > 0
+        assert "".join(piece.text for piece in client.generate("A list is", max_tokens=5, seed=1))
+        assert len(client.classify_image([picture()], model="tiny-vit")[0].classes) == 5
+        assert len(client.embed(["a"])[0]) == 64
+        assert client.health() == "SERVING"
+        with pytest.raises(CallFailed, match="found no") as error:
+            client.fill_mask(["no mask"])
+        assert error.value.code.name == "INVALID_ARGUMENT"

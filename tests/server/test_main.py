@@ -1,0 +1,138 @@
+"""`python -m server` from its start to its end."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from protos import affinity_pb2 as pb
+from protos.affinity_pb2_grpc import AffinityStub
+from server.client import Client, Unreachable
+from tests.conftest import served
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(*flags, **environment):
+    """A server that is expected to end by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "server", "--port", "0", "--http-port", "0", "--provider", "cpu", *map(str, flags)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_banner_has_three_lines_that_work(server):
+    lines = [line.strip() for line in server.banner.splitlines() if "server.client" in line]
+    assert [line.split("127.0.0.1:")[1].split()[1] for line in lines] == ["fill-mask", "generate", "classify-image"]
+    command = lines[0].replace("python", sys.executable, 1)
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_is_under_way_finishes(artifacts, number):
+    with served(artifacts, "--models", "tiny-gpt,tiny-bert") as running:
+        with grpc.insecure_channel(running.target) as channel:
+            watched = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""))
+            assert next(watched).status == health_pb2.HealthCheckResponse.SERVING
+            request = pb.GenerateRequest(
+                prompts=[pb.Prompt(text="A list is")] * 40, max_tokens=60, ignore_eos=True, temperature=0
+            )
+            stream = AffinityStub(channel).Generate(request)
+            pieces = [next(stream)]
+            running.process.send_signal(number)
+            assert next(watched).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            with pytest.raises(grpc.RpcError) as error:
+                AffinityStub(channel).FillMask(pb.FillMaskRequest(inputs=["[MASK]"]))
+            pieces.extend(stream)
+        said, _ = running.process.communicate(timeout=30)
+        assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert [piece.finish_reason for piece in pieces if piece.finish_reason] == ["length"] * 40
+        assert running.process.returncode == 0, said
+        assert "stopped" in said
+
+
+def test_an_idle_server_ends_at_once_though_somebody_watches(artifacts):
+    with served(artifacts, "--models", "tiny-vit") as running, grpc.insecure_channel(running.target) as channel:
+        watched = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""))
+        next(watched)
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(timeout=10) == 0
+
+
+def test_a_second_signal_ends_it_at_once(artifacts):
+    with served(artifacts, "--models", "tiny-gpt") as running, grpc.insecure_channel(running.target) as channel:
+        prompts = [pb.Prompt(text="A list is")] * 200
+        stream = AffinityStub(channel).Generate(pb.GenerateRequest(prompts=prompts, max_tokens=60, ignore_eos=True))
+        next(stream)
+        running.process.send_signal(signal.SIGINT)
+        while "stopping" not in running.process.stdout.readline():
+            pass
+        running.process.send_signal(signal.SIGINT)
+        assert running.process.wait(timeout=10) != 0
+
+
+# ---- what keeps it from starting: one line, exit status 1
+
+
+def failed(done, message):
+    assert done.returncode == 1, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    return True
+
+
+def test_no_models(tmp_path):
+    done = start("--artifacts", tmp_path)
+    assert failed(done, "python -m export")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", ["--port", "--http-port"])
+def test_a_port_in_use(artifacts, flag):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = start("--artifacts", artifacts, flag, taken.getsockname()[1])
+        assert failed(done, f"cannot listen on 127.0.0.1:{taken.getsockname()[1]}")
+    assert flag in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_model_that_is_not_there(artifacts):
+    assert failed(start("--artifacts", artifacts, "--models", "nobody"), "nobody")
+
+
+def test_a_broken_artifact(tmp_path):
+    (tmp_path / "bad/1").mkdir(parents=True)
+    (tmp_path / "bad/1/manifest.json").write_text("{}")
+    assert failed(start("--artifacts", tmp_path), str(tmp_path / "bad/1"))
+
+
+def test_a_provider_that_cannot_run(artifacts):
+    done = start("--artifacts", artifacts, "--provider", "cuda", CUDA_VISIBLE_DEVICES="")
+    assert failed(done, "cuda")
+
+
+def test_a_wrong_flag_is_explained(artifacts):
+    done = start("--artifacts", artifacts, "--port", "x")
+    assert done.returncode == 2
+    assert "--port" in done.stderr
+
+
+def test_the_client_is_told_when_nothing_runs_any_more(artifacts):
+    with served(artifacts, "--models", "tiny-vit") as running:
+        running.process.send_signal(signal.SIGTERM)
+        running.process.wait(timeout=10)
+        with Client(running.target) as client, pytest.raises(Unreachable, match="no server answers"):
+            client.health()

@@ -118,6 +118,7 @@ class Repository:
             self._models[name] = new
             self._entries[name] = Entry(name, new.version, READY)
             if old is not None:
+                await asyncio.sleep(0)  # requests that were given the old one, and have yet to begin, are in by then
                 await old.drain()
 
     async def unload(self, name: str) -> None:

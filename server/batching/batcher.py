@@ -17,8 +17,9 @@ from server.admission import Call, Gate, Limits
 from server.arrays import Array
 from server.batching.rows import Outputs, Row, collate, split, wanted
 from server.batching.scheduler import NEVER, Budget, Scheduler, Waiting
-from server.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded
+from server.errors import DeadlineExceeded, InvalidRequest, Overloaded
 from server.observer import Observer, Silent
+from server.visits import Visits
 
 OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "bad_alloc", "bad allocation")
 
@@ -85,6 +86,7 @@ class Batcher:
     ) -> None:
         self.name = name
         self.gate = Gate(name, limits)
+        self.visits = Visits(name)
         self._session = session
         self._scheduler = Scheduler(budget, max_delay_s=max_delay_s)
         self._prepare = prepare
@@ -94,9 +96,6 @@ class Batcher:
         self._requests: dict[int, tuple[_Request, int]] = {}  # of each row under way: whose it is, and its number
         self._keys = 0
         self._arrived = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._draining = False
         self._loop: asyncio.Task[None] | None = None
 
     # ---- for callers
@@ -112,10 +111,8 @@ class Batcher:
     async def run(self, rows: Sequence[Row], call: Call, *, field: str = "inputs") -> list[Outputs]:
         """The outputs that each row wants, in the order of the rows.
 
-        InvalidRequest if they can never fit, Overloaded if they do not now, DeadlineExceeded, NotReady while draining.
+        Call it during a visit. InvalidRequest if they can never fit, Overloaded if they do not now, DeadlineExceeded.
         """
-        if self._draining:
-            raise NotReady(f"{self.name} is being unloaded")
         if not rows:
             return []
         now = self._clock()
@@ -124,7 +121,6 @@ class Batcher:
         request = _Request(rows, [None] * len(rows), len(rows), asyncio.get_running_loop().create_future())
         keys = [self._wait(request, number, call, now) for number in range(len(rows))]
         self._arrived.set()
-        self._idle.clear()
         try:
             async with asyncio.timeout(None if call.deadline is None else call.deadline - now):
                 await request.done
@@ -144,9 +140,8 @@ class Batcher:
 
     async def drain(self) -> None:
         """Let in nobody any more, answer who is in, and end."""
-        self._draining = True
         try:
-            await self._idle.wait()
+            await self.visits.close()
         finally:  # also when whoever waits for this has no more patience
             if self._loop is not None:
                 self._loop.cancel()
@@ -183,11 +178,6 @@ class Batcher:
                 del self._requests[key]
                 self.gate.leave(requests=1, tokens=member.tokens)
                 self._observer.dropped(reason)
-        self._rest()
-
-    def _rest(self) -> None:
-        if not self._requests:
-            self._idle.set()
 
     # ---- the loop
 
@@ -258,7 +248,6 @@ class Batcher:
         for member, answer in zip(batch.members, answers, strict=True):
             request, number = self._requests.pop(member.key)
             request.answer(number, answer)
-        self._rest()
 
     def _compute(self, batch: _Batch) -> list[Outputs]:
         """In the session's thread."""
@@ -281,7 +270,6 @@ class Batcher:
             failure = RuntimeError(f"{self.name}: a run of {len(batch.rows)} rows failed")
             failure.__cause__ = error
             request.fail(failure)
-        self._rest()
 
 
 def _tokens(members: Sequence[Waiting]) -> int:

@@ -25,8 +25,9 @@ class ClassifyText:
     ) -> list[list[Class]]:
         """For each text its classes, the likeliest first: all of them, or the first `top_k`."""
         most = len(self.labels) if top_k is None else check_top_k(top_k)
-        rows = await asyncio.get_running_loop().run_in_executor(self._prepare, self._rows, texts, field)
-        answers = await self._batcher.run(rows, call, field=field)
+        with self._batcher.visits.one():
+            rows = await asyncio.get_running_loop().run_in_executor(self._prepare, self._rows, texts, field)
+            answers = await self._batcher.run(rows, call, field=field)
         return [rank(answer["logits"], self.labels, function=self.function, top_k=most) for answer in answers]
 
     def _rows(self, texts: Sequence[str], field: str) -> list[TextRow]:

@@ -23,8 +23,9 @@ class Embed:
 
     async def __call__(self, texts: Sequence[str], *, call: Call, field: str = "texts") -> NDArray[np.float32]:
         """(n, d), FP32."""
-        rows = await asyncio.get_running_loop().run_in_executor(self._prepare, self._rows, texts, field)
-        answers = await self._batcher.run(rows, call, field=field)
+        with self._batcher.visits.one():
+            rows = await asyncio.get_running_loop().run_in_executor(self._prepare, self._rows, texts, field)
+            answers = await self._batcher.run(rows, call, field=field)
         return np.array([answer["embedding"] for answer in answers], np.float32).reshape(len(rows), self.width)
 
     def _rows(self, texts: Sequence[str], field: str) -> list[TextRow]:

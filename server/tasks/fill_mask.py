@@ -57,9 +57,10 @@ class FillMask:
         """
         most = min(check_top_k(top_k), self.vocabulary)
         in_pool = partial(asyncio.get_running_loop().run_in_executor, self._prepare)
-        rows = await in_pool(self._rows, texts, TOP if most <= self._ranked else ALL, field)
-        answers = await self._batcher.run(rows, call, field=field)
-        return await in_pool(self._filled, rows, answers, most)
+        with self._batcher.visits.one():
+            rows = await in_pool(self._rows, texts, TOP if most <= self._ranked else ALL, field)
+            answers = await self._batcher.run(rows, call, field=field)
+            return await in_pool(self._filled, rows, answers, most)
 
     def _rows(self, texts: Sequence[str], outputs: tuple[str, ...], field: str) -> list[TextRow]:
         rows = []

@@ -258,12 +258,22 @@ async def test_a_high_priority_overtakes(make, session):
 async def test_draining_answers_who_is_in_and_lets_in_nobody(make, session):
     batcher = await make(rows=1)
     session.open.clear()
-    tasks = [asyncio.create_task(batcher.run([row(number)], Call())) for number in range(4)]
-    await until(lambda: len(batcher._requests) == 4)
+    tokenised = asyncio.Event()
+
+    async def ask(number):
+        with batcher.visits.one():
+            await tokenised.wait()  # a request that has begun is in, though none of its rows waits yet
+            return await batcher.run([row(number)], Call())
+
+    tasks = [asyncio.create_task(ask(number)) for number in range(4)]
+    await asyncio.sleep(0)
     ending = asyncio.create_task(batcher.drain())
     await asyncio.sleep(0)
-    with pytest.raises(NotReady):
-        await batcher.run([row(9)], Call())
+    with pytest.raises(NotReady, match="sums is being unloaded"):
+        await ask(9)
+    tokenised.set()
+    await until(lambda: len(batcher._requests) == 4)
+    assert not ending.done()
     session.open.set()
     assert [sums(answer) for answer in await asyncio.gather(*tasks)] == [[0], [1], [2], [3]]
     await ending

@@ -150,6 +150,7 @@ def test_a_line_of_pixels_cannot_be_blown_up_to_gigabytes():
         blow.decode(thin)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of damaged EXIF data
 @settings(deadline=None, max_examples=150)
 @given(st.sampled_from(["png", "jpeg", "webp", "palette", "turned"]), st.data())
 def test_damaged_files_are_refused_or_read_but_never_crash(kind, data):

@@ -32,7 +32,8 @@ SLOTS_ELSEWHERE, CHUNK_TOKENS_ELSEWHERE = 32, 64
 class Engine:
     """Generates for many requests at once. To be used on one event loop.
 
-    `end_id` is the token with which the model ends a text, None if it has none.
+    `end_id` is the token with which the model ends a text, None if it has none. Prompts that begin with `shared_tokens`
+    equal tokens or more are read only once.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Engine:
         gate: Gate,
         chunk_tokens: int,
         end_id: int | None = None,
+        shared_tokens: int = 16,
         observer: Observer | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -51,7 +53,7 @@ class Engine:
         self.gate = gate
         self._end_id = end_id
         self._observer = observer or Silent()
-        scheduler = Scheduler(gate, slots=layout.slots, chunk_tokens=chunk_tokens)
+        scheduler = Scheduler(gate, slots=layout.slots, chunk_tokens=chunk_tokens, shared_tokens=shared_tokens)
         self._worker = Worker(Runner(decoder), scheduler, observer=self._observer, clock=clock)
         self._clock = clock
         self._accepting = False
@@ -126,10 +128,7 @@ class Engine:
             ends.add(self._end_id)
         room = self.context - len(prompt_ids)
         return Stream(
-            sequence=Scheduled(
-                prompt_tokens=len(prompt_ids), max_tokens=min(sampling.max_tokens, room), call=call, arrived=now
-            ),
-            prompt_ids=prompt_ids,
+            sequence=Scheduled(prompt=prompt_ids, max_tokens=min(sampling.max_tokens, room), call=call, arrived=now),
             draws=Draws(sampling, prompt_ids, vocabulary=self.vocabulary, end_ids=sorted(ends)),
             end_ids=frozenset(ends),
         )

@@ -6,8 +6,9 @@ from collections.abc import Sequence as Several
 import numpy as np
 
 from server.generation.graph import Decoder, Floats, Ids
+from server.generation.prefix import Copy
 from server.generation.sampler import Chosen, Draws, Sampler
-from server.generation.scheduler import Copy, Decode, Prefill
+from server.generation.scheduler import Decode, Prefill
 from server.generation.stream import Stream
 
 
@@ -27,7 +28,7 @@ class Runner:
         """The next token of each row; none while a prompt is not read to its end."""
         draws = [row.draws for row in rows]
         if isinstance(step, Prefill):
-            token_ids = rows[0].prompt_ids[step.start : step.stop]
+            token_ids = step.sequence.prompt[step.start : step.stop]
             scores = self._decoder.prefill(step.sequence.slot, token_ids, step.start)
             return self._sampler_of(draws).choose(scores) if step.last else []
         scores = self._decoder.decode(

@@ -7,7 +7,8 @@ A request waits, then its prompt is read in chunks (prefill), then it gets a tok
 
 A request has its slot, and with it room for its prompt and all its tokens, from the moment it leaves the queue: nothing
 is ever evicted. Between two decode steps at most `chunk_tokens` of prompts are read, and after each decode step one
-chunk at least, so that neither those who stream nor those who wait stand still.
+chunk at least, so that neither those who stream nor those who wait stand still. What a prompt shares with one that was
+read before is not read again (prefix.py).
 """
 
 import heapq
@@ -16,13 +17,14 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from server.admission import Call, Gate
+from server.generation.prefix import Copy, Ids, Prefixes
 
 
 @dataclass(eq=False, kw_only=True)
 class Sequence:
     """One request as the scheduler sees it: a prompt to read, then a token each step. Compared by identity."""
 
-    prompt_tokens: int
+    prompt: Ids  # (t,)
     max_tokens: int  # prompt and these fit into a slot
     call: Call
     arrived: float  # seconds, on the clock that `Scheduler.plan` is told
@@ -33,17 +35,17 @@ class Sequence:
     cancelled: bool = False
 
     @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt)
+
+    @property
+    def read(self) -> Ids:
+        """As much of the prompt as is in the slot."""
+        return self.prompt[: self.cached]
+
+    @property
     def reserved_tokens(self) -> int:
         return self.prompt_tokens + self.max_tokens
-
-
-@dataclass(frozen=True)
-class Copy:
-    """The keys and values of the first `tokens` tokens of one slot go to another."""
-
-    source: int
-    target: int
-    tokens: int
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class Scheduler:
     gate: Gate
     slots: int
     chunk_tokens: int
+    shared_tokens: int = 16  # prompts that begin with as many equal tokens share their keys and values
     waiting: list[tuple[float, int, Sequence]] = field(default_factory=list)  # a heap: rank, order of arrival
     reading: Sequence | None = None
     decoding: list[Sequence] = field(default_factory=list)
@@ -107,6 +110,7 @@ class Scheduler:
     def __post_init__(self) -> None:
         if self.slots < 1 or self.chunk_tokens < 3:
             raise ValueError(f"found {self.slots} slots, chunks of {self.chunk_tokens}, expected at least 1 and 3")
+        self.prefixes = Prefixes(self.slots, least=self.shared_tokens)
 
     @property
     def idle(self) -> bool:
@@ -132,8 +136,7 @@ class Scheduler:
     def plan(self, now: float) -> Plan:
         """Let go who is cancelled or out of time, let in who has waited longest, close the holes, choose the step."""
         cancelled, expired = self._leave(now)
-        copies = self._close_holes()
-        self._let_in(now)
+        copies = (*self._close_holes(), *self._let_in(now))
         return Plan(cancelled=cancelled, expired=expired, copies=copies, step=self._choose())
 
     def advance(self, step: Prefill | Decode) -> None:
@@ -150,11 +153,21 @@ class Scheduler:
             self.reading = None
 
     def finish(self, sequence: Sequence) -> None:
-        """It has its last token, or its step failed: its slot is free."""
+        """It has its last token, or its caller is gone: its slot is free, and keeps the prompt."""
+        self.fail(sequence)
+        self.prefixes.keep(sequence.slot, sequence.read)
+
+    def fail(self, sequence: Sequence) -> None:
+        """Its step failed: its slot is free, and what is in it good for nothing."""
         if sequence is self.reading:
             self.reading = None
         else:
             self.decoding.remove(sequence)
+
+    def fail_all(self) -> None:
+        """A copy failed: nobody knows any more what is in which slot."""
+        self.reading, self.decoding = None, []
+        self.prefixes.kept.clear()
 
     # ---- the parts of a plan
 
@@ -175,26 +188,35 @@ class Scheduler:
         cancelled = tuple(sequence for sequence in leavers if sequence.cancelled)
         return cancelled, tuple(sequence for sequence in leavers if not sequence.cancelled)
 
-    def _close_holes(self) -> tuple[Copy, ...]:
+    def _close_holes(self) -> list[Copy]:
         """Move those that decode into the slots [0, n). The slot of the prompt that is being read is n or above."""
         rows = len(self.decoding)
-        taken = {sequence.slot for sequence in self.decoding}
+        taken = {sequence.slot for sequence in self.running}
         holes = [slot for slot in range(rows) if slot not in taken]
         copies = []
         for sequence, hole in zip([mover for mover in self.decoding if mover.slot >= rows], holes, strict=True):
+            copies += self.prefixes.vacate(hole, taken.union(holes))
             copies.append(Copy(sequence.slot, hole, sequence.cached))
             sequence.slot = hole
         self.decoding.sort(key=lambda sequence: sequence.slot)
-        return tuple(copies)
+        return copies
 
-    def _let_in(self, now: float) -> None:
+    def _let_in(self, now: float) -> list[Copy]:
+        """Give a slot to whoever's turn it is, with as much of the prompt as another slot holds already."""
         if self.reading or not self.waiting or len(self.decoding) == self.slots:
-            return
+            return []
         sequence = heapq.heappop(self.waiting)[2]
         self.gate.leave(requests=1, tokens=sequence.reserved_tokens, waited_s=now - sequence.arrived)
         sequence.slot = len(self.decoding)
         sequence.started = now
+        running = [(other.slot, other.read) for other in self.decoding]
+        source, shared = self.prefixes.best(sequence.prompt, running)
+        copies = self.prefixes.vacate(sequence.slot, {source, *(slot for slot, _ in running)})
+        if shared and source != sequence.slot:
+            copies.append(Copy(source, sequence.slot, shared))
+        sequence.cached = sequence.reused = shared
         self.reading = sequence
+        return copies
 
     def _choose(self) -> Prefill | Decode | None:
         if self.reading:

@@ -3,9 +3,6 @@
 import asyncio
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 from server.generation.request import Sampling, Step, Usage
 from server.generation.sampler import Chosen, Draws
 from server.generation.scheduler import Sequence
@@ -13,13 +10,12 @@ from server.generation.scheduler import Sequence
 
 @dataclass(eq=False, kw_only=True)
 class Stream:
-    """A sequence of the scheduler, what it is to read, what it chooses with, and the queue to its caller.
+    """A sequence of the scheduler, what it chooses with, and the queue to its caller.
 
     The queue holds at most one step for each of `max_tokens`, so that a slow caller costs little and slows nobody.
     """
 
     sequence: Sequence
-    prompt_ids: NDArray[np.int64]
     draws: Draws
     end_ids: frozenset[int]  # tokens after which it ends
     last_token: int = -1

@@ -15,10 +15,11 @@ from functools import partial
 
 from server.errors import DeadlineExceeded
 from server.generation.graph import Floats, Ids
+from server.generation.prefix import Copy
 from server.generation.request import Step
 from server.generation.runner import Runner
 from server.generation.sampler import Chosen
-from server.generation.scheduler import Copy, Decode, Plan, Prefill, Scheduler
+from server.generation.scheduler import Decode, Plan, Prefill, Scheduler
 from server.generation.scheduler import Sequence as Scheduled
 from server.generation.stream import Stream
 from server.observer import Observer
@@ -128,9 +129,17 @@ class Worker:
         started = self._clock()
         try:
             self._runner.copy(copies)
+        except Exception as error:
+            self._fail("copy", error, self._fail_all())
+            return
+        try:
             chosen = self._runner.run(step, rows)
         except Exception as error:  # whatever it is: those in this step have no answer, the others go on
-            self._fail(step, rows, error)
+            with self._lock:
+                for row in rows:
+                    self._scheduler.fail(row.sequence)
+                    del self._streams[row.sequence]
+            self._fail(step.kind, error, rows)
             return
         now = self._clock()
         events = self._accept(step, rows, chosen, now)
@@ -144,6 +153,13 @@ class Worker:
         )
         self._tell(events, [note, *(self._ending(row, step) for row, step in events if step.finish_reason)])
 
+    def _fail_all(self) -> list[Stream]:
+        """Give up everybody who has a slot."""
+        with self._lock:
+            rows = [self._streams.pop(sequence) for sequence in self._scheduler.running]
+            self._scheduler.fail_all()
+        return rows
+
     def _accept(
         self, step: Prefill | Decode, rows: list[Stream], chosen: list[Chosen], now: float
     ) -> list[tuple[Stream, Step]]:
@@ -153,24 +169,18 @@ class Worker:
             events = [(row, row.accept(token, now)) for row, token in zip(rows, chosen, strict=False)]
             for row, token in events:
                 if token.finish_reason:
-                    self._release(row)
+                    self._scheduler.finish(row.sequence)
+                    del self._streams[row.sequence]
         return events
 
-    def _fail(self, step: Prefill | Decode, rows: list[Stream], error: Exception) -> None:
-        log.error("a %s step of %d requests failed", step.kind, len(rows), exc_info=error)
-        with self._lock:
-            for row in rows:
-                self._release(row)
+    def _fail(self, kind: str, error: Exception, rows: list[Stream]) -> None:
+        log.error("a %s of %d requests failed", kind, len(rows), exc_info=error)
         events = []
         for row in rows:
-            failure = StepFailed(f"a {step.kind} step failed: {error}")
+            failure = StepFailed(f"a {kind} failed: {error}")
             failure.__cause__ = error
             events.append((row, failure))
         self._tell(events, [partial(self._observer.failed, len(rows))])
-
-    def _release(self, row: Stream) -> None:
-        self._scheduler.finish(row.sequence)
-        del self._streams[row.sequence]
 
     def _tell_gone(self, gone: list[Stream]) -> None:
         if not gone:

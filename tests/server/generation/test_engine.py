@@ -158,6 +158,25 @@ def test_rows_of_the_raw_door_run_together_up_to_a_number_of_padded_tokens():
     assert [[len(row) for row in group] for group in groups(rows, 20)] == [[5, 5], [10], [30], [1]]
 
 
+async def test_answers_are_identical_whether_shared_prompts_are_read_again_or_not(engine_of, prompts):
+    beginning = np.arange(1, 31)
+    asked = [np.concatenate([beginning[: 10 + 3 * number], own[:20]]) for number, own in enumerate(prompts(7))]
+    found, reused = {}, {}
+    for shared_tokens in (4, 10_000):
+        engine = await engine_of(slots=4, shared_tokens=shared_tokens)
+        answers = await asyncio.gather(
+            *(
+                steps_of(engine, prompt, seed=number % 7, max_tokens=10, logprobs=2, ignore_eos=True)
+                for number, prompt in enumerate(asked * 3)
+            )
+        )
+        found[shared_tokens] = [[(step.token_id, step.logprob, step.top) for step in steps] for steps in answers]
+        reused[shared_tokens] = sum(steps[-1].usage.cached_tokens for steps in answers)
+    assert found[4] == found[10_000]
+    assert reused[10_000] == 0
+    assert reused[4] > 3 * 7 * 10
+
+
 # ---- ends
 
 
@@ -250,8 +269,9 @@ async def test_a_caller_who_leaves_frees_the_slot_by_the_next_step(engine_of):
     engine, decoder = await held(engine_of, slots=2, observer=listener)
     leaving = engine.generate(np.array([1, 2]), Sampling(max_tokens=50, ignore_eos=True), Call())
     await anext(leaving)
+    await decoder.has_arrived()  # in the first step, alone
     staying = asyncio.create_task(tokens_of(engine, [3], max_tokens=10, ignore_eos=True))
-    await decoder.has_arrived()  # in its first step
+    await asyncio.sleep(0)
     await leaving.aclose()
     decoder.let_go()
     assert len(await staying) == 10
@@ -350,6 +370,25 @@ async def test_a_step_that_fails_fails_only_the_requests_in_it(engine_of, refere
     assert [type(answer) for answer in found] == [StepFailed, StepFailed, list, list]
     assert found[2:] == [greedy_of(reference, prompt, 10) for prompt in asked[2:]]
     assert listener.failures == [2]
+
+
+async def test_after_a_failed_copy_nothing_is_trusted_and_new_requests_are_answered(engine_of, reference):
+    class Torn(Decoder):
+        """Cannot copy."""
+
+        def __init__(self, session, cache):
+            super().__init__(session, cache)
+            cache.copy = self.tear
+
+        def tear(self, **where):
+            raise RuntimeError("no copies today")
+
+    engine, prompt = await engine_of(slots=2, decoder=Torn, shared_tokens=4), list(range(1, 20))
+    expected = greedy_of(reference, prompt, 9)
+    assert await tokens_of(engine, prompt, max_tokens=9, **GREEDY) == expected
+    with pytest.raises(StepFailed):
+        await tokens_of(engine, prompt, max_tokens=9, **GREEDY)
+    assert await tokens_of(engine, prompt, max_tokens=9, **GREEDY) == expected
 
 
 async def test_a_prefill_that_fails_fails_only_its_request(engine_of):

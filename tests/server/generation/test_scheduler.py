@@ -1,24 +1,32 @@
 """Decisions as tables, then properties over random days of work. No clock, no thread, no tensor."""
 
+import itertools
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.admission import Call, Gate, Limits
 from server.errors import InvalidRequest, Overloaded
-from server.generation.scheduler import Copy, Decode, Plan, Prefill, Scheduler, Sequence, chunk_length
+from server.generation.prefix import Copy
+from server.generation.scheduler import Decode, Plan, Prefill, Scheduler, Sequence, chunk_length
 
 PLENTY = Limits(requests=1000, tokens=1_000_000)
 
 
-def scheduler(slots=4, chunk_tokens=8, limits=PLENTY) -> Scheduler:
-    return Scheduler(Gate("gpt", limits), slots=slots, chunk_tokens=chunk_tokens)
+def scheduler(slots=4, chunk_tokens=8, limits=PLENTY, shared_tokens=3) -> Scheduler:
+    return Scheduler(Gate("gpt", limits), slots=slots, chunk_tokens=chunk_tokens, shared_tokens=shared_tokens)
 
 
-def request(prompt=4, tokens=10, *, arrived=0.0, **call) -> Sequence:
-    return Sequence(prompt_tokens=prompt, max_tokens=tokens, call=Call(**call), arrived=arrived)
+NEVER_SEEN = itertools.count(1000)  # tokens
+
+
+def request(prompt: int | list[int] = 4, tokens=10, *, arrived=0.0, **call) -> Sequence:
+    """A request with this prompt, or with one of this length that shares nothing with any other."""
+    ids = [next(NEVER_SEEN)] * prompt if isinstance(prompt, int) else prompt
+    return Sequence(prompt=np.array(ids), max_tokens=tokens, call=Call(**call), arrived=arrived)
 
 
 def run(plans: Scheduler, now=1.0) -> Prefill | Decode | None:
@@ -99,7 +107,7 @@ def test_requests_come_in_by_arrival_and_a_higher_priority_is_worth_some_seconds
 
 
 def test_the_last_slot_moves_into_the_hole_that_an_ended_request_leaves():
-    plans, first, second, third = scheduler(), request(prompt=4), request(prompt=5), request(prompt=6)
+    plans, first, second, third = scheduler(slots=3), request(prompt=4), request(prompt=5), request(prompt=6)
     decoding(plans, first, second, third)
     run(plans)
     plans.finish(first)
@@ -172,15 +180,89 @@ def test_what_can_never_wait_is_refused_for_good():
         scheduler(limits=Limits(requests=10, tokens=10)).submit(request(prompt=8, tokens=8))
 
 
+# ---- prompts that were read before
+
+LONG = [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def finished(plans: Scheduler, *sequences: Sequence) -> None:
+    """Bring requests in and to their end, one after the other."""
+    for sequence in sequences:
+        decoding(plans, sequence)
+        plans.finish(sequence)
+        plans.plan(1.0)
+
+
+def test_what_a_prompt_shares_with_a_running_one_is_copied_and_not_read():
+    plans, first, second = scheduler(), request(LONG), request([*LONG[:5], 9, 9, 9])
+    decoding(plans, first)
+    run(plans)
+    plans.submit(second)
+    plan = plans.plan(1.0)
+    assert plan.copies == (Copy(source=0, target=1, tokens=5),)
+    assert plan.step == Prefill(second, 5, 8)
+    assert second.reused == 5
+
+
+def test_the_prompt_of_a_finished_request_is_used_again():
+    plans, again = scheduler(), request([*LONG, 9, 9])
+    finished(plans, request(LONG))
+    plans.submit(again)
+    plan = plans.plan(1.0)
+    assert (plan.step, again.reused) == (Prefill(again, 8, 10), 8)
+
+
+def test_the_last_two_tokens_are_always_read_anew():
+    plans, same = scheduler(), request(LONG)
+    finished(plans, request(LONG))
+    plans.submit(same)
+    assert plans.plan(1.0).step == Prefill(same, 6, 8)
+
+
+def test_too_little_in_common_is_not_worth_a_copy():
+    plans, other = scheduler(), request([1, 2, 9, 9, 9, 9])
+    finished(plans, request(LONG))
+    plans.submit(other)
+    assert (plans.plan(1.0).step, other.reused) == (Prefill(other, 0, 6), 0)
+
+
+def test_the_least_recently_used_prompt_goes_first():
+    plans = scheduler(slots=3)
+    one, two, three = ([token] * 6 for token in (1, 2, 3))
+    finished(plans, request(one), request(two), request(three), request(one))
+    finished(plans, request([4] * 6))
+    kept = sorted(int(kept.prompt[0]) for kept in plans.prefixes.kept.values())
+    assert kept == [1, 3, 4]
+
+
+def test_the_prompt_of_who_has_ended_makes_way_for_who_moves_and_is_kept_elsewhere():
+    plans, first, second = scheduler(), request(LONG), request()
+    decoding(plans, first, second)
+    plans.finish(first)
+    assert plans.plan(1.0).copies == (
+        Copy(source=0, target=2, tokens=8),
+        Copy(source=1, target=0, tokens=second.cached),
+    )
+    plans.submit(again := request([*LONG, 9, 9]))
+    run(plans)
+    assert again.reused == 8
+
+
+def test_a_failed_step_leaves_nothing_to_use_again():
+    plans, failing, same = scheduler(), request(LONG), request(LONG)
+    decoding(plans, failing)
+    plans.fail(failing)
+    plans.submit(same)
+    assert plans.plan(1.0).step == Prefill(same, 0, 8)
+
+
 @dataclass
 class Day:
     """A scheduler at work: runs its plans on imaginary slots, and checks what must always hold."""
 
     plans: Scheduler
-    slots: dict[int, list[tuple[Sequence, int]]] = field(
-        default_factory=dict
-    )  # whose token, and which, at each position
-    made: dict[Sequence, int] = field(default_factory=dict)
+    slots: dict[int, list[int]] = field(default_factory=dict)  # the tokens whose keys and values are in each
+    made: dict[Sequence, list[int]] = field(default_factory=dict)
     ended: list[Sequence] = field(default_factory=list)
     now: float = 0.0
     steps: list[Prefill | Decode] = field(default_factory=list)
@@ -189,10 +271,14 @@ class Day:
         plan = self.plans.plan(self.now)
         self.ended += [*plan.cancelled, *plan.expired]
         for copy in plan.copies:
+            assert len(self.slots[copy.source]) >= copy.tokens
             self.slots[copy.target] = self.slots[copy.source][: copy.tokens]
         running = self.plans.running
         assert len({sequence.slot for sequence in running}) == len(running) <= self.plans.slots
         assert all(0 <= sequence.slot < self.plans.slots for sequence in running)
+        for slot, kept in self.plans.prefixes.kept.items():
+            assert slot not in {sequence.slot for sequence in running}
+            assert self.slots[slot][: len(kept.prompt)] == kept.prompt.tolist()
         if plan.step is None:
             assert self.plans.idle, "there is work, and nothing is done"
             return False
@@ -206,42 +292,48 @@ class Day:
         self.steps.append(plan.step)
         return True
 
-    def holds(self, sequence: Sequence) -> bool:
-        held = self.slots.get(sequence.slot, [])[: sequence.cached]
-        return sequence.cached > 0 and held == [(sequence, at) for at in range(sequence.cached)]
+    def check(self, sequence: Sequence) -> None:
+        """Its keys and values are where they should be."""
+        whole = [*sequence.prompt.tolist(), *self.made.get(sequence, [])]
+        assert self.slots.get(sequence.slot, [])[: sequence.cached] == whole[: sequence.cached]
 
     def decode(self, step: Decode) -> None:
-        assert [sequence.slot for sequence in step.sequences] == list(range(len(step.sequences)))
         assert step.sequences, "an empty batch kills the process"
+        assert [sequence.slot for sequence in step.sequences] == list(range(len(step.sequences)))
         for sequence in step.sequences:
-            assert self.holds(sequence), "its keys and values are not where they should be"
-            self.slots[sequence.slot] = [(sequence, at) for at in range(sequence.cached + 1)]
+            self.check(sequence)
+            held = self.slots[sequence.slot][: sequence.cached]
+            self.slots[sequence.slot] = [*held, self.made[sequence][-1]]
         self.plans.advance(step)
         for sequence in step.sequences:
             self.give_token(sequence)
 
     def prefill(self, step: Prefill) -> None:
         sequence = step.sequence
-        assert 0 < step.stop - step.start <= self.plans.chunk_tokens
+        assert 0 < step.tokens <= self.plans.chunk_tokens
+        assert step.tokens > 1 or sequence.prompt_tokens == 1, "one token alone comes out different"
         assert step.start == sequence.cached
-        assert step.start == 0 or self.holds(sequence)
         assert sequence.slot >= len(self.plans.decoding), "it would be in the way of those that decode"
-        self.slots[sequence.slot] = [(sequence, at) for at in range(step.stop)]
+        self.check(sequence)
+        self.slots[sequence.slot] = sequence.prompt[: step.stop].tolist()
         self.plans.advance(step)
         if step.last:
             self.give_token(sequence)
 
     def give_token(self, sequence: Sequence) -> None:
-        self.made[sequence] = self.made.get(sequence, 0) + 1
-        if self.made[sequence] == sequence.max_tokens:
+        made = self.made.setdefault(sequence, [])
+        made.append(next(NEVER_SEEN))
+        if len(made) == sequence.max_tokens:
             self.plans.finish(sequence)
             self.ended.append(sequence)
 
 
-REQUESTS = st.tuples(st.integers(1, 40), st.integers(1, 12), st.integers(0, 10), st.none() | st.floats(0, 60))
+PROMPTS = st.integers(1, 40) | st.lists(st.integers(1, 2), min_size=1, max_size=20)  # of two tokens: they often share
+REQUESTS = st.tuples(PROMPTS, st.integers(1, 12), st.integers(0, 10), st.none() | st.floats(0, 60))
 EVENTS = st.one_of(REQUESTS, st.just("step"), st.just("step"), st.tuples(st.just("cancel"), st.integers(0, 30)))
 
 
+@settings(max_examples=300)
 @given(slots=st.integers(1, 5), chunk_tokens=st.integers(3, 16), events=st.lists(EVENTS, max_size=60))
 def test_every_request_ends_exactly_once_and_slots_are_never_over_committed(slots, chunk_tokens, events):
     day = Day(scheduler(slots=slots, chunk_tokens=chunk_tokens))

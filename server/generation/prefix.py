@@ -1,0 +1,99 @@
+"""Prompts that were read already: which slots hold their keys and values, and who can use them again. Pure.
+
+A slot that nobody runs in keeps the prompt of the last request that did, until the slot is needed. Who comes with a
+prompt that begins alike copies what is alike, from such a slot or from that of a running request, and reads the rest.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int64]
+
+READ_ANEW = 2  # tokens, at least: one alone is computed by other kernels, and differs in the last bits
+
+
+@dataclass(frozen=True)
+class Copy:
+    """The keys and values of the first `tokens` tokens of one slot go to another."""
+
+    source: int
+    target: int
+    tokens: int
+
+
+@dataclass
+class Kept:
+    """The prompt in a slot that nobody runs in."""
+
+    prompt: Ids
+    used: int  # the larger, the later
+
+
+class Prefixes:
+    """What the unused slots keep. The least recently used goes first.
+
+    `least` is how many tokens two prompts must share for it to be worth a copy.
+    """
+
+    def __init__(self, slots: int, *, least: int) -> None:
+        self.kept: dict[int, Kept] = {}
+        self._slots = slots
+        self._least = max(least, READ_ANEW)
+        self._uses = 0
+
+    def best(self, prompt: Ids, running: Iterable[tuple[int, Ids]]) -> tuple[int, int]:
+        """The slot whose prompt shares most with this one, and how many tokens; (-1, 0) if it is not worth it.
+
+        `running` are the slots in use, each with as much of its prompt as it has read.
+        """
+        candidates = [*((slot, kept.prompt) for slot, kept in self.kept.items()), *running]
+        shared = [(min(common(prompt, other), len(prompt) - READ_ANEW), slot) for slot, other in candidates]
+        tokens, slot = max(shared, default=(0, -1))
+        if tokens < self._least:
+            return -1, 0
+        if slot in self.kept:
+            self._touch(self.kept[slot])
+        return slot, tokens
+
+    def keep(self, slot: int, prompt: Ids) -> None:
+        """Nobody runs in the slot any more: its prompt stays, unless one that begins with it is kept already."""
+        if len(prompt) < self._least:
+            return
+        for kept in self.kept.values():
+            if common(prompt, kept.prompt) == len(prompt):
+                self._touch(kept)
+                return
+        for other in [other for other, kept in self.kept.items() if common(prompt, kept.prompt) == len(kept.prompt)]:
+            del self.kept[other]
+        self.kept[slot] = Kept(prompt, 0)
+        self._touch(self.kept[slot])
+
+    def vacate(self, slot: int, taken: Collection[int]) -> list[Copy]:
+        """Make room in a slot: what it keeps moves to where something older, or nothing, is kept; or it is forgotten.
+
+        `taken` are slots that must stay as they are.
+        """
+        leaving = self.kept.pop(slot, None)
+        if leaving is None:
+            return []
+        ages = {other: self.kept[other].used if other in self.kept else 0 for other in range(self._slots)}
+        places = [other for other in ages if other != slot and other not in taken and ages[other] < leaving.used]
+        if not places:
+            return []
+        place = min(places, key=ages.__getitem__)
+        self.kept[place] = leaving
+        return [Copy(slot, place, len(leaving.prompt))]
+
+    def _touch(self, kept: Kept) -> None:
+        self._uses += 1
+        kept.used = self._uses
+
+
+def common(one: Ids, other: Ids) -> int:
+    """How many tokens both begin with."""
+    length = min(len(one), len(other))
+    different = one[:length] != other[:length]
+    return int(different.argmax()) if different.any() else length

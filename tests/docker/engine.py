@@ -1,0 +1,279 @@
+"""Docker, or buildah where no engine runs: build an image, look at it, run it. The same few words for both.
+
+Knows nothing of what the images are for. Docker is asked for what a careful user asks for: a read-only root, a /tmp in
+memory, no capabilities. Buildah runs a container on the host's network and knows nothing of that: the same care is
+taken here, inside the container, before its command starts.
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Protocol
+
+from tests.docker.pip_settings import pip_settings
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DOCKERFILE = ROOT / "docker" / "Dockerfile"
+PIP_ARGUMENTS = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
+GRPC, HTTP = 8001, 8002
+WAIT_S = 60.0
+
+Done = subprocess.CompletedProcess[str]
+
+
+class Unavailable(Exception):
+    """What is missing to build and run images on this machine."""
+
+
+class Failed(Exception):
+    """A command of the engine failed; the text is the end of what it said."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """What an image says of itself."""
+
+    user: str
+    entrypoint: list[str]
+    healthcheck: list[str]
+    environment: dict[str, str]
+    labels: dict[str, str]
+
+
+class Container(Protocol):
+    """A server that runs in an image."""
+
+    grpc: str  # host:port
+    http: str
+
+    def execute(self, command: Sequence[str]) -> Done: ...
+    def log(self) -> str: ...
+    def terminate(self) -> None: ...
+    def wait(self) -> int: ...
+
+
+class Engine(Protocol):
+    """What builds and runs images."""
+
+    name: str
+
+    def build(self, target: str, tag: str, base: str | None) -> None: ...
+    def image(self, tag: str) -> Image: ...
+    def megabytes(self, tag: str) -> float: ...
+    def run(self, tag: str, script: str, *, user: str | None = None) -> Done: ...
+    def start(self, tag: str, artifacts: Path) -> contextlib.AbstractContextManager[Container]: ...
+
+
+def find() -> Engine:
+    """Docker if one runs, else buildah; Unavailable says what would help."""
+    if shutil.which("docker") and subprocess.run(["docker", "info"], capture_output=True).returncode == 0:
+        return Docker()
+    if shutil.which("buildah") and os.geteuid() == 0:
+        return Buildah()
+    raise Unavailable("no Docker engine answers, and there is no buildah that could take its place (it needs root)")
+
+
+# ---- Docker
+
+
+class Docker:
+    """A Docker engine. Its ports are published on this machine alone."""
+
+    name = "docker"
+
+    def build(self, target: str, tag: str, base: str | None) -> None:
+        command = ["docker", "build", "--file", str(DOCKERFILE), "--target", target, "--tag", tag]
+        with pip_settings(of_this_machine=False) as pip:
+            call([*command, *arguments(base), "--secret", f"id=pip.conf,src={pip.file}", str(ROOT)])
+
+    def image(self, tag: str) -> Image:
+        return described(json.loads(call(["docker", "image", "inspect", tag]))[0]["Config"])
+
+    def megabytes(self, tag: str) -> float:
+        return float(call(["docker", "image", "inspect", "--format", "{{.Size}}", tag])) / 1e6
+
+    def run(self, tag: str, script: str, *, user: str | None = None) -> Done:
+        as_user = ["--user", user] if user else []
+        return done(["docker", "run", "--rm", *as_user, "--entrypoint", "sh", tag, "-c", script])
+
+    @contextlib.contextmanager
+    def start(self, tag: str, artifacts: Path) -> Iterator[Container]:
+        careful = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
+        ports = ["--publish", f"127.0.0.1::{GRPC}", "--publish", f"127.0.0.1::{HTTP}"]
+        command = ["docker", "run", "--detach", *careful, *ports, "--volume", f"{artifacts}:/artifacts:ro", tag]
+        name = call(command).strip()
+        try:
+            yield DockerContainer(name)
+        finally:
+            call(["docker", "rm", "--force", "--volumes", name])
+
+
+class DockerContainer:
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.grpc, self.http = (call(["docker", "port", name, f"{port}/tcp"]).split()[0] for port in (GRPC, HTTP))
+
+    def execute(self, command: Sequence[str]) -> Done:
+        return done(["docker", "exec", self._name, *command])
+
+    def log(self) -> str:
+        logged = done(["docker", "logs", self._name])
+        return logged.stdout + logged.stderr
+
+    def terminate(self) -> None:
+        call(["docker", "kill", "--signal", "TERM", self._name])
+
+    def wait(self) -> int:
+        return int(call(["docker", "wait", self._name]))
+
+
+# ---- buildah
+
+
+class Buildah:
+    """Buildah in chroot isolation, which needs no more rights than root in a container has."""
+
+    name = "buildah"
+
+    def __init__(self) -> None:
+        os.environ.setdefault("BUILDAH_ISOLATION", "chroot")
+
+    def build(self, target: str, tag: str, base: str | None) -> None:
+        command = ["buildah", "bud", "--layers", "--format", "docker", "--file", str(DOCKERFILE)]
+        with pip_settings(of_this_machine=True) as pip:
+            lent = [word for path in pip.folders for word in ("--volume", f"{path}:{path}:ro")]
+            named = ["--target", target, "--tag", tag, "--secret", f"id=pip.conf,src={pip.file}"]
+            call([*command, *named, *arguments(base), *lent, str(ROOT)])
+
+    def image(self, tag: str) -> Image:
+        return described(json.loads(call(["buildah", "inspect", "--type", "image", tag]))["Docker"]["config"])
+
+    def megabytes(self, tag: str) -> float:
+        number, unit = json.loads(call(["buildah", "images", "--json", tag]))[0]["size"].split()
+        return float(number) * {"KB": 1e-3, "MB": 1.0, "GB": 1e3}[unit.upper()]
+
+    def run(self, tag: str, script: str, *, user: str | None = None) -> Done:
+        with working_container(tag) as name:
+            as_user = ["--user", user] if user else []
+            return done(["buildah", "run", *as_user, name, "--", "sh", "-c", script])
+
+    @contextlib.contextmanager
+    def start(self, tag: str, artifacts: Path) -> Iterator[Container]:
+        ports = dict(zip(("AFFINITY_PORT", "AFFINITY_HTTP_PORT"), map(str, free_ports(2)), strict=True))
+        with working_container(tag) as name, tempfile.NamedTemporaryFile("wb") as log:
+            container = BuildahContainer(name, self.image(tag), artifacts, ports, log)
+            try:
+                yield container
+            finally:
+                container.kill()
+
+
+CAREFUL = """mount -o remount,bind,ro / && user=$1 && shift && exec setpriv --reuid $user --regid $user --clear-groups \
+--inh-caps=-all --bounding-set=-all --no-new-privs -- "$@"
+"""
+
+
+class BuildahContainer:
+    def __init__(self, name: str, image: Image, artifacts: Path, ports: Mapping[str, str], log: IO[bytes]) -> None:
+        self._user = int(image.user.split(":")[0])
+        self.grpc, self.http = (f"127.0.0.1:{port}" for port in ports.values())
+        mounted = ["--mount", "type=tmpfs,destination=/tmp", "--volume", f"{artifacts}:/artifacts:ro"]
+        environment = [word for key, value in ports.items() for word in ("--env", f"{key}={value}")]
+        self._run = ["buildah", "run", "--user", "root", "--cap-add", "CAP_SYS_ADMIN", *mounted, *environment, name]
+        self._log = Path(log.name)
+        self._process = subprocess.Popen(self._command(image.entrypoint), stdout=log, stderr=subprocess.STDOUT)
+
+    def execute(self, command: Sequence[str]) -> Done:
+        return done(self._command(command))
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def _command(self, command: Sequence[str]) -> list[str]:
+        """`command` as the image's user, who has no capabilities and gets none, in a root made read-only."""
+        return [*self._run, "--", "sh", "-c", CAREFUL, "sh", str(self._user), *command]
+
+    def terminate(self) -> None:
+        """As an engine would: the signal goes to the container's first process."""
+        os.kill(self._first_process(), signal.SIGTERM)
+
+    def wait(self) -> int:
+        return self._process.wait(WAIT_S)
+
+    def kill(self) -> None:
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError, Failed):
+                os.kill(self._first_process(), signal.SIGKILL)
+            self._process.wait(WAIT_S)
+
+    def _first_process(self) -> int:
+        """Below buildah's own processes, which are root's: the one that is the image's user's."""
+        below = [self._process.pid]
+        while below:
+            process = below.pop()
+            if os.stat(f"/proc/{process}").st_uid == self._user:
+                return process
+            for thread in Path(f"/proc/{process}/task").iterdir():
+                below += map(int, (thread / "children").read_text().split())
+        raise Failed(f"no process of user {self._user} runs\n{self.log()}")
+
+
+@contextlib.contextmanager
+def working_container(tag: str) -> Iterator[str]:
+    name = call(["buildah", "from", "--pull-never", tag]).strip()
+    try:
+        yield name
+    finally:
+        call(["buildah", "rm", name])
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+# ---- what both need
+
+
+def arguments(base: str | None) -> list[str]:
+    """Build arguments: the base image, and where pip looks if the environment says so."""
+    given = [f"PYTHON_IMAGE={base}"] if base else []
+    given += [name for name in PIP_ARGUMENTS if name in os.environ]  # without a value: the environment's
+    return [word for each in given for word in ("--build-arg", each)]
+
+
+def described(config: Mapping[str, object]) -> Image:
+    """An image's configuration in Docker's format, which both engines have."""
+    found = json.loads(json.dumps(config))
+    return Image(
+        user=found.get("User", ""),
+        entrypoint=found.get("Entrypoint") or [],
+        healthcheck=(found.get("Healthcheck") or {}).get("Test") or [],
+        environment=dict(each.split("=", 1) for each in found.get("Env") or []),
+        labels=found.get("Labels") or {},
+    )
+
+
+def done(command: Sequence[str]) -> Done:
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def call(command: Sequence[str]) -> str:
+    """What a command prints; Failed, with the end of what it said, if it does not succeed."""
+    finished = done(command)
+    if finished.returncode:
+        said = "\n".join((finished.stdout + finished.stderr).splitlines()[-30:])
+        raise Failed(f"{shlex.join(command[:3])} … ended with {finished.returncode}\n{said}")
+    return finished.stdout

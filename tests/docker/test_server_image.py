@@ -1,0 +1,208 @@
+"""The image of the CPU server, built and run as it is: what it is made of, what it answers, how it ends.
+
+`make docker-test` runs this. PYTHON_IMAGE names another base, as for the Dockerfile.
+"""
+
+import os
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from server.client import Client
+from tests.docker import engine as engines
+from tests.docker.engine import ROOT, Container, Engine, Image
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
+
+BUNDLED = ("bert-mini", "gpt-mini", "vit-digits", "mixer-digits")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+USER = 10001
+MOST_MEGABYTES = 600
+BASE_MEGABYTES = 150  # python:slim, unpacked, with some to spare
+TAG = "affinity-test:cpu"
+START_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    try:
+        return engines.find()
+    except engines.Unavailable as missing:
+        pytest.exit(f"cannot build images here: {missing}", returncode=1)
+
+
+@pytest.fixture(scope="module")
+def tag(engine: Engine, facts: list[str]) -> str:
+    """The image, built from the checkout."""
+    started = time.monotonic()
+    engine.build("server-cpu", TAG, os.environ.get("PYTHON_IMAGE"))
+    facts.append(f"built server-cpu with {engine.name} in {time.monotonic() - started:.0f} s")
+    return TAG
+
+
+@pytest.fixture(scope="module")
+def image(engine: Engine, tag: str) -> Image:
+    return engine.image(tag)
+
+
+@pytest.fixture(scope="module")
+def artifacts() -> Path:
+    """The bundled models, exported; nothing to do if they are there already."""
+    directory = ROOT / "artifacts"
+    subprocess.run([sys.executable, "-m", "export", *BUNDLED, "--artifacts", directory], cwd=ROOT, check=True)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def inside(engine: Engine, tag: str) -> Callable[[str], str]:
+    """Run a script in the image; what it prints."""
+
+    def run(script: str) -> str:
+        done = engine.run(tag, script)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return run
+
+
+class Server:
+    """A server in a container, and how its health check went while it started."""
+
+    def __init__(self, container: Container, healthcheck: list[str]) -> None:
+        self.container, self._command = container, healthcheck
+        self.grpc, self.http = container.grpc, container.http
+        self.health_before = self.health()
+        self.health_after = self.health_before
+
+    def health(self) -> int:
+        return self.container.execute(self._command).returncode
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_S
+        while (code := self.health()) != 0:
+            assert time.monotonic() < deadline, f"not ready after {START_S:g} s\n{self.container.log()}"
+        self.health_after = code
+
+
+@pytest.fixture
+def start(engine: Engine, tag: str, image: Image, artifacts: Path) -> Iterator[Server]:
+    """A server of a test's own, ready."""
+    with engine.start(tag, artifacts) as container:
+        server = Server(container, health_command(image))
+        server.wait_until_ready()
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server(engine: Engine, tag: str, image: Image, artifacts: Path, facts: list[str]) -> Iterator[Server]:
+    """A server that the tests share, ready."""
+    started = time.monotonic()
+    with engine.start(tag, artifacts) as container:
+        server = Server(container, health_command(image))
+        server.wait_until_ready()
+        facts.append(f"healthy {time.monotonic() - started:.1f} s after the start of the container")
+        yield server
+
+
+def health_command(image: Image) -> list[str]:
+    kind, *words = image.healthcheck
+    return ["sh", "-c", *words] if kind == "CMD-SHELL" else words
+
+
+# ---- what it is made of
+
+
+def test_it_is_small(engine: Engine, tag: str, facts: list[str]) -> None:
+    megabytes = engine.megabytes(tag)
+    base = engine.megabytes(os.environ.get("PYTHON_IMAGE", "python:3.12-slim"))
+    facts.append(f"{megabytes:.0f} MB unpacked: the base {base:.0f}, ours {megabytes - base:.0f}")
+    assert megabytes - base + min(base, BASE_MEGABYTES) <= MOST_MEGABYTES
+
+
+def test_it_is_not_root(image: Image, inside: Callable[[str], str]) -> None:
+    assert image.user == f"{USER}:{USER}"  # a number, so that Kubernetes can see that it is not root
+    assert inside("id -u; id -g").split() == [str(USER)] * 2
+
+
+def test_it_holds_the_server_and_what_it_speaks_and_no_other_code_of_ours(inside: Callable[[str], str]) -> None:
+    assert inside("ls /app").split() == [f"affinity-{PROJECT['version']}.dist-info", "protos", "server"]
+    others = inside("find /app/server /app/protos -type f ! -name '*.py' ! -name '*.pyc'")
+    assert others == ""
+
+
+def test_it_cannot_install_compile_or_train(inside: Callable[[str], str]) -> None:
+    assert inside("for tool in pip pip3 gcc cc g++ c++ ld make; do command -v $tool; done; true") == ""
+    script = "import importlib.util, sys; print(*filter(importlib.util.find_spec, sys.argv[1:]))"
+    assert inside(f"python -c '{script}' pip setuptools torch onnx models export") == ""
+
+
+def test_it_says_what_it_is(image: Image, inside: Callable[[str], str]) -> None:
+    assert image.labels["org.opencontainers.image.version"] == PROJECT["version"]
+    assert image.labels["org.opencontainers.image.licenses"] == PROJECT["license"]
+    assert inside("python -m server --version") == f"affinity {PROJECT['version']}"
+
+
+def test_its_packages_are_those_of_make_install(inside: Callable[[str], str], facts: list[str]) -> None:
+    script = "from importlib.metadata import distributions as d; print(*{f'{i.name}=={i.version}' for i in d()})"
+    here = set(engines.call([sys.executable, "-c", script]).split())
+    there = set(inside(f'python -c "{script}"').split())
+    plain = {each for each in there if each.startswith("onnxruntime")}
+    assert {each.split("==")[0] for each in plain} == {"onnxruntime", "onnxruntime-ep-openvino"}
+    differing = sorted(each for each in there - plain - here if not each.startswith("affinity=="))
+    facts.append(f"{len(there)} packages; versions unlike those of .venv: {', '.join(differing) or 'none'}")
+
+
+# ---- what it does
+
+
+def test_its_health_check_waits_until_it_is_ready(server: Server) -> None:
+    assert server.health_before == 1
+    assert server.health_after == 0
+
+
+def test_it_answers_the_three_requests(server: Server, facts: list[str]) -> None:
+    picture = (ROOT / "models/pretrained/vit-digits/example.png").read_bytes()
+    with Client(server.grpc) as client:
+        [text] = client.fill_mask(["The [MASK] statement raises an exception."])
+        pieces = list(client.generate("A list is", max_tokens=40))
+        [classification] = client.classify_image([picture], model="vit-digits")
+        providers = {f"{model.name} on {model.provider}" for model in client.models() if model.provider}
+    assert len(text.masks[0].candidates) == 5
+    assert pieces[-1].finish_reason in {"length", "stop"}
+    assert 0 < classification.classes[0].score <= 1
+    facts.append(
+        f"[MASK] = {text.masks[0].candidates[0].token_str.strip()}; the digit is {classification.classes[0].label}; "
+        f"A list is{''.join(piece.text for piece in pieces)!r}"
+    )
+    facts.append(", ".join(sorted(providers)))
+
+
+def test_its_metrics_can_be_scraped(server: Server) -> None:
+    with urllib.request.urlopen(f"http://{server.http}/metrics", timeout=10) as answer:
+        assert "affinity_" in answer.read().decode()
+
+
+def test_its_root_is_read_only(server: Server) -> None:
+    written = server.container.execute(["sh", "-c", "touch /app/x; touch /artifacts/x; touch /tmp/x && echo /tmp"])
+    assert written.stdout.split() == ["/tmp"]
+    assert written.stderr.count("Read-only file system") == 2
+
+
+def test_it_finishes_a_stream_when_it_is_told_to_stop(start: Server, facts: list[str]) -> None:
+    with Client(start.grpc) as client:
+        pieces = client.generate("A list is", max_tokens=200, ignore_eos=True)
+        first = next(pieces)
+        start.container.terminate()
+        rest = list(pieces)
+    code = start.container.wait()
+    assert code == 0, start.container.log()
+    assert "1 requests under way" in start.container.log()
+    assert rest[-1].finish_reason == "length"
+    tokens = len(first.token_ids) + sum(len(piece.token_ids) for piece in rest)
+    facts.append(f"SIGTERM after the first of {tokens} tokens: all of them came, exit code {code}")

@@ -13,6 +13,8 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 from protos import open_inference_pb2  # noqa: F401  # beside tritonclient's own `inference` package
+from server.client import Client
+from tests.conftest import served
 from tests.server.rpc.test_typed import TEXT, picture
 
 
@@ -361,3 +363,37 @@ def test_what_is_not_implemented_says_so(client):
     with pytest.raises(InferenceServerException) as error:
         client.get_trace_settings()
     assert error.value.status() == "StatusCode.UNIMPLEMENTED"
+
+
+def test_statistics_count_requests_inputs_and_batches(client):
+    def told():
+        return client.get_inference_statistics("tiny-classifier").model_stats[0]
+
+    before = told()
+    infer(client, "tiny-classifier", [("text", ["a list", "an exception"])])
+    after = told()
+    assert after.inference_stats.success.count - before.inference_stats.success.count == 1
+    assert after.inference_count - before.inference_count == 2
+    assert after.execution_count > before.execution_count
+    assert after.inference_stats.compute_infer.ns > before.inference_stats.compute_infer.ns
+    assert sum(batch.compute_infer.count for batch in after.batch_stats) == after.execution_count
+    assert after.last_inference > before.last_inference
+    assert len(client.get_inference_statistics().model_stats) == 6
+
+
+def test_models_go_and_come_back(artifacts):
+    with (
+        served(artifacts, "--models", "tiny-bert,tiny-vit") as running,
+        triton.InferenceServerClient(running.target) as client,
+        Client(running.target) as ours,
+    ):
+        client.unload_model("tiny-bert")
+        assert not client.is_model_ready("tiny-bert")
+        assert ours.health("model/tiny-bert") == "NOT_SERVING"
+        with pytest.raises(InferenceServerException, match="NOT_FOUND"):
+            infer(client, "tiny-bert", [("text", [TEXT])])
+        client.load_model("tiny-bert")
+        assert ours.health("model/tiny-bert") == "SERVING"
+        assert infer(client, "tiny-bert", [("text", [TEXT])]).as_numpy("row").tolist() == [0]
+        with pytest.raises(InferenceServerException, match="nobody"):
+            client.load_model("nobody")

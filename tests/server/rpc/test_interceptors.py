@@ -1,0 +1,158 @@
+"""What happens around every call: on a real server of gRPC, with methods that go wrong in every way."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+
+from server import errors
+from server.rpc.interceptors import Watch
+from server.rpc.status import INTERNAL_TEXT, STATUS
+from server.rpc.under_way import UnderWay
+
+WRONG = {
+    errors.InvalidRequest("top_k", "0", "1 or more"): "INVALID_ARGUMENT",
+    errors.ModelNotFound("no such model"): "NOT_FOUND",
+    errors.WrongTask("it generates"): "FAILED_PRECONDITION",
+    errors.NotReady("loading"): "UNAVAILABLE",
+    errors.DeadlineExceeded("too late"): "DEADLINE_EXCEEDED",
+    errors.Overloaded("full", retry_after_s=1.5): "RESOURCE_EXHAUSTED",
+    errors.BadArtifact("broken"): "FAILED_PRECONDITION",
+}
+
+
+class Listener:
+    """Remembers what it is told."""
+
+    def __init__(self):
+        self.started = []
+        self.ended = asyncio.Queue()
+
+    def call_started(self, kind, service, method):
+        self.started.append((kind, service, method))
+
+    def call_ended(self, kind, service, method, code, seconds):
+        assert seconds >= 0
+        self.ended.put_nowait((kind, method, code))
+
+
+class Served:
+    """A server with the methods Unary and Stream of service s, which do what `behave` says."""
+
+    def __init__(self, channel, listener, under_way):
+        self.listener, self.under_way = listener, under_way
+        self.unary = channel.unary_unary("/s/Unary")
+        self.stream = channel.unary_stream("/s/Stream")
+
+
+@asynccontextmanager
+async def serving(behave):
+    """`behave` is an async generator of what to answer."""
+    listener, under_way = Listener(), UnderWay()
+
+    async def unary(request, context):
+        return await anext(behave())
+
+    async def stream(request, context):
+        async for answer in behave():
+            yield answer
+
+    server = grpc.aio.server(interceptors=[Watch(listener, under_way, frozenset({"/s/Unary", "/s/Stream"}))])
+    handlers = {
+        "Unary": grpc.unary_unary_rpc_method_handler(unary),
+        "Stream": grpc.unary_stream_rpc_method_handler(stream),
+    }
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("s", handlers)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield Served(channel, listener, under_way)
+    finally:
+        await server.stop(None)
+
+
+def raising(error):
+    async def behave():
+        raise error
+        yield b""
+
+    return behave
+
+
+async def test_an_answer_passes():
+    async def behave():
+        yield b"a"
+        yield b"b"
+
+    async with serving(behave) as served:
+        assert await served.unary(b"") == b"a"
+        assert [answer async for answer in served.stream(b"")] == [b"a", b"b"]
+        assert served.listener.started == [("unary", "s", "Unary"), ("server_stream", "s", "Stream")]
+        assert await served.listener.ended.get() == ("unary", "Unary", "OK")
+        assert await served.listener.ended.get() == ("server_stream", "Stream", "OK")
+        assert served.under_way.count == 0
+
+
+@pytest.mark.parametrize(("error", "code"), WRONG.items(), ids=WRONG.values())
+async def test_each_error_has_its_status(error, code):
+    async with serving(raising(error)) as served:
+        for call in (served.unary(b""), served.stream(b"").read()):
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await call
+            assert (failed.value.code().name, failed.value.details()) == (code, str(error))
+            assert (await served.listener.ended.get())[2] == code
+
+
+def test_every_error_of_ours_is_in_the_table():
+    assert {kind for kind in vars(errors).values() if isinstance(kind, type)} - set(STATUS) == {errors.AffinityError}
+
+
+async def test_who_is_refused_for_now_is_told_when_to_come_back():
+    async with serving(raising(errors.Overloaded("full", retry_after_s=1.5))) as served:
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await served.unary(b"")
+        assert dict(failed.value.trailing_metadata())["retry-after-ms"] == "1500"
+
+
+async def test_what_nobody_foresaw_is_logged_and_not_told(caplog):
+    async with serving(raising(ZeroDivisionError("the secret"))) as served:
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await served.unary(b"")
+        assert (failed.value.code().name, failed.value.details()) == ("INTERNAL", INTERNAL_TEXT)
+    assert "/s/Unary failed" in caplog.text
+    assert "the secret" in caplog.text
+
+
+@pytest.mark.parametrize("timeout", [None, 0.05])
+async def test_a_client_that_leaves_closes_the_answers(timeout):
+    closed = asyncio.Event()
+
+    async def behave():
+        try:
+            yield b"a"
+            await asyncio.Event().wait()
+        finally:
+            closed.set()
+
+    async with serving(behave) as served:
+        call = served.stream(b"", timeout=timeout)
+        await call.read()
+        if timeout:
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call.read()
+        else:
+            call.cancel()
+        await closed.wait()
+        expected = "DEADLINE_EXCEEDED" if timeout else "CANCELLED"
+        assert await served.listener.ended.get() == ("server_stream", "Stream", expected)
+        assert served.under_way.count == 0
+
+
+async def test_work_is_refused_while_the_server_stops():
+    async with serving(raising(AssertionError("must not be asked"))) as served:
+        served.under_way.close()
+        with pytest.raises(grpc.aio.AioRpcError, match="stopping") as failed:
+            await served.unary(b"")
+        assert failed.value.code() is grpc.StatusCode.UNAVAILABLE

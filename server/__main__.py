@@ -16,6 +16,7 @@ import uvloop
 
 from server import logs
 from server.errors import AffinityError
+from server.flags import parse
 from server.http import HttpServer
 from server.metrics import Metrics
 from server.model_metrics import ModelMetrics
@@ -23,7 +24,7 @@ from server.repository import Repository
 from server.rpc.health import Health
 from server.rpc.server import build_server
 from server.rpc.under_way import UnderWay
-from server.settings import Settings, parse
+from server.settings import Settings
 
 LAST_WORDS_S = 1.0  # for the last answers to leave, and for streams that wait for their client
 

@@ -12,7 +12,7 @@ from server.errors import AffinityError, BadArtifact, InvalidRequest, ModelNotFo
 from server.model import Model, open_model
 from server.observer import Observe, silence
 from server.providers import ProviderChoice, choose_provider
-from server.settings import Settings
+from server.settings import EVERY_MODEL, Settings
 
 __all__ = ["Entry", "Model", "Repository"]
 
@@ -94,6 +94,9 @@ class Repository:
         if not names:
             root = self._settings.artifacts
             raise BadArtifact(f"{root}: found no models; `python -m export SOURCE --artifacts {root}` makes one")
+        for name in self._settings.overrides:
+            if name not in (EVERY_MODEL, *found):
+                raise ModelNotFound(f"--set {name}: found no such model, expected one of {', '.join(found)}")
         for name in names:
             await self.load(name)
         self.ready = True

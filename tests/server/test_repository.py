@@ -54,6 +54,14 @@ async def test_a_model_that_is_asked_for_and_not_there_ends_the_start(root):
             pass
 
 
+async def test_a_setting_of_a_model_that_is_not_there_ends_the_start(root):
+    with pytest.raises(
+        ModelNotFound, match="--set tiny-bret: found no such model, expected one of tiny-bert, tiny-emb"
+    ):
+        async with opened(root, overrides={"tiny-bret": {"slots": 1}}):
+            pass
+
+
 async def test_a_model_that_fails_ends_the_start_with_the_reason(root):
     next_version(root, "tiny-bert", format_version=0)
     with pytest.raises(BadArtifact, match="found format_version 0, expected 1: export again"):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from server.settings import MODEL_KEYS, OPTIONS, ModelSettings, parse
+from server.flags import MODEL_KEYS, OPTIONS, parse
+from server.settings import ModelSettings
 
 
 def test_settings_have_defaults_for_a_server_on_this_machine_alone():

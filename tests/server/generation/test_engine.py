@@ -289,6 +289,8 @@ async def test_a_caller_who_leaves_while_waiting_never_runs(engine_of):
     waiting = asyncio.create_task(tokens_of(engine, [2, 3, 4], max_tokens=5))
     await asyncio.sleep(0)
     waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
     decoder.let_go()
     assert len(await running) == 5
     await engine.drain()
@@ -350,10 +352,16 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back(engine_of):
 
 
 async def test_a_step_that_fails_fails_only_the_requests_in_it(engine_of, reference):
+    all_came = threading.Event()
+
     class Flaky(Decoder):
         """The fourth decode step fails."""
 
         decodes = 0
+
+        def prefill(self, *arguments):
+            all_came.wait()
+            return super().prefill(*arguments)
 
         def decode(self, *arguments):
             self.decodes += 1
@@ -364,9 +372,10 @@ async def test_a_step_that_fails_fails_only_the_requests_in_it(engine_of, refere
     listener = Listener()
     engine = await engine_of(slots=2, decoder=Flaky, observer=listener)
     asked = [[1], [2], [3], [4]]
-    found = await asyncio.gather(
-        *(tokens_of(engine, prompt, max_tokens=10, **GREEDY) for prompt in asked), return_exceptions=True
-    )
+    answers = [asyncio.create_task(tokens_of(engine, prompt, max_tokens=10, **GREEDY)) for prompt in asked]
+    await asyncio.sleep(0)
+    all_came.set()
+    found = await asyncio.gather(*answers, return_exceptions=True)
     assert [type(answer) for answer in found] == [StepFailed, StepFailed, list, list]
     assert found[2:] == [greedy_of(reference, prompt, 10) for prompt in asked[2:]]
     assert listener.failures == [2]

@@ -1,0 +1,70 @@
+"""A trained model as a directory in the Hugging Face layout, so that it comes in by the same door as anyone's."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+
+from models import checkpoints
+from models.training import digits
+
+HALVED = {"dtype": "float16"}  # text models are stored in half precision: half the size, and no worse a score
+
+
+def save_text(
+    directory: Path, model: nn.Module, tokenizer: Tokenizer, *, special: Mapping[str, str], kind: str
+) -> None:
+    """`special` names the special tokens (`mask_token` and so on), `kind` the class of the tokenizer."""
+    ids = {
+        f"{name.removesuffix('token')}token_id": tokenizer.token_to_id(token)
+        for name, token in special.items()
+        if name in ("pad_token", "bos_token", "eos_token")
+    }
+    tensors = {name: tensor.to(torch.float16) for name, tensor in checkpoints.published(model).items()}
+    checkpoints.save(directory, {**checkpoints.published_config(model), **ids, **HALVED}, tensors)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    longest = {"model_max_length": model.config.positions}
+    write_json(directory / "tokenizer_config.json", {"tokenizer_class": kind, **longest, **special})
+    write_json(directory / "special_tokens_map.json", special)
+
+
+def save_vit(directory: Path, model: nn.Module, names: Sequence[str]) -> None:
+    """transformers keeps the preparation of images in a file of its own."""
+    checkpoints.save(directory, checkpoints.published_config(model, names), checkpoints.published(model))
+    side = {"height": digits.IMAGE_SIZE, "width": digits.IMAGE_SIZE}
+    write_json(
+        directory / "preprocessor_config.json",
+        {
+            "image_processor_type": "ViTImageProcessor",
+            "do_resize": True,
+            "size": side,
+            "resample": 2,  # bilinear
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": [digits.MEAN] * 3,
+            "image_std": [digits.DEVIATION] * 3,
+        },
+    )
+
+
+def save_mixer(directory: Path, model: nn.Module, names: Sequence[str]) -> None:
+    """timm keeps it in `config.json`."""
+    config = checkpoints.published_config(model, names)
+    config["label_names"] = list(names)
+    config["pretrained_cfg"] |= {
+        "mean": [digits.MEAN] * 3,
+        "std": [digits.DEVIATION] * 3,
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+        "label_names": list(names),
+    }
+    checkpoints.save(directory, config, checkpoints.published(model))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

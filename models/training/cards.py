@@ -1,0 +1,80 @@
+"""The card of a bundled model: what it is, what it was made from, how well it does, and what it is not for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+from models.training import corpus
+
+TEXT_DATA = f"""\
+English technical text that installed Python packages bring along: the language reference in `pydoc_data`, the
+docstrings of the standard library, and those of the packages below, read from their sources. Docstrings are cut into
+paragraphs (one of prose, or one parameter with its description); code, tables, text that is not ASCII and anything
+under {corpus.SHORTEST} characters are left out.
+
+Held out are whole modules and reference topics: those of whose name the first byte of the SHA-256 is below
+{corpus.HELD_OUT_OF_256} (of 256). Every paragraph is kept once, compared without case, spaces and punctuation, and a
+paragraph that occurs in training is dropped from what is held out. Modules about related things remain related:
+expect lower scores on text of another kind.
+
+| package | version | licence |
+|---|---|---|
+| Python | 3.11 | PSF-2.0 |
+{"".join(f"| {name} | {version} | {licence} |{chr(10)}" for name, (version, _, licence) in corpus.PACKAGES.items())}"""
+
+DIGITS_DATA = """\
+The 1,797 handwritten digits of 8 × 8 pixels that come with scikit-learn (E. Alpaydin and C. Kaynak, "Optical
+Recognition of Handwritten Digits", UCI Machine Learning Repository, CC BY 4.0). A quarter of each digit, 450 images,
+is held out by a fixed seed; the same person may have written digits on both sides. In training the digits are turned,
+shifted, scaled, blurred, and shown half of the time in black on white.
+"""
+
+DIGITS_USE = """\
+For trying Affinity out: `example.png` is a held-out digit. One digit should fill most of the picture. It was shown
+nothing but digits, so it calls anything else a digit too, and its scores say little about other people's handwriting.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What differs from model to model; the last three are known when it has been trained."""
+
+    name: str
+    summary: str
+    module: str
+    data: str
+    use: str
+    scores: Mapping[str, str] = field(default_factory=dict)  # what was measured on the held-out data: the value
+    minutes: float = 0
+    machine: str = ""
+
+    def text(self, parameters: int, size_bytes: int) -> str:
+        scores = "".join(f"| {what} | {value} |\n" for what, value in self.scores.items())
+        return f"""\
+# {self.name}
+
+{self.summary}
+
+{parameters:,} parameters, {size_bytes / 1e6:.1f} MB. Made by `python -m models.training.{self.module}` in
+{self.minutes:.0f} minutes on a {self.machine}.
+
+## Score
+
+Measured on {date.today():%d %B %Y} with the weights in this directory, on data the training never saw:
+
+| held-out | |
+|---|---|
+{scores}
+## Data
+
+{self.data}
+## Use
+
+{self.use}
+"""
+
+
+def write(directory: Path, card: Card, *, parameters: int) -> None:
+    size_bytes = sum(path.stat().st_size for path in directory.iterdir() if path.name != "README.md")
+    (directory / "README.md").write_text(card.text(parameters, size_bytes), "utf-8")

@@ -1,0 +1,28 @@
+"""What every recipe can be told on the command line."""
+
+import argparse
+import platform
+from pathlib import Path
+
+import torch
+
+from models.training.cards import Card
+
+
+def parser(card: Card) -> argparse.ArgumentParser:
+    """The options that all recipes share."""
+    parser = argparse.ArgumentParser(prog=f"python -m models.training.{card.module}", description=card.summary)
+    parser.add_argument(
+        "--output", type=Path, default=Path("models/pretrained") / card.name, help="default: %(default)s"
+    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
+    parser.add_argument("--machine", default=platform.machine(), help="what the card calls this machine")
+    return parser
+
+
+def text_parser(card: Card) -> argparse.ArgumentParser:
+    """The same, and what a run of an hour needs."""
+    shared = parser(card)
+    shared.add_argument("--state", type=Path, help="save the state of the run here at intervals, and go on from it")
+    shared.add_argument("--compile", action="store_true", help="faster, where there is a C++ compiler")
+    return shared

@@ -62,7 +62,8 @@ class Worker:
         """They leave at the next step. Harmless for those that have left."""
         with self._lock:
             for stream in streams:
-                self._scheduler.cancel(stream.sequence)
+                if stream.sequence in self._streams:
+                    self._scheduler.cancel(stream.sequence)
 
     def forward(self, texts: Sequence[Ids]) -> "asyncio.Future[list[Floats]]":
         """The logits of whole texts, computed between two steps; never if the future is cancelled before."""

@@ -11,6 +11,8 @@ Read in the order in which data flows:
     parity          how far the saved graph is from PyTorch, and whether that is near enough
     decode          the same for text that GPT writes step by step, over its cache
     text, images    what has to happen to a text or an image before the graph can read it
+    exporter        all of these, one after the other
+    inspection      what is inside an artifact, and whether it still is what was exported
     artifact        the directory that the server reads: whole or not at all
 
 The only package that knows both torch and ONNX. It knows nothing of the server.

@@ -1,10 +1,11 @@
 """`python -m export SOURCE…`: the command line. Torch is imported only once it is known that there is work to do."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
-from export import artifact, precisions, sources
+from export import artifact, families, precisions, sources
 from export.errors import ExportError
 from export.precisions import Precision
 from export.progress import Progress
@@ -18,6 +19,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m export",
         description="Make artifacts of models: graphs for the server, proven equal to their PyTorch source.",
+        epilog="python -m export inspect|verify ARTIFACT [--json] looks at an artifact that is there.",
     )
     parser.add_argument(
         "sources",
@@ -25,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="SOURCE",
         help="a bundled model's name, a directory in the Hugging Face layout, or a hub id (owner/name[@revision])",
     )
+    parser.add_argument("--list", action="store_true", help="say what can be exported, and what each family needs")
     parser.add_argument("--name", help="what the server calls the model (one SOURCE only; default: the source's name)")
     parser.add_argument(
         "--artifacts",
@@ -42,8 +45,22 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def looker() -> argparse.ArgumentParser:
+    """The options of `inspect` and `verify`."""
+    parser = argparse.ArgumentParser(prog="python -m export", description="Look at artifacts.")
+    parser.add_argument("command", choices=["inspect", "verify"], help="show what is inside, or check that it is whole")
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="a directory DIR/<name>/<version>")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    return parser
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Export everything named; the exit status is 0, 1 if an export failed, 2 if the command made no sense."""
+    """Do what was asked for; the exit status is 0, 1 if it failed, 2 if the command made no sense."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] in (["inspect"], ["verify"]):
+        return look(arguments)
+    if "--list" in arguments:
+        return say(families.account(), families.described(), as_json="--json" in arguments)
     options = parser().parse_args(arguments)
     progress = Progress()
     try:
@@ -83,6 +100,29 @@ def export_one(source: Source, name: str, artifacts: Path, targets: dict[str, Pr
 
     directory = export(Job(source, name, artifacts, targets, digest, chosen), progress)
     progress.say(f"{name}: {directory} is ready")
+
+
+def look(arguments: list[str]) -> int:
+    """Show what is inside an artifact, or check that it still is what was exported."""
+    options = looker().parse_args(arguments)
+    from export import inspection  # brings onnx with it
+
+    try:
+        if options.command == "inspect":
+            account = inspection.inspect(options.artifact)
+            lines = inspection.described(account)
+        else:
+            account = inspection.verify(options.artifact)
+            lines = inspection.verified(account)
+    except ExportError as error:
+        return report(error, FAILED)
+    return say(account, lines, as_json=options.json)
+
+
+def say(account: object, lines: list[str], *, as_json: bool) -> int:
+    """The same for machines or for a reader."""
+    print(json.dumps(account, indent=2) if as_json else "\n".join(lines))
+    return 0
 
 
 def report(error: ExportError, status: int) -> int:

@@ -27,7 +27,7 @@ from protos.manifest_pb2 import Parity as ParityMessage
 from protos.manifest_pb2 import Source as SourceMessage
 
 GOLDEN_FILE = "golden.safetensors"
-TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime-gpu", "onnxruntime", "transformers", "tokenizers")
+TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime-gpu", "onnxruntime", "tokenizers")
 EXTERNAL_BYTES = 1_900_000_000  # a protobuf file ends at 2 GiB; beyond this, weights get a file of their own
 READABLE = 0o644
 MILLION = 1e6

@@ -77,7 +77,7 @@ def measure(runtime: Runtime, recipe: Recipe, precision: Precision, cases: list[
     scale = deviation(cases)
     differences = []
     for number, case in enumerate(cases):
-        outputs = runtime.run(filled(recipe, precision.name, case.inputs))
+        outputs = runtime.run(filled(recipe.inputs(precision.name), case.inputs))
         what = f"{recipe.result} of case {number} {shapes(case.inputs)}"
         differences.append(difference(what, outputs[recipe.result], case.reference, scale))
         if "top_ids" in outputs:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from export.cases import Arrays
 from export.errors import ExportError
-from export.recipes import Port, Recipe
+from export.recipes import Ports, Recipe
 
 ERRORS_ONLY = 3
 TYPES = {"INT64": "tensor(int64)", "INT32": "tensor(int32)", "FP32": "tensor(float)", "FP16": "tensor(float16)"}
@@ -25,6 +25,7 @@ class Runtime:
     def __init__(self, path: Path) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others may need the cores
         try:
             self.session = onnxruntime.InferenceSession(path, options, providers=[PROVIDER])
         except Exception as error:  # the runtime has no common base for its errors
@@ -52,7 +53,7 @@ def described() -> str:
     return f"onnxruntime {onnxruntime.__version__}, {PROVIDER}"
 
 
-def empty_cache(ports: dict[str, Port], rows: int, capacity: int) -> Arrays:
+def empty_cache(ports: Ports, rows: int, capacity: int) -> Arrays:
     """Zeros for every input that is a cache, with room for `capacity` tokens."""
     sizes = {"batch": rows, "capacity": capacity}
     return {
@@ -62,9 +63,8 @@ def empty_cache(ports: dict[str, Port], rows: int, capacity: int) -> Arrays:
     }
 
 
-def filled(recipe: Recipe, precision: str, inputs: Arrays) -> Arrays:
-    """A case's inputs and whatever else the graph takes: for GPT an empty cache just large enough."""
-    ports = recipe.inputs(precision)
+def filled(ports: Ports, inputs: Arrays) -> Arrays:
+    """A case's inputs and whatever else a graph of these `ports` takes: for GPT an empty cache just large enough."""
     if "total_sequence_length" not in ports:
         return inputs
     rows, length = inputs["input_ids"].shape

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +42,11 @@ def assert_same(found: np.ndarray, expected: torch.Tensor, tolerance: float = TO
 
 
 @torch.no_grad()
-def test_bert_fills_masks_as_transformers_does(checkpoints: dict[str, Path], artifacts: Path) -> None:
+def test_bert_fills_masks_as_transformers_does(checkpoints: dict[str, Path], artifacts: Callable[[str], Path]) -> None:
     model = transformers.BertForMaskedLM.from_pretrained(checkpoints["bert"]).eval()
     logits = model(WORDS, attention_mask=MASK).logits
     selected = torch.tensor([1, 8, 16])
-    found = run(artifacts / "bert/1", **encoder_inputs(selected=selected))
+    found = run(artifacts("bert"), **encoder_inputs(selected=selected))
     assert_same(found["logits"], logits.reshape(-1, logits.shape[-1])[selected])
     scores, ids = torch.topk(logits.reshape(-1, logits.shape[-1])[selected], 64)
     assert_same(found["top_scores"], scores)
@@ -54,30 +55,32 @@ def test_bert_fills_masks_as_transformers_does(checkpoints: dict[str, Path], art
 
 
 @torch.no_grad()
-def test_bert_classifies_as_transformers_does(checkpoints: dict[str, Path], artifacts: Path) -> None:
+def test_bert_classifies_as_transformers_does(checkpoints: dict[str, Path], artifacts: Callable[[str], Path]) -> None:
     model = transformers.BertForSequenceClassification.from_pretrained(checkpoints["classifier"]).eval()
-    found = run(artifacts / "classifier/1", **encoder_inputs())
+    found = run(artifacts("classifier"), **encoder_inputs())
     assert_same(found["logits"], model(WORDS, attention_mask=MASK).logits)
 
 
 @torch.no_grad()
 def test_an_embedder_pools_and_normalises_as_sentence_transformers_does(
-    checkpoints: dict[str, Path], artifacts: Path
+    checkpoints: dict[str, Path], artifacts: Callable[[str], Path]
 ) -> None:
     model = transformers.BertModel.from_pretrained(checkpoints["embedder"], add_pooling_layer=False).eval()
     hidden = model(WORDS, attention_mask=MASK).last_hidden_state
     mean = (hidden * MASK[..., None]).sum(1) / MASK.sum(1, keepdim=True)
-    found = run(artifacts / "embedder/1", **encoder_inputs())
+    found = run(artifacts("embedder"), **encoder_inputs())
     assert_same(found["embedding"], functional.normalize(mean, dim=-1))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["vit", "mixer"])
-def test_an_image_classifier_answers_every_batch_size(name: str, checkpoints: dict[str, Path], artifacts: Path) -> None:
+def test_an_image_classifier_answers_every_batch_size(
+    name: str, checkpoints: dict[str, Path], artifacts: Callable[[str], Path]
+) -> None:
     for rows in (1, 2, 8):
         pixels = torch.randn(rows, 3, 32, 32, generator=torch.Generator().manual_seed(rows))
         expected = reference_logits(name, checkpoints[name], pixels)
-        assert_same(run(artifacts / f"{name}/1", pixel_values=pixels)["logits"], expected)
+        assert_same(run(artifacts(name), pixel_values=pixels)["logits"], expected)
 
 
 def reference_logits(name: str, directory: Path, pixels: torch.Tensor) -> torch.Tensor:
@@ -89,15 +92,19 @@ def reference_logits(name: str, directory: Path, pixels: torch.Tensor) -> torch.
 
 
 @torch.no_grad()
-def test_gpt_reads_a_prompt_as_transformers_does(checkpoints: dict[str, Path], artifacts: Path) -> None:
+def test_gpt_reads_a_prompt_as_transformers_does(
+    checkpoints: dict[str, Path], artifacts: Callable[[str], Path]
+) -> None:
     model = transformers.GPT2LMHeadModel.from_pretrained(checkpoints["gpt"]).eval()
     selected = torch.tensor([0, 5, 9, 16])
-    found = run(artifacts / "gpt/1", **gpt_inputs(WORDS, LENGTHS, 6), selected=selected)
+    found = run(artifacts("gpt"), **gpt_inputs(WORDS, LENGTHS, 6), selected=selected)
     assert_same(found["logits"], model(WORDS).logits.reshape(18, -1)[selected])
 
 
 @torch.no_grad()
-def test_gpt_writes_the_words_that_transformers_writes(checkpoints: dict[str, Path], artifacts: Path) -> None:
+def test_gpt_writes_the_words_that_transformers_writes(
+    checkpoints: dict[str, Path], artifacts: Callable[[str], Path]
+) -> None:
     model = transformers.GPT2LMHeadModel.from_pretrained(checkpoints["gpt"]).eval()
     prompt, steps = WORDS[:1], 20
     whole = model.generate(
@@ -107,7 +114,7 @@ def test_gpt_writes_the_words_that_transformers_writes(checkpoints: dict[str, Pa
     words, cache, written = prompt, gpt_inputs(prompt, torch.tensor([6], dtype=torch.int32), 64), []
     for _ in range(len(expected)):
         last = torch.tensor([words.shape[1] - 1])
-        found = run(artifacts / "gpt/1", **cache, selected=last)
+        found = run(artifacts("gpt"), **cache, selected=last)
         written.append(int(found["top_ids"][0, 0]))
         words = torch.tensor([[written[-1]]])
         length = 6 + len(written)
@@ -133,10 +140,12 @@ def gpt_inputs(words: torch.Tensor, lengths: torch.Tensor, capacity: int) -> dic
 
 
 @torch.no_grad()
-def test_half_precision_takes_and_gives_single_precision(checkpoints: dict[str, Path], artifacts: Path) -> None:
+def test_half_precision_takes_and_gives_single_precision(
+    checkpoints: dict[str, Path], artifacts: Callable[[str], Path]
+) -> None:
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     expected = reference_logits("vit", checkpoints["vit"], pixels)
-    assert_same(run(artifacts / "vit/1", "cuda", pixel_values=pixels)["logits"], expected, tolerance=0.05)
+    assert_same(run(artifacts("vit"), "cuda", pixel_values=pixels)["logits"], expected, tolerance=0.05)
 
 
 @torch.no_grad()
@@ -147,7 +156,7 @@ def test_a_real_sentence_encoder_gives_the_vectors_of_its_own_package(export) ->
     directory = Path(package.submodule_search_locations[0]) / "model"
     outcome = export(directory, "--name", "minilm", "--target", "cpu")
     assert outcome.status == 0, outcome.complained
-    manifest = json.loads((outcome.artifacts / "minilm/1/manifest.json").read_text())
+    manifest = json.loads((outcome.artifacts / "minilm/1" / "manifest.json").read_text())
     assert (manifest["task"], manifest["embedding_width"], manifest["text"]["max_length"]) == ("embed", 384, 256)
     model = transformers.BertModel.from_pretrained(directory).eval()
     hidden = model(WORDS, attention_mask=MASK).last_hidden_state

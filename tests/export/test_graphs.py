@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,10 @@ GRAPHS = [("classifier", "cpu")] + [
 
 
 @pytest.mark.parametrize(("name", "target"), GRAPHS)
-def test_no_node_computes_with_shapes_or_decides_what_to_run(name: str, target: str, artifacts: Path) -> None:
-    graph = onnx.load(artifacts / name / "1" / f"{target}.onnx").graph
+def test_no_node_computes_with_shapes_or_decides_what_to_run(
+    name: str, target: str, artifacts: Callable[[str], Path]
+) -> None:
+    graph = onnx.load(artifacts(name) / f"{target}.onnx").graph
     assert {node.op_type for node in graph.node}.isdisjoint(FORBIDDEN)
 
 
@@ -44,8 +47,8 @@ NODES = {
 
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
 @pytest.mark.parametrize("name", NODES)
-def test_neighbouring_nodes_are_fused(name: str, target: str, artifacts: Path) -> None:
-    graph = onnx.load(artifacts / name / "1" / f"{target}.onnx").graph
+def test_neighbouring_nodes_are_fused(name: str, target: str, artifacts: Callable[[str], Path]) -> None:
+    graph = onnx.load(artifacts(name) / f"{target}.onnx").graph
     kinds = [node.op_type for node in graph.node]
     fused, on_cpu, on_cuda = NODES[name]
     assert {kind: kinds.count(kind) for kind in fused} == fused
@@ -53,10 +56,12 @@ def test_neighbouring_nodes_are_fused(name: str, target: str, artifacts: Path) -
 
 
 @pytest.mark.parametrize("name", NODES)
-def test_every_node_of_a_cuda_graph_runs_on_cuda(name: str, artifacts: Path, cuda_stand_ins: Path) -> None:
+def test_every_node_of_a_cuda_graph_runs_on_cuda(
+    name: str, artifacts: Callable[[str], Path], cuda_stand_ins: Path
+) -> None:
     """Without a device: with libraries that have CUDA's names, the runtime loads its provider and places the graph."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.cuda.place", str(artifacts / name / "1/cuda.onnx")],
+        [sys.executable, "-m", "tests.cuda.place", str(artifacts(name) / "cuda.onnx")],
         cwd=ROOT,
         env=os.environ | {"LD_LIBRARY_PATH": str(cuda_stand_ins)},
         capture_output=True,
@@ -78,8 +83,10 @@ def cuda_stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["bert", "classifier", "embedder", "gpt"])
 @pytest.mark.parametrize(("rows", "length"), [(1, 1), (1, 64), (2, 2), (8, 1), (8, 64), (7, 33)])
-def test_a_text_graph_takes_any_batch_and_any_length(name: str, rows: int, length: int, artifacts: Path) -> None:
-    session = onnxruntime.InferenceSession(artifacts / name / "1/cpu.onnx", providers=["CPUExecutionProvider"])
+def test_a_text_graph_takes_any_batch_and_any_length(
+    name: str, rows: int, length: int, artifacts: Callable[[str], Path]
+) -> None:
+    session = onnxruntime.InferenceSession(artifacts(name) / "cpu.onnx", providers=["CPUExecutionProvider"])
     inputs = {
         "input_ids": np.ones((rows, length), np.int64),
         "position_ids": np.tile(np.arange(length), (rows, 1)),
@@ -97,16 +104,16 @@ def test_a_text_graph_takes_any_batch_and_any_length(name: str, rows: int, lengt
     assert np.isfinite(found[0]).all()
 
 
-def test_a_tied_matrix_is_stored_once(artifacts: Path, checkpoints: dict[str, Path]) -> None:
+def test_a_tied_matrix_is_stored_once(artifacts: Callable[[str], Path], checkpoints: dict[str, Path]) -> None:
     for name in ("bert", "gpt"):
         weights = sum(parameter.numel() * 4 for parameter in load(checkpoints[name]).parameters())
-        assert (artifacts / name / "1/cpu.onnx").stat().st_size < weights + 30_000
+        assert (artifacts(name) / "cpu.onnx").stat().st_size < weights + 30_000
 
 
-def test_padding_changes_nothing(artifacts: Path, checkpoints: dict[str, Path]) -> None:
+def test_padding_changes_nothing(artifacts: Callable[[str], Path], checkpoints: dict[str, Path]) -> None:
     """The same texts beside others' padding and alone, with whatever stands in the padding."""
     recipe = recipe_for(load(checkpoints["classifier"]))
-    runtime = Runtime(artifacts / "classifier/1/cpu.onnx")
+    runtime = Runtime(artifacts("classifier") / "cpu.onnx")
     random = np.random.default_rng(0)
     inputs = {
         "input_ids": random.integers(0, 200, (2, 9)),
@@ -114,6 +121,6 @@ def test_padding_changes_nothing(artifacts: Path, checkpoints: dict[str, Path]) 
         "lengths": np.array([9, 4], np.int32),
         "token_type_ids": np.zeros((2, 9), np.int64),
     }
-    together = runtime.run(filled(recipe, "fp32", inputs))["logits"][1]
+    together = runtime.run(filled(recipe.inputs("fp32"), inputs))["logits"][1]
     alone = {key: array[1:2] if key == "lengths" else array[1:2, :4] for key, array in inputs.items()}
     np.testing.assert_allclose(runtime.run(alone)["logits"][0], together, atol=1e-5)

@@ -47,56 +47,64 @@ def nodes(graph: onnx.GraphProto, kind: str) -> list[onnx.NodeProto]:
 
 
 @pytest.mark.parametrize("name", ["bert", "classifier", "embedder", "gpt", "vit", "mixer"])
-def test_what_was_exported_is_what_was_meant(name: str, artifacts: Path, checkpoints: dict[str, Path]) -> None:
-    proven = prove(artifacts / name / "1/cpu.onnx", recipe_of(checkpoints[name]))
+def test_what_was_exported_is_what_was_meant(
+    name: str, artifacts: Callable[[str], Path], checkpoints: dict[str, Path]
+) -> None:
+    proven = prove(artifacts(name) / "cpu.onnx", recipe_of(checkpoints[name]))
     assert proven.maximum < 1e-5
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt", "vit", "mixer"])
-def test_one_broken_weight_is_caught(name: str, artifacts: Path, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_one_broken_weight_is_caught(
+    name: str, artifacts: Callable[[str], Path], checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
     def change(graph: onnx.GraphProto) -> None:
         matrix = next(tensor for tensor in graph.initializer if len(tensor.dims) == 2 and tensor.dims[0] == 64)
         array = numpy_helper.to_array(matrix).copy()
         array[3, 5] += 0.5
         matrix.CopyFrom(numpy_helper.from_array(array, matrix.name))
 
-    path = tampered(artifacts / name / "1/cpu.onnx", tmp_path, change)
+    path = tampered(artifacts(name) / "cpu.onnx", tmp_path, change)
     with pytest.raises(
         ParityError, match=r"logits of .* at \[.*\]: found .*, PyTorch has .*; expected maximum ≤ 0.0001"
     ):
         prove(path, recipe_of(checkpoints[name]))
 
 
-def test_a_tanh_gelu_is_told_from_an_erf_gelu(artifacts: Path, checkpoints: dict[str, Path]) -> None:
+def test_a_tanh_gelu_is_told_from_an_erf_gelu(artifacts: Callable[[str], Path], checkpoints: dict[str, Path]) -> None:
     model = load(checkpoints["gpt"])
     other = Gpt(replace(model.config, activation="gelu")).eval()
     other.load_state_dict(model.state_dict())
     with pytest.raises(ParityError):
-        prove(artifacts / "gpt/1/cpu.onnx", recipe_for(other))
+        prove(artifacts("gpt") / "cpu.onnx", recipe_for(other))
 
 
-def test_an_ignored_mask_is_caught(artifacts: Path, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_an_ignored_mask_is_caught(
+    artifacts: Callable[[str], Path], checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
     def change(graph: onnx.GraphProto) -> None:
         for node in nodes(graph, "MultiHeadAttention"):
             del node.input[3:]
 
-    path = tampered(artifacts / "bert/1/cpu.onnx", tmp_path, change)
+    path = tampered(artifacts("bert") / "cpu.onnx", tmp_path, change)
     with pytest.raises(ParityError):
         prove(path, recipe_of(checkpoints["bert"]))
 
 
-def test_attention_that_looks_ahead_is_caught(artifacts: Path, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_attention_that_looks_ahead_is_caught(
+    artifacts: Callable[[str], Path], checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
     def change(graph: onnx.GraphProto) -> None:
         for node in nodes(graph, "GroupQueryAttention"):
             node.attribute.append(onnx.helper.make_attribute("causal", 0))
 
-    path = tampered(artifacts / "gpt/1/cpu.onnx", tmp_path, change)
+    path = tampered(artifacts("gpt") / "cpu.onnx", tmp_path, change)
     with pytest.raises(ParityError):
         prove(path, recipe_of(checkpoints["gpt"]))
 
 
 def test_a_cache_that_is_read_wrongly_is_caught_by_writing_step_by_step(
-    artifacts: Path, checkpoints: dict[str, Path], tmp_path: Path
+    artifacts: Callable[[str], Path], checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     """Reading a whole text at once does not show it: there is nothing in the cache."""
 
@@ -104,7 +112,7 @@ def test_a_cache_that_is_read_wrongly_is_caught_by_writing_step_by_step(
         node = nodes(graph, "GroupQueryAttention")[0]
         node.input[3], node.input[4] = node.input[4], node.input[3]  # past keys and past values
 
-    path = tampered(artifacts / "gpt/1/cpu.onnx", tmp_path, change)
+    path = tampered(artifacts("gpt") / "cpu.onnx", tmp_path, change)
     recipe = recipe_of(checkpoints["gpt"])
     at_once = parity.measure(Runtime(path), recipe, FP32, exporter.references(recipe, LONGEST))
     assert parity.judge(at_once, FP32).maximum < 1e-5
@@ -113,7 +121,7 @@ def test_a_cache_that_is_read_wrongly_is_caught_by_writing_step_by_step(
 
 
 def test_best_words_that_are_not_the_best_are_caught(
-    artifacts: Path, checkpoints: dict[str, Path], tmp_path: Path
+    artifacts: Callable[[str], Path], checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     def change(graph: onnx.GraphProto) -> None:
         (top,) = nodes(graph, "TopK")
@@ -121,14 +129,16 @@ def test_best_words_that_are_not_the_best_are_caught(
         del top.attribute[:]
         top.attribute.extend([*kept, onnx.helper.make_attribute("largest", 0)])
 
-    path = tampered(artifacts / "bert/1/cpu.onnx", tmp_path, change)
+    path = tampered(artifacts("bert") / "cpu.onnx", tmp_path, change)
     with pytest.raises(ParityError, match="top_scores"):
         prove(path, recipe_of(checkpoints["bert"]))
 
 
-def test_a_graph_with_another_signature_is_refused(artifacts: Path, checkpoints: dict[str, Path]) -> None:
+def test_a_graph_with_another_signature_is_refused(
+    artifacts: Callable[[str], Path], checkpoints: dict[str, Path]
+) -> None:
     with pytest.raises(ExportError, match="the graph's inputs: found"):
-        prove(artifacts / "classifier/1/cpu.onnx", recipe_of(checkpoints["bert"]))
+        prove(artifacts("classifier") / "cpu.onnx", recipe_of(checkpoints["bert"]))
 
 
 def test_the_difference_says_where_and_by_how_much() -> None:

@@ -1,0 +1,123 @@
+"""What is inside an artifact, and whether it still is what was exported: `inspect` and `verify` of the command line.
+
+Needs no torch: an artifact can be looked at where no model could be exported.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.json_format import MessageToDict, Parse, ParseError
+from safetensors.numpy import load_file
+
+from export import artifact
+from export.errors import ExportError
+from protos.manifest_pb2 import Graph, Manifest
+
+MILLION = 1e6
+Account = dict[str, Any]
+
+
+def read(directory: Path) -> Manifest:
+    """The manifest of an artifact. ExportError if there is none, or one of another format."""
+    try:
+        text = (directory / artifact.MANIFEST).read_text("utf-8")
+        manifest = Parse(text, Manifest(), ignore_unknown_fields=True)
+    except (OSError, ParseError) as error:
+        raise ExportError(f"{directory}: found no manifest, expected an artifact (DIR/<name>/<version>)") from error
+    if manifest.format_version != artifact.FORMAT_VERSION:
+        found, expected = manifest.format_version, artifact.FORMAT_VERSION
+        raise ExportError(f"{directory}: found format_version {found}, expected {expected}: export again")
+    return manifest
+
+
+def inspect(directory: Path) -> Account:
+    """The manifest as a dictionary, and of each graph the nodes by kind."""
+    manifest = read(directory)
+    account: Account = MessageToDict(manifest, preserving_proto_field_name=True)
+    for graph in account["graphs"]:
+        loaded = onnx.load(directory / graph["file"], load_external_data=False).graph
+        graph["nodes"] = dict(Counter(node.op_type for node in loaded.node).most_common())
+    return account
+
+
+def described(account: Account) -> list[str]:
+    """What `inspect` found, for a reader."""
+    sizes = {file["path"]: file["bytes"] for file in account["files"]}
+    source, tools = account["source"], account["tool_versions"]
+    lines = [
+        f"{account['name']} {account['version']}: {account['architecture']}, {account['task']}",
+        f"  made of {source['location']} (sha256 {source['digest'][:12]}…), {source['options']}",
+        "  made with " + ", ".join(f"{name} {version}" for name, version in sorted(tools.items())),
+    ]
+    lines += [f"  {path}: {size / MILLION:.1f} MB" for path, size in sizes.items()]
+    for graph in account["graphs"]:
+        parity, nodes = graph["parity"], graph["nodes"]
+        lines += [
+            f"  {graph['target']} {graph['precision']}: {sum(nodes.values())} nodes: "
+            + ", ".join(f"{count} {kind}" for kind, count in nodes.items()),
+            f"    from PyTorch, in standard deviations: maximum {parity['maximum']:.1e}, root mean square "
+            f"{parity['root_mean_square']:.1e}; {parity['measure']} bound by {parity['tolerance']:g}, "
+            f"{parity['cases']} cases, {parity['measured_on']}",
+        ]
+    return lines
+
+
+def verify(directory: Path) -> Account:
+    """Check every hash and run the golden inputs through every graph; ExportError says what is not as it was."""
+    manifest = read(directory)
+    for file in manifest.files:
+        path = directory / file.path
+        if not path.is_file():
+            raise ExportError(f"{path}: found no such file, expected {file.bytes:.0f} bytes")
+        if artifact.described(path, directory).sha256 != file.sha256:
+            raise ExportError(f"{path}: found other contents, expected those of sha256 {file.sha256[:12]}…")
+    tensors = load_file(directory / "golden.safetensors")
+    graphs = [measured(directory, graph, tensors) for graph in manifest.graphs]
+    return {"name": manifest.name, "version": manifest.version, "files": len(manifest.files), "graphs": graphs}
+
+
+def verified(account: Account) -> list[str]:
+    """What `verify` found, for a reader."""
+    return [f"{account['name']} {account['version']}: all {account['files']} files are as they were exported"] + [
+        f"  {graph['target']} {graph['precision']}: maximum {graph['maximum']:.1e}, root mean square "
+        f"{graph['root_mean_square']:.1e}, {graph['cases']} cases, {graph['measured_on']}"
+        for graph in account["graphs"]
+    ]
+
+
+def measured(directory: Path, graph: Graph, tensors: dict[str, np.ndarray[Any, Any]]) -> Account:
+    """How far one graph is from the golden outputs, on this machine."""
+    from export import parity, runtime  # they bring torch with them, which `inspect` does without
+    from export.cases import Case
+    from export.precisions import PRECISIONS
+    from export.recipes import Port
+
+    ports = {
+        tensor.name: Port(tensor.datatype, tuple(int(size) if size.isdecimal() else size for size in tensor.shape))
+        for tensor in graph.inputs
+    }
+    cases: list[tuple[str, Case]] = []
+    for key in tensors:
+        number, side, result = key.split("/")
+        if side == "output":
+            prefix = f"{number}/input/"
+            inputs = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+            cases.append((result, Case(inputs, tensors[key])))
+    session = runtime.Runtime(directory / graph.file)
+    scale = parity.deviation([case for _, case in cases])
+    differences = [
+        parity.difference(result, session.run(runtime.filled(ports, case.inputs))[result], case.reference, scale)
+        for result, case in cases
+    ]
+    proven = parity.judge(differences, PRECISIONS[graph.precision])
+    return {
+        "target": graph.target,
+        "precision": graph.precision,
+        "maximum": proven.maximum,
+        "root_mean_square": proven.root_mean_square,
+        "cases": proven.cases,
+        "measured_on": runtime.described(),
+    }

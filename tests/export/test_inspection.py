@@ -1,0 +1,64 @@
+"""An artifact can be looked at, and says when it is no longer what was exported."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from export.__main__ import main
+
+
+def test_inspect_shows_what_is_inside(artifacts: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    directory = artifacts("gpt")
+    capsys.readouterr()
+    assert main(["inspect", str(directory)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("gpt 1: gpt, generate\n")
+    for text in ("cuda.onnx", "29 nodes: 8 MatMul", "2 GroupQueryAttention", "maximum bound by 0.0001"):
+        assert text in said
+    assert main(["inspect", str(directory), "--json"]) == 0
+    account = json.loads(capsys.readouterr().out)
+    assert account["graphs"][0]["nodes"]["SkipLayerNormalization"] == 5
+
+
+def test_verify_finds_an_artifact_as_it_was(
+    artifacts: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("gpt", "classifier"):
+        directory = artifacts(name)
+        capsys.readouterr()
+        assert main(["verify", str(directory), "--json"]) == 0
+        account = json.loads(capsys.readouterr().out)
+        assert account["graphs"][0]["maximum"] < 1e-5
+
+
+def test_verify_finds_a_changed_file(
+    artifacts: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "1"
+    shutil.copytree(artifacts("mixer"), copy)
+    capsys.readouterr()
+    with (copy / "cpu.onnx").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"\0\1\2")
+    assert main(["verify", str(copy)]) == 1
+    assert "cpu.onnx: found other contents" in capsys.readouterr().err
+    (copy / "cpu.onnx").unlink()
+    assert main(["verify", str(copy)]) == 1
+    assert "cpu.onnx: found no such file" in capsys.readouterr().err
+
+
+def test_what_is_no_artifact_is_one_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(tmp_path)]) == 1
+    assert "found no manifest, expected an artifact" in capsys.readouterr().err
+
+
+def test_list_names_families_and_what_they_need(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list"]) == 0
+    said = capsys.readouterr().out
+    for text in ("BertForMaskedLM", "GPT2LMHeadModel", "preprocessor_config.json", "--target cuda: fp16, fp32"):
+        assert text in said
+    assert main(["--list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["families"].keys() == {"bert", "gpt", "vit", "mixer"}

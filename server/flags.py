@@ -78,7 +78,7 @@ OPTIONS = {
         Option("host", str, "ADDRESS", "the address to listen on"),
         Option("port", _whole, "PORT", "for gRPC; 0: any that is free"),
         Option("http_port", _whole, "PORT", "for metrics and health; 0: any that is free"),
-        Option("max_message_mb", _whole, "MB", "the largest request and answer"),
+        Option("max_message_mb", _whole, "MB", "the largest request"),
         Option(
             "drain_seconds", _number, "S", "how long requests under way may take to finish when the server is stopped"
         ),

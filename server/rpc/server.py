@@ -57,10 +57,9 @@ def _check_port(host: str, port: int) -> None:
 
 
 def _options(settings: Settings) -> list[tuple[str, Any]]:
-    largest = settings.max_message_mb * 2**20
     return [
-        ("grpc.max_receive_message_length", largest),
-        ("grpc.max_send_message_length", largest),
+        ("grpc.max_receive_message_length", settings.max_message_mb * 2**20),
+        ("grpc.max_send_message_length", -1),  # answers are bounded where they are made (MAX_LOGITS)
         ("grpc.so_reuseport", 0),  # or a second server on the port would be accepted, and take half of the requests
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # clients may check a quiet connection

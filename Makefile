@@ -36,7 +36,7 @@ test: .venv-dev ## run the tests
 	@$(BIN)/python -m pytest
 
 docker-test: .venv-dev ## build the image of the CPU server and try it, with Docker or buildah
-	@$(BIN)/python -m pytest -m docker tests/docker
+	@$(BIN)/python -m pytest -v -m docker tests/docker
 
 check: .venv-dev ## lint, format, types, import contracts, generated code
 	$(BIN)/ruff check .

@@ -68,7 +68,6 @@ class Engine(Protocol):
 
     def build(self, target: str, tag: str, base: str | None) -> None: ...
     def image(self, tag: str) -> Image: ...
-    def megabytes(self, tag: str) -> float: ...
     def run(self, tag: str, script: str, *, user: str | None = None) -> Done: ...
     def start(self, tag: str, artifacts: Path) -> contextlib.AbstractContextManager[Container]: ...
 
@@ -97,9 +96,6 @@ class Docker:
 
     def image(self, tag: str) -> Image:
         return described(json.loads(call(["docker", "image", "inspect", tag]))[0]["Config"])
-
-    def megabytes(self, tag: str) -> float:
-        return float(call(["docker", "image", "inspect", "--format", "{{.Size}}", tag])) / 1e6
 
     def run(self, tag: str, script: str, *, user: str | None = None) -> Done:
         as_user = ["--user", user] if user else []
@@ -156,10 +152,6 @@ class Buildah:
 
     def image(self, tag: str) -> Image:
         return described(json.loads(call(["buildah", "inspect", "--type", "image", tag]))["Docker"]["config"])
-
-    def megabytes(self, tag: str) -> float:
-        number, unit = json.loads(call(["buildah", "images", "--json", tag]))[0]["size"].split()
-        return float(number) * {"KB": 1e-3, "MB": 1.0, "GB": 1e3}[unit.upper()]
 
     def run(self, tag: str, script: str, *, user: str | None = None) -> Done:
         with working_container(tag) as name:
@@ -229,7 +221,7 @@ class BuildahContainer:
 
 @contextlib.contextmanager
 def working_container(tag: str) -> Iterator[str]:
-    name = call(["buildah", "from", "--pull-never", tag]).strip()
+    name = call(["buildah", "from", tag]).strip()
     try:
         yield name
     finally:

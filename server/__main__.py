@@ -23,9 +23,10 @@ from server.model_metrics import ModelMetrics
 from server.repository import Repository
 from server.rpc.health import Health
 from server.rpc.server import build_server
-from server.rpc.under_way import UnderWay
 from server.settings import Settings
+from server.under_way import UnderWay
 
+STOPPING = "the server is stopping; ask another one, or come back later"
 LAST_WORDS_S = 1.0  # for the last answers to leave, and for streams that wait for their client
 
 EXAMPLES = {  # task → what to try with it
@@ -59,7 +60,7 @@ async def serve(settings: Settings) -> None:
     signals, metrics = Signals(), Metrics()
     repository = Repository(settings, metrics.observe)
     metrics.registry.register(ModelMetrics(repository.models))
-    under_way, health = UnderWay(), Health(repository)
+    under_way, health = UnderWay(STOPPING), Health(repository)
     async with AsyncExitStack() as stack:  # ends what has been started, the last first
         http = HttpServer(
             settings.host, settings.http_port, metrics.registry, lambda: repository.ready and not under_way.closed

@@ -1,14 +1,14 @@
 """Everything that can be somebody's fault, and whose. Knows nothing of gRPC: server/rpc/status.py has the one table.
 
-    AffinityError
-    ├── InvalidRequest      the request can never be answered as it is
-    ├── ModelNotFound       no model, or no version, of that name
-    ├── WrongTask           the model is there and does something else
-    ├── Overloaded          no room now; `retry_after_s` says when to come back
-    ├── NotReady            starting, loading or draining
-    ├── DeadlineExceeded    the caller's time was up before the answer was there
-    ├── BadArtifact         an artifact that cannot or must not be served
-    └── ProviderUnavailable an execution provider that was asked for by name and cannot run here
+AffinityError
+├── InvalidRequest      the request can never be answered as it is
+├── ModelNotFound       no model, or no version, of that name
+├── WrongTask           the model is there and does something else
+├── Overloaded          no room now; `retry_after_s` says when to come back
+├── NotReady            starting, loading or draining
+├── DeadlineExceeded    the caller's time was up before the answer was there
+├── BadArtifact         an artifact that cannot or must not be served
+└── ProviderUnavailable an execution provider that was asked for by name and cannot run here
 """
 
 

@@ -19,7 +19,7 @@ from server.batching.rows import Outputs, Row, collate, split, wanted
 from server.batching.scheduler import NEVER, Budget, Scheduler, Waiting
 from server.errors import DeadlineExceeded, InvalidRequest, Overloaded
 from server.observer import Observer, Silent
-from server.visits import Visits
+from server.under_way import UnderWay
 
 OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "bad_alloc", "bad allocation")
 
@@ -86,7 +86,7 @@ class Batcher:
     ) -> None:
         self.name = name
         self.gate = Gate(name, limits)
-        self.visits = Visits(name)
+        self.under_way = UnderWay(f"{name} is being unloaded")
         self._session = session
         self._scheduler = Scheduler(budget, max_delay_s=max_delay_s)
         self._prepare = prepare
@@ -141,7 +141,8 @@ class Batcher:
     async def drain(self) -> None:
         """Let in nobody any more, answer who is in, and end."""
         try:
-            await self.visits.close()
+            self.under_way.close()
+            await self.under_way.finished()
         finally:  # also when whoever waits for this has no more patience
             if self._loop is not None:
                 self._loop.cancel()

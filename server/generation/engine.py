@@ -3,6 +3,7 @@
 It takes arrays and plain values only. What decides is scheduler.py, what works is worker.py.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -20,6 +21,7 @@ from server.generation.worker import Clock, Worker
 from server.observer import Observer, Silent
 from server.session import Session
 from server.settings import ModelSettings
+from server.under_way import UnderWay
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class Engine:
         scheduler = Scheduler(gate, slots=layout.slots, chunk_tokens=chunk_tokens, shared_tokens=shared_tokens)
         self._worker = Worker(Runner(decoder), scheduler, observer=self._observer, clock=clock)
         self._clock = clock
+        self.under_way = UnderWay(f"{gate.name} is being unloaded")
         self._accepting = False
         self._gate = gate
         self.slots = layout.slots
@@ -74,8 +77,15 @@ class Engine:
 
     async def drain(self) -> None:
         """Accept nothing more and let what is under way finish. If this is cancelled, so is what is under way."""
-        self._accepting = False
-        await self._worker.idle()
+        self.under_way.close()
+        try:
+            await self.under_way.finished()  # those too whose prompt is not tokens yet
+            self._accepting = False
+            await self._worker.idle()
+        except asyncio.CancelledError:
+            self._accepting = False
+            self._worker.cancel_all()
+            raise
 
     async def generate(
         self, prompt_ids: Ids, sampling: Sampling, call: Call, *, field: str = "prompt"

@@ -85,15 +85,14 @@ class Worker:
             with self._lock:
                 gate.leave(requests=requests, tokens=tokens)
 
+    def cancel_all(self) -> None:
+        """Everything that is under way leaves at the next step."""
+        self.cancel(*self._streams.values())
+
     async def idle(self) -> None:
-        """Wait until there is nothing to do. If this is cancelled, so is everything that is under way."""
-        work = self._work
-        try:
-            if work is not None:
-                await asyncio.shield(asyncio.wrap_future(work))
-        except asyncio.CancelledError:
-            self.cancel(*self._streams.values())
-            raise
+        """Wait until there is nothing to do."""
+        if (work := self._work) is not None:
+            await asyncio.shield(asyncio.wrap_future(work))
 
     def _wake(self) -> None:
         if self._work is None:

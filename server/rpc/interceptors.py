@@ -14,7 +14,7 @@ import grpc
 
 from server.rpc.calls import Context
 from server.rpc.status import answer_of
-from server.rpc.under_way import UnderWay
+from server.under_way import UnderWay
 
 Behaviour = Callable[[Any, Context], Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"  # None: there is no such method

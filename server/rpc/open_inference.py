@@ -26,8 +26,8 @@ from server.rpc.parameters import read_parameters
 from server.rpc.services import OPEN_INFERENCE
 from server.rpc.statistics import model_statistics
 from server.rpc.status import answer_of
-from server.rpc.under_way import UnderWay
 from server.settings import Settings
+from server.under_way import UnderWay
 
 FINAL = "triton_final_response"  # parameter of each answer on a stream: whether it is the last one to its request
 ERRORS_END_THE_STREAM = "triton_grpc_error"  # metadata of a stream

@@ -17,8 +17,8 @@ from server.rpc.open_inference import OpenInference, add_open_inference_to_serve
 from server.rpc.reflection import enable_reflection
 from server.rpc.services import OPEN_INFERENCE, TYPED
 from server.rpc.typed import Typed
-from server.rpc.under_way import UnderWay
 from server.settings import Settings
+from server.under_way import UnderWay
 
 # Calls that must finish before the server ends. A stream of requests counts each of them instead.
 WORK = frozenset(

@@ -25,7 +25,7 @@ class ClassifyImage:
     ) -> list[list[Class]]:
         """For each image its `top_k` classes, the likeliest first."""
         most = check_top_k(top_k)
-        with self._batcher.visits.one():
+        with self._batcher.under_way.one():
             rows = await asyncio.gather(*(self._row(image, f"{field}[{n}]") for n, image in enumerate(images)))
             answers = await self._batcher.run(rows, call, field=field)
         return [rank(answer["logits"], self.labels, function=self.function, top_k=most) for answer in answers]

@@ -25,7 +25,7 @@ class ClassifyText:
     ) -> list[list[Class]]:
         """For each text its classes, the likeliest first: all of them, or the first `top_k`."""
         most = len(self.labels) if top_k is None else check_top_k(top_k)
-        with self._batcher.visits.one():
+        with self._batcher.under_way.one():
             rows = await asyncio.get_running_loop().run_in_executor(self._prepare, self._rows, texts, field)
             answers = await self._batcher.run(rows, call, field=field)
         return [rank(answer["logits"], self.labels, function=self.function, top_k=most) for answer in answers]

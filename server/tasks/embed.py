@@ -23,7 +23,7 @@ class Embed:
 
     async def __call__(self, texts: Sequence[str], *, call: Call, field: str = "texts") -> NDArray[np.float32]:
         """(n, d), FP32."""
-        with self._batcher.visits.one():
+        with self._batcher.under_way.one():
             rows = await asyncio.get_running_loop().run_in_executor(self._prepare, self._rows, texts, field)
             answers = await self._batcher.run(rows, call, field=field)
         return np.array([answer["embedding"] for answer in answers], np.float32).reshape(len(rows), self.width)

@@ -57,7 +57,7 @@ class FillMask:
         """
         most = min(check_top_k(top_k), self.vocabulary)
         in_pool = partial(asyncio.get_running_loop().run_in_executor, self._prepare)
-        with self._batcher.visits.one():
+        with self._batcher.under_way.one():
             rows = await in_pool(self._rows, texts, TOP if most <= self._ranked else ALL, field)
             answers = await self._batcher.run(rows, call, field=field)
             return await in_pool(self._filled, rows, answers, most)

@@ -66,13 +66,14 @@ class Generate:
         Raises what `Engine.generate` raises. `field` is what the caller knows the prompt as.
         """
         writer = _Writer(self._encoder.piece_by_piece(), StopStrings(stop, include=include_stop), include_stop)
-        prompt_ids = await self._prompt_ids(prompt, field)
-        async with aclosing(self._engine.generate(prompt_ids, sampling, call, field=field)) as steps:
-            async for step in steps:
-                piece = writer.write(step)
-                yield piece if sampling.logprobs else replace(piece, logprobs=[])
-                if piece.finish_reason:
-                    return
+        with self._engine.under_way.one():
+            prompt_ids = await self._prompt_ids(prompt, field)
+            async with aclosing(self._engine.generate(prompt_ids, sampling, call, field=field)) as steps:
+                async for step in steps:
+                    piece = writer.write(step)
+                    yield piece if sampling.logprobs else replace(piece, logprobs=[])
+                    if piece.finish_reason:
+                        return
 
     async def _prompt_ids(self, prompt: str | Sequence[int], field: str) -> Ids:
         if not isinstance(prompt, str):
@@ -133,6 +134,8 @@ class RawGpt:
         check_size(ids, vocabulary)
         rows = [row[:length] for row, length in zip(ids, lengths, strict=True)]
         logits = np.zeros((*ids.shape, vocabulary), np.float32)  # (n, t, v)
-        for row, found in zip(logits, await self._engine.logits(rows, call), strict=True):
+        with self._engine.under_way.one():
+            answers = await self._engine.logits(rows, call)
+        for row, found in zip(logits, answers, strict=True):
             row[: len(found)] = found
         return {"logits": logits}

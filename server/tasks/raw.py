@@ -45,7 +45,7 @@ class RawText:
             )
             for number, (row, length) in enumerate(zip(ids, lengths, strict=True))
         ]
-        with self._batcher.visits.one():
+        with self._batcher.under_way.one():
             answers = [answer[self.output] for answer in await self._batcher.run(rows, call, field="input_ids")]
         if not self.per_token:
             return {self.output: np.stack(answers)}
@@ -70,7 +70,7 @@ class RawImage:
         if not np.isfinite(pixels).all():
             raise InvalidRequest("pixel_values", "values that are not finite", "finite numbers")
         rows = [ImageRow(pixel_values=image, outputs=("logits",)) for image in pixels.astype(np.float32, copy=False)]
-        with self._batcher.visits.one():
+        with self._batcher.under_way.one():
             answers = await self._batcher.run(rows, call, field="pixel_values")
         return {"logits": np.stack([answer["logits"] for answer in answers])}
 

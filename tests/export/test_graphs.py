@@ -1,9 +1,5 @@
 """What every graph has in common: axes that really vary, and nothing that would keep it off CUDA."""
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +12,6 @@ from export.optimize import FORBIDDEN
 from export.recipes import recipe_for
 from export.runtime import Runtime, filled
 from models.checkpoints import load
-from tests.cuda import stub_libraries
 
 ROOT = Path(__file__).resolve().parents[2]
 GRAPHS = [("classifier", "cpu")] + [
@@ -53,32 +48,6 @@ def test_neighbouring_nodes_are_fused(name: str, target: str, artifacts: Callabl
     fused, on_cpu, on_cuda = NODES[name]
     assert {kind: kinds.count(kind) for kind in fused} == fused
     assert len(kinds) <= (on_cpu if target == "cpu" else on_cuda)
-
-
-@pytest.mark.parametrize("name", NODES)
-def test_every_node_of_a_cuda_graph_runs_on_cuda(
-    name: str, artifacts: Callable[[str], Path], cuda_stand_ins: Path
-) -> None:
-    """Without a device: with libraries that have CUDA's names, the runtime loads its provider and places the graph."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.cuda.place", str(artifacts(name) / "cuda.onnx")],
-        cwd=ROOT,
-        env=os.environ | {"LD_LIBRARY_PATH": str(cuda_stand_ins)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    placed = json.loads(done.stdout)
-    assert (placed["elsewhere"], placed["copies"], placed["cuda_graph_refused"]) == ([], 0, "")
-
-
-@pytest.fixture(scope="session")
-def cuda_stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if reason := stub_libraries.missing():
-        pytest.skip(f"no stand-ins for the CUDA libraries: {reason}")
-    folder = tmp_path_factory.mktemp("cuda")
-    stub_libraries.build(folder)
-    return folder
 
 
 @pytest.mark.parametrize("name", ["bert", "classifier", "embedder", "gpt"])

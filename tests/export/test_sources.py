@@ -11,7 +11,7 @@ from export.errors import ExportError
 
 def test_a_directory_is_called_by_its_own_name(checkpoints: dict[str, Path]) -> None:
     source = sources.resolve(str(checkpoints["bert"]) + "/")
-    assert (source.name, source.directory) == ("bert", checkpoints["bert"])
+    assert (source.name, source.directory) == ("tiny-bert", checkpoints["bert"])
 
 
 def test_every_bundled_model_is_found_by_its_name() -> None:

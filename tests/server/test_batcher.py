@@ -261,7 +261,7 @@ async def test_draining_answers_who_is_in_and_lets_in_nobody(make, session):
     tokenised = asyncio.Event()
 
     async def ask(number):
-        with batcher.visits.one():
+        with batcher.under_way.one():
             await tokenised.wait()  # a request that has begun is in, though none of its rows waits yet
             return await batcher.run([row(number)], Call())
 

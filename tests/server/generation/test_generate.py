@@ -1,5 +1,7 @@
 """The task: text in, pieces of text out; and the tensor door."""
 
+import asyncio
+import threading
 from contextlib import aclosing
 
 import numpy as np
@@ -9,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.admission import Call
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, NotReady
 from server.generation.request import Sampling
 from server.tasks.generate import Generate, RawGpt
 from server.tasks.text import TextEncoder
@@ -145,3 +147,22 @@ async def test_the_tensor_door_gives_torchs_logits_and_zeros_at_padding(engine_o
 async def test_the_tensor_door_refuses_what_makes_no_sense(engine_of, inputs, field):
     with pytest.raises(InvalidRequest, match=field):
         await RawGpt(await engine_of())(inputs, call=Call())
+
+
+async def test_who_came_before_the_model_goes_is_answered_though_the_prompt_is_not_read_yet(
+    engine_of, artifact, prepare
+):
+    engine = await engine_of()
+    task = Generate(engine, TextEncoder(artifact), prepare)
+    busy = threading.Event()
+    for _ in range(2):  # as many threads as make tokens of texts
+        prepare.submit(busy.wait)
+    asked = asyncio.create_task(pieces_of(task, max_tokens=5, ignore_eos=True))
+    await asyncio.sleep(0)
+    ending = asyncio.create_task(engine.drain())
+    await asyncio.sleep(0)
+    with pytest.raises(NotReady, match="gpt is being unloaded"):
+        await pieces_of(task)
+    busy.set()
+    assert len(await asked) == 5
+    await ending

@@ -9,7 +9,7 @@ import pytest
 from server import errors
 from server.rpc.interceptors import Watch
 from server.rpc.status import INTERNAL_TEXT, STATUS
-from server.rpc.under_way import UnderWay
+from server.under_way import UnderWay
 
 WRONG = {
     errors.InvalidRequest("top_k", "0", "1 or more"): "INVALID_ARGUMENT",
@@ -49,7 +49,7 @@ class Served:
 @asynccontextmanager
 async def serving(behave):
     """`behave` is an async generator of what to answer."""
-    listener, under_way = Listener(), UnderWay()
+    listener, under_way = Listener(), UnderWay("the server is stopping")
 
     async def unary(request, context):
         return await anext(behave())

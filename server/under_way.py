@@ -1,4 +1,4 @@
-"""Which requests are under way, so that a server can stop without cutting one off. Knows nothing of gRPC."""
+"""Which requests are under way, so that a model can go, or the server stop, without cutting one off."""
 
 import asyncio
 from collections.abc import Iterator
@@ -8,22 +8,20 @@ from server.errors import NotReady
 
 
 class UnderWay:
-    """Counts requests until `close`, and refuses them afterwards.
+    """Counts requests, from their very beginning, until `close`; refuses them afterwards with `refusal`."""
 
-    A stream that waits for its client's next request does not count: it must not hold up the end.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, refusal: str) -> None:
         self.count = 0
         self.closed = False
+        self._refusal = refusal
         self._none = asyncio.Event()
         self._none.set()
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        """A request, from its first look to its last answer. NotReady once the server is stopping."""
+        """A request, from its first look to its last answer. NotReady once it is closed."""
         if self.closed:
-            raise NotReady("the server is stopping; ask another one, or come back later")
+            raise NotReady(self._refusal)
         self.count += 1
         self._none.clear()
         try:
@@ -37,7 +35,7 @@ class UnderWay:
         """Let nobody in any more."""
         self.closed = True
 
-    async def finished(self, timeout_s: float) -> bool:
+    async def finished(self, timeout_s: float | None = None) -> bool:
         """Wait for those under way; False if some still are when the time is up."""
         try:
             async with asyncio.timeout(timeout_s):

@@ -5,11 +5,11 @@ import asyncio
 import pytest
 
 from server.errors import NotReady
-from server.rpc.under_way import UnderWay
+from server.under_way import UnderWay
 
 
 async def test_the_end_waits_for_the_last_request():
-    under_way = UnderWay()
+    under_way = UnderWay("the server is stopping")
     with under_way.one():
         under_way.close()
         waiting = asyncio.create_task(under_way.finished(60))
@@ -19,13 +19,13 @@ async def test_the_end_waits_for_the_last_request():
 
 
 async def test_the_end_does_not_wait_for_ever():
-    under_way = UnderWay()
+    under_way = UnderWay("the server is stopping")
     with under_way.one():
         assert not await under_way.finished(0)
 
 
 async def test_nothing_new_comes_in():
-    under_way = UnderWay()
+    under_way = UnderWay("the server is stopping")
     under_way.close()
     with pytest.raises(NotReady, match="stopping"), under_way.one():
         pass

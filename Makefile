@@ -10,7 +10,7 @@ MODEL ?=
 NAME ?= $(notdir $(MODEL:%/=%))
 BUNDLED := bert-mini gpt-mini vit-digits mixer-digits
 
-.PHONY: help install serve test docker-test check format protos
+.PHONY: help install serve test test-large docker-test check format protos
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -34,6 +34,9 @@ endif
 
 test: .venv-dev ## run the tests
 	@$(BIN)/python -m pytest
+
+test-large: .venv-dev ## run the tests on models of the published sizes: some minutes
+	@$(BIN)/python -m pytest -m large tests/test_published_sizes.py
 
 docker-test: .venv-dev ## build the image of the CPU server and try it, with Docker or buildah
 	@$(BIN)/python -m pytest -v -m docker tests/docker

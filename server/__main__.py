@@ -133,7 +133,13 @@ def _examples(tasks: set[str], port: int) -> list[str]:
     image = EXAMPLE_IMAGE if EXAMPLE_IMAGE.exists() else "some.png"
     server = "" if port == Settings.port else f" --server 127.0.0.1:{port}"
     commands = [text.format(image=image) for task, text in EXAMPLES.items() if task in tasks]
-    return [f"  python -m server.client{server} {command}" for command in commands[:3]]
+    return [f"  {_python()} -m server.client{server} {command}" for command in commands[:3]]
+
+
+def _python() -> str:
+    """How this Python is called from the current directory: as python, if it is not one that lies there."""
+    python = Path(sys.executable)
+    return str(python.relative_to(Path.cwd())) if python.is_relative_to(Path.cwd()) else "python"
 
 
 if __name__ == "__main__":

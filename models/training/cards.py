@@ -25,7 +25,7 @@ expect lower scores on text of another kind.
 
 DIGITS_DATA = """\
 The 1,797 handwritten digits of 8 × 8 pixels that come with scikit-learn (E. Alpaydin and C. Kaynak, "Optical
-Recognition of Handwritten Digits", UCI Machine Learning Repository, CC BY 4.0). A quarter of each digit, 450 images,
+Recognition of Handwritten Digits", UCI Machine Learning Repository, licence CC BY 4.0). A quarter of each digit, 450,
 is held out by a fixed seed; the same person may have written digits on both sides. In training the digits are turned,
 shifted, scaled, blurred, and shown half of the time in black on white.
 """

@@ -25,7 +25,7 @@ from models.training.text_tokenizers import FIRST, LAST, MASK, PADDING, UNKNOWN,
 from models.training.text_training import Schedule
 
 CONFIG = BertConfig(width=256, depth=4, heads=4, mlp_width=1024, vocabulary=4096, positions=256)
-SCHEDULE = Schedule(steps=850, warm_up_steps=40, long_share=0.23, decay_share=0.35, rates=Rates(others=1.5e-3))
+SCHEDULE = Schedule(steps=950, warm_up_steps=40, long_share=0.23, decay_share=0.35, rates=Rates(others=1.5e-3))
 PYTHON_REPEATS = 3  # what is about Python itself is read more often
 SPECIAL = {
     "pad_token": PADDING,

@@ -17,7 +17,7 @@ READY = re.compile(r"gRPC on \S+:(\d+), metrics and health on http://\S+:(\d+)")
 
 
 @pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory) -> dict[str, Path]:
+def tiny_checkpoints(tmp_path_factory) -> dict[str, Path]:
     """Name → directory in the Hugging Face layout: tiny-bert, tiny-classifier, tiny-embedder, tiny-gpt, …"""
     from tests.checkpoints import WRITERS  # imports transformers: only for those who need it
 
@@ -30,7 +30,13 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def exported(checkpoints, tmp_path_factory) -> Callable[[str], Path]:
+def checkpoints(tiny_checkpoints) -> dict[str, Path]:
+    """What the tests of a folder call them; here, as they are."""
+    return tiny_checkpoints
+
+
+@pytest.fixture(scope="session")
+def exported(tiny_checkpoints, tmp_path_factory) -> Callable[[str], Path]:
     """Name → the artifact, exported by the command a user types when a test first asks for it."""
     from export.__main__ import main
 
@@ -39,16 +45,16 @@ def exported(checkpoints, tmp_path_factory) -> Callable[[str], Path]:
     def export(name: str) -> Path:
         if not (root / name).exists():
             targets = ["--target", "cpu"] if name == "tiny-classifier" else []  # one graph less: it saves seconds
-            assert main([str(checkpoints[name]), "--artifacts", str(root), *targets]) == 0
+            assert main([str(tiny_checkpoints[name]), "--artifacts", str(root), *targets]) == 0
         return root / name / "1"
 
     return export
 
 
 @pytest.fixture(scope="session")
-def artifacts(checkpoints, exported) -> Path:
+def artifacts(tiny_checkpoints, exported) -> Path:
     """The directory with the artifacts of all checkpoints."""
-    return [exported(name) for name in checkpoints][0].parents[1]
+    return [exported(name) for name in tiny_checkpoints][0].parents[1]
 
 
 @dataclass(frozen=True)

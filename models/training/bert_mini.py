@@ -40,8 +40,11 @@ CARD = cards.Card(
     module="bert_mini",
     data=cards.TEXT_DATA,
     use="""\
-For trying Affinity out, with texts such as `The [MASK] statement raises an exception.` It knows the words of
-documentation and little of the world. It has 256 positions and reads ASCII English best.
+For trying Affinity out, with texts such as `A list is a mutable [MASK].` It knows the words of documentation and little
+of the world. It has 256 positions and reads ASCII English best.
+
+The run behind these weights was extended while it went on, from 850 steps to 950: its learning rate had begun to fall
+by then. A fresh run of the recipe follows a slightly different curve.
 """,
 )
 MASKED_IN_TRAINING, MASKED_IN_SCORE = 0.3, 0.15

@@ -34,9 +34,9 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def checkpoints(checkpoints: dict[str, Path]) -> dict[str, Path]:
+def checkpoints(tiny_checkpoints: dict[str, Path]) -> dict[str, Path]:
     """By kind: bert, classifier, embedder, gpt, vit, mixer. Not to be written in: copy what a test changes."""
-    return {name.removeprefix(PREFIX): directory for name, directory in checkpoints.items()}
+    return {name.removeprefix(PREFIX): directory for name, directory in tiny_checkpoints.items()}
 
 
 @pytest.fixture(scope="session")

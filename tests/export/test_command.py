@@ -57,7 +57,7 @@ def test_weights_too_large_for_one_file_get_a_file_of_their_own(
 ) -> None:
     monkeypatch.setattr(exporter, "EXTERNAL_BYTES", 10_000)
     outcome = export(checkpoints["mixer"], "--target", "cpu")
-    directory = outcome.artifacts / "mixer/1"
+    directory = outcome.artifacts / "tiny-mixer/1"
     sizes = {file["path"]: file["bytes"] for file in manifest(directory)["files"]}
     assert sizes["cpu.onnx"] < 50_000 < sizes["cpu.onnx.data"]
     assert {path.name for path in directory.iterdir()} == {*sizes, "manifest.json"}
@@ -78,7 +78,7 @@ def test_the_up_to_date_check_does_not_wait_for_torch(
 
 def test_the_manifest_says_what_is_there(artifacts: Callable[[str], Path]) -> None:
     found = manifest(artifacts("bert"))
-    assert (found["format_version"], found["version"], found["name"]) == (1, 1, "bert")
+    assert (found["format_version"], found["version"], found["name"]) == (1, 1, "tiny-bert")
     assert (found["architecture"], found["task"]) == ("bert", "fill-mask")
     assert [(graph["target"], graph["precision"]) for graph in found["graphs"]] == [("cpu", "fp32"), ("cuda", "fp16")]
     assert found["text"] == {

@@ -15,7 +15,7 @@ def test_inspect_shows_what_is_inside(artifacts: Callable[[str], Path], capsys: 
     capsys.readouterr()
     assert main(["inspect", str(directory)]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("gpt 1: gpt, generate\n")
+    assert said.startswith("tiny-gpt 1: gpt, generate\n")
     for text in ("cuda.onnx", "29 nodes: 8 MatMul", "2 GroupQueryAttention", "maximum bound by 0.0001"):
         assert text in said
     assert main(["inspect", str(directory), "--json"]) == 0

@@ -34,7 +34,7 @@ def test_an_export_can_be_read(artifacts):
 
 def test_a_graph_that_is_not_there_is_refused_by_name(artifacts):
     with pytest.raises(BadArtifact, match="found graphs for cpu, expected one for cuda"):
-        read_artifact(artifacts / "tiny-bert" / "1").graph("cuda")
+        read_artifact(artifacts / "tiny-classifier" / "1").graph("cuda")
 
 
 def test_another_format_is_to_be_exported_again(copy):

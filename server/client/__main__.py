@@ -81,9 +81,10 @@ def generate(client: Client, arguments: argparse.Namespace) -> None:
         for piece in pieces:
             print(json.dumps(_plain(piece), ensure_ascii=False), flush=True)
         return
-    print(arguments.prompt, end="", flush=True)
+    echo = arguments.prompt  # with the first piece: a request that is refused prints nothing
     for piece in pieces:
-        print(piece.text, end="", flush=True)
+        print(echo + piece.text, end="", flush=True)
+        echo = ""
         if piece.finish_reason:
             print(flush=True)
             usage = piece.usage

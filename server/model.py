@@ -15,7 +15,7 @@ from server.artifact import Artifact
 from server.batching.batcher import Batcher
 from server.batching.rows import PIXELS_PER_TOKEN
 from server.batching.scheduler import Budget
-from server.errors import BadArtifact
+from server.errors import BadArtifact, ProviderUnavailable
 from server.generation.engine import open_engine
 from server.generation.replay import check_decoding
 from server.golden import Measured, measure
@@ -189,6 +189,11 @@ def _classify_image(opening: Opening) -> Doors:
 
 def _generate(opening: Opening) -> Doors:
     artifact, text = opening.artifact, opening.artifact.manifest.text
+    if opening.session.provider == "openvino":  # there GroupQueryAttention is handed lengths that are out of range
+        raise ProviderUnavailable(
+            f"{artifact.name}: found provider openvino, expected cpu or cuda: generation over a cache does not run on "
+            "OpenVINO (--models says which models to serve)"
+        )
     check_decoding(opening.session, artifact, device=opening.device)
     engine = open_engine(
         opening.session,

@@ -3,11 +3,12 @@
 import asyncio
 import json
 import shutil
+from importlib.util import find_spec
 
 import pytest
 
 from server.admission import Call
-from server.errors import BadArtifact, InvalidRequest, ModelNotFound, NotReady, WrongTask
+from server.errors import BadArtifact, InvalidRequest, ModelNotFound, NotReady, ProviderUnavailable, WrongTask
 from server.repository import Entry
 from tests.server.conftest import opened
 
@@ -148,3 +149,10 @@ async def test_what_happens_inside_is_told_to_the_observer_of_that_version(root)
         await repository.get("tiny-embedder").task(["a text", "another one"], call=CALL)
     assert sum(facts["rows"] for facts in notes["tiny-embedder", "1"].batches) == 2
     assert notes["tiny-bert", "1"].batches == []
+
+
+@pytest.mark.skipif(find_spec("onnxruntime_ep_openvino") is None, reason="needs onnxruntime-ep-openvino")
+async def test_generation_is_refused_on_openvino(artifacts):
+    with pytest.raises(ProviderUnavailable, match="tiny-gpt: found provider openvino, expected cpu or cuda"):
+        async with opened(artifacts, "tiny-gpt", provider="openvino"):
+            pass

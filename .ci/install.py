@@ -28,6 +28,13 @@ STAMP = VENV / "affinity.json"  # what was installed, from which pyproject.toml
 LOG = VENV / "install.log"
 MEGABYTE = 1e6
 WORTH_NAMING_MEGABYTES = 50
+UNREACHABLE = (
+    "NewConnectionError",
+    "ConnectTimeoutError",
+    "ReadTimeoutError",
+    "NameResolutionError",
+    "(from versions: none)",
+)
 
 
 def main(extras: list[str]) -> None:
@@ -132,6 +139,8 @@ def failure(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     reasons = [line for line in lines if line.lower().startswith("error: ") and "subprocess" not in line] or lines[-1:]
     reason = reasons[0].split(":", 1)[-1].strip() if reasons else "no reason given"
+    if any(sign in output for sign in UNREACHABLE):
+        reason = f"the package index cannot be reached ({reason})"
     return f"error: installing failed: {reason} (details: {LOG.relative_to(ROOT)})"
 
 

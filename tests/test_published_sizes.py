@@ -17,7 +17,7 @@ import tritonclient.grpc as triton
 from protos.affinity_pb2 import GenerateRequest, Prompt, TokenIds
 from protos.affinity_pb2_grpc import AffinityStub
 from tests.checkpoints import randomise, write_bytes, write_words
-from tests.conftest import ROOT, served
+from tests.serving import ROOT, served
 
 pytestmark = [pytest.mark.large, pytest.mark.timeout(1200)]
 TOLERANCE = 1e-4  # of the standard deviation of the reference

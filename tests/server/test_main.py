@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from protos import affinity_pb2 as pb
 from protos.affinity_pb2_grpc import AffinityStub
 from server.client import Client, Unreachable
-from tests.conftest import served
+from tests.serving import served
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,8 +12,8 @@ from protos.affinity_pb2_grpc import AffinityStub
 from server.client import CallFailed, Client
 from server.http import HttpServer
 from server.metrics import Metrics
-from tests.conftest import served
 from tests.server.rpc.test_typed import TEXT, picture
+from tests.serving import served
 
 
 def read(url):

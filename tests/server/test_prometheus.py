@@ -14,8 +14,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.client import CallFailed, Client
-from tests.conftest import served
 from tests.server.rpc.test_typed import TEXT, picture
+from tests.serving import served
 
 pytestmark = pytest.mark.skipif(not shutil.which("prometheus"), reason="Prometheus is not installed")
 

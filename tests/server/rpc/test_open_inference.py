@@ -14,8 +14,8 @@ from tritonclient.utils import InferenceServerException
 
 from protos import open_inference_pb2  # noqa: F401  # beside tritonclient's own `inference` package
 from server.client import Client
-from tests.conftest import served
 from tests.server.rpc.test_typed import TEXT, picture
+from tests.serving import served
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,204 @@
+"""`python -m tests.gpu`: what a machine with a GPU has to show, in one command and without a network.
+
+Makes checkpoints of the published sizes with random weights, exports them and the bundled models there, serves all of
+them on the provider (where the golden outputs are checked before the server is ready), asks each through gRPC, and
+times them at several batch sizes: the graph alone, and through gRPC. `--provider cpu --sizes tiny` rehearses it.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import grpc
+import numpy as np
+import transformers
+
+from protos import affinity_pb2 as pb
+from protos import open_inference_pb2 as oip
+from protos.affinity_pb2_grpc import AffinityStub
+from server.artifact import read_artifact
+from server.client import OPEN_INFERENCE, Client
+from server.providers import choose_provider
+from server.session import open_session
+from server.settings import Settings
+from tests.checkpoints import WRITERS, write_bytes, write_words
+from tests.serving import ROOT, Served, served
+
+BUNDLED = ("bert-mini", "gpt-mini", "vit-digits", "mixer-digits")
+TARGETS = {"cuda": "cuda=fp16", "cpu": "cpu=fp32"}
+TEXT_TOKENS, NEW_TOKENS = 128, 32
+MESSAGE_MB = "512"  # 128 images of 224 × 224 in fp32 are 77 MB
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; the rate counts inputs, or tokens of continuations, in a second (median run)."""
+
+    model: str
+    what: str
+    batch: int
+    milliseconds: float
+    per_second: float
+
+
+def write_published(root: Path) -> dict[str, Path]:
+    """Checkpoints of the published sizes, as transformers initialises them."""
+    models = {
+        "bert-base": lambda: transformers.BertForMaskedLM(transformers.BertConfig()),
+        "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config()),
+        "vit-base": lambda: transformers.ViTForImageClassification(transformers.ViTConfig(num_labels=1000)),
+    }
+    for name, make in models.items():
+        make().save_pretrained(root / name)
+    write_words(root / "bert-base", positions=512)
+    write_bytes(root / "gpt2")
+    preprocessing = {"size": {"height": 224, "width": 224}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (root / "vit-base" / "preprocessor_config.json").write_text(json.dumps(preprocessing))
+    return {name: root / name for name in models}
+
+
+def write_tiny(root: Path) -> dict[str, Path]:
+    """The same three, tiny: for a rehearsal."""
+    names = {"bert-base": "bert", "gpt2": "gpt", "vit-base": "vit"}
+    for name, kind in names.items():
+        (root / name).mkdir()
+        WRITERS[kind](root / name)
+    return {name: root / name for name in names}
+
+
+SIZES = {"published": write_published, "tiny": write_tiny}
+
+
+def export(sources: list[str], artifacts: Path, provider: str) -> None:
+    """Export everything for the provider, visibly; ends the program if that fails."""
+    command = [sys.executable, "-m", "export", *sources, "--artifacts", str(artifacts), "--target", TARGETS[provider]]
+    if subprocess.run(command, cwd=ROOT).returncode:
+        sys.exit("error: the export failed")
+
+
+def timed(run: Callable[[], object], runs: int) -> float:
+    """The median of so many runs after a first one that does not count, in seconds."""
+    run()
+    seconds = []
+    for _ in range(runs):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return median(seconds)
+
+
+def alone(artifacts: Path, name: str, provider: str, batches: list[int], runs: int) -> Iterator[Row]:
+    """The session of an encoder or a vision model, with nothing around it."""
+    settings = Settings(provider=provider)
+    artifact = read_artifact(artifacts / name / "1")
+    session = open_session(artifact, choose_provider(settings), settings)
+    random = np.random.default_rng(0)
+    for batch in batches:
+        if artifact.manifest.HasField("image"):
+            image = artifact.manifest.image
+            feeds = {"pixel_values": random.standard_normal((batch, 3, image.height, image.width)).astype(np.float32)}
+            outputs = ["logits"]
+        else:
+            length = min(TEXT_TOKENS, artifact.manifest.text.max_length)
+            ids = random.integers(5, artifact.manifest.text.vocabulary, (batch, length))
+            feeds = {
+                "input_ids": ids,
+                "position_ids": np.tile(np.arange(length), (batch, 1)),
+                "lengths": np.full(batch, length, np.int32),
+                "token_type_ids": np.zeros_like(ids),
+                "selected": np.arange(batch) * length,  # one mask in each text
+            }
+            outputs = ["top_scores", "top_ids", "logsumexp"]
+        seconds = timed(lambda feeds=feeds, outputs=outputs: session.run(feeds, outputs), runs)
+        yield Row(name, "graph alone", batch, seconds * 1e3, batch / seconds)
+
+
+def through_grpc(server: Served, batches: list[int], runs: int, *, tokens: int, side: int) -> Iterator[Row]:
+    """Each task, with so many inputs in one call: texts of about `tokens` tokens, images of `side` × `side` pixels."""
+    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    channel = grpc.insecure_channel(server.target, options=options)
+    stub = AffinityStub(channel)
+    infer = channel.unary_unary(
+        OPEN_INFERENCE + "ModelInfer",
+        request_serializer=oip.ModelInferRequest.SerializeToString,
+        response_deserializer=oip.ModelInferResponse.FromString,
+    )
+    text = " ".join(["a"] * (tokens - 3) + ["[MASK]"])
+    prompt = pb.Prompt(token_ids=pb.TokenIds(ids=[1] * (tokens // 2)))
+    for batch in batches:
+        fill = pb.FillMaskRequest(model="bert-base", inputs=[text] * batch)
+        seconds = timed(lambda fill=fill: stub.FillMask(fill), runs)
+        yield Row("bert-base", "through gRPC", batch, seconds * 1e3, batch / seconds)
+        pixels = np.zeros((batch, 3, side, side), np.float32)
+        tensor = oip.ModelInferRequest.InferInputTensor(name="pixel_values", datatype="FP32", shape=pixels.shape)
+        images = oip.ModelInferRequest(
+            model_name="vit-base.raw", inputs=[tensor], raw_input_contents=[pixels.tobytes()]
+        )
+        seconds = timed(lambda images=images: infer(images), runs)
+        yield Row("vit-base", "through gRPC", batch, seconds * 1e3, batch / seconds)
+        new_tokens = min(NEW_TOKENS, tokens // 2 - 1)
+        more = pb.GenerateRequest(
+            model="gpt2", prompts=[prompt] * batch, max_tokens=new_tokens, temperature=0, ignore_eos=True
+        )
+        seconds = timed(lambda more=more: list(stub.Generate(more)), max(1, runs // 4))
+        yield Row("gpt2", f"through gRPC, {new_tokens} tokens", batch, seconds * 1e3, batch * new_tokens / seconds)
+
+
+def asked(server: Served) -> None:
+    """The bundled models answer, over gRPC, as the README asks them."""
+    with Client(server.target) as client:
+        for model in client.models():
+            print(f"{model.name}: {model.task} on {model.provider} in {model.precision}, {model.state}")
+        assert client.fill_mask(["A list is a mutable [MASK]."], model="bert-mini")[0].masks[0].candidates
+        assert "".join(piece.text for piece in client.generate("A list is", model="gpt-mini", max_tokens=20, seed=1))
+        image = (ROOT / "models/pretrained/vit-digits/example.png").read_bytes()
+        for model in ("vit-digits", "mixer-digits"):
+            assert client.classify_image([image], model=model)[0].classes[0].label == "4"
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown."""
+    lines = ["| model | | batch | ms | per second |", "|---|---|---|---|---|"]
+    lines += [f"| {r.model} | {r.what} | {r.batch} | {r.milliseconds:.2f} | {r.per_second:,.0f} |" for r in rows]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.gpu", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--provider", choices=TARGETS, default="cuda")
+    parser.add_argument("--sizes", choices=SIZES, default="published")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 128])
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--output", type=Path, help="a directory for table.md and table.json")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root, artifacts = Path(folder) / "checkpoints", Path(folder) / "artifacts"
+        root.mkdir()
+        checkpoints = SIZES[arguments.sizes](root)
+        export([*BUNDLED, *map(str, checkpoints.values())], artifacts, arguments.provider)
+        timing = (arguments.batches, arguments.runs)
+        rows = [
+            row for name in ("bert-base", "vit-base") for row in alone(artifacts, name, arguments.provider, *timing)
+        ]
+        flags = ("--provider", arguments.provider, "--threads", "0", "--max-message-mb", MESSAGE_MB)
+        with served(artifacts, *flags) as server:
+            print(server.banner)
+            asked(server)
+            sizes = {"tokens": 128, "side": 224} if arguments.sizes == "published" else {"tokens": 48, "side": 32}
+            rows += through_grpc(server, *timing, **sizes)
+    print(table(rows))
+    if arguments.output:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        (arguments.output / "table.md").write_text(table(rows) + "\n")
+        (arguments.output / "table.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""What `python -m tests.gpu` does on a machine with a GPU works, tried on the CPU with tiny models."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.serving import ROOT
+
+
+def test_the_rehearsal_serves_asks_and_times(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.gpu", "--provider", "cpu", "--sizes", "tiny", "--batches", "1", "2"]
+    done = subprocess.run([*command, "--runs", "1", "--output", tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "table.json").read_text())
+    assert {(row["model"], row["batch"]) for row in rows} == {
+        (model, batch) for model in ("bert-base", "vit-base", "gpt2") for batch in (1, 2)
+    }
+    assert all(row["per_second"] > 0 for row in rows)
+    assert (tmp_path / "table.md").read_text() in done.stdout

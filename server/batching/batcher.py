@@ -111,7 +111,8 @@ class Batcher:
     async def run(self, rows: Sequence[Row], call: Call, *, field: str = "inputs") -> list[Outputs]:
         """The outputs that each row wants, in the order of the rows.
 
-        Call it during a visit. InvalidRequest if they can never fit, Overloaded if they do not now, DeadlineExceeded.
+        Call it while the request is `under_way`. InvalidRequest if they can never fit, Overloaded if they do not now,
+        DeadlineExceeded.
         """
         if not rows:
             return []

@@ -60,16 +60,15 @@ class Engine:
         self._clock = clock
         self.under_way = UnderWay(f"{gate.name} is being unloaded")
         self._accepting = False
-        self._gate = gate
         self.slots = layout.slots
 
     @property
     def waiting_rows(self) -> int:
-        return self._gate.requests
+        return self.gate.requests
 
     @property
     def waiting_tokens(self) -> int:
-        return self._gate.tokens
+        return self.gate.tokens
 
     async def start(self) -> None:
         """Accept requests from now on."""

@@ -10,7 +10,7 @@ from export.errors import ExportError
 from export.files import read_any_json, read_json
 
 MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "first-token"}
-PLAIN_ENCODER = "BertModel"
+PLAIN_ENCODERS = {"BertModel", "RobertaModel", "DistilBertModel"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def read(directory: Path) -> Pooling:
     modules = read_any_json(directory / "modules.json")
     if not modules:
         architectures = read_json(directory / "config.json").get("architectures") or []
-        return Pooling("mean" if PLAIN_ENCODER in architectures else None)
+        return Pooling(None if PLAIN_ENCODERS.isdisjoint(architectures) else "mean")
     kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
     if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
         raise ExportError(f"modules.json: found {', '.join(kinds)}, expected Transformer, Pooling and maybe Normalize")

@@ -170,7 +170,7 @@ class ImageRecipe(Recipe):
             return {"logits": self.reference(inputs).float()}
 
     def reference(self, inputs: Tensors) -> Tensor:
-        result: Tensor = self.model(inputs["pixel_values"].to(self.model.head.weight.dtype))
+        result: Tensor = self.model(inputs["pixel_values"].to(next(self.model.parameters()).dtype))
         return result
 
 

@@ -49,9 +49,9 @@ class Bert(nn.Module):
             case "masked-language":
                 return MaskedLanguageHead(self.embed.words, activation=config.activation, epsilon=config.norm_epsilon)
             case "classifier":
-                return TextClassifier(config.width, config.classes)
+                return TextClassifier(config.width, config.classes, config.pooler_activation)
             case "pooler":
-                return Pooler(config.width)
+                return Pooler(config.width, config.pooler_activation)
         return None  # pooling by mean or first token has no weights
 
     def encode(

@@ -29,9 +29,9 @@ class StackConfig:
             if field.type is int and (not isinstance(value, int) or value < least):
                 found = f"{type(self).__name__}.{field.name} is {value!r}"
                 raise ValueError(f"{found}: expected a whole number, at least {least}")
-        if self.activation not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
-            raise ValueError(f"{type(self).__name__}.activation is {self.activation!r}: expected one of {known}")
+            if field.name.endswith("activation") and value not in ACTIVATIONS:
+                found = f"{type(self).__name__}.{field.name} is {value!r}"
+                raise ValueError(f"{found}: expected one of {', '.join(ACTIVATIONS)}")
         if not isinstance(self.norm_epsilon, float) or not self.norm_epsilon > 0:
             found = f"{type(self).__name__}.norm_epsilon is {self.norm_epsilon!r}"
             raise ValueError(f"{found}: expected a number, more than 0")
@@ -39,7 +39,10 @@ class StackConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BertConfig(StackConfig):
-    """`classes` counts for the head "classifier" alone; `normalise` for those that give an embedding."""
+    """BERT, and with other values RoBERTa (from one segment on) and DistilBERT (no segments, a ReLU in its pooler).
+
+    `classes` counts for the head "classifier" alone; `normalise` for those that give an embedding.
+    """
 
     MAY_BE_ZERO = ("segments",)
 
@@ -49,6 +52,7 @@ class BertConfig(StackConfig):
     segments: int = 2
     head: str = "masked-language"
     classes: int = 2
+    pooler_activation: str = "tanh"
     normalise: bool = False
 
     def __post_init__(self) -> None:
@@ -72,13 +76,25 @@ class GptConfig(StackConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class VitConfig(StackConfig):
-    """`image_size` and `patch_size` are in pixels, of squares."""
+    """`image_size` and `patch_size` are in pixels, of squares.
+
+    `class_tokens` stand before the patches, and the first `classifiers` of them are read. DeiT has two: the second has
+    learned to say what another network, its teacher, said.
+    """
 
     heads: int
     image_size: int = 224
     patch_size: int = 16
     channels: int = 3
     classes: int = 1000
+    class_tokens: int = 1
+    classifiers: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.classifiers > self.class_tokens:
+            found = f"VitConfig.classifiers is {self.classifiers}"
+            raise ValueError(f"{found}: expected at most {self.class_tokens}, the number of class tokens")
 
 
 @dataclass(frozen=True, kw_only=True)

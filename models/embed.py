@@ -54,16 +54,16 @@ class PatchEmbedding(nn.Module):
         return self.patches(x.reshape(-1, i * i, self.channels * p * p))  # (b, t, d)
 
 
-class ClassTokenAndPositions(nn.Module):
-    """Put a learned token before the patches, for the head to read, and mark every position (ViT)."""
+class ClassTokensAndPositions(nn.Module):
+    """Put a learned token before the patches (DeiT: two), for the head to read, and mark every position."""
 
-    def __init__(self, *, patches: int, width: int) -> None:
+    def __init__(self, *, tokens: int, patches: int, width: int) -> None:
         super().__init__()
-        self.class_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.positions = nn.Parameter(torch.zeros(1, 1 + patches, width))
+        self.tokens = nn.ParameterList(torch.zeros(1, 1, width) for _ in range(tokens))
+        self.positions = nn.Parameter(torch.zeros(1, tokens + patches, width))
 
     def forward(self, x: Tensor) -> Tensor:  # (b, t, d)
-        patches = x.shape[1]
-        x = functional.pad(x, (0, 0, 1, 0))  # (b, 1 + t, d): a free place in front of each row ...
-        class_token = functional.pad(self.class_token, (0, 0, 0, patches))
-        return x + (self.positions + class_token)  # ... which receives the class token
+        patches, tokens = x.shape[1], len(self.tokens)
+        x = functional.pad(x, (0, 0, tokens, 0))  # (b, tokens + t, d): free places in front of each row ...
+        class_tokens = functional.pad(torch.cat(list(self.tokens), dim=1), (0, 0, 0, patches))
+        return x + (self.positions + class_tokens)  # ... which receive the class tokens

@@ -45,20 +45,21 @@ class MaskedLanguageHead(nn.Module):
 class Pooler(nn.Module):
     """BERT's summary of a text: one more layer on its first token."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, activation: str = "tanh") -> None:
         super().__init__()
         self.dense = nn.Linear(width, width)
+        self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:  # (b, t, d)
-        return torch.tanh(self.dense(x[:, 0]))  # (b, d)
+        return self.activation(self.dense(x[:, 0]))  # (b, d)
 
 
 class TextClassifier(nn.Module):
     """A class for a text: the pooler's summary, then one matrix."""
 
-    def __init__(self, width: int, classes: int) -> None:
+    def __init__(self, width: int, classes: int, activation: str = "tanh") -> None:
         super().__init__()
-        self.pooler = Pooler(width)
+        self.pooler = Pooler(width, activation)
         self.classes = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:  # (b, t, d)
@@ -69,3 +70,15 @@ def mean_pooling(x: Tensor, lengths: Tensor, position_ids: Tensor) -> Tensor:
     """The mean of each row's real tokens."""
     weight = real(lengths, position_ids).to(x.dtype)[..., None]  # (b, t, 1)
     return (x * weight).sum(dim=1) / lengths[:, None].to(x.dtype)  # (b, d)
+
+
+class ImageClassifier(nn.Module):
+    """A class for an image: a matrix for each token that is read (ViT has one, DeiT two), the mean of their logits."""
+
+    def __init__(self, width: int, classes: int, tokens: int) -> None:
+        super().__init__()
+        self.classifiers = nn.ModuleList(nn.Linear(width, classes) for _ in range(tokens))
+
+    def forward(self, x: Tensor) -> Tensor:  # (b, t, d)
+        logits = [classifier(x[:, n]) for n, classifier in enumerate(self.classifiers)]  # (b, c) each
+        return sum(logits[1:], logits[0]) / len(logits)

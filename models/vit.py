@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from models.attention import SelfAttention
 from models.block import Block, Stack
 from models.config import VitConfig
-from models.embed import ClassTokenAndPositions, PatchEmbedding
+from models.embed import ClassTokensAndPositions, PatchEmbedding
+from models.heads import ImageClassifier
 from models.mlp import Mlp
 
 
@@ -22,7 +23,7 @@ class Vit(nn.Module):
         self.embed = PatchEmbedding(
             image_size=config.image_size, patch_size=config.patch_size, channels=config.channels, width=width
         )
-        self.mark = ClassTokenAndPositions(patches=self.embed.count, width=width)
+        self.mark = ClassTokensAndPositions(tokens=config.class_tokens, patches=self.embed.count, width=width)
         blocks = (
             Block(
                 SelfAttention(width, config.heads),
@@ -34,9 +35,9 @@ class Vit(nn.Module):
             for _ in range(config.depth)
         )
         self.stack = Stack(blocks, width=width, norm_first=True, epsilon=epsilon)
-        self.head = nn.Linear(width, config.classes)
+        self.head = ImageClassifier(width, config.classes, config.classifiers)
 
     def forward(self, pixel_values: Tensor) -> Tensor:  # (b, channels, image_size, image_size)
         """Logits of the classes, (b, c), read off the class token."""
         x = self.mark(self.embed(pixel_values))  # (b, 1 + t, d)
-        return self.head(self.stack(x)[:, 0])
+        return self.head(self.stack(x))

@@ -11,23 +11,35 @@ from torch import nn
 
 from models.checkpoints.errors import CheckpointError, Json, expect, square
 from models.checkpoints.labels import labels
+from models.checkpoints.layout import POSITION_OFFSET
 from models.checkpoints.mixer_configs import MIXERS, mixer, published_mixer
+from models.checkpoints.nanogpt import ARCHITECTURE as NANOGPT
 from models.config import BertConfig, GptConfig, MixerConfig, StackConfig, VitConfig
 from models.mlp import ACTIVATIONS
 
 POOLINGS = ("mean", "first-token", "pooler")  # BERT's heads that give an embedding
 
-# Published architecture: its family and, for BERT, the head that it stands for (an encoder's is the caller's choice).
+# Published architecture: its family and the head that it stands for (an encoder's is the caller's choice).
 ARCHITECTURES: dict[str, tuple[str, str | None]] = {
     "BertForMaskedLM": ("bert", "masked-language"),
     "BertForPreTraining": ("bert", "masked-language"),
     "BertForSequenceClassification": ("bert", "classifier"),
     "BertModel": ("bert", None),
+    "RobertaForMaskedLM": ("roberta", "masked-language"),
+    "RobertaForSequenceClassification": ("roberta", "classifier"),
+    "RobertaModel": ("roberta", None),
+    "DistilBertForMaskedLM": ("distilbert", "masked-language"),
+    "DistilBertForSequenceClassification": ("distilbert", "classifier"),
+    "DistilBertModel": ("distilbert", None),
     "GPT2LMHeadModel": ("gpt", None),
     "ViTForImageClassification": ("vit", None),
+    "DeiTForImageClassification": ("deit", None),
+    "DeiTForImageClassificationWithTeacher": ("deit", "with-teacher"),
+    NANOGPT: ("nanogpt", None),
 }
-CONFIGS: dict[str, type[StackConfig]] = {"bert": BertConfig, "gpt": GptConfig, "vit": VitConfig}
-MODEL_TYPES = {"bert": "bert", "gpt": "gpt2", "vit": "vit"}  # our family: what transformers calls it
+ENCODERS = ("bert", "roberta", "distilbert")
+OURS: dict[str, type[StackConfig]] = {"bert": BertConfig, "gpt": GptConfig, "vit": VitConfig, "mixer": MixerConfig}
+MODEL_TYPES = {"gpt": "gpt2"}  # what transformers calls a family where it has another word
 
 # fmt: off
 # Our field: its published name and, where transformers has one, the value it takes when the file is silent. The sizes
@@ -45,6 +57,15 @@ FIELDS: dict[str, dict[str, tuple[str, Any]]] = {
         "activation":   ("hidden_act",              "gelu"),
         "norm_epsilon": ("layer_norm_eps",          1e-12),
     },
+    "distilbert": {
+        "width":        ("dim",                     REQUIRED),
+        "depth":        ("n_layers",                REQUIRED),
+        "heads":        ("n_heads",                 REQUIRED),
+        "mlp_width":    ("hidden_dim",              REQUIRED),
+        "vocabulary":   ("vocab_size",              REQUIRED),
+        "positions":    ("max_position_embeddings", REQUIRED),
+        "activation":   ("activation",              "gelu"),
+    },
     "gpt": {
         "width":        ("n_embd",                  REQUIRED),
         "depth":        ("n_layer",                 REQUIRED),
@@ -53,6 +74,13 @@ FIELDS: dict[str, dict[str, tuple[str, Any]]] = {
         "positions":    ("n_positions",             REQUIRED),
         "activation":   ("activation_function",     "gelu_new"),
         "norm_epsilon": ("layer_norm_epsilon",      1e-5),
+    },
+    "nanogpt": {
+        "width":        ("n_embd",                  REQUIRED),
+        "depth":        ("n_layer",                 REQUIRED),
+        "heads":        ("n_head",                  REQUIRED),
+        "vocabulary":   ("vocab_size",              REQUIRED),
+        "positions":    ("block_size",              REQUIRED),
     },
     "vit": {
         "width":        ("hidden_size",             REQUIRED),
@@ -66,13 +94,19 @@ FIELDS: dict[str, dict[str, tuple[str, Any]]] = {
         "norm_epsilon": ("layer_norm_eps",          1e-12),
     },
 }
+FIELDS |= {"roberta": FIELDS["bert"], "deit": FIELDS["vit"]}
 # Published field: the one value with which it computes what is written here.
 EXPECTED: dict[str, dict[str, Any]] = {
     "all": {"auto_map": None, "quantization_config": None},  # code of its own; weights that are not plain numbers
     "bert": {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False},
+    "roberta": {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False,
+                "pad_token_id": POSITION_OFFSET - 1},
+    "distilbert": {},
     "gpt": {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
             "tie_word_embeddings": True},
+    "nanogpt": {},
     "vit": {"qkv_bias": True},
+    "deit": {"qkv_bias": True},
 }
 # fmt: on
 
@@ -80,15 +114,16 @@ EXPECTED: dict[str, dict[str, Any]] = {
 def configuration(
     config: Json, *, pooling: str | None = None, normalise: bool = False
 ) -> tuple[str, BertConfig | GptConfig | VitConfig | MixerConfig]:
-    """The family (bert, gpt, vit, mixer) and the sizes that a published `config.json` describes.
+    """The published family (bert, roberta, …, mixer) and the sizes that a published `config.json` describes.
 
-    `pooling` makes an encoder of any BERT: "mean", "first-token" or "pooler", its vector of length 1 if `normalise`.
-    It is the caller's to say, for `config.json` does not (sentence-transformers keeps it in a file of its own).
+    `pooling` makes an encoder of any BERT, RoBERTa or DistilBERT: "mean", "first-token" or "pooler", its vector of
+    length 1 if `normalise`. It is the caller's to say, for `config.json` does not (sentence-transformers keeps it in a
+    file of its own).
     """
     if pooling is not None and pooling not in POOLINGS:
         raise CheckpointError(f"pooling is {pooling!r}: expected one of {', '.join(POOLINGS)}")
     family, head = architecture(config)
-    if (pooling or normalise) and family != "bert":
+    if (pooling or normalise) and family not in ENCODERS:
         raise CheckpointError(f"pooling is {pooling!r}, normalise is {normalise}: expected neither, for {family}")
     try:
         ours = READERS[family](config, pooling or head)
@@ -107,10 +142,10 @@ def architecture(config: Json) -> tuple[str, str | None]:
         return "mixer", None
     name = (config.get("architectures") or ["nothing"])[0]
     if name not in ARCHITECTURES:
-        known = ", ".join([*ARCHITECTURES, *MIXERS])
+        known = ", ".join([*(name for name in ARCHITECTURES if name != NANOGPT), *MIXERS])
         raise CheckpointError(f"config.json: architectures names {name}: expected one of {known}")
     family, head = ARCHITECTURES[name]
-    expect(config, {"model_type": MODEL_TYPES[family], **EXPECTED["all"], **EXPECTED[family]})
+    expect(config, {"model_type": MODEL_TYPES.get(family, family), **EXPECTED["all"], **EXPECTED[family]})
     return family, head
 
 
@@ -127,16 +162,28 @@ def sizes(config: Json, family: str) -> dict[str, Any]:
     return ours
 
 
-def bert(config: Json, head: str | None) -> BertConfig:
+def bert(config: Json, head: str | None, family: str = "bert") -> BertConfig:
     if head is None:
         known = ", ".join(POOLINGS)
-        raise CheckpointError(
-            f"config.json: architectures names BertModel, an encoder: expected pooling, one of {known}"
-        )
+        name = config["architectures"][0]
+        raise CheckpointError(f"config.json: architectures names {name}, an encoder: expected pooling, one of {known}")
     if head == "masked-language":
         expect(config, {"tie_word_embeddings": True})
     classes = {"classes": len(labels(config))} if head == "classifier" else {}
-    return BertConfig(**sizes(config, "bert"), **classes, head=head)
+    return BertConfig(**sizes(config, family), **classes, head=head)
+
+
+def roberta(config: Json, head: str | None) -> BertConfig:
+    if head == "masked-language":
+        expect(config, {"hidden_act": "gelu"})  # that of its head, whatever the blocks have
+    ours = bert(config, head, "roberta")
+    return replace(ours, positions=ours.positions - POSITION_OFFSET)
+
+
+def distilbert(config: Json, head: str | None) -> BertConfig:
+    if head == "pooler":
+        raise CheckpointError("pooling is 'pooler': expected mean or first-token, DistilBERT has no pooler")
+    return replace(bert(config, head, "distilbert"), segments=0, pooler_activation="relu")
 
 
 def gpt(config: Json, head: str | None) -> GptConfig:
@@ -144,11 +191,36 @@ def gpt(config: Json, head: str | None) -> GptConfig:
     return GptConfig(**ours, mlp_width=config.get("n_inner") or 4 * ours["width"])
 
 
+def nanogpt(config: Json, head: str | None) -> GptConfig:
+    ours = sizes(config, "nanogpt")
+    # nanoGPT has used the exact GELU since June 2023; what says nothing of biases is older than February of that year.
+    activation = "gelu" if "bias" in config else "gelu_new"
+    return GptConfig(**ours, mlp_width=4 * ours["width"], activation=activation)
+
+
 def vit(config: Json, head: str | None) -> VitConfig:
     return VitConfig(**sizes(config, "vit"), classes=len(labels(config)))
 
 
-READERS = {"bert": bert, "gpt": gpt, "vit": vit, "mixer": lambda config, head: mixer(config)}
+def deit(config: Json, head: str | None) -> VitConfig:
+    return replace(vit(config, head), class_tokens=2, classifiers=2 if head == "with-teacher" else 1)
+
+
+READERS = {
+    "bert": bert,
+    "roberta": roberta,
+    "distilbert": distilbert,
+    "gpt": gpt,
+    "nanogpt": nanogpt,
+    "vit": vit,
+    "deit": deit,
+    "mixer": lambda config, head: mixer(config),
+}
+
+
+def own_family(config: StackConfig) -> str:
+    """The family in which we publish a model. Of several with the same blocks it is the first."""
+    return next(family for family, kind in OURS.items() if isinstance(config, kind))
 
 
 def published_config(model: nn.Module, names: Sequence[str] | None = None) -> dict[str, Any]:
@@ -159,12 +231,12 @@ def published_config(model: nn.Module, names: Sequence[str] | None = None) -> di
         raise CheckpointError(f"{len(names)} names for {classes} classes: expected one for each")
     if isinstance(config, MixerConfig):
         return published_mixer(config, names)
-    family = next(family for family, kind in CONFIGS.items() if isinstance(config, kind))
+    family = own_family(config)
     published = {key: getattr(config, field) for field, (key, _) in FIELDS[family].items()}
     head = getattr(config, "head", None)
     wanted = (family, None if head in POOLINGS else head)
     published["architectures"] = [next(name for name, stands_for in ARCHITECTURES.items() if stands_for == wanted)]
-    published["model_type"] = MODEL_TYPES[family]
+    published["model_type"] = MODEL_TYPES.get(family, family)
     if family == "gpt":
         published["n_inner"] = config.mlp_width
     if family == "vit" or head == "classifier":

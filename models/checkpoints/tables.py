@@ -1,101 +1,24 @@
-"""Where each published tensor goes, and how it must be turned: one table per family, read in both directions.
+"""Where each published tensor goes: one table per published family, in the words of `layout`.
 
-Knows names and shapes. Knows no files, no configurations in JSON, and changes no model.
+Which configurations the tables serve is said in configs.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
-
-import torch
-from torch import Tensor
+from collections.abc import Mapping
+from dataclasses import replace
 
 from models.checkpoints.errors import CheckpointError
-from models.config import BertConfig, GptConfig, MixerConfig, StackConfig, VitConfig
-
-
-@dataclass(frozen=True)
-class Transform:
-    """How one published tensor becomes one or several of ours, and back. Both work on the meta device too."""
-
-    to_ours: Callable[[Tensor, StackConfig], tuple[Tensor, ...]]
-    to_published: Callable[[tuple[Tensor, ...], StackConfig], Tensor]
-
-
-identity = Transform(
-    to_ours=lambda published, config: (published,),
-    to_published=lambda ours, config: ours[0],
+from models.checkpoints.layout import (
+    Layout,
+    Row,
+    after_padding,
+    fused,
+    fused_weight,
+    identity,
+    layer,
+    patches,
+    transposed,
 )
-transposed = Transform(  # GPT-2's "Conv1D" is a linear layer whose matrix is stored the other way round
-    to_ours=lambda published, config: (published.T,),
-    to_published=lambda ours, config: ours[0].T,
-)
-fused_weight = Transform(  # ... and its queries, keys and values are one such layer
-    to_ours=lambda published, config: published.T.chunk(3),
-    to_published=lambda ours, config: torch.cat(ours).T,
-)
-fused_bias = Transform(
-    to_ours=lambda published, config: published.chunk(3),
-    to_published=lambda ours, config: torch.cat(ours),
-)
-patches = Transform(  # a convolution whose stride is its kernel is a matrix over flattened patches
-    to_ours=lambda published, config: (published.flatten(1),),
-    to_published=lambda ours, config: ours[0].unflatten(1, (config.channels, config.patch_size, config.patch_size)),
-)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One published tensor and ours that it holds. `{n}` stands for the number of the block."""
-
-    ours: tuple[str, ...]
-    published: str
-    transform: Transform = identity
-
-    def numbered(self, depth: int) -> list["Row"]:
-        """This row for each block, or itself where it names none."""
-        if "{n}" not in self.published:
-            return [self]
-        return [
-            Row(tuple(name.format(n=n) for name in self.ours), self.published.format(n=n), self.transform)
-            for n in range(depth)
-        ]
-
-
-def layer(ours: str, published: str, weight: Transform = identity) -> tuple[Row, Row]:
-    """The weight and the bias of a linear layer or of a norm."""
-    return (
-        Row((f"{ours}.weight",), f"{published}.weight", weight),
-        Row((f"{ours}.bias",), f"{published}.bias"),
-    )
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The published names of one family. In the table they stand without `prefix`: files come with it and without."""
-
-    rows: tuple[Row, ...]
-    prefix: str = ""
-    unprefixed: tuple[str, ...] = ()  # how the names begin that never have the prefix: those of the heads
-    renamed: tuple[tuple[str, str], ...] = ()  # old spellings: the end of a name, and what it is called today
-    copies: tuple[tuple[str, str], ...] = ()  # tied tensors that some files store twice: the copy, the original
-    unused: tuple[str, ...] = ()  # patterns of what may lie in a file and plays no part in the answer
-    bare: bool = False  # whether we publish without the prefix: it says which part of a model with a head this is
-
-    def plain(self, name: str) -> str:
-        """A name found in a file, as the table spells it."""
-        for old, new in self.renamed:
-            if name.endswith(old):
-                name = name.removesuffix(old) + new
-        return name.removeprefix(self.prefix)
-
-    def full(self, plain: str) -> str:
-        """A name of the table, as it is published."""
-        return plain if self.bare or plain.startswith(self.unprefixed) else self.prefix + plain
-
-    def is_unused(self, plain: str) -> bool:
-        return any(fnmatchcase(plain, pattern) for pattern in self.unused)
-
+from models.config import BertConfig, GptConfig, StackConfig, VitConfig
 
 # fmt: off
 BERT = Layout(
@@ -136,6 +59,63 @@ BERT_HEADS = {
     "mean":        (),
     "first-token": (),
 }
+ROBERTA = replace(  # BERT in other words at either end
+    BERT,
+    prefix="roberta.",
+    unprefixed=("lm_head.", "classifier."),
+    copies=(
+        ("lm_head.decoder.weight", "embeddings.word_embeddings.weight"),
+        ("lm_head.decoder.bias",   "lm_head.bias"),
+    ),
+    unused=("embeddings.position_ids", "pooler.dense.*"),
+    rows=tuple(replace(row, transform=after_padding) if row.ours == ("embed.positions.weight",) else row
+               for row in BERT.rows),
+)
+ROBERTA_HEADS = {
+    **BERT_HEADS,
+    "masked-language": (
+        *layer("head.transform",                  "lm_head.dense"),
+        *layer("head.norm",                       "lm_head.layer_norm"),
+        Row(("head.bias",),                       "lm_head.bias"),
+    ),
+    "classifier": (
+        *layer("head.pooler.dense",               "classifier.dense"),
+        *layer("head.classes",                    "classifier.out_proj"),
+    ),
+}
+DISTILBERT = Layout(
+    prefix="distilbert.",
+    unprefixed=("vocab_", "pre_classifier.", "classifier."),
+    renamed=BERT.renamed,
+    copies=(("vocab_projector.weight", "embeddings.word_embeddings.weight"),),
+    unused=("embeddings.position_ids",),
+    rows=(
+        Row(("embed.words.weight",),     "embeddings.word_embeddings.weight"),
+        Row(("embed.positions.weight",), "embeddings.position_embeddings.weight"),
+        *layer("embed.norm",                      "embeddings.LayerNorm"),
+        *layer("stack.blocks.{n}.mix.to_query",   "transformer.layer.{n}.attention.q_lin"),
+        *layer("stack.blocks.{n}.mix.to_key",     "transformer.layer.{n}.attention.k_lin"),
+        *layer("stack.blocks.{n}.mix.to_value",   "transformer.layer.{n}.attention.v_lin"),
+        *layer("stack.blocks.{n}.mix.to_out",     "transformer.layer.{n}.attention.out_lin"),
+        *layer("stack.blocks.{n}.norm_mix",       "transformer.layer.{n}.sa_layer_norm"),
+        *layer("stack.blocks.{n}.mlp.widen",      "transformer.layer.{n}.ffn.lin1"),
+        *layer("stack.blocks.{n}.mlp.narrow",     "transformer.layer.{n}.ffn.lin2"),
+        *layer("stack.blocks.{n}.norm_mlp",       "transformer.layer.{n}.output_layer_norm"),
+    ),
+)
+DISTILBERT_HEADS = {
+    "masked-language": (
+        *layer("head.transform",                  "vocab_transform"),
+        *layer("head.norm",                       "vocab_layer_norm"),
+        Row(("head.bias",),                       "vocab_projector.bias"),
+    ),
+    "classifier": (
+        *layer("head.pooler.dense",               "pre_classifier"),
+        *layer("head.classes",                    "classifier"),
+    ),
+    "mean":        (),
+    "first-token": (),
+}
 GPT2 = Layout(
     prefix="transformer.",
     unprefixed=("lm_head.",),
@@ -147,7 +127,7 @@ GPT2 = Layout(
         Row(tuple(f"stack.blocks.{{n}}.mix.to_{x}.weight" for x in ("query", "key", "value")),
             "h.{n}.attn.c_attn.weight", fused_weight),
         Row(tuple(f"stack.blocks.{{n}}.mix.to_{x}.bias" for x in ("query", "key", "value")),
-            "h.{n}.attn.c_attn.bias", fused_bias),
+            "h.{n}.attn.c_attn.bias", fused),
         *layer("stack.blocks.{n}.mix.to_out",     "h.{n}.attn.c_proj", transposed),
         *layer("stack.blocks.{n}.norm_mix",       "h.{n}.ln_1"),
         *layer("stack.blocks.{n}.mlp.widen",      "h.{n}.mlp.c_fc",    transposed),
@@ -156,12 +136,17 @@ GPT2 = Layout(
         *layer("stack.norm",                      "ln_f"),
     ),
 )
+NANOGPT = replace(  # GPT-2 with linear layers
+    GPT2,
+    rows=tuple(replace(row, transform={transposed: identity, fused_weight: fused}.get(row.transform, row.transform))
+               for row in GPT2.rows),
+)
 VIT = Layout(
     prefix="vit.",
     unprefixed=("classifier.",),
     unused=("pooler.dense.*",),
     rows=(
-        Row(("mark.class_token",),                "embeddings.cls_token"),
+        Row(("mark.tokens.0",),                   "embeddings.cls_token"),
         Row(("mark.positions",),                  "embeddings.position_embeddings"),
         *layer("embed.patches",                   "embeddings.patch_embeddings.projection", patches),
         *layer("stack.blocks.{n}.mix.to_query",   "encoder.layer.{n}.attention.attention.query"),
@@ -173,9 +158,23 @@ VIT = Layout(
         *layer("stack.blocks.{n}.mlp.narrow",     "encoder.layer.{n}.output.dense"),
         *layer("stack.blocks.{n}.norm_mlp",       "encoder.layer.{n}.layernorm_after"),
         *layer("stack.norm",                      "layernorm"),
-        *layer("head",                            "classifier"),
     ),
 )
+VIT_HEADS = {1: layer("head.classifiers.0",       "classifier")}
+DEIT = replace(  # ViT with a second token before the patches
+    VIT,
+    prefix="deit.",
+    unprefixed=("classifier.", "cls_classifier.", "distillation_classifier."),
+    unused=("pooler.dense.*", "embeddings.mask_token"),
+    rows=(*VIT.rows, Row(("mark.tokens.1",),      "embeddings.distillation_token")),
+)
+DEIT_HEADS = {
+    **VIT_HEADS,
+    2: (
+        *layer("head.classifiers.0",              "cls_classifier"),
+        *layer("head.classifiers.1",              "distillation_classifier"),
+    ),
+}
 MIXER = Layout(
     rows=(
         *layer("embed.patches",                   "stem.proj", patches),
@@ -191,21 +190,34 @@ MIXER = Layout(
 )
 # fmt: on
 
+# The published family: its tensors, and those of each head that it comes with.
+LAYOUTS: dict[str, tuple[Layout, Mapping[object, tuple[Row, ...]]]] = {
+    "bert": (BERT, BERT_HEADS),
+    "roberta": (ROBERTA, ROBERTA_HEADS),
+    "distilbert": (DISTILBERT, DISTILBERT_HEADS),
+    "gpt": (GPT2, {}),
+    "nanogpt": (NANOGPT, {}),
+    "vit": (VIT, VIT_HEADS),
+    "deit": (DEIT, DEIT_HEADS),
+    "mixer": (MIXER, {}),
+}
 
-def layout(config: StackConfig) -> Layout:
-    """The published layout of the model that `config` describes."""
+
+def layout(family: str, config: StackConfig) -> Layout:
+    """How `family` publishes the model that `config` describes."""
+    names, heads = LAYOUTS[family]
     match config:
-        case BertConfig(segments=0) | GptConfig(mlp_width=0):
-            raise CheckpointError(f"{config} has no published layout: expected segments, or MLPs")
+        case BertConfig(segments=0) if family == "bert":
+            raise CheckpointError(f"{config} has no published layout: expected segments")
+        case VitConfig(class_tokens=2) if family == "vit":
+            raise CheckpointError(f"{config} has no published layout: expected one class token")
+        case GptConfig(mlp_width=0):
+            raise CheckpointError(f"{config} has no published layout: expected MLPs")
         case BertConfig(head="mean" | "first-token" | "pooler"):  # the file may have another head: it is not read
-            unused = (*BERT.unused, "cls.*", "classifier.*")
-            return replace(BERT, rows=BERT.rows + BERT_HEADS[config.head], copies=(), unused=unused, bare=True)
+            unused = (*names.unused, *(f"{beginning}*" for beginning in names.unprefixed))
+            return replace(names, rows=names.rows + heads[config.head], copies=(), unused=unused, bare=True)
         case BertConfig():
-            return replace(BERT, rows=BERT.rows + BERT_HEADS[config.head])
-        case GptConfig():
-            return GPT2
+            return replace(names, rows=names.rows + heads[config.head])
         case VitConfig():
-            return VIT
-        case MixerConfig():
-            return MIXER
-    raise TypeError(f"found {type(config).__name__}, expected one of BertConfig, GptConfig, VitConfig, MixerConfig")
+            return replace(names, rows=names.rows + heads[config.classifiers])
+    return names

@@ -3,90 +3,67 @@
 Everything that is wrong with a set of tensors is said at once, name by name.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.bert import Bert
-from models.checkpoints.configs import Json, configuration
-from models.checkpoints.errors import CheckpointError
-from models.checkpoints.tables import Layout, Row, layout
-from models.config import StackConfig
+from models.checkpoints.configs import configuration, own_family
+from models.checkpoints.errors import CheckpointError, Json
+from models.checkpoints.files import read
+from models.checkpoints.layout import Layout, Row
+from models.checkpoints.tables import layout
+from models.config import BertConfig, GptConfig, MixerConfig, StackConfig, VitConfig
 from models.gpt import Gpt
 from models.mixer import Mixer
 from models.vit import Vit
 
-FAMILIES: dict[str, type[nn.Module]] = {"bert": Bert, "gpt": Gpt, "vit": Vit, "mixer": Mixer}
-WEIGHTS = "model.safetensors"
+MODELS: dict[type[StackConfig], type[nn.Module]] = {
+    BertConfig: Bert,
+    GptConfig: Gpt,
+    VitConfig: Vit,
+    MixerConfig: Mixer,
+}
 
 
 def load(
     source: str | Path | tuple[Json, Mapping[str, Tensor]], *, pooling: str | None = None, normalise: bool = False
 ) -> nn.Module:
-    """The model in a directory of the Hugging Face layout, or given as (config, tensors): in fp32, ready to be asked.
+    """The model in a directory or a file (see `read`), or given as (config, tensors): in fp32, ready to be asked.
 
-    `pooling` and `normalise` are for BERT encoders: see `configuration`.
+    `pooling` and `normalise` are for encoders of texts: see `configuration`.
     """
-    config, tensors = read(source) if isinstance(source, str | Path) else source
-    model = unfilled(*configuration(config, pooling=pooling, normalise=normalise))
-    tensors = matched(model, tensors)
+    published, tensors = read(source) if isinstance(source, str | Path) else source
+    family, config = configuration(published, pooling=pooling, normalise=normalise)
+    model, names = unfilled(config), layout(family, config)
+    tensors = matched(model, names, tensors)
     model.to_empty(device="cpu")
-    fill(model, tensors)
+    fill(model, names, tensors)
     return model.eval()
 
 
-def unfilled(family: str, config: StackConfig) -> nn.Module:
+def unfilled(config: StackConfig) -> nn.Module:
     """The model without memory for its weights: what they are called and their shapes are known before one is read."""
     try:
         with torch.device("meta"):
-            return FAMILIES[family](config)
+            return MODELS[type(config)](config)
     except ValueError as error:  # sizes that do not go together
         raise CheckpointError(f"config.json: {error}") from error
 
 
-def read(directory: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What a directory in the Hugging Face layout holds: its configuration and its tensors, as they are published."""
-    directory = Path(directory)
-    for name in ("config.json", WEIGHTS):
-        if not (directory / name).is_file():
-            found = ", ".join(sorted(path.name for path in directory.glob("*"))) or "nothing"
-            raise CheckpointError(f"{directory} has no {name}: found {found}")
-    try:
-        config = json.loads((directory / "config.json").read_text("utf-8"))
-        tensors = load_file(directory / WEIGHTS)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{directory / 'config.json'} is not JSON: {error}") from error
-    except SafetensorError as error:
-        raise CheckpointError(f"{directory / WEIGHTS} is not a safetensors file: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{directory / 'config.json'} holds a {type(config).__name__}: expected an object")
-    return config, tensors
-
-
-def save(directory: str | Path, config: Json, tensors: Mapping[str, Tensor]) -> None:
-    """Write what `read` reads."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    save_file(dict(tensors), directory / WEIGHTS, metadata={"format": "pt"})
-
-
 def published(model: nn.Module) -> dict[str, Tensor]:
     """The model's tensors by the names and in the shapes in which they are published, tied ones once."""
-    names = layout(model.config)
-    return {names.full(name): tensor for name, tensor in plain(model).items()}
+    names = layout(own_family(model.config), model.config)
+    return {names.full(name): tensor for name, tensor in plain(model, names).items()}
 
 
-def plain(model: nn.Module) -> dict[str, Tensor]:
+def plain(model: nn.Module, names: Layout) -> dict[str, Tensor]:
     """The same by the names of the table, without their prefix."""
     ours = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    rows = numbered_rows(model.config)
+    rows = numbered_rows(names, model.config)
     assert ours.keys() == {name for row in rows for name in row.ours}, "the table misses a parameter: this is a bug"
     return {
         row.published: row.transform.to_published(tuple(ours[name] for name in row.ours), model.config).contiguous()
@@ -94,20 +71,20 @@ def plain(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def numbered_rows(config: StackConfig) -> list[Row]:
-    return [numbered for row in layout(config).rows for numbered in row.numbered(config.depth)]
+def numbered_rows(names: Layout, config: StackConfig) -> list[Row]:
+    return [numbered for row in names.rows for numbered in row.numbered(config.depth)]
 
 
-def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def fill(model: nn.Module, names: Layout, tensors: Mapping[str, Tensor]) -> None:
     """Copy tensors, by the names of the table, into the parameters they belong to."""
-    for row in numbered_rows(model.config):
+    for row in numbered_rows(names, model.config):
         for name, tensor in zip(row.ours, row.transform.to_ours(tensors[row.published], model.config), strict=True):
             model.get_parameter(name).data.copy_(tensor)
 
 
-def matched(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def matched(model: nn.Module, names: Layout, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a file by the names of the table, if they are exactly those that `model` needs."""
-    names, expected = layout(model.config), plain(model)
+    expected = plain(model, names)
     found, problems = spelled(names, tensors, expected.keys())
     problems += untie(names, found, expected.keys())
     for name in sorted(expected.keys() | found.keys()):

@@ -5,6 +5,7 @@ Checkpoints go through a directory, as a user's do, and no parameter has its ini
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,16 +19,27 @@ from transformers import (
     BertForPreTraining,
     BertForSequenceClassification,
     BertModel,
+    DeiTConfig,
+    DeiTForImageClassification,
+    DeiTForImageClassificationWithTeacher,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    DistilBertForSequenceClassification,
+    DistilBertModel,
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedConfig,
     PreTrainedModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaForSequenceClassification,
+    RobertaModel,
     ViTConfig,
     ViTForImageClassification,
 )
 from transformers.initialization import no_init_weights
 
-from models.checkpoints import load, save
+from models.checkpoints import CheckpointError, load, save
 
 Randomised = Callable[[nn.Module], nn.Module]
 AssertParity = Callable[[Tensor, Tensor], None]
@@ -57,6 +69,16 @@ def small_bert(**changes: object) -> BertConfig:
     return BertConfig(**{**sizes, **counts, "layer_norm_eps": 1e-2, **changes})
 
 
+def small_roberta(**changes: object) -> RobertaConfig:
+    """40 positions, and the two in front of them."""
+    return RobertaConfig(**{**small_bert(**changes).to_dict(), "max_position_embeddings": 42, "pad_token_id": 1})
+
+
+def small_distilbert(**changes: object) -> DistilBertConfig:
+    sizes = {"dim": 64, "n_layers": 3, "n_heads": 4, "hidden_dim": 160}
+    return DistilBertConfig(**{**sizes, "vocab_size": 500, "max_position_embeddings": 40, **changes})
+
+
 def small_gpt2(**changes: object) -> GPT2Config:
     sizes = {"n_embd": 64, "n_layer": 3, "n_head": 4, "vocab_size": 500, "n_positions": 40}
     return GPT2Config(**{**sizes, "layer_norm_epsilon": 1e-2, "bos_token_id": 0, "eos_token_id": 0, **changes})
@@ -70,16 +92,24 @@ def small_vit(**changes: object) -> ViTConfig:
 def batch(vocabulary: int, positions: int, segments: int = 2) -> dict[str, Tensor]:
     """Three texts of different lengths, with something at the padding that must not matter."""
     lengths = torch.tensor([positions, positions // 2, 1])
-    return {
+    texts = {
         "input_ids": torch.randint(0, vocabulary, (3, positions)),
         "attention_mask": (torch.arange(positions) < lengths[:, None]).long(),
-        "token_type_ids": torch.randint(0, segments, (3, positions)),
     }
+    return {**texts, "token_type_ids": torch.randint(0, segments, (3, positions))} if segments else texts
+
+
+def batch_of_roberta(segments: int) -> dict[str, Tensor]:
+    """RoBERTa counts positions past what looks like padding, so words must not, and padding must."""
+    texts = batch(500, 40, segments)
+    texts["input_ids"] = texts["input_ids"].clamp(min=2).where(texts["attention_mask"].bool(), 1)
+    return texts
 
 
 def asked(model: nn.Module, texts: dict[str, Tensor]) -> Tensor:
     """Our BERT takes lengths where transformers takes a mask."""
-    return model(texts["input_ids"], texts["attention_mask"].sum(dim=1), token_type_ids=texts["token_type_ids"])
+    lengths = texts["attention_mask"].sum(dim=1)
+    return model(texts["input_ids"], lengths, token_type_ids=texts.get("token_type_ids"))
 
 
 def uninitialised(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
@@ -118,16 +148,86 @@ def test_bert_as_a_classifier(config: BertConfig, saved: Callable[..., Path], as
 @pytest.mark.parametrize("pooling", ["mean", "first-token", "pooler"])
 def test_bert_as_an_encoder(pooling: str, saved: Callable[..., Path], assert_parity: AssertParity) -> None:
     reference, texts = BertModel(small_bert()), batch(500, 40, segments=3)
-    ours = asked(load(saved(reference), pooling=pooling), texts)
-    output, real = reference(**texts), texts["attention_mask"][..., None]
-    assert_parity(
-        ours,
-        {
-            "mean": (output.last_hidden_state * real).sum(dim=1) / real.sum(dim=1),
-            "first-token": output.last_hidden_state[:, 0],
-            "pooler": output.pooler_output,
-        }[pooling],
-    )
+    assert_parity(asked(load(saved(reference), pooling=pooling), texts), encoded(reference(**texts), texts, pooling))
+
+
+def encoded(output: Any, texts: dict[str, Tensor], pooling: str) -> Tensor:
+    """What transformers makes of texts, pooled."""
+    real = texts["attention_mask"][..., None]
+    return {
+        "mean": lambda: (output.last_hidden_state * real).sum(dim=1) / real.sum(dim=1),
+        "first-token": lambda: output.last_hidden_state[:, 0],
+        "pooler": lambda: output.pooler_output,
+    }[pooling]()
+
+
+@pytest.mark.parametrize("segments", [1, 3])
+def test_roberta_with_its_language_head(segments: int, saved: Callable[..., Path], assert_parity: AssertParity) -> None:
+    reference, texts = RobertaForMaskedLM(small_roberta(type_vocab_size=segments)), batch_of_roberta(segments)
+    model, real = load(saved(reference)), texts["attention_mask"].bool()
+    assert model.config.positions == 40
+    assert_parity(asked(model, texts)[real], reference(**texts).logits[real])
+
+
+@pytest.mark.parametrize("classes", [1, 5])
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_roberta_as_a_classifier(
+    activation: str, classes: int, saved: Callable[..., Path], assert_parity: AssertParity
+) -> None:
+    config = small_roberta(num_labels=classes, hidden_act=activation)
+    reference, texts = RobertaForSequenceClassification(config), batch_of_roberta(3)
+    assert_parity(asked(load(saved(reference)), texts), reference(**texts).logits)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first-token", "pooler"])
+@pytest.mark.parametrize("kind", [RobertaModel, RobertaForMaskedLM])
+def test_roberta_as_an_encoder(
+    kind: type[PreTrainedModel], pooling: str, saved: Callable[..., Path], assert_parity: AssertParity
+) -> None:
+    """sentence-transformers keeps some of its encoders with the head for words."""
+    reference, texts = kind(small_roberta()), batch_of_roberta(3)
+    directory = saved(reference)
+    if kind is RobertaForMaskedLM and pooling == "pooler":
+        with pytest.raises(CheckpointError, match=r"missing pooler.dense.weight: expected \(64, 64\)"):
+            load(directory, pooling=pooling)
+        return
+    output = reference.base_model(**texts)
+    assert_parity(asked(load(directory, pooling=pooling), texts), encoded(output, texts, pooling))
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_distilbert_with_its_language_head(
+    activation: str, saved: Callable[..., Path], assert_parity: AssertParity
+) -> None:
+    reference, texts = DistilBertForMaskedLM(small_distilbert(activation=activation)), batch(500, 40, segments=0)
+    ours, real = asked(load(saved(reference)), texts), texts["attention_mask"].bool()
+    assert_parity(ours[real], reference(**texts).logits[real])
+
+
+@pytest.mark.parametrize("classes", [1, 5])
+def test_distilbert_as_a_classifier(classes: int, saved: Callable[..., Path], assert_parity: AssertParity) -> None:
+    reference = DistilBertForSequenceClassification(small_distilbert(num_labels=classes))
+    texts = batch(500, 40, segments=0)
+    assert_parity(asked(load(saved(reference)), texts), reference(**texts).logits)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first-token"])
+def test_distilbert_as_an_encoder(pooling: str, saved: Callable[..., Path], assert_parity: AssertParity) -> None:
+    reference, texts = DistilBertModel(small_distilbert()), batch(500, 40, segments=0)
+    assert_parity(asked(load(saved(reference), pooling=pooling), texts), encoded(reference(**texts), texts, pooling))
+
+
+@pytest.mark.parametrize("kind", [DeiTForImageClassification, DeiTForImageClassificationWithTeacher])
+def test_deit(kind: type[PreTrainedModel], saved: Callable[..., Path], assert_parity: AssertParity) -> None:
+    reference, images = kind(DeiTConfig(**small_vit().to_dict())), torch.randn(3, 3, 32, 32)
+    assert_parity(load(saved(reference))(images), reference(images).logits)
+
+
+def test_distilgpt2_is_gpt2_with_half_the_blocks(saved: Callable[..., Path], assert_parity: AssertParity) -> None:
+    reference, text = uninitialised(GPT2LMHeadModel, GPT2Config(n_layer=6)), torch.randint(0, 50257, (2, 24))
+    model = load(saved(reference))
+    assert sum(parameter.numel() for parameter in model.parameters()) == 81_912_576  # as published
+    assert_parity(model(text), reference(text).logits)
 
 
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu"])

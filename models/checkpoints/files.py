@@ -1,0 +1,116 @@
+"""The files of a checkpoint: configuration and tensors, as they are published.
+
+A directory in the Hugging Face layout holds its tensors in one file or in several with an index, as safetensors or as
+PyTorch pickles them; nanoGPT has one file for everything. Of a pickle tensors and plain values are taken, and
+whatever would run code is refused. Tensors are mapped into memory where the format allows it, and read when used.
+"""
+
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.checkpoints.errors import CheckpointError, Json
+from models.checkpoints.nanogpt import unpacked
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+# The first of these that is there holds the tensors. (Many repositories have both formats.)
+CANDIDATES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+INDEX = ".index.json"
+
+
+def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and tensors of a directory in the Hugging Face layout, or of nanoGPT's `ckpt.pt`."""
+    path = Path(path)
+    if path.is_file():
+        return unpacked(path, unpickled(path))
+    config = read_object(path, CONFIG)
+    name = next((name for name in CANDIDATES if (path / name).is_file()), None)
+    if name is None:
+        raise CheckpointError(f"{path} has no {WEIGHTS}: found {listed(path)}, expected one of {', '.join(CANDIDATES)}")
+    return config, sharded(path, name) if name.endswith(INDEX) else tensors_in(path / name)
+
+
+def listed(directory: Path) -> str:
+    return ", ".join(sorted(path.name for path in directory.glob("*"))) or "nothing"
+
+
+def read_object(directory: Path, name: str) -> dict[str, Any]:
+    """A JSON file that holds an object."""
+    if not (directory / name).is_file():
+        raise CheckpointError(f"{directory} has no {name}: found {listed(directory)}")
+    try:
+        found = json.loads((directory / name).read_text("utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{directory / name} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{directory / name} holds a {type(found).__name__}: expected an object")
+    return found
+
+
+def sharded(directory: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of several files, of which an index says where each tensor is."""
+    places = read_object(directory, name).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise CheckpointError(f"{directory / name} has no weight_map: expected the file of each tensor by its name")
+    tensors = {}
+    for file in sorted(set(places.values())):
+        if Path(file).name != file or not (directory / file).is_file():
+            raise CheckpointError(f"{directory / name} names {file}: found {listed(directory)}, expected it among them")
+        tensors |= tensors_in(directory / file)
+    if missing := sorted(places.keys() - tensors.keys()):
+        raise CheckpointError(f"{directory / name} names {', '.join(missing)}: found no such tensors in its files")
+    return tensors
+
+
+def tensors_in(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file by their names."""
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
+    found = unpickled(path)
+    if not isinstance(found, Mapping) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        raise CheckpointError(f"{path} holds {described(found)}: expected tensors by their names and nothing else")
+    return dict(found)
+
+
+def unpickled(path: Path) -> Any:
+    """What PyTorch saved in a file, if it is tensors and plain values."""
+    try:
+        # Only the format of PyTorch 1.6 and later, a zip file, can be mapped.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        found = f"a pickle that asks for {wanted[1]}" if wanted else "no pickle of tensors"
+        raise CheckpointError(
+            f"{path}: found {found}, expected tensors and plain values. "
+            "A pickle can run any code, so nothing of it was loaded; save the tensors as safetensors"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path} cannot be read by PyTorch: {str(error).splitlines()[0]}") from error
+
+
+def described(found: Any) -> str:
+    if isinstance(found, Mapping):
+        others = [str(name) for name, value in found.items() if not isinstance(value, Tensor)]
+        return f"other things than tensors ({', '.join(others[:5])})"
+    return f"a {type(found).__name__}"
+
+
+def save(directory: str | Path, config: Json, tensors: Mapping[str, Tensor]) -> None:
+    """Write what `read` reads."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    save_file(dict(tensors), directory / WEIGHTS, metadata={"format": "pt"})

@@ -1,0 +1,44 @@
+"""nanoGPT's `ckpt.pt`: the model, its sizes, and much that only training needs.
+
+Source: github.com/karpathy/nanoGPT, `train.py` (what is saved) and `model.py` (names and shapes).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.checkpoints.errors import CheckpointError
+
+ARCHITECTURE = "nanoGPT"  # these files name none
+SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+COMPILED = "_orig_mod."  # how names begin in a model that was compiled
+
+
+def unpacked(path: Path, saved: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and tensors of what `torch.save` wrote, the tensors of a layer without bias with zeros for it."""
+    if not isinstance(saved, Mapping) or not {"model", "model_args"} <= saved.keys():
+        found = ", ".join(map(str, saved)) if isinstance(saved, Mapping) else f"a {type(saved).__name__}"
+        raise CheckpointError(f"{path}: found {found[:200]}, expected model and model_args, as nanoGPT saves them")
+    arguments, tensors = saved["model_args"], saved["model"]
+    if missing := [name for name in SIZES if not isinstance(arguments.get(name), int)]:
+        raise CheckpointError(f"{path}: found no {', '.join(missing)} in model_args, expected whole numbers")
+    if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise CheckpointError(f"{path}: found other things than tensors in model, expected tensors by their names")
+    tensors = {name.removeprefix(COMPILED): tensor for name, tensor in tensors.items()}
+    if arguments.get("bias") is False:
+        tensors = with_biases(tensors)
+    return {"architectures": [ARCHITECTURE], **arguments}, tensors
+
+
+def with_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A layer without a bias is one whose bias is zero. (It costs nothing: the runtime's fused nodes add it anyway.)"""
+    layers = [name for name in tensors if ".h." in name or ".ln_f" in name]
+    zeros = {
+        name.removesuffix("weight") + "bias": torch.zeros(len(tensors[name]))
+        for name in layers
+        if name.endswith(".weight")
+    }
+    return zeros | dict(tensors)

@@ -10,7 +10,7 @@ MODEL ?=
 NAME ?= $(notdir $(MODEL:%/=%))
 BUNDLED := bert-mini gpt-mini vit-digits mixer-digits
 
-.PHONY: help install serve test test-large docker-test check format protos
+.PHONY: help install serve test test-large bench bench-peers docker-test check format protos
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -37,6 +37,16 @@ test: .venv-dev ## run the tests
 
 test-large: .venv-dev ## run the tests on models of the published sizes: some minutes
 	@$(BIN)/python -m pytest -m large tests/test_published_sizes.py
+
+bench: .venv-dev ## measure speed beside peers, those of `make bench-peers` among them if they are there
+	@$(BIN)/python -m tests.bench.encoders
+
+TRITON_PYTHON ?= /usr/bin/python3
+bench-peers: ## make environments for peers that cannot share ours: some gigabytes
+	@$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet -r tests/bench/peers.txt
+	@$(TRITON_PYTHON) -m venv .venv-triton
+	.venv-triton/bin/python -m pip install --quiet -r tests/bench/triton.txt
 
 docker-test: .venv-dev ## build the image of the CPU server and try it, with Docker or buildah
 	@$(BIN)/python -m pytest -v -m docker tests/docker

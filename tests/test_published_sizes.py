@@ -3,8 +3,6 @@
 Minutes on two cores, so not among the tests that always run: `make test-large`.
 """
 
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -16,8 +14,9 @@ import tritonclient.grpc as triton
 
 from protos.affinity_pb2 import GenerateRequest, Prompt, TokenIds
 from protos.affinity_pb2_grpc import AffinityStub
-from tests.checkpoints import randomise, write_bytes, write_words
-from tests.serving import ROOT, served
+from tests.checkpoints import randomise
+from tests.published import EXTRAS, MODELS, export
+from tests.serving import served
 
 pytestmark = [pytest.mark.large, pytest.mark.timeout(1200)]
 TOLERANCE = 1e-4  # of the standard deviation of the reference
@@ -28,11 +27,7 @@ PROMPTS, NEW_TOKENS = 20, 32
 def references() -> dict[str, transformers.PreTrainedModel]:
     """The three of them, every weight random."""
     transformers.utils.logging.disable_progress_bar()
-    return {
-        "bert-base": randomise(transformers.BertForMaskedLM(transformers.BertConfig())),
-        "gpt2": randomise(transformers.GPT2LMHeadModel(transformers.GPT2Config())),
-        "vit-base": randomise(transformers.ViTForImageClassification(transformers.ViTConfig(num_labels=1000))),
-    }
+    return {name: randomise(make()) for name, make in MODELS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +36,8 @@ def server(references, tmp_path_factory):
     root = tmp_path_factory.mktemp("published")
     for name, model in references.items():
         model.save_pretrained(root / name)
-    write_words(root / "bert-base", positions=512)
-    write_bytes(root / "gpt2")
-    transformers.ViTImageProcessorPil().save_pretrained(root / "vit-base")
-    command = [sys.executable, "-m", "export", *(root / name for name in references)]
-    done = subprocess.run(
-        [*command, "--artifacts", root / "artifacts", "--target", "cpu"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    print(done.stdout)
+        EXTRAS[name](root / name)
+    export([root / name for name in references], root / "artifacts", "cpu")
     with served(root / "artifacts") as running:
         yield running
 

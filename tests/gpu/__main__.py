@@ -7,8 +7,6 @@ times them at several batch sizes: the graph alone, and through gRPC. `--provide
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +16,6 @@ from statistics import median
 
 import grpc
 import numpy as np
-import transformers
 
 from protos import affinity_pb2 as pb
 from protos import open_inference_pb2 as oip
@@ -28,7 +25,7 @@ from server.client import OPEN_INFERENCE, Client
 from server.providers import choose_provider
 from server.session import open_session
 from server.settings import Settings
-from tests.checkpoints import WRITERS, write_bytes, write_words
+from tests.published import SIZES, export
 from tests.serving import ROOT, Served, served
 
 BUNDLED = ("bert-mini", "gpt-mini", "vit-digits", "mixer-digits")
@@ -46,41 +43,6 @@ class Row:
     batch: int
     milliseconds: float
     per_second: float
-
-
-def write_published(root: Path) -> dict[str, Path]:
-    """Checkpoints of the published sizes, as transformers initialises them."""
-    models = {
-        "bert-base": lambda: transformers.BertForMaskedLM(transformers.BertConfig()),
-        "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config()),
-        "vit-base": lambda: transformers.ViTForImageClassification(transformers.ViTConfig(num_labels=1000)),
-    }
-    for name, make in models.items():
-        make().save_pretrained(root / name)
-    write_words(root / "bert-base", positions=512)
-    write_bytes(root / "gpt2")
-    preprocessing = {"size": {"height": 224, "width": 224}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    (root / "vit-base" / "preprocessor_config.json").write_text(json.dumps(preprocessing))
-    return {name: root / name for name in models}
-
-
-def write_tiny(root: Path) -> dict[str, Path]:
-    """The same three, tiny: for a rehearsal."""
-    names = {"bert-base": "bert", "gpt2": "gpt", "vit-base": "vit"}
-    for name, kind in names.items():
-        (root / name).mkdir()
-        WRITERS[kind](root / name)
-    return {name: root / name for name in names}
-
-
-SIZES = {"published": write_published, "tiny": write_tiny}
-
-
-def export(sources: list[str], artifacts: Path, provider: str) -> None:
-    """Export everything for the provider, visibly; ends the program if that fails."""
-    command = [sys.executable, "-m", "export", *sources, "--artifacts", str(artifacts), "--target", TARGETS[provider]]
-    if subprocess.run(command, cwd=ROOT).returncode:
-        sys.exit("error: the export failed")
 
 
 def timed(run: Callable[[], object], runs: int) -> float:
@@ -182,7 +144,7 @@ def main() -> None:
         root, artifacts = Path(folder) / "checkpoints", Path(folder) / "artifacts"
         root.mkdir()
         checkpoints = SIZES[arguments.sizes](root)
-        export([*BUNDLED, *map(str, checkpoints.values())], artifacts, arguments.provider)
+        export([*BUNDLED, *map(str, checkpoints.values())], artifacts, TARGETS[arguments.provider])
         timing = (arguments.batches, arguments.runs)
         rows = [
             row for name in ("bert-base", "vit-base") for row in alone(artifacts, name, arguments.provider, *timing)

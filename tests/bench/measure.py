@@ -1,0 +1,112 @@
+"""How sides are measured side by side: rounds, medians, ratios, tables. Knows nothing of what a side does.
+
+One side computes at a time, and they take turns: a machine that becomes slower becomes so for all of them.
+"""
+
+import datetime
+import json
+import os
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+FEATURES = ("avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")  # what decides how fast a CPU multiplies
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to do the work. `run` does one round of it and gives its rate: units done in a second."""
+
+    name: str
+    run: Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one side reached in one workload; `reason` says why there is nothing."""
+
+    workload: str
+    side: str
+    rates: tuple[float, ...] = ()  # of each round, per second
+    reason: str = ""
+
+    @property
+    def rate(self) -> float:
+        return median(self.rates)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the ratio of two medians should be."""
+
+    workload: str
+    side: str
+    peer: str
+    at_least: float
+
+
+def in_rounds(workload: str, sides: Sequence[Side], rounds: int) -> list[Result]:
+    """Every side once to warm up, then `rounds` times in turn; another one begins each round."""
+    for side in sides:
+        side.run()
+    rates: dict[str, list[float]] = {side.name: [] for side in sides}
+    for number in range(rounds):
+        first = number % len(sides)
+        for side in (*sides[first:], *sides[:first]):
+            rates[side.name].append(side.run())
+    return [Result(workload, side.name, tuple(rates[side.name])) for side in sides]
+
+
+def table(results: Iterable[Result], unit: str = "per second") -> str:
+    """Markdown: the median rate of each side, its range, and the workload's best side over it."""
+    lines = [f"| workload | side | {unit} | range |", "|---|---|---|---|"]
+    for result in results:
+        if result.rates:
+            low, high = min(result.rates), max(result.rates)
+            found = f"{result.rate:,.1f} | {low:,.1f}–{high:,.1f}"
+        else:
+            found = f"– | skipped: {result.reason}"
+        lines.append(f"| {result.workload} | {result.side} | {found} |")
+    return "\n".join(lines)
+
+
+def ratio(results: Sequence[Result], target: Target) -> float | None:
+    """The median of the side over that of its peer; None if one of them is not there."""
+    rates = {result.side: result.rate for result in results if result.workload == target.workload and result.rates}
+    if target.side not in rates or target.peer not in rates:
+        return None
+    return rates[target.side] / rates[target.peer]
+
+
+def verdicts(results: Sequence[Result], targets: Iterable[Target]) -> str:
+    """Markdown: each target with the ratio that was found."""
+    lines = ["| workload | ratio of medians | found | target | |", "|---|---|---|---|---|"]
+    for target in targets:
+        found = ratio(results, target)
+        said = "not measured" if found is None else "reached" if found >= target.at_least else "missed"
+        number = "–" if found is None else f"{found:.2f} ×"
+        what = f"{target.side} / {target.peer}"
+        lines.append(f"| {target.workload} | {what} | {number} | ≥ {target.at_least:g} × | {said} |")
+    return "\n".join(lines)
+
+
+def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What it was measured on, and when, in one line."""
+    name, flags = platform.processor() or platform.machine(), set()
+    if cpuinfo.exists():
+        fields = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
+        fields = {key.strip(): value.strip() for key, value in fields.items()}
+        name, flags = fields.get("model name", name), set(fields.get("flags", "").split())
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    has = [feature for feature in FEATURES if feature in flags]
+    lacks = [feature for feature in FEATURES if feature not in flags]
+    said = f"{', '.join(has) or 'none'}; without {', '.join(lacks)}" if lacks else ", ".join(has)
+    return f"{cpus} CPUs of {name} ({said}), {datetime.date.today():%-d %B %Y}"
+
+
+def write(path: Path, results: Sequence[Result]) -> None:
+    """All rates, for whoever wants to compute with them."""
+    found = [{"workload": r.workload, "side": r.side, "rates": r.rates, "reason": r.reason} for r in results]
+    path.write_text(json.dumps({"machine": machine(), "results": found}, indent=2) + "\n")

@@ -1,0 +1,26 @@
+"""The peer's end of the line: answers requests that come as lines of JSON on its standard input, until that ends."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+Work = Callable[[dict[str, Any]], Any]
+
+
+def answer(open_peer: Callable[[], Work]) -> None:
+    """Open the peer, say that it is ready or which package is missing, then answer each request."""
+    line = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever libraries print does not belong on the line
+
+    def say(message: dict[str, Any]) -> None:
+        print(json.dumps(message), file=line, flush=True)
+
+    try:
+        work = open_peer()
+    except ImportError as error:
+        return say({"missing": str(error)})
+    say({"ready": True})
+    for request in sys.stdin:
+        say({"answer": work(json.loads(request))})

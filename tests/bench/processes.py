@@ -1,0 +1,72 @@
+"""Peers in processes of their own, so that their threads and memory do not disturb each other, and asking them."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.serving import ROOT
+
+# Which Python runs a peer. `make bench-peers` makes those that are not our own.
+OURS, PEERS, TRITON = "ours", "peers", "triton"
+FOLDERS = {PEERS: ROOT / ".venv-peers", TRITON: ROOT / ".venv-triton"}
+HOW_TO_MAKE = "make bench-peers"
+
+
+class Missing(Exception):
+    """A peer that cannot run here, and why."""
+
+
+class Peer:
+    """A peer that is ready."""
+
+    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+        self._process, self._log = process, log
+
+    def ask(self, **request: Any) -> Any:
+        """Its answer; RuntimeError with its last words if it has died."""
+        assert self._process.stdin
+        try:
+            print(json.dumps(request), file=self._process.stdin, flush=True)
+        except BrokenPipeError:
+            raise RuntimeError(self._last_words()) from None
+        return self.hear()["answer"]
+
+    def hear(self) -> dict[str, Any]:
+        assert self._process.stdout
+        if not (line := self._process.stdout.readline()):
+            raise RuntimeError(self._last_words())
+        return json.loads(line)
+
+    def _last_words(self) -> str:
+        return f"a peer ended before it answered:\n{self._log.read_text()[-2000:]}"
+
+
+@contextmanager
+def peer(environment: str, module: str, *arguments: str | Path) -> Iterator[Peer]:
+    """`tests.bench.peers.MODULE` with the Python of an environment, ready. Missing if that or a package is not."""
+    python = Path(sys.executable) if environment == OURS else FOLDERS[environment] / "bin" / "python"
+    if not python.exists():
+        raise Missing(f"no {python.parents[1].name} ({HOW_TO_MAKE})")
+    with tempfile.NamedTemporaryFile("w+", suffix=".log") as log:
+        process = subprocess.Popen(
+            [python, "-m", f"tests.bench.peers.{module}", *arguments],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+        try:
+            running = Peer(process, Path(log.name))
+            if missing := running.hear().get("missing"):
+                raise Missing(f"{missing} ({HOW_TO_MAKE})")
+            yield running
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()

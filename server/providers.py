@@ -3,31 +3,20 @@
 A provider asked for by name is required; only `auto` falls back, and says why.
 """
 
-import contextlib
-import ctypes
 import importlib
-import io
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 
+from server.cuda import cuda_problem
 from server.errors import ProviderUnavailable
 from server.settings import Settings
 
-CUDA, OPENVINO, CPU = "CUDAExecutionProvider", "OpenVINOExecutionProvider", "CPUExecutionProvider"
+OPENVINO = "OpenVINOExecutionProvider"
 OPENVINO_PACKAGE = "onnxruntime-ep-openvino"
 BF16_FLAGS = ("amx_bf16", "avx512_bf16")
-ERROR, FATAL = 3, 4  # levels of the runtime's log
-# An ONNX graph of one node, y = x + x, x FP32 [1]: the smallest thing that needs a device to run.
-PROBE = bytes.fromhex(
-    "08083a350a0e0a01780a017812017922034164641201705a0f0a0178120a0a08080112040a020801"
-    "620f0a0179120a0a08080112040a02080142040a001014"
-)
 
 
 @dataclass(frozen=True)
@@ -57,45 +46,6 @@ def choose_provider(settings: Settings) -> ProviderChoice:
     if settings.provider == "auto":
         return ProviderChoice("cpu", reason=f"CUDA cannot be used: {problem}")
     raise ProviderUnavailable(f"provider cuda cannot run here: {problem}")
-
-
-def cuda_problem(device: int) -> str | None:
-    """Why CUDA cannot be used; None if a graph has just run on it."""
-    if CUDA not in onnxruntime.get_available_providers():
-        return "the installed onnxruntime was built without it; install onnxruntime-gpu"
-    with _quiet():
-        onnxruntime.preload_dlls()
-        try:
-            session = onnxruntime.InferenceSession(
-                PROBE, providers=[(CUDA, {"device_id": str(device)}), CPU], enable_fallback=0
-            )
-            if session.get_providers()[0] != CUDA:
-                return _missing_library() or "the runtime refused it without a reason"
-            session.run(None, {"x": np.ones(1, np.float32)})
-        except Exception as error:  # the runtime has no common base for its errors
-            return str(error).strip().splitlines()[0]
-    return None
-
-
-def _missing_library() -> str | None:
-    """What the dynamic loader says about the provider's library: the runtime only logs it."""
-    library = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
-    try:
-        ctypes.CDLL(str(library), mode=os.RTLD_LAZY)
-    except OSError as error:
-        return f"{error} (the extra `cuda` brings CUDA's libraries, NVIDIA's driver brings libcuda)"
-    return None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the runtime from writing to the terminal what the caller will say better."""
-    onnxruntime.set_default_logger_severity(FATAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        onnxruntime.set_default_logger_severity(ERROR)
 
 
 def openvino_device() -> Any:

@@ -9,8 +9,9 @@ import onnxruntime
 from server.arrays import Array
 from server.artifact import Artifact
 from server.cpus import usable_cpus
+from server.cuda import CPU, CUDA, ERROR
 from server.errors import BadArtifact, ProviderUnavailable
-from server.providers import CPU, CUDA, ERROR, OPENVINO, ProviderChoice, openvino_device
+from server.providers import OPENVINO, ProviderChoice, openvino_device
 from server.settings import Settings
 
 PROVIDER_NAMES = {CUDA: "cuda", OPENVINO: "openvino", CPU: "cpu"}

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +32,11 @@ class Served:
 
 
 @contextmanager
-def served(artifacts: Path, *flags: str):
+def served(artifacts: Path, *flags: str, environment: Mapping[str, str] = os.environ):
     """`python -m server` over the artifacts, ready, on any free ports."""
     command = [sys.executable, "-m", "server", "--artifacts", artifacts, "--provider", "cpu"]
     command += ["--port", "0", "--http-port", "0", "--threads", "1", *flags]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {**environment, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -32,13 +32,24 @@ ANSWERS = {
     "cudaFreeHost": FREE.format(name="cudaFreeHost"),
     "cudaGetErrorName": TEXT.format(name="cudaGetErrorName"),
     "cudaGetErrorString": TEXT.format(name="cudaGetErrorString"),
+    "cudnnGetErrorString": TEXT.format(name="cudnnGetErrorString"),
     "cudaStreamCreateWithFlags": HANDLE.format(name="cudaStreamCreateWithFlags", more=", unsigned flags"),
     "cublasCreate_v2": HANDLE.format(name="cublasCreate_v2", more=""),
+    "cudnnCreate": HANDLE.format(name="cudnnCreate", more=""),
+    "cudnnGetVersion": "unsigned long cudnnGetVersion() { return 92000; }",
     "cublasLtCreate": HANDLE.format(name="cublasLtCreate", more=""),
     # 75 and 76 ask for the compute capability; of all else, a count of multiprocessors is a fair answer
     "cudaDeviceGetAttribute": "int cudaDeviceGetAttribute(int *v, int a, int d)"
     " { *v = a == 75 ? 9 : a == 76 ? 0 : 132; return 0; }",
+    # what server/cuda.py asks the driver for, if the provider has failed
+    "cuInit": "int cuInit(unsigned flags) { return 0; }",
+    "cuDriverGetVersion": NUMBER.format(name="cuDriverGetVersion", value=13000),
+    "cuDeviceGetCount": NUMBER.format(name="cuDeviceGetCount", value=1),
+    "cuDeviceGet": "int cuDeviceGet(int *d, int n) { *d = n; return 0; }",
+    "cuDeviceGetAttribute": "int cuDeviceGetAttribute(int *v, int a, int d) { *v = a == 75 ? 9 : 0; return 0; }",
+    "cuGetErrorName": 'int cuGetErrorName(int e, const char **t) { *t = "CUDA_ERROR_STAND_IN"; return 0; }',
 }
+CUDNN = "libcudnn.so.9"  # not linked: the provider looks its functions up by name
 UNVERSIONED = {"curand": "libcurand.so.10", "cu": "libcuda.so.1"}  # by prefix, the longer first
 
 
@@ -60,15 +71,29 @@ def provider_library() -> Path:
 def build(folder: Path) -> None:
     """Write the stand-ins to `folder`, which has to be on LD_LIBRARY_PATH of the process that uses them."""
     for library, symbols in wanted().items():
-        source = folder / f"{library}.c"
-        source.write_text("\n".join(ANSWERS.get(name, f"int {name}() {{ return 0; }}") for name in sorted(symbols)))
-        versions = folder / f"{library}.map"
-        versions.write_text(f"{library} {{ global: *; }};")
-        subprocess.run(
-            ["gcc", "-w", "-shared", "-fPIC", "-fno-builtin", "-o", folder / library, source]
-            + [f"-Wl,-soname,{library}", f"-Wl,--version-script={versions}"],
-            check=True,
-        )
+        compile_library(folder, library, symbols, ANSWERS)
+
+
+def build_with(answers: dict[str, str], folder: Path) -> None:
+    """Write those of the stand-ins that hold these functions, with other answers than usual: to stand before the usual.
+
+    A function is its name and its source, as in `ANSWERS`.
+    """
+    for library, symbols in wanted().items():
+        if symbols & answers.keys():
+            compile_library(folder, library, symbols, ANSWERS | answers)
+
+
+def compile_library(folder: Path, library: str, symbols: set[str], answers: dict[str, str]) -> None:
+    source = folder / f"{library}.c"
+    source.write_text("\n".join(answers.get(name, f"int {name}() {{ return 0; }}") for name in sorted(symbols)))
+    versions = folder / f"{library}.map"
+    versions.write_text(f"{library} {{ global: *; }};")
+    subprocess.run(
+        ["gcc", "-w", "-shared", "-fPIC", "-fno-builtin", "-o", folder / library, source]
+        + [f"-Wl,-soname,{library}", f"-Wl,--version-script={versions}"],
+        check=True,
+    )
 
 
 def wanted() -> dict[str, set[str]]:
@@ -85,6 +110,8 @@ def wanted() -> dict[str, set[str]]:
                 if name.startswith(prefix):
                     symbols[library].add(name)
                     break
-    for library in UNVERSIONED.values():  # loaded by name even if nothing of theirs is linked
-        symbols[library].add(f"{library.split('.')[0]}_stand_in")
+    symbols["libcuda.so.1"] |= {name for name in ANSWERS if re.match("cu[A-Z]", name)}
+    symbols["libcurand.so.10"].add("curand_stand_in")  # wanted, though nothing of it is linked
+    names = re.findall(rb"\0(cudnn[A-Z]\w+)(?=\0)", provider_library().read_bytes())
+    symbols[CUDNN] = {name.decode() for name in names}
     return symbols

@@ -8,9 +8,10 @@ import onnxruntime
 import pytest
 
 from server.artifact import Artifact, read_artifact
+from server.cuda import PROBE, cuda_problem
 from server.errors import BadArtifact, ProviderUnavailable
 from server.golden import measure
-from server.providers import OPENVINO_PACKAGE, PROBE, ProviderChoice, choose_provider, cpu_has_bf16, cuda_problem
+from server.providers import OPENVINO_PACKAGE, ProviderChoice, choose_provider, cpu_has_bf16
 from server.session import open_session
 from server.settings import Settings
 

@@ -1,5 +1,6 @@
 """The whole way from a source to an artifact. Each step is a file of its own; here they follow each other."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialised
 
 from export import artifact, cases, decode, images, parity, pooling, text
 from export.cases import Arrays, Case
@@ -29,7 +30,6 @@ from protos.manifest_pb2 import Source as SourceMessage
 GOLDEN_FILE = "golden.safetensors"
 TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime-gpu", "onnxruntime", "tokenizers")
 EXTERNAL_BYTES = 1_900_000_000  # a protobuf file ends at 2 GiB; beyond this, weights get a file of their own
-READABLE = 0o644
 MILLION = 1e6
 
 
@@ -53,7 +53,7 @@ def export(job: Job, progress: Progress) -> Path:
         remarks.append(f"{recipe.architecture}, {recipe.task}, {parameters / MILLION:.1f} M weights")
         refuse(recipe, job.targets)
     with progress.step("run PyTorch") as remarks:
-        tried = references(recipe, manifest.text.max_length)
+        tried = references(recipe, manifest.text.max_length, progress.each)
         whole = reference(recipe, decode.inputs_for(recipe)) if isinstance(recipe, GptRecipe) else None
         remarks.append(f"{len(tried)} cases")
     with artifact.staging(job.artifacts) as directory:
@@ -149,9 +149,9 @@ def refuse(recipe: Recipe, targets: dict[str, Precision]) -> None:
             raise ExportError(f"--target {target}={precision.name}: {reason}")
 
 
-def references(recipe: Recipe, max_length: int) -> list[Case]:
+def references(recipe: Recipe, max_length: int, each: Callable[[list[Arrays]], Iterator[Arrays]] = iter) -> list[Case]:
     """Seeded inputs and what PyTorch makes of them in fp32. Those to travel with the artifact come first."""
-    return [reference(recipe, inputs) for inputs in cases.inputs_for(recipe, max_length)]
+    return [reference(recipe, inputs) for inputs in each(cases.inputs_for(recipe, max_length))]
 
 
 def reference(recipe: Recipe, inputs: Arrays) -> Case:
@@ -167,8 +167,7 @@ def save_golden(path: Path, recipe: Recipe, tried: list[Case]) -> None:
     for number, case in enumerate(cases.golden(tried)):
         arrays |= {f"{number}/input/{name}": array for name, array in case.inputs.items()}
         arrays[f"{number}/output/{recipe.result}"] = case.reference
-    save_file(arrays, path)
-    path.chmod(READABLE)  # the library makes it the owner's alone
+    path.write_bytes(serialised(arrays))  # the library's own save_file has an error of its own for a full disk
 
 
 def add_graph(

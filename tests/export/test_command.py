@@ -1,10 +1,17 @@
 """`python -m export` as its user meets it: what it says, what it leaves, and what it does not do twice."""
 
+import fcntl
+import io
 import json
+import pty
+import resource
 import shutil
+import struct
 import subprocess
 import sys
-from collections.abc import Callable
+import termios
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from export import exporter
 from export.__main__ import main
+from export.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -193,3 +201,67 @@ def test_a_directory_that_cannot_be_written_is_named(checkpoints: dict[str, Path
     (tmp_path / "artifacts").write_text("a file")
     assert main([str(checkpoints["mixer"]), "--artifacts", str(tmp_path / "artifacts"), "--target", "cpu"]) == 1
     assert str(tmp_path / "artifacts") in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_nothing_half_written_and_the_older_version_as_it_was(
+    export, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    source = tmp_path / "mine"
+    shutil.copytree(checkpoints["mixer"], source)
+    first = export(source, "--target", "cpu")
+    before = (first.artifacts / "mine/1/manifest.json").read_bytes()
+
+    change_config(source, note="another digest")
+    with files_of_at_most(10_000):
+        outcome = export(source, "--target", "cpu")
+    assert (outcome.status, outcome.visible) == (1, ["1"])
+    assert outcome.complained.startswith("error: ")
+    assert outcome.complained.count("\n") == 1
+    assert [path.name for path in first.artifacts.iterdir()] == ["mine"]  # no hidden directory either
+    assert (first.artifacts / "mine/1/manifest.json").read_bytes() == before
+
+
+@contextmanager
+def files_of_at_most(size_bytes: int) -> Iterator[None]:
+    """The system refuses to write on, as it does when a disk is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_an_export_killed_while_it_writes_is_never_seen(export, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    arguments = [str(checkpoints["mixer"]), "--artifacts", str(tmp_path / "artifacts")]
+    with subprocess.Popen(
+        [sys.executable, "-m", "export", *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as killed:
+        assert any("cpu fp32: fuse" in line for line in killed.stdout or ())  # the first graph is on the disk
+        killed.kill()
+    (left,) = (tmp_path / "artifacts").iterdir()
+    assert left.name.startswith(".export-")
+    assert (left / "cpu.onnx").exists()
+
+    assert export(checkpoints["mixer"]).visible == ["1"]
+    assert [path.name for path in (tmp_path / "artifacts").iterdir()] == ["tiny-mixer"]
+
+
+def test_a_person_at_a_terminal_sees_a_bar_and_a_log_does_not() -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    with open(theirs, "w") as terminal, open(ours, "rb", buffering=0) as screen:
+        progress = Progress(terminal, clock=lambda: 0.0)
+        with progress.step("run PyTorch"):
+            assert list(progress.each([1, 2, 3])) == [1, 2, 3]
+        shown = b""
+        while b"0.0 s" not in shown:  # the step's last words
+            shown += screen.read(4096)
+    assert b"0%" in shown
+    assert b"0/3" in shown
+
+    log = io.StringIO()
+    progress = Progress(log, clock=lambda: 0.0)
+    with progress.step("run PyTorch"):
+        list(progress.each([1, 2, 3]))
+    assert "%" not in log.getvalue()

@@ -61,6 +61,7 @@ async def serve(settings: Settings) -> None:
     repository = Repository(settings, metrics.observe)
     metrics.registry.register(ModelMetrics(repository.models))
     under_way, health = UnderWay(STOPPING), Health(repository)
+    repository.changed = health.refresh
     async with AsyncExitStack() as stack:  # ends what has been started, the last first
         http = HttpServer(
             settings.host, settings.http_port, metrics.registry, lambda: repository.ready and not under_way.closed
@@ -72,7 +73,6 @@ async def serve(settings: Settings) -> None:
         await health.refresh()
         await server.start()
         if await signals.unless_stopped(repository.load_all()):
-            await health.refresh()
             _say_ready(settings, repository, port, http.port)
             await signals.stop.wait()
         await _finish(settings, server, health, under_way)

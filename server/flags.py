@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from server.settings import LOG_FORMATS, LOG_LEVELS, PROVIDERS, BadSetting, ModelSettings, Settings, version
+from server.versions import Versions
 
 
 def _whole(text: str) -> int:
@@ -29,6 +30,13 @@ def _number(text: str) -> float:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _versions(text: str) -> Versions:
+    try:
+        return Versions.parse(text)
+    except ValueError as error:
+        raise BadSetting(str(error)) from error
 
 
 def _one_of(*known: str) -> Callable[[str], str]:
@@ -90,6 +98,7 @@ OPTIONS = {
 }
 
 MODEL_KEYS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "versions": (_versions, "which to serve: latest, all, latest:N, or numbers, such as 1+3"),
     "max_batch_size": (_whole, "inputs that run together"),
     "max_batch_tokens": (_whole, "tokens that run together, padding included; 0: what suits the provider"),
     "max_batch_padding": (_number, "the share of padding up to which inputs of different lengths run together"),
@@ -145,10 +154,14 @@ def _overrides(settings: Sequence[tuple[str, str]]) -> dict[str, dict[str, Any]]
     return overrides
 
 
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _parser() -> argparse.ArgumentParser:
     defaults = {known.name: known.default for known in fields(Settings)}
     model_defaults = {known.name: known.default for known in fields(ModelSettings)}
-    keys = "\n".join(f"  {key:19} {text} ({model_defaults[key]:g})" for key, (_, text) in MODEL_KEYS.items())
+    keys = "\n".join(f"  {key:19} {text} ({_plain(model_defaults[key])})" for key, (_, text) in MODEL_KEYS.items())
     parser = argparse.ArgumentParser(
         prog="python -m server",
         description="Serve exported models over gRPC. Ctrl-C lets requests under way finish, then ends.",

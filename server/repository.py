@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.artifact import newest, read_artifact
+from server.artifact import newest, read_artifact, versions
 from server.cpus import usable_cpus
 from server.errors import AffinityError, BadArtifact, InvalidRequest, ModelNotFound, NotReady, WrongTask
 from server.model import Model, open_model
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a model, whether it can answer or not."""
+    """What is known of one version of a model, whether it can answer or not."""
 
     name: str
     version: str
@@ -31,64 +32,96 @@ class Entry:
     reason: str = ""
 
 
+async def nobody() -> None:
+    """Whom to tell that models came or went, if nobody wants to know."""
+
+
 class Repository:
-    """Opens the newest version of every model; answers which model a request is for."""
+    """Opens the versions of models that the settings choose; answers which model a request is for."""
 
     def __init__(self, settings: Settings, observe: Observe = silence) -> None:
         self._settings = settings
         self._observe = observe
-        self._models: dict[str, Model] = {}
-        self._entries: dict[str, Entry] = {}
+        # Name → version → model, the lowest first. What is in here is replaced, never changed: other threads read it.
+        self._models: dict[str, dict[int, Model]] = {}
+        self._entries: dict[tuple[str, int], Entry] = {}
         self._locks: dict[str, asyncio.Lock] = {}  # one load or unload of a model at a time
+        self._leaving: set[asyncio.Task[None]] = set()  # unloaded, and still answering who is in
         self._choice: ProviderChoice | None = None
         self._prepare = ThreadPoolExecutor(usable_cpus() + 1, thread_name_prefix="prepare")
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="open")
         self.ready = False
+        self.changed: Callable[[], Awaitable[None]] = nobody  # called when models have come or gone
 
     # ---- which model
 
     def get(self, name: str, version: str = "") -> Model:
-        """The model of that name, in any version or in the one named. ModelNotFound or NotReady."""
-        model = self._models.get(name)
-        if model is not None and version in ("", model.version):
-            return model
-        if model is not None:
-            raise ModelNotFound(f"model {name}: found version {model.version}, not {version!r}")
-        entry = self._entries.get(name)
-        if entry is not None and entry.state == LOADING:
-            raise NotReady(f"model {name} is being loaded")
-        known = ", ".join(sorted(self._models)) or "none"
-        raise ModelNotFound(f"model: found {name!r}, expected one of those that are served: {known}")
+        """The model of that name, in the version named or in the newest that is served. ModelNotFound or NotReady."""
+        served = self._models.get(name, {})
+        for model in reversed(served.values()):
+            if version in ("", model.version):
+                return model
+        raise self._missing(name, version)
+
+    def served(self, name: str, version: str = "") -> list[Model]:
+        """The version named, or all that are served, the lowest first. ModelNotFound or NotReady."""
+        self.get(name, version)
+        return [model for model in self._models[name].values() if version in ("", model.version)]
 
     def for_task(self, name: str, version: str, task: str) -> Model:
         """The model of that name if it does the task; without a name the only one that does."""
-        if not name:
-            return self._only(task, version)
-        model = self.get(name, version)
+        model = self.get(name or self._only(task), version)
         if (found := model.artifact.manifest.task) != task:
-            raise WrongTask(f"model {name}: found task {found}, expected {task}")
+            raise WrongTask(f"model {model.name}: found task {found}, expected {task}")
         return model
 
-    def _only(self, task: str, version: str) -> Model:
-        able = sorted(name for name, model in self._models.items() if model.artifact.manifest.task == task)
+    def _only(self, task: str) -> str:
+        able = sorted({model.name for model in self.models() if model.artifact.manifest.task == task})
         if not able:
             raise ModelNotFound(f"model: none of those that are served does {task}")
         if len(able) > 1:
             raise InvalidRequest("model", "nothing", f"one of {', '.join(able)}: several do {task}")
-        return self.get(able[0], version)
+        return able[0]
+
+    def _missing(self, name: str, version: str) -> ModelNotFound | NotReady:
+        """Why there is no such model."""
+        own = [entry for (of, _), entry in self._entries.items() if of == name and version in ("", entry.version)]
+        if any(entry.state == LOADING for entry in own):
+            return NotReady(f"model {name} is being loaded")
+        if served := self._models.get(name):
+            found = f"version{'s' * (len(served) > 1)} {', '.join(map(str, served))}"
+            reason = "".join(f": {entry.reason}" for entry in own if entry.reason)
+            return ModelNotFound(f"model {name}: found {found}, not {version!r}{reason}")
+        known = ", ".join(sorted(self._models)) or "none"
+        return ModelNotFound(f"model: found {name!r}, expected one of those that are served: {known}")
 
     def models(self) -> list[Model]:
-        """Those that are ready, by name."""
-        return [self._models[name] for name in sorted(self._models)]
+        """All versions that are ready, by name and version. May be called from any thread."""
+        return [model for _, served in sorted(self._models.items()) for model in served.values()]
+
+    def names(self) -> list[str]:
+        """Every model that was ever loaded or tried."""
+        return sorted({name for name, _ in self._entries})
 
     def index(self) -> list[Entry]:
-        """Every model that was ever loaded or tried, by name."""
-        return [self._entries[name] for name in sorted(self._entries)]
+        """Every version of every model that lies in the directory, or that was ever loaded or tried."""
+        entries = {
+            (name, number): Entry(name, str(number), UNAVAILABLE, self._why_not(name))
+            for name in newest(self._settings.artifacts)
+            for number in versions(self._settings.artifacts, name)
+        }
+        return [entry for _, entry in sorted((entries | self._entries).items())]
+
+    def _why_not(self, name: str) -> str:
+        """Why a version that was never tried is not served."""
+        if self._models.get(name):
+            return f"not loaded; --set {name}.versions={self._settings.of(name).versions} says which ones are"
+        return "not loaded"
 
     # ---- coming and going
 
     async def load_all(self) -> None:
-        """Load the newest version of every model, or of those that the settings name. The first failure is the end."""
+        """Load every model, or those that the settings name. The first failure is the end."""
         found = newest(self._settings.artifacts)
         names = self._settings.models or tuple(found)
         if not names:
@@ -98,54 +131,113 @@ class Repository:
             if name not in (EVERY_MODEL, *found):
                 raise ModelNotFound(f"--set {name}: found no such model, expected one of {', '.join(found)}")
         for name in names:
+            for number in self._chosen(name):
+                self._note(name, number, LOADING)
+        for name in names:
             await self.load(name)
         self.ready = True
+        await self.changed()
 
     async def load(self, name: str) -> None:
-        """Load the newest version; the one that is served goes when the new one is ready, and stays if that fails."""
+        """Serve the versions that the settings choose among those that are there now: all of them, or nothing changes.
+
+        What is served already, and has not changed on disk, stays; what is not chosen any more goes when all others are
+        ready, and answers who is in.
+        """
         async with self._locks.setdefault(name, asyncio.Lock()):
-            old = self._models.get(name)
-            directory = newest(self._settings.artifacts).get(name)
-            if directory is None:
-                raise ModelNotFound(f"model {name}: found no such directory in {self._settings.artifacts}")
-            if old is None:
-                self._entries[name] = Entry(name, directory.name, LOADING)
+            old, chosen = self._models.get(name, {}), self._chosen(name)
+            for number in chosen.keys() - old.keys():
+                self._note(name, number, LOADING)
+            new: dict[int, Model] = {}
             try:
-                new = await asyncio.get_running_loop().run_in_executor(self._opener, self._open, directory)
-                await new.start()
+                for number, directory in chosen.items():
+                    new[number] = await self._bring(directory, old.get(number))
             except BaseException as error:
-                if old is None:
-                    reason = str(error) if isinstance(error, AffinityError) else "could not be loaded"
-                    self._entries[name] = Entry(name, directory.name, UNAVAILABLE, reason)
+                self._give_up(name, number, error, waiting=chosen.keys() - old.keys())
+                self._let_go(new, but=old)
                 raise
             self._models[name] = new
-            self._entries[name] = Entry(name, new.version, READY)
-            if old is not None:
-                await asyncio.sleep(0)  # requests that were given the old one, and have yet to begin, are in by then
-                await old.drain()
+            for number in new:
+                self._note(name, number, READY)
+            self._let_go(old, but=new)
+        await self.changed()
 
     async def unload(self, name: str) -> None:
-        """Let requests under way finish, and forget the model."""
+        """Forget the model, and let requests under way finish. They do, even if whoever waits for this is cancelled."""
         async with self._locks.setdefault(name, asyncio.Lock()):
-            model = self.get(name)
-            del self._models[name]
-            self._entries[name] = Entry(name, model.version, UNLOADING)
-            await model.drain()
-            self._entries[name] = Entry(name, model.version, UNAVAILABLE, "unloaded")
+            self.get(name)
+            leaving = self._let_go(self._models.pop(name), but={})
+        await self.changed()
+        await asyncio.shield(asyncio.gather(*leaving))
 
     async def drain(self) -> None:
         """Answer who is in, let in nobody any more."""
         self.ready = False
-        await asyncio.gather(*(model.drain() for model in self._models.values()))
+        await asyncio.gather(*(model.drain() for model in self.models()), *self._leaving)
         self._opener.shutdown(wait=False, cancel_futures=True)
         self._prepare.shutdown(wait=False, cancel_futures=True)
 
-    def _open(self, directory: Path) -> Model:
+    def _chosen(self, name: str) -> dict[int, Path]:
+        """The versions to serve → where they lie. ModelNotFound if there are none, or not all that are named."""
+        root, wanted = self._settings.artifacts, self._settings.of(name).versions
+        found = versions(root, name) if name in newest(root) else {}
+        if not found:
+            raise ModelNotFound(f"model {name}: found no such directory in {root}")
+        if missing := set(wanted.named) - found.keys():
+            raise ModelNotFound(
+                f"model {name}: found versions {', '.join(map(str, found))} in {root}, expected also "
+                f"{', '.join(map(str, sorted(missing)))}: --set {name}.versions={wanted}"
+            )
+        return {number: found[number] for number in wanted.choose(found)}
+
+    async def _bring(self, directory: Path, old: Model | None) -> Model:
+        """A model that is ready: the old one if nothing has changed."""
+        model = await asyncio.get_running_loop().run_in_executor(self._opener, self._open, directory, old)
+        if model is not old:
+            await model.start()
+        return model
+
+    def _open(self, directory: Path, old: Model | None) -> Model:
         """In the opener's thread."""
         if self._choice is None:
             self._choice = choose_provider(self._settings)
             if self._choice.reason:
                 log.warning("running on %s: %s", self._choice.provider, self._choice.reason)
         artifact = read_artifact(directory)
+        if old is not None and artifact.manifest == old.artifact.manifest:
+            return old
         observer = self._observe(artifact.name, artifact.version)
         return open_model(artifact, self._choice, self._settings, prepare=self._prepare, observer=observer)
+
+    def _give_up(self, name: str, failed: int, error: BaseException, *, waiting: set[int]) -> None:
+        """Note why those that were to come do not: one of them failed."""
+        reason = str(error) if isinstance(error, AffinityError) else "could not be loaded"
+        for number in waiting:
+            self._note(name, number, UNAVAILABLE, reason if number == failed else f"version {failed}: {reason}")
+
+    def _let_go(self, models: Mapping[int, Model], *, but: Mapping[int, Model]) -> list[asyncio.Task[None]]:
+        """Let these answer who is in, and forget them, but for those that are also among the others."""
+        leaving = []
+        for number, model in models.items():
+            if but.get(number) is not model:
+                self._note_gone(model, UNLOADING)
+                leaving.append(asyncio.create_task(self._leave(model)))
+        for task in leaving:
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+        return leaving
+
+    async def _leave(self, model: Model) -> None:
+        await asyncio.sleep(0)  # requests that were given it, and have yet to begin, are in by then
+        await model.drain()
+        self._note_gone(model, UNAVAILABLE, "unloaded")
+
+    def _note_gone(self, model: Model, state: str, reason: str = "") -> None:
+        """Note it of a version that left, unless it was never served, or another one of that number has come."""
+        number = int(model.version)
+        served = self._entries[model.name, number].state in (READY, UNLOADING)
+        if served and number not in self._models.get(model.name, {}):
+            self._note(model.name, number, state, reason)
+
+    def _note(self, name: str, number: int, state: str, reason: str = "") -> None:
+        self._entries[name, number] = Entry(name, str(number), state, reason)

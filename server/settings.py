@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from server.versions import Versions
+
 PROVIDERS = ("auto", "cuda", "openvino", "cpu")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
@@ -23,6 +25,7 @@ class BadSetting(ValueError):
 class ModelSettings:
     """What can be set for one model with `--set`. 0 means: as the model and the provider need it."""
 
+    versions: Versions = Versions()
     max_batch_size: int = 32
     max_batch_tokens: int = 0
     max_batch_padding: float = 0.1

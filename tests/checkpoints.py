@@ -84,9 +84,9 @@ def write_bytes(directory: Path) -> None:
     (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
 
 
-def write_bert(directory: Path) -> None:
+def write_bert(directory: Path, seed: int = 0) -> None:
     """A masked language model."""
-    randomise(transformers.BertForMaskedLM(transformers.BertConfig(**BERT))).save_pretrained(directory)
+    randomise(transformers.BertForMaskedLM(transformers.BertConfig(**BERT)), seed).save_pretrained(directory)
     write_words(directory)
 
 

@@ -25,7 +25,7 @@ NOT_SERVING = HealthCheckResponse.NOT_SERVING
 
 
 class Health(HealthServicer):  # type: ignore[misc]  # the library has no types
-    """Tells what the repository says. `refresh` after models came or went, `stop` when the server is asked to end."""
+    """Tells what the repository says. `refresh` when models came or went, `stop` when the server is asked to end."""
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
@@ -37,7 +37,7 @@ class Health(HealthServicer):  # type: ignore[misc]  # the library has no types
         """Set the state of every service and model, and tell who watches."""
         serves = self._repository.ready and not self._stopped
         states = dict.fromkeys(SERVICES, SERVING if serves else NOT_SERVING)
-        states |= {MODEL + entry.name: NOT_SERVING for entry in self._repository.index()}
+        states |= {MODEL + name: NOT_SERVING for name in self._repository.names()}
         if not self._stopped:
             states |= {MODEL + model.name: SERVING for model in self._repository.models()}
         async with self._changed:

@@ -1,5 +1,7 @@
 """What the server says about itself and its models over the Open Inference Protocol."""
 
+from collections.abc import Sequence
+
 from protos import open_inference_pb2 as oip
 from server.repository import Model
 from server.rpc.doors import Door
@@ -23,9 +25,9 @@ def server_metadata() -> oip.ServerMetadataResponse:
     return oip.ServerMetadataResponse(name=SERVER, version=version(), extensions=EXTENSIONS)
 
 
-def model_metadata(name: str, model: Model, door: Door) -> oip.ModelMetadataResponse:
+def model_metadata(name: str, versions: Sequence[str], door: Door) -> oip.ModelMetadataResponse:
     """`name` is the model's, or that of its raw door. Shapes hold -1 where a size varies."""
-    response = oip.ModelMetadataResponse(name=name, versions=[model.version], platform=PLATFORM)
+    response = oip.ModelMetadataResponse(name=name, versions=versions, platform=PLATFORM)
     for tensor in door.inputs:
         response.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
     for tensor in door.outputs:

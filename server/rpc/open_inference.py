@@ -6,7 +6,8 @@ gRPC services (Ray Serve) can take it, too.
 """
 # ruff: noqa: N802  # methods are called as the protocol calls them
 
-from collections.abc import AsyncGenerator, AsyncIterator
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Container, Iterable
 from contextlib import aclosing
 from typing import Any
 
@@ -20,7 +21,6 @@ from server.rpc import metadata
 from server.rpc.calls import Context, call_of
 from server.rpc.conversation import Conversation
 from server.rpc.doors import RAW, Ask, Door, door_of
-from server.rpc.health import Health
 from server.rpc.infer import answer, read_inputs, wanted_outputs
 from server.rpc.parameters import read_parameters
 from server.rpc.services import OPEN_INFERENCE
@@ -69,13 +69,10 @@ def add_open_inference_to_server(servicer: Any, server: Any) -> None:
 class OpenInference:
     """The methods of the protocol, over a repository. Errors are for the interceptor to translate."""
 
-    def __init__(
-        self, settings: Settings, repository: Repository, metrics: Metrics, health: Health, under_way: UnderWay
-    ) -> None:
+    def __init__(self, settings: Settings, repository: Repository, metrics: Metrics, under_way: UnderWay) -> None:
         self._settings = settings
         self._repository = repository
         self._metrics = metrics
-        self._health = health
         self._under_way = under_way
 
     # ---- the server
@@ -100,7 +97,9 @@ class OpenInference:
         return oip.ModelReadyResponse(ready=not self._under_way.closed)
 
     async def ModelMetadata(self, request: oip.ModelMetadataRequest, context: Context) -> oip.ModelMetadataResponse:
-        return metadata.model_metadata(request.name, *self._find(request.name, request.version))
+        model, door = self._find(request.name, request.version)
+        versions = [each.version for each in self._repository.served(model.name, request.version)]
+        return metadata.model_metadata(request.name, versions, door)
 
     async def ModelConfig(self, request: oip.ModelConfigRequest, context: Context) -> oip.ModelConfigResponse:
         model, door = self._find(request.name, request.version)
@@ -109,8 +108,9 @@ class OpenInference:
     async def ModelStatistics(
         self, request: oip.ModelStatisticsRequest, context: Context
     ) -> oip.ModelStatisticsResponse:
-        """Of one model, or of all that are served."""
-        models = [self._find(request.name, request.version)[0]] if request.name else self._repository.models()
+        """Of one model, or of all that are served; of all of their versions, or of the one named."""
+        name = request.name.removesuffix(RAW)
+        models = self._repository.served(name, request.version) if name else self._repository.models()
         told = [
             model_statistics(
                 request.name or model.name, model.version, self._metrics.statistics_of(model.name, model.version)
@@ -123,7 +123,7 @@ class OpenInference:
         self, request: oip.RepositoryIndexRequest, context: Context
     ) -> oip.RepositoryIndexResponse:
         response = oip.RepositoryIndexResponse()
-        for entry in self._repository.index():
+        for entry in await asyncio.to_thread(self._repository.index):
             if entry.state == "READY" or not request.ready:
                 response.models.add(name=entry.name, version=entry.version, state=entry.state, reason=entry.reason)
         return response
@@ -131,17 +131,15 @@ class OpenInference:
     async def RepositoryModelLoad(
         self, request: oip.RepositoryModelLoadRequest, context: Context
     ) -> oip.RepositoryModelLoadResponse:
-        for name in request.parameters:
-            raise InvalidRequest("parameters", repr(name), "none: a model is loaded as it was exported")
+        _check_parameters(request.parameters, known=(), why="a model is loaded as it was exported")
         await self._repository.load(request.model_name)
-        await self._health.refresh()
         return oip.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(
         self, request: oip.RepositoryModelUnloadRequest, context: Context
     ) -> oip.RepositoryModelUnloadResponse:
+        _check_parameters(request.parameters, known=("unload_dependents",), why="no model depends on another")
         await self._repository.unload(request.model_name)
-        await self._health.refresh()
         return oip.RepositoryModelUnloadResponse()
 
     # ---- inference
@@ -209,6 +207,13 @@ def _ask(model: Model, door: Door, request: oip.ModelInferRequest, context: Cont
     call = call_of(context, priority=values.get("priority", 0), timeout_us=values.get("timeout", 0))
     own = {name: value for name, value in values.items() if name in door.parameters}
     return Ask(model, read_inputs(door, request), own, call, tokens)
+
+
+def _check_parameters(names: Iterable[str], *, known: Container[str], why: str) -> None:
+    """Refuse what would have no effect, but for what clients always send."""
+    for name in names:
+        if name not in known:
+            raise InvalidRequest(f"parameters[{name!r}]", "a parameter", f"none: {why}")
 
 
 def _task(request: oip.ModelInferRequest, model: Model) -> str:

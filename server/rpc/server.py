@@ -39,7 +39,7 @@ def build_server(
     """A server that listens when it is started, and its port. PortTaken if that cannot be had."""
     server = grpc.aio.server(interceptors=(Watch(metrics, under_way, WORK),), options=_options(settings))
     add_AffinityServicer_to_server(Typed(repository, metrics), server)
-    add_open_inference_to_server(OpenInference(settings, repository, metrics, health, under_way), server)
+    add_open_inference_to_server(OpenInference(settings, repository, metrics, under_way), server)
     add_HealthServicer_to_server(health, server)
     enable_reflection(server)
     _check_port(settings.host, settings.port)

@@ -10,6 +10,7 @@ import pytest
 from server.admission import Call
 from server.errors import BadArtifact, InvalidRequest, ModelNotFound, NotReady, ProviderUnavailable, WrongTask
 from server.repository import Entry
+from server.versions import Versions
 from tests.server.conftest import opened
 
 CALL = Call()
@@ -106,15 +107,18 @@ async def test_a_new_version_takes_over_and_nobody_notices(root):
                 answers.append(await repository.get("tiny-bert").task([ASK], call=CALL))
 
         asking = [asyncio.create_task(keep_asking()) for _ in range(4)]
+        while not answers:
+            await asyncio.sleep(0)
         await repository.load("tiny-bert")
-        count = len(answers)
         await repository.get("tiny-bert").task([ASK], call=CALL)
         stop.set()
         await asyncio.gather(*asking)
         assert repository.get("tiny-bert").version == "2"
-        assert repository.index()[0] == Entry("tiny-bert", "2", "READY")
-        assert count > 0
         assert all(answer[0][0].candidates[0].token_id == answers[0][0][0].candidates[0].token_id for answer in answers)
+        assert repository.index()[:2] == [
+            Entry("tiny-bert", "1", "UNAVAILABLE", "unloaded"),
+            Entry("tiny-bert", "2", "READY"),
+        ]
         with pytest.raises(NotReady):
             await old.task([ASK], call=CALL)
 
@@ -124,8 +128,13 @@ async def test_a_bad_new_version_leaves_the_old_one_in_place(root):
         (next_version(root, "tiny-bert") / "cpu.onnx").write_bytes(b"altered")
         with pytest.raises(BadArtifact, match="the file was altered"):
             await repository.load("tiny-bert")
+        old, new = repository.index()[:2]
+        assert old == Entry("tiny-bert", "1", "READY")
+        assert (new.version, new.state) == ("2", "UNAVAILABLE")
+        assert "the file was altered" in new.reason
+        with pytest.raises(ModelNotFound, match="found version 1, not '2': .*the file was altered"):
+            repository.get("tiny-bert", "2")
         assert repository.get("tiny-bert").version == "1"
-        assert repository.index()[0] == Entry("tiny-bert", "1", "READY")
         assert await repository.get("tiny-bert").task([ASK], call=CALL)
 
 
@@ -139,6 +148,88 @@ async def test_an_unloaded_model_is_gone_and_can_come_back(root):
             await repository.unload("tiny-bert")
         await repository.load("tiny-bert")
         assert await repository.get("tiny-bert").task([ASK], call=CALL)
+
+
+# ---- which versions
+
+
+async def test_all_versions_can_be_served_and_the_newest_is_meant_unless_one_is_named(root):
+    next_version(root, "tiny-bert")
+    async with opened(root, "tiny-bert", overrides=versions("tiny-bert", "all")) as repository:
+        assert repository.get("tiny-bert").version == "2"
+        assert [model.version for model in repository.served("tiny-bert")] == ["1", "2"]
+        assert repository.for_task("", "1", "fill-mask").version == "1"
+        with pytest.raises(ModelNotFound, match="model tiny-bert: found versions 1, 2, not '3'"):
+            repository.get("tiny-bert", "3")
+
+
+async def test_versions_that_are_not_chosen_are_listed_and_not_loaded(root):
+    for _ in range(2):
+        next_version(root, "tiny-bert")
+    async with opened(root, "tiny-bert", overrides=versions("*", "1+3")) as repository:
+        states = {(entry.name, entry.version): (entry.state, entry.reason) for entry in repository.index()}
+        assert states == {
+            ("tiny-bert", "1"): ("READY", ""),
+            ("tiny-bert", "2"): ("UNAVAILABLE", "not loaded; --set tiny-bert.versions=1+3 says which ones are"),
+            ("tiny-bert", "3"): ("READY", ""),
+            ("tiny-embedder", "1"): ("UNAVAILABLE", "not loaded"),
+        }
+
+
+async def test_a_version_that_is_named_and_not_there_ends_the_start(root):
+    with pytest.raises(ModelNotFound, match="found versions 1 in .*, expected also 4: --set tiny-bert.versions=1.4"):
+        async with opened(root, overrides=versions("tiny-bert", "1+4")):
+            pass
+
+
+async def test_the_oldest_goes_when_another_of_the_latest_two_comes(root):
+    next_version(root, "tiny-bert")
+    async with opened(root, "tiny-bert", overrides=versions("tiny-bert", "latest:2")) as repository:
+        second = repository.get("tiny-bert", "2")
+        next_version(root, "tiny-bert")
+        await repository.load("tiny-bert")
+        assert [model.version for model in repository.served("tiny-bert")] == ["2", "3"]
+        assert repository.get("tiny-bert", "2") is second  # not opened again: it has not changed
+
+
+async def test_versions_come_together_or_not_at_all(root):
+    async with opened(root, "tiny-bert", overrides=versions("tiny-bert", "all")) as repository:
+        next_version(root, "tiny-bert")
+        (next_version(root, "tiny-bert") / "cpu.onnx").unlink()
+        with pytest.raises(BadArtifact, match="tiny-bert/3/cpu.onnx: No such file"):
+            await repository.load("tiny-bert")
+        assert [model.version for model in repository.served("tiny-bert")] == ["1"]
+        _, second, third, *_ = repository.index()
+        assert (second.state, third.state) == ("UNAVAILABLE", "UNAVAILABLE")
+        assert second.reason.startswith("version 3: ")
+
+
+async def test_a_version_whose_directory_is_gone_serves_until_the_next_load(root):
+    next_version(root, "tiny-bert")
+    async with opened(root, "tiny-bert") as repository:
+        shutil.rmtree(root / "tiny-bert" / "2")
+        assert await repository.get("tiny-bert", "2").task([ASK], call=CALL)
+        await repository.load("tiny-bert")
+        assert repository.get("tiny-bert").version == "1"
+        shutil.rmtree(root / "tiny-bert")
+        with pytest.raises(ModelNotFound, match="model tiny-bert: found no such directory"):
+            await repository.load("tiny-bert")
+        assert await repository.get("tiny-bert", "1").task([ASK], call=CALL)
+
+
+async def test_what_was_exported_anew_under_the_same_number_is_loaded_again(root):
+    async with opened(root, "tiny-bert") as repository:
+        old = repository.get("tiny-bert")
+        manifest = json.loads((root / "tiny-bert/1/manifest.json").read_text())
+        (root / "tiny-bert/1/manifest.json").write_text(json.dumps(manifest | {"source": {"digest": "another"}}))
+        await repository.load("tiny-bert")
+        assert repository.get("tiny-bert") is not old
+        assert repository.get("tiny-bert").artifact.manifest.source.digest == "another"
+        assert repository.index()[0] == Entry("tiny-bert", "1", "READY")
+
+
+def versions(name, text):
+    return {name: {"versions": Versions.parse(text)}}
 
 
 async def test_what_happens_inside_is_told_to_the_observer_of_that_version(root):

@@ -19,13 +19,13 @@ class Models:
     """A repository as far as health looks at it."""
 
     def __init__(self, *names, ready=True):
-        self.names, self.ready, self.known = list(names), ready, list(names)
+        self.there, self.ready, self.known = list(names), ready, list(names)
 
     def models(self):
-        return [SimpleNamespace(name=name) for name in self.names]
+        return [SimpleNamespace(name=name) for name in self.there]
 
-    def index(self):
-        return [SimpleNamespace(name=name) for name in self.known]
+    def names(self):
+        return self.known
 
 
 async def check(health, service=""):
@@ -51,7 +51,7 @@ async def test_a_model_that_was_unloaded_does_not_serve():
     health = Health(models)
     await health.refresh()
     assert await check(health, "model/bert") == SERVING
-    models.names.remove("bert")
+    models.there.remove("bert")
     await health.refresh()
     assert await check(health, "model/bert") == NOT_SERVING
     assert await check(health, "model/vit") == SERVING
@@ -74,7 +74,7 @@ async def test_who_watches_a_model_that_is_not_there_yet_is_told_when_it_is():
     health = Health(models)
     watcher = watch(health, "model/bert")
     assert (await anext(watcher)).status == UNKNOWN
-    models.names.append("bert")
+    models.there.append("bert")
     await health.refresh()
     assert (await anext(watcher)).status == SERVING
 

@@ -493,7 +493,7 @@ class ClassifyImageRequest(_message.Message):
     """5 if left out"""
     @_builtins.property
     def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """files: JPEG, PNG, WebP"""
+        """files: JPEG, PNG, WebP, GIF (its first frame)"""
 
     def __init__(
         self,

@@ -67,7 +67,7 @@ class Gate:
         """Take so much of the queue; InvalidRequest if it can never fit, Overloaded if it does not now."""
         limits = self.limits
         if requests > limits.requests or tokens > limits.tokens:
-            found = f"{requests} inputs of {tokens} tokens together"
+            found = f"{requests} inputs" if requests > limits.requests else f"{tokens} tokens together"
             raise InvalidRequest(
                 field, found, f"at most {limits.requests} inputs and {limits.tokens} tokens in a request"
             )

@@ -1,21 +1,16 @@
-"""From the bytes of an image file to pixels as a model wants them, as `transformers` makes them.
+"""From a picture to pixels as a model wants them, as `transformers` makes them."""
 
-The header is read, and judged, before anything is decoded: a few bytes can stand for gigabytes of pixels.
-"""
-
-import io
 from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from protos.manifest_pb2 import ImageInput, Size
 from server.errors import BadArtifact, InvalidRequest
+from server.image_files import decode, open_image
 
-FORMATS = ("JPEG", "PNG", "WEBP")
-EXPECTED = "a JPEG, PNG or WebP file"
-MAX_PIXELS = 50_000_000
+MAX_RESIZED_PIXELS = 16_000_000  # before a crop
 Pixels = NDArray[np.float32]
 
 
@@ -35,8 +30,8 @@ class ImageDecoder:
         return self.pixels(open_image(file, field), field)
 
     def pixels(self, picture: Image.Image, field: str = "image") -> Pixels:
-        """The pixels of a decoded picture in RGB."""
-        image = self._image
+        """The same of a picture that `open_image` opened."""
+        picture, image = decode(picture, field), self._image
         if image.HasField("resize"):
             picture = picture.resize(_target(picture, image.resize, field), self._resample)
         values = np.asarray(picture)  # (h, w, 3)
@@ -53,40 +48,13 @@ class ImageDecoder:
         return np.ascontiguousarray(result)
 
 
-def open_image(file: bytes, field: str = "image") -> Image.Image:
-    """The picture in RGB, upright. InvalidRequest if it is none, if it is cut off, or too large."""
-    if not file:
-        raise InvalidRequest(field, "no bytes", EXPECTED)
-    try:
-        picture = Image.open(io.BytesIO(file), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InvalidRequest(field, "more pixels than any photograph has", f"at most {MAX_PIXELS} pixels") from None
-    except UnidentifiedImageError:
-        raise InvalidRequest(field, f"{len(file)} bytes that are no image", EXPECTED) from None
-    except (OSError, SyntaxError, ValueError, OverflowError) as error:
-        raise InvalidRequest(field, f"a broken image ({error})", EXPECTED) from None
-    width, height = picture.size
-    if not 0 < width * height <= MAX_PIXELS:
-        raise InvalidRequest(field, f"{width} x {height} pixels", f"1 to {MAX_PIXELS} pixels")
-    try:
-        return ImageOps.exif_transpose(picture).convert("RGB")
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        OverflowError,
-        EOFError,
-    ) as error:  # all that Pillow raises on broken data
-        raise InvalidRequest(field, f"a broken image ({error})", EXPECTED) from None
-
-
 def _target(picture: Image.Image, size: Size, field: str) -> tuple[int, int]:
     """Width and height to resize to. Of a line of pixels, a shortest edge would make gigabytes."""
     if not size.HasField("shortest_edge"):
         return size.width, size.height
     short, long = sorted(picture.size)
     edges = size.shortest_edge, int(size.shortest_edge * long / short)
-    if edges[0] * edges[1] > MAX_PIXELS:
+    if edges[0] * edges[1] > MAX_RESIZED_PIXELS:
         raise InvalidRequest(field, f"{picture.width} x {picture.height} pixels", "sides that differ less")
     return edges if picture.width <= picture.height else edges[::-1]
 

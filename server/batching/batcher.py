@@ -8,8 +8,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,6 +54,13 @@ class _Request:
         self.missing -= 1
         if not self.missing and not self.done.done():
             self.done.set_result(None)
+
+
+@dataclass(eq=False)
+class Place:
+    """Room in the queue for inputs that are being prepared, until their rows take it over."""
+
+    inputs: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,17 +116,33 @@ class Batcher:
     def waiting_tokens(self) -> int:
         return self.gate.tokens
 
-    async def run(self, rows: Sequence[Row], call: Call, *, field: str = "inputs") -> list[Outputs]:
+    @contextmanager
+    def place(self, inputs: int, *, field: str = "inputs") -> Iterator[Place]:
+        """A request under way, with a place for each of its inputs before anything is made of them.
+
+        InvalidRequest and Overloaded as with `run`, which takes the place over: so nothing is prepared in vain.
+        """
+        with self.under_way.one():
+            self._pass_gate(requests=inputs, tokens=0, field=field)
+            place = Place(inputs)
+            try:
+                yield place
+            finally:
+                self.gate.leave(requests=place.inputs, tokens=0)
+
+    async def run(
+        self, rows: Sequence[Row], call: Call, *, field: str = "inputs", place: Place | None = None
+    ) -> list[Outputs]:
         """The outputs that each row wants, in the order of the rows.
 
-        Call it while the request is `under_way`. InvalidRequest if they can never fit, Overloaded if they do not now,
-        DeadlineExceeded.
+        Call it while the request is `under_way`, with the `place` of the rows if they have one. InvalidRequest if they
+        can never fit, Overloaded if they do not now, DeadlineExceeded.
         """
         if not rows:
             return []
         now = self._clock()
         call.check_deadline(now)
-        self._enter(rows, field)
+        self._enter(rows, field, place or Place(0))
         request = _Request(rows, [None] * len(rows), len(rows), asyncio.get_running_loop().create_future())
         keys = [self._wait(request, number, call, now) for number in range(len(rows))]
         self._arrived.set()
@@ -152,7 +176,7 @@ class Batcher:
 
     # ---- the queue
 
-    def _enter(self, rows: Sequence[Row], field: str) -> None:
+    def _enter(self, rows: Sequence[Row], field: str, place: Place) -> None:
         budget = self._scheduler.budget
         for number, row in enumerate(rows):
             if not budget.fits_alone(tokens=row.tokens, heads=row.heads):
@@ -160,8 +184,12 @@ class Batcher:
                 raise InvalidRequest(
                     f"{field}[{number}]", found, f"at most {budget.tokens}, {budget.heads} with logits"
                 )
+        self._pass_gate(requests=len(rows) - place.inputs, tokens=sum(row.tokens for row in rows), field=field)
+        place.inputs = 0
+
+    def _pass_gate(self, *, requests: int, tokens: int, field: str) -> None:
         try:
-            self.gate.enter(requests=len(rows), tokens=sum(row.tokens for row in rows), field=field)
+            self.gate.enter(requests=requests, tokens=tokens, field=field)
         except Overloaded:
             self._observer.refused("overloaded")
             raise

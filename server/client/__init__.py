@@ -88,7 +88,7 @@ class Client:
     def classify_image(
         self, images: Sequence[bytes], *, model: str = "", top_k: int | None = None
     ) -> list[pb.Classification]:
-        """The likeliest classes of each image: contents of JPEG, PNG or WebP files."""
+        """The likeliest classes of each image: contents of JPEG, PNG, WebP or GIF files."""
         request = pb.ClassifyImageRequest(model=model or self.choose("classify-image"), images=images, top_k=top_k)
         with self._errors():
             return list(self._stub.ClassifyImage(request, timeout=self._timeout_s).results)

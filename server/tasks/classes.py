@@ -1,6 +1,6 @@
 """From logits to named classes, the likeliest first: what both kinds of classification have in common."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,12 +31,21 @@ def none(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return logits
 
 
-SCORES = {"softmax": softmax, "sigmoid": sigmoid, "none": none}
+Function = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+FUNCTIONS: dict[str, Function] = {"softmax": softmax, "sigmoid": sigmoid, "none": none}
+DEFAULT = "default"
 
 
-def rank(logits: NDArray[np.float32], labels: Sequence[str], *, function: str, top_k: int) -> list[Class]:
-    """The `top_k` likeliest classes for the logits (c) of one input."""
-    scores = SCORES[function](logits)
+def scores_of(asked: str, of_the_model: str) -> Function:
+    """The function that makes scores of logits: the one asked for, or the model's own for `default` (or nothing)."""
+    name = of_the_model if asked in ("", DEFAULT) else asked
+    if name not in FUNCTIONS:
+        raise InvalidRequest("function_to_apply", repr(asked), f"one of {', '.join((DEFAULT, *FUNCTIONS))}")
+    return FUNCTIONS[name]
+
+
+def rank(scores: NDArray[np.float32], labels: Sequence[str], *, top_k: int) -> list[Class]:
+    """The `top_k` best classes by the scores (c) of one input."""
     best = np.argsort(-scores, kind="stable")[:top_k]
     return [Class(labels[number], int(number), float(scores[number])) for number in best]
 

@@ -8,7 +8,7 @@ from server.admission import Call
 from server.artifact import Artifact
 from server.batching.batcher import Batcher
 from server.batching.rows import TextRow
-from server.tasks.classes import Class, check_top_k, rank
+from server.tasks.classes import Class, check_top_k, rank, scores_of
 from server.tasks.text import TextEncoder
 
 
@@ -24,11 +24,12 @@ class ClassifyText:
         self, texts: Sequence[str], *, top_k: int | None = None, call: Call, field: str = "texts"
     ) -> list[list[Class]]:
         """For each text its classes, the likeliest first: all of them, or the first `top_k`."""
+        scores = scores_of("default", self.function)
         most = len(self.labels) if top_k is None else check_top_k(top_k)
         with self._batcher.under_way.one():
             rows = await asyncio.get_running_loop().run_in_executor(self._prepare, self._rows, texts, field)
             answers = await self._batcher.run(rows, call, field=field)
-        return [rank(answer["logits"], self.labels, function=self.function, top_k=most) for answer in answers]
+        return [rank(scores(answer["logits"]), self.labels, top_k=most) for answer in answers]
 
     def _rows(self, texts: Sequence[str], field: str) -> list[TextRow]:
         return [

@@ -20,9 +20,9 @@ def test_a_gate_is_full_by_requests_and_by_tokens():
 
 def test_what_can_never_fit_is_told_so_and_not_to_come_back():
     gate = Gate("bert", Limits(requests=3, tokens=100))
-    with pytest.raises(InvalidRequest, match="texts: found 4 inputs of 4 tokens together, expected at most 3 inputs"):
+    with pytest.raises(InvalidRequest, match="texts: found 4 inputs, expected at most 3 inputs"):
         gate.enter(requests=4, tokens=4, field="texts")
-    with pytest.raises(InvalidRequest, match="expected at most 3 inputs and 100 tokens"):
+    with pytest.raises(InvalidRequest, match="found 101 tokens together, expected at most 3 inputs and 100 tokens"):
         gate.enter(requests=1, tokens=101)
 
 

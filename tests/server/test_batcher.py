@@ -202,6 +202,30 @@ async def test_a_full_queue_refuses_and_hints_when_to_come_back(make, session, n
     assert sums(await running) + sums(await waiting) == [1, 2, 3]
 
 
+async def test_a_place_is_counted_before_there_are_rows_and_goes_over_to_them(make):
+    batcher = await make(limits=Limits(requests=3, tokens=20))
+    with batcher.place(2) as place:
+        with pytest.raises(Overloaded, match="the queue of sums is full: 2 of 3 inputs"), batcher.place(2):
+            pass
+        assert sums(await batcher.run([row(1), row(2)], Call(), place=place)) == [1, 2]
+        assert (batcher.waiting_rows, place.inputs) == (0, 0)
+    with pytest.raises(ValueError, match="unreadable"), batcher.place(3):
+        raise ValueError("unreadable")
+    with (
+        pytest.raises(InvalidRequest, match="texts: found 4 inputs, expected at most 3"),
+        batcher.place(4, field="texts"),
+    ):
+        pass
+    assert (batcher.waiting_rows, batcher.waiting_tokens, batcher.under_way.count) == (0, 0, 0)
+
+
+async def test_rows_that_do_not_get_in_give_their_place_back(make):
+    batcher = await make(limits=Limits(requests=3, tokens=20))
+    with pytest.raises(InvalidRequest, match="found 30 tokens together"), batcher.place(2) as place:
+        await batcher.run([row(*range(15)), row(*range(15))], Call(), place=place)
+    assert (batcher.waiting_rows, batcher.waiting_tokens) == (0, 0)
+
+
 async def test_what_no_batch_can_hold_is_refused_at_the_door(make):
     batcher = await make(tokens=10)
     with pytest.raises(InvalidRequest, match=r"texts\[1\]: found 11 tokens"):

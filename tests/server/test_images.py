@@ -14,7 +14,8 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from protos.manifest_pb2 import ImageInput, Size
 from server.errors import InvalidRequest
-from server.images import MAX_PIXELS, ImageDecoder
+from server.image_files import MAX_JPEG_PIXELS, MAX_PIXELS, MAX_SIDE
+from server.images import ImageDecoder
 
 HALF = {"mean": [0.5, 0.4, 0.3], "deviation": [0.5, 0.6, 0.7]}
 GREY_LEVEL = 1 / 255 / 0.5 * 1.001  # after normalisation, at the smallest deviation
@@ -64,6 +65,14 @@ FILES = {
     "black and white": file_of(picture(mode="1")),
     "cmyk": file_of(picture(mode="CMYK"), "JPEG"),
     "turned": file_of(picture(), "JPEG", exif=TURNED),
+    "turned png": file_of(picture(), exif=TURNED),
+    "progressive": file_of(picture(), "JPEG", progressive=True),
+    "gif": file_of(picture(), "GIF"),
+    "transparent gif": file_of(picture().quantize(17), "GIF", transparency=3),
+    "moving gif": file_of(picture(), "GIF", save_all=True, append_images=[picture(seed=1), picture(seed=2)]),
+    "moving webp": file_of(picture(), "WEBP", save_all=True, append_images=[picture(seed=1)]),
+    "moving png": file_of(picture(), save_all=True, append_images=[picture(seed=1)]),
+    "webp with alpha": file_of(picture(mode="RGBA"), "WEBP"),
     "one pixel": file_of(picture(1, 1)),
     "a line": file_of(picture(400, 1)),
     "larger": file_of(picture(640, 480)),
@@ -109,28 +118,28 @@ def test_a_model_that_does_not_resize_takes_its_own_size_only():
         own.decode(FILES["upright"], "image[3]")
 
 
+def png_chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def png_header(width, height):
     """A PNG of very few bytes that claims to be very large."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(b"\0" * 100)) + png_chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(
     ("file", "said"),
     [
-        (b"", "found no bytes, expected a JPEG, PNG or WebP file"),
+        (b"", "found no bytes, expected a JPEG, PNG, WebP or GIF file"),
         (b"hello", "found 5 bytes that are no image"),
-        (file_of(picture(), "GIF"), "bytes that are no image, expected a JPEG, PNG or WebP file"),
         (file_of(picture(), "TIFF"), "bytes that are no image"),
         (FILES["png"][:-40], "found a broken image"),
         (FILES["jpeg"][:-200], "found a broken image"),
         (FILES["webp"][:-40], "found "),
         (FILES["png"][:20], "found "),
         (png_header(8000, 8000), f"found 8000 x 8000 pixels, expected 1 to {MAX_PIXELS} pixels"),
+        (png_header(500, MAX_SIDE + 1), f"found 500 x 65537 pixels, expected 1 to {MAX_PIXELS} pixels, at most 65536"),
         (png_header(10_000, 9_500), "pixels"),
         (png_header(50_000, 50_000), f"at most {MAX_PIXELS} pixels"),
         (png_header(0, 5), "found "),
@@ -144,15 +153,72 @@ def test_what_is_no_usable_image_is_refused(file, said):
 
 
 def test_a_line_of_pixels_cannot_be_blown_up_to_gigabytes():
-    thin = file_of(Image.new("RGB", (1_000_000, 1)))
+    thin = file_of(Image.new("RGB", (60_000, 1)))
     blow = decoder(resize=Size(shortest_edge=256), crop=Size(height=32, width=32))
-    with pytest.raises(InvalidRequest, match="found 1000000 x 1 pixels, expected sides that differ less"):
+    with pytest.raises(InvalidRequest, match="found 60000 x 1 pixels, expected sides that differ less"):
         blow.decode(thin)
+
+
+def test_of_16_bits_of_grey_the_upper_eight_count():
+    """Unlike transformers, which shows all but the 256 darkest greys as white."""
+    greys = np.asarray(picture(mode="L"))
+    fine = (greys.astype(np.uint16) << 8) + 77
+    found = decoder().decode(file_of(Image.fromarray(fine)))
+    assert np.abs(found - expected(file_of(Image.fromarray(greys)))).max() <= 1e-6
+
+
+# ---- files made to harm
+
+
+def jpeg_claiming(width, height, **options):
+    """A small JPEG whose header says that it is large."""
+    file = file_of(picture(), "JPEG", **options)
+    size = file.index(b"\xff\xc2" if options else b"\xff\xc0") + 5
+    return file[:size] + struct.pack(">HH", height, width) + file[size + 4 :]
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_jpeg_of_100_megapixels_is_decoded_at_half_its_size():
+    grey = file_of(Image.new("L", (11_600, 8_700), 77), "JPEG")
+    assert np.ptp(decoder().decode(grey), axis=(1, 2)).max() == 0
+    with pytest.raises(InvalidRequest, match=rf"15000 x 11000 pixels, expected 1 to {MAX_JPEG_PIXELS}"):
+        decoder().decode(jpeg_claiming(15_000, 11_000))
+
+
+def test_a_jpeg_cannot_have_many_pixels_and_many_scans():
+    """Each scan goes over all pixels again: in 70 bytes, and for tens of milliseconds."""
+    file = jpeg_claiming(8_000, 6_000, progressive=True)
+    last_scan = file[file.rindex(b"\xff\xda") : -2]
+    with pytest.raises(InvalidRequest, match="found 8000 x 6000 pixels in 110 scans, expected at most"):
+        decoder().decode(file[:-2] + last_scan * 100 + file[-2:])
+    small = file_of(picture(), "JPEG", progressive=True)
+    assert decoder().decode(small[:-2] + small[small.rindex(b"\xff\xda") : -2] * 100 + small[-2:]).shape
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_jpeg_in_scans_cannot_have_as_many_pixels_as_one_that_is_read_once():
+    """The coefficients of the whole picture are kept meanwhile: half a gigabyte and more."""
+    with pytest.raises(InvalidRequest, match=f"in 10 scans, expected at most {MAX_PIXELS} pixels"):
+        decoder().decode(jpeg_claiming(11_600, 8_700, progressive=True))
+
+
+def test_text_in_a_png_cannot_be_blown_up():
+    bomb = png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"a" * 50_000_000))
+    file = FILES["png"]
+    with pytest.raises(InvalidRequest, match="a broken image .Decompressed data too large"):
+        decoder().decode(file[:33] + bomb + file[33:])
+
+
+def test_of_a_hundred_thousand_frames_one_is_read():
+    file = file_of(Image.new("L", (1, 1)), "GIF")
+    start = file.index(b",")
+    frame = file[start:-1]
+    assert decoder().decode(file[:-1] + frame * 100_000 + file[-1:]).shape == (3, 32, 32)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of damaged EXIF data
 @settings(deadline=None, max_examples=150)
-@given(st.sampled_from(["png", "jpeg", "webp", "palette", "turned"]), st.data())
+@given(st.sampled_from(sorted(FILES)), st.data())
 def test_damaged_files_are_refused_or_read_but_never_crash(kind, data):
     file = bytearray(FILES[kind])
     for _ in range(data.draw(st.integers(1, 8))):

@@ -115,6 +115,8 @@ async def test_a_new_version_takes_over_and_nobody_notices(root):
         await asyncio.gather(*asking)
         assert repository.get("tiny-bert").version == "2"
         assert all(answer[0][0].candidates[0].token_id == answers[0][0][0].candidates[0].token_id for answer in answers)
+        while repository.index()[0].state == "UNLOADING":
+            await asyncio.sleep(0)
         assert repository.index()[:2] == [
             Entry("tiny-bert", "1", "UNAVAILABLE", "unloaded"),
             Entry("tiny-bert", "2", "READY"),

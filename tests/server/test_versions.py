@@ -94,7 +94,11 @@ def close(found, model):
 
 
 def index(client):
-    return {each.version: (each.state, each.reason) for each in client.get_model_repository_index().models}
+    """Version → its state and the reason, once none is about to leave."""
+    states = {"": ("UNLOADING", "")}
+    while ("UNLOADING", "") in states.values():
+        states = {each.version: (each.state, each.reason) for each in client.get_model_repository_index().models}
+    return states
 
 
 def test_two_versions_answer_at_once_and_a_third_takes_over(three, artifacts):

@@ -103,6 +103,11 @@ def write_embedder(directory: Path) -> None:
     config = transformers.BertConfig(**BERT)
     randomise(transformers.BertModel(config, add_pooling_layer=False)).save_pretrained(directory)
     write_words(directory)
+    write_pooling(directory)
+
+
+def write_pooling(directory: Path) -> None:
+    """What sentence-transformers adds to an encoder: the mean of its vectors, at length 1, of texts of 32 tokens."""
     kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
     modules = [
         {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}

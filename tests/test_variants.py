@@ -1,0 +1,119 @@
+"""RoBERTa, DistilBERT, DeiT and unusual sizes: from the files that transformers writes to answers over gRPC.
+
+They are those of transformers' own pipelines, words, labels and numbers.
+"""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+import tritonclient.grpc as triton
+
+from export.__main__ import main
+from protos import affinity_pb2 as pb
+from protos.affinity_pb2_grpc import AffinityStub
+from tests.serving import served
+from tests.variants import VARIANTS
+
+FILL_MASK = {
+    "roberta": [
+        "The <mask> raises an exception.",
+        "The<mask> raises   <mask> exception",
+        "<mask>",
+        "<s> a list <mask> </s> naïve 好 items",
+        " ".join(["<mask>"] * 62),
+    ],
+    "distilbert": ["The [MASK] raises an exception.", "ÉCOLE [MASK] [MASK]", " ".join(["[MASK]"] * 62)],
+}
+TEXTS = ["A list is a mutable sequence.", " the caller", "may catch it " * 10, "naïve 好"]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Name → directory, as transformers writes it."""
+    root = tmp_path_factory.mktemp("variants")
+    for name, write in VARIANTS.items():
+        (root / name).mkdir()
+        write(root / name)
+    return {name: root / name for name in VARIANTS}
+
+
+@pytest.fixture(scope="module")
+def target(checkpoints, tmp_path_factory):
+    """The address of a server over all of them."""
+    root = tmp_path_factory.mktemp("artifacts")
+    assert main([*map(str, checkpoints.values()), "--artifacts", str(root), "--target", "cpu"]) == 0
+    with served(root) as running:
+        yield running.target
+
+
+@pytest.fixture(scope="module")
+def stub(target):
+    import grpc
+
+    with grpc.insecure_channel(target) as channel:
+        yield AffinityStub(channel)
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in FILL_MASK.items() for text in texts])
+def test_masks_are_filled_as_the_pipeline_fills_them(name, text, checkpoints, stub) -> None:
+    pipeline = transformers.pipeline("fill-mask", model=str(checkpoints[name]), device="cpu")
+    (found,) = stub.FillMask(pb.FillMaskRequest(model=name, inputs=[text], top_k=6)).results
+    expected = pipeline(text, top_k=6)
+    expected = expected if isinstance(expected[0], list) else [expected]
+    for mask, candidates in zip(found.masks, expected, strict=True):
+        assert [each.score for each in mask.candidates] == pytest.approx([one["score"] for one in candidates], rel=1e-4)
+        for each, one in zip(mask.candidates, candidates, strict=True):
+            assert (each.token, each.token_str, each.sequence) == (one["token"], one["token_str"], one["sequence"])
+
+
+@pytest.mark.parametrize("name", ["roberta-classifier", "distilbert-classifier", "regression"])
+def test_texts_are_classified_as_the_pipeline_classifies_them(name, checkpoints, stub) -> None:
+    pipeline = transformers.pipeline("text-classification", model=str(checkpoints[name]), device="cpu")
+    found = stub.ClassifyText(pb.ClassifyTextRequest(model=name, inputs=TEXTS)).results
+    for each, expected in zip(found, pipeline(TEXTS, top_k=None), strict=True):
+        assert [one.label for one in each.classes] == [one["label"] for one in expected]
+        assert [one.score for one in each.classes] == pytest.approx([one["score"] for one in expected], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["roberta-embedder", "distilbert-embedder"])
+def test_texts_become_the_mean_of_their_words_at_length_one(name, checkpoints, stub) -> None:
+    model = transformers.AutoModel.from_pretrained(checkpoints[name]).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoints[name])
+    found = stub.Embed(pb.EmbedRequest(model=name, inputs=TEXTS[:2])).results
+    for text, each in zip(TEXTS, found, strict=False):
+        with torch.no_grad():
+            mean = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(dim=0)
+        assert np.abs(np.array(each.values) - (mean / mean.norm()).numpy()).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["deit", "deit-with-teacher", "odd-vit"])
+def test_images_are_classified_as_the_pipeline_classifies_them(name, checkpoints, stub, tmp_path) -> None:
+    from tests.server.test_images import FILES
+
+    processor = transformers.AutoImageProcessor.from_pretrained(checkpoints[name], backend="pil")
+    kind = transformers.AutoConfig.from_pretrained(checkpoints[name]).architectures[0]
+    model = getattr(transformers, kind).from_pretrained(checkpoints[name])
+    pipeline = transformers.pipeline("image-classification", model=model, image_processor=processor, device="cpu")
+    (tmp_path / "image").write_bytes(FILES["png"])
+    (found,) = stub.ClassifyImage(pb.ClassifyImageRequest(model=name, images=[FILES["png"]])).results
+    expected = pipeline(str(tmp_path / "image"))
+    assert [one.label for one in found.classes] == [one["label"] for one in expected]
+    assert [one.score for one in found.classes] == pytest.approx([one["score"] for one in expected], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["roberta", "distilbert"])
+def test_plain_tensors_give_the_logits_of_transformers(name, checkpoints, target) -> None:
+    """Rows of different lengths, positions counted by the server."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoints[name])
+    model = transformers.AutoModelForMaskedLM.from_pretrained(checkpoints[name]).eval()
+    batch = tokenizer(TEXTS, padding=True, return_tensors="np")
+    inputs = [
+        triton.InferInput(key, list(batch[key].shape), "INT64").set_data_from_numpy(batch[key])
+        for key in ("input_ids", "attention_mask")
+    ]
+    found = triton.InferenceServerClient(target).infer(f"{name}.raw", inputs).as_numpy("logits")
+    with torch.no_grad():
+        expected = model(**{key: torch.tensor(array) for key, array in batch.items()}).logits.numpy()
+    real = batch["attention_mask"] == 1
+    assert np.abs(found - expected)[real].max() <= 1e-4 * expected[real].std()

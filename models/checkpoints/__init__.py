@@ -3,7 +3,7 @@
     model = load("path/to/checkpoint")  # a directory in the Hugging Face layout, or nanoGPT's ckpt.pt
     save("another/path", published_config(model), published(model))
 
-Read in this order: layout, tables, configs, files, weights. Knows torch and
+Read in this order: layout, tables, configs, files, weights, resize. Knows torch and
 safetensors, and nothing of tokenizers, images or serving.
 """
 

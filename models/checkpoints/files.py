@@ -98,7 +98,8 @@ def unpickled(path: Path) -> Any:
             "A pickle can run any code, so nothing of it was loaded; save the tensors as safetensors"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} cannot be read by PyTorch: {str(error).splitlines()[0]}") from error
+        reason = next(iter(str(error).splitlines()), "it ends too early")
+        raise CheckpointError(f"{path} cannot be read by PyTorch: {reason}") from error
 
 
 def described(found: Any) -> str:

@@ -15,6 +15,7 @@ from models.checkpoints.configs import configuration, own_family
 from models.checkpoints.errors import CheckpointError, Json
 from models.checkpoints.files import read
 from models.checkpoints.layout import Layout, Row
+from models.checkpoints.resize import resized
 from models.checkpoints.tables import layout
 from models.config import BertConfig, GptConfig, MixerConfig, StackConfig, VitConfig
 from models.gpt import Gpt
@@ -30,11 +31,16 @@ MODELS: dict[type[StackConfig], type[nn.Module]] = {
 
 
 def load(
-    source: str | Path | tuple[Json, Mapping[str, Tensor]], *, pooling: str | None = None, normalise: bool = False
+    source: str | Path | tuple[Json, Mapping[str, Tensor]],
+    *,
+    pooling: str | None = None,
+    normalise: bool = False,
+    image_size: int | None = None,
 ) -> nn.Module:
     """The model in a directory or a file (see `read`), or given as (config, tensors): in fp32, ready to be asked.
 
-    `pooling` and `normalise` are for encoders of texts: see `configuration`.
+    `pooling` and `normalise` are for encoders of texts: see `configuration`. `image_size`, in pixels, is for a ViT that
+    is to look at images of another size than it was trained on.
     """
     published, tensors = read(source) if isinstance(source, str | Path) else source
     family, config = configuration(published, pooling=pooling, normalise=normalise)
@@ -42,6 +48,8 @@ def load(
     tensors = matched(model, names, tensors)
     model.to_empty(device="cpu")
     fill(model, names, tensors)
+    if image_size is not None:
+        model = resized(model, image_size)
     return model.eval()
 
 

@@ -313,6 +313,14 @@ def test_a_pooling_is_one_of_three_and_for_bert_alone() -> None:
         configuration(PUBLISHED["classifier"], normalise=True)
 
 
+def test_only_positions_of_patches_can_be_interpolated(checkpoint: Callable[..., Checkpoint]) -> None:
+    for kind, config in ((Mixer, MIXER), (Gpt, GPT)):
+        with pytest.raises(CheckpointError, match=f"image_size is 64, for {kind.__name__}: only ViT and DeiT"):
+            load(checkpoint(kind, config), image_size=64)
+    with pytest.raises(CheckpointError, match="image_size is 60: image_size 60 is not a multiple of patch_size 8"):
+        load(checkpoint(Vit, VIT), image_size=60)
+
+
 def test_a_directory_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no config.json: found nothing"):
         load(tmp_path)

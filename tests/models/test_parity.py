@@ -40,6 +40,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from models.checkpoints import CheckpointError, load, save
+from tests import nanogpt
 
 Randomised = Callable[[nn.Module], nn.Module]
 AssertParity = Callable[[Tensor, Tensor], None]
@@ -223,6 +224,20 @@ def test_deit(kind: type[PreTrainedModel], saved: Callable[..., Path], assert_pa
     assert_parity(load(saved(reference))(images), reference(images).logits)
 
 
+@pytest.mark.parametrize("size", [16, 40, 64])
+@pytest.mark.parametrize(
+    "kind", [ViTForImageClassification, DeiTForImageClassification, DeiTForImageClassificationWithTeacher]
+)
+def test_positions_are_interpolated_for_images_of_another_size(
+    kind: type[PreTrainedModel], size: int, saved: Callable[..., Path], assert_parity: AssertParity
+) -> None:
+    config = small_vit() if kind is ViTForImageClassification else DeiTConfig(**small_vit().to_dict())
+    reference, images = kind(config), torch.randn(3, 3, size, size)
+    model = load(saved(reference), image_size=size)
+    assert model.config.image_size == size
+    assert_parity(model(images), reference(images, interpolate_pos_encoding=True).logits)
+
+
 def test_distilgpt2_is_gpt2_with_half_the_blocks(saved: Callable[..., Path], assert_parity: AssertParity) -> None:
     reference, text = uninitialised(GPT2LMHeadModel, GPT2Config(n_layer=6)), torch.randint(0, 50257, (2, 24))
     model = load(saved(reference))
@@ -236,6 +251,44 @@ def test_gpt2(activation: str, n_inner: int | None, saved: Callable[..., Path], 
     reference = GPT2LMHeadModel(small_gpt2(activation_function=activation, n_inner=n_inner))
     text = torch.randint(0, 500, (3, 40))
     assert_parity(load(saved(reference))(text), reference(text).logits)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+def test_nanogpt(bias: bool, prefix: str, assert_parity: AssertParity, tmp_path: Path) -> None:
+    """Compiled models have the prefix."""
+    arguments = {**nanogpt.SIZES, "vocab_size": 65, "bias": bias}
+    reference, text = nanogpt.random_model(**arguments), torch.randint(0, 65, (3, 32))
+    with torch.enable_grad():
+        nanogpt.save(tmp_path / "ckpt.pt", reference, arguments, prefix)
+    assert_parity(load(tmp_path / "ckpt.pt")(text), reference(text))
+
+
+def test_nanogpt_of_before_there_was_a_choice_of_biases_has_the_gelu_of_gpt2(
+    saved: Callable[..., Path], assert_parity: AssertParity, tmp_path: Path
+) -> None:
+    reference, text = GPT2LMHeadModel(small_gpt2(layer_norm_epsilon=1e-5)), torch.randint(0, 500, (3, 40))
+    saved(reference)
+    wide = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+    state = {name: x.T if name.endswith(wide) else x for name, x in reference.state_dict().items()}
+    state |= {f"transformer.h.{n}.attn.bias": torch.ones(1, 1, 40, 40).tril() for n in range(3)}
+    sizes = {"n_layer": 3, "n_head": 4, "n_embd": 64, "block_size": 40, "vocab_size": 500, "dropout": 0.0}
+    torch.save({"model": state, "model_args": sizes}, tmp_path / "ckpt.pt")
+    assert_parity(load(tmp_path / "ckpt.pt")(text), reference(text).logits)
+
+
+@pytest.mark.parametrize(
+    ("saved_things", "message"),
+    [
+        ({"state_dict": {}}, "found state_dict, expected model and model_args, as nanoGPT saves them"),
+        ([1], "found a list, expected model and model_args"),
+        ({"model": {}, "model_args": {"n_layer": 2}}, "found no n_head, n_embd, block_size, vocab_size in model_args"),
+    ],
+)
+def test_a_file_of_something_else_is_not_nanogpts(saved_things: object, message: str, tmp_path: Path) -> None:
+    torch.save(saved_things, tmp_path / "ckpt.pt")
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path / "ckpt.pt")
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_channels": 1}, {"patch_size": 16}, {"hidden_act": "relu"}])

@@ -1,0 +1,38 @@
+"""A ViT for images of another size than it was trained on: its positions are interpolated.
+
+Source: Dosovitskiy et al., 2020, section 3.2; as `interpolate_pos_encoding` of transformers computes it.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.checkpoints.errors import CheckpointError
+from models.vit import Vit
+
+
+def resized(model: nn.Module, image_size: int) -> Vit:
+    """The same weights for images of `image_size` pixels a side. CheckpointError if `model` cannot be resized."""
+    if not isinstance(model, Vit):
+        reason = "only ViT and DeiT have positions to interpolate, a Mixer's weights belong to them, a text has no size"
+        raise CheckpointError(f"image_size is {image_size}, for {type(model).__name__}: {reason}")
+    try:
+        with torch.device("meta"):
+            larger = Vit(replace(model.config, image_size=image_size))
+    except ValueError as error:
+        raise CheckpointError(f"image_size is {image_size}: {error}") from error
+    weights = model.state_dict()
+    weights["mark.positions"] = interpolated(
+        weights["mark.positions"], model.config.class_tokens, model.embed.per_side, larger.embed.per_side
+    )
+    larger.load_state_dict(weights, assign=True)
+    return larger
+
+
+def interpolated(positions: Tensor, class_tokens: int, per_side: int, wanted: int) -> Tensor:
+    """Positions (1, tokens + i·i, d) for `wanted` patches a side; those of the class tokens stay."""
+    patches = positions[:, class_tokens:].unflatten(1, (per_side, per_side)).permute(0, 3, 1, 2)  # (1, d, i, i)
+    patches = functional.interpolate(patches, size=(wanted, wanted), mode="bicubic", align_corners=False)
+    return torch.cat([positions[:, :class_tokens], patches.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)

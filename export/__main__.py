@@ -40,7 +40,23 @@ def parser() -> argparse.ArgumentParser:
         "--target",
         default=precisions.DEFAULT,
         metavar="TARGET[=PRECISION],…",
-        help="the machines to make graphs for (default: %(default)s)",
+        help="the machines to make graphs for (default: %(default)s); cpu takes "
+        "fp32, int8-weights and int4-weights, cuda takes fp16 and, but for GPT, fp32",
+    )
+    parser.add_argument(
+        "--head-precision",
+        choices=precisions.BITS,
+        help="of weight-only precisions: how the last matrices, which make the words or the classes, are stored "
+        "(default: int8)",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="BOUND",
+        help="of weight-only precisions: the largest error allowed, root mean square over standard deviation "
+        "(default: "
+        + ", ".join(f"{p.tolerance:g} for {p.name}" for p in precisions.PRECISIONS.values() if p.weights)
+        + ")",
     )
     return parser
 
@@ -64,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     progress = Progress()
     try:
-        targets = precisions.parse(options.target)
+        targets = precisions.parse(options.target, head=options.head_precision, tolerance=options.tolerance)
         if options.name and len(options.sources) > 1:
             raise ExportError(f"--name: found {len(options.sources)} sources, expected one")
         if options.name:

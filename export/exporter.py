@@ -16,9 +16,10 @@ from export.errors import ExportError
 from export.files import read_json
 from export.optimize import node_counts, optimize
 from export.parity import Parity
-from export.precisions import Precision
+from export.precisions import PRECISIONS, Precision
 from export.progress import Progress
-from export.recipes import BertRecipe, GptRecipe, ImageRecipe, Ports, Recipe, recipe_for
+from export.quantize import quantize
+from export.recipes import DTYPES, BertRecipe, GptRecipe, ImageRecipe, Ports, Recipe, recipe_for
 from export.runtime import Runtime, described
 from export.sources import Source
 from export.trace import trace
@@ -179,23 +180,31 @@ def add_graph(
     whole: Case | None,
     progress: Progress,
 ) -> Graph:
-    """Trace, fuse and save one graph, then prove it. The model is left in `precision`."""
-    path = directory / f"{target}.onnx"
-    recipe.to({"fp32": torch.float32, "fp16": torch.float16}[precision.name])
-    with progress.step(f"{target} {precision.name}: trace"):
+    """Trace, fuse and save one graph, then prove it. The model is left in its datatype.
+
+    What is to be rounded is proven in fp32 first: only then does the error of the rest tell what rounding costs.
+    """
+    path, label = directory / f"{target}.onnx", f"{target} {precision.name}"
+    recipe.to(DTYPES[precision.datatype])
+    with progress.step(f"{label}: trace"):
         traced = trace(recipe, precision.name)
-    with progress.step(f"{target} {precision.name}: fuse") as remarks:
+    with progress.step(f"{label}: fuse") as remarks:
         before = sum(node_counts(traced).values())
         fused = optimize(traced)
         remarks.append(f"{before} → {sum(node_counts(fused).values())} nodes")
-        save(fused, path)
-        remarks.append(f"{path.stat().st_size / MILLION:.1f} MB")
-    with progress.step(f"{target} {precision.name}: compare") as remarks:
+        remarks.append(save(fused, path))
+    if precision.weights:
+        with progress.step(f"{label}: compare") as remarks:
+            remarks.append(str(prove(path, PRECISIONS["fp32"], recipe, tried, whole)))
+        with progress.step(f"{label}: quantise") as remarks:
+            remarks.append(save(quantize(fused, precision), path))
+    with progress.step(f"{label}: compare") as remarks:
         proven = prove(path, precision, recipe, tried, whole)
-        remarks.append(f"maximum {proven.maximum:.1e}, root mean square {proven.root_mean_square:.1e}")
+        remarks.append(str(proven))
     return Graph(
         target=target,
         precision=precision.name,
+        head_precision=precision.head,
         file=path.name,
         inputs=tensors(recipe.inputs(precision.name)),
         outputs=tensors(recipe.outputs(precision.name)),
@@ -210,10 +219,13 @@ def add_graph(
     )
 
 
-def save(model: onnx_ir.Model, path: Path) -> None:
-    """Write the graph; weights of more than 2 GiB go to a file beside it."""
+def save(model: onnx_ir.Model, path: Path) -> str:
+    """Write the graph; weights of more than 2 GiB go to a file beside it. Returns its size, for a reader."""
+    beside = path.with_name(f"{path.name}.data")
+    beside.unlink(missing_ok=True)  # of the graph before it was rounded
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    onnx_ir.save(model, path, external_data=f"{path.name}.data" if weights > EXTERNAL_BYTES else None)
+    onnx_ir.save(model, path, external_data=beside.name if weights > EXTERNAL_BYTES else None)
+    return f"{sum(file.stat().st_size for file in (path, beside) if file.exists()) / MILLION:.1f} MB"
 
 
 def prove(path: Path, precision: Precision, recipe: Recipe, tried: list[Case], whole: Case | None) -> Parity:

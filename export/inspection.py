@@ -4,6 +4,7 @@ Needs no torch: an artifact can be looked at where no model could be exported.
 """
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def measured(directory: Path, graph: Graph, tensors: dict[str, np.ndarray[Any, A
         parity.difference(result, session.run(runtime.filled(ports, case.inputs))[result], case.reference, scale)
         for result, case in cases
     ]
-    proven = parity.judge(differences, PRECISIONS[graph.precision])
+    proven = parity.judge(differences, replace(PRECISIONS[graph.precision], tolerance=graph.parity.tolerance))
     return {
         "target": graph.target,
         "precision": graph.precision,

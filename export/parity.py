@@ -47,6 +47,9 @@ class Parity:
     root_mean_square: float
     cases: int
 
+    def __str__(self) -> str:
+        return f"maximum {self.maximum:.1e}, root mean square {self.root_mean_square:.1e}"
+
 
 def difference(what: str, found: NDArray[np.generic], reference: NDArray[np.float32], scale: float) -> Difference:
     """Compare one array. ParityError if shapes differ or anything found is not a number."""

@@ -1,18 +1,25 @@
 """The machines a graph can be made for, the numbers it can compute in, and how near to PyTorch each must come."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from export.errors import ExportError
+
+BITS = {"fp32": None, "int8": 8, "int4": 4}  # what a number of a matrix may take; None: as it is
 
 
 @dataclass(frozen=True)
 class Precision:
-    """`measure` says which error `tolerance` bounds; both errors are relative to the reference's standard deviation."""
+    """`measure` says which error `tolerance` bounds; both errors are relative to the reference's standard deviation.
+
+    In a weight-only precision matrices are stored as `weights`, those of the head as `head`; all else is as `datatype`.
+    """
 
     name: str
     datatype: str  # of a float tensor inside the graph, as the Open Inference Protocol spells it
     measure: str
     tolerance: float
+    weights: str = ""
+    head: str = ""
 
 
 PRECISIONS = {
@@ -20,17 +27,26 @@ PRECISIONS = {
     "fp32": Precision("fp32", "FP32", "maximum", 1e-4),
     # The largest error of half precision varies too much between models to say anything.
     "fp16": Precision("fp16", "FP16", "root-mean-square", 0.015),
+    # What rounding costs is the model's affair and the user's to judge (--tolerance). These are 4 times and twice what
+    # it cost tiny models with random weights and the bundled ones; a graph that is wrong is off by 1. A head in int8
+    # costs next to nothing beside one in fp32, and holds a third of GPT-2's weights.
+    "int8-weights": Precision("int8-weights", "FP32", "root-mean-square", 0.1, weights="int8", head="int8"),
+    "int4-weights": Precision("int4-weights", "FP32", "root-mean-square", 0.5, weights="int4", head="int8"),
 }
 # For each kind of machine the precisions it can run, its default first.
 TARGETS = {
-    "cpu": ("fp32",),  # ONNX Runtime's CPU provider has no kernels for half precision
+    # ONNX Runtime's CPU provider has no kernels for half precision.
+    "cpu": ("fp32", "int8-weights", "int4-weights"),
     "cuda": ("fp16", "fp32"),
 }
 DEFAULT = "cpu=fp32,cuda=fp16"
 
 
-def parse(text: str) -> dict[str, Precision]:
-    """`cpu=fp32,cuda` → the precision of each target, in the order given. ExportError says what is not understood."""
+def parse(text: str, *, head: str | None = None, tolerance: float | None = None) -> dict[str, Precision]:
+    """`cpu=fp32,cuda` → the precision of each target, in the order given. ExportError says what is not understood.
+
+    `head` and `tolerance` replace the defaults of the weight-only precisions.
+    """
     targets: dict[str, Precision] = {}
     for part in text.split(","):
         target, _, precision = part.strip().partition("=")
@@ -41,10 +57,30 @@ def parse(text: str) -> dict[str, Precision]:
             raise ExportError(f"--target {target}: found {precision!r}, expected one of {', '.join(TARGETS[target])}")
         if target in targets:
             raise ExportError(f"--target: found {target} twice, expected each target once")
-        targets[target] = PRECISIONS[precision]
+        targets[target] = adjusted(PRECISIONS[precision], head, tolerance)
+    if (head or tolerance is not None) and not any(precision.weights for precision in targets.values()):
+        raise ExportError(
+            f"--head-precision, --tolerance: found --target {text}, expected a weight-only precision in it"
+        )
     return targets
 
 
+def adjusted(precision: Precision, head: str | None, tolerance: float | None) -> Precision:
+    """A weight-only precision as the user wants it; the others have nothing to choose."""
+    if not precision.weights:
+        return precision
+    if tolerance is not None and not 0 < tolerance < float("inf"):
+        raise ExportError(f"--tolerance: found {tolerance:g}, expected a number of standard deviations above 0")
+    bound = precision.tolerance if tolerance is None else tolerance
+    return replace(precision, head=head or precision.head, tolerance=bound)
+
+
 def spell(targets: dict[str, Precision]) -> str:
-    """The inverse of `parse`, with nothing left to defaults."""
-    return ",".join(f"{target}={precision.name}" for target, precision in targets.items())
+    """What `parse` was told, with nothing left to defaults."""
+    return ",".join(f"{target}={spelled(precision)}" for target, precision in targets.items())
+
+
+def spelled(precision: Precision) -> str:
+    """One precision with whatever can be chosen about it."""
+    chosen = f" (head {precision.head}, tolerance {precision.tolerance:g})" if precision.weights else ""
+    return f"{precision.name}{chosen}"

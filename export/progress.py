@@ -8,7 +8,7 @@ from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
-LABEL_WIDTH = 24
+LABEL_WIDTH = 28
 BAR = "{desc} {percentage:3.0f}% {bar:24} {n_fmt}/{total_fmt}"
 Item = TypeVar("Item")
 

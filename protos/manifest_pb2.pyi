@@ -139,11 +139,14 @@ class Graph(_message.Message):
     INPUTS_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
     PARITY_FIELD_NUMBER: _builtins.int
+    HEAD_PRECISION_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """cpu, cuda"""
     precision: _builtins.str
-    """fp32, fp16"""
+    """fp32, fp16, int8-weights, int4-weights"""
     file: _builtins.str
+    head_precision: _builtins.str
+    """of the last matrices, where weights have a precision of their own: fp32, int8, int4"""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tensor]: ...
     @_builtins.property
@@ -159,10 +162,11 @@ class Graph(_message.Message):
         inputs: _abc.Iterable[Global___Tensor] | None = ...,
         outputs: _abc.Iterable[Global___Tensor] | None = ...,
         parity: Global___Parity | None = ...,
+        head_precision: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["parity", b"parity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "inputs", b"inputs", "outputs", b"outputs", "parity", b"parity", "precision", b"precision", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "head_precision", b"head_precision", "inputs", b"inputs", "outputs", b"outputs", "parity", b"parity", "precision", b"precision", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -15,7 +15,7 @@ from server.providers import OPENVINO, ProviderChoice, openvino_device
 from server.settings import Settings
 
 PROVIDER_NAMES = {CUDA: "cuda", OPENVINO: "openvino", CPU: "cpu"}
-OPENVINO_PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+OPENVINO_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8-weights": "f32", "int4-weights": "f32"}
 NUMPY_TYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,

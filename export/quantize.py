@@ -1,0 +1,96 @@
+"""Matrices stored in 8 or 4 bits: MatMulNBits in place of the products with a constant matrix.
+
+Each column is cut into blocks of 32 numbers, rounded to the nearest of a few steps of a scale of their own. The kernels
+are those behind `onnxruntime.quantization`'s MatMulNBitsQuantizer, called by themselves: the module around them
+configures the process's logging when it is imported, and works on another representation of the graph.
+Norms, biases, embeddings and the attention's own products keep their precision. So do the MLPs across positions of
+MLP-Mixer where they multiply a transposed input, which the operator does not take; they are its small matrices.
+"""
+
+import numpy as np
+import onnx_ir
+from numpy.typing import NDArray
+from onnx_ir.convenience import replace_nodes_and_values
+from onnxruntime.capi._pybind_state import quantize_matmul_4bits, quantize_matmul_8bits
+
+from export.precisions import BITS, Precision
+
+KERNELS = {4: quantize_matmul_4bits, 8: quantize_matmul_8bits}
+PRODUCTS = ("MatMul", "FusedMatMul", "Gemm")
+BLOCK = 32  # numbers that share a scale
+INT8_INPUTS = 4  # the accuracy level at which inputs are rounded to int8 too, block by block: the fast way
+HEAD = "model.head."  # what the names of the head's weights begin with: see `models`
+
+
+def quantize(model: onnx_ir.Model, precision: Precision) -> onnx_ir.Model:
+    """The graph with its matrices as a weight-only `precision` has them."""
+    for node in list(model.graph):
+        weight = matrix(node)
+        if weight is None:
+            continue
+        bits = BITS[precision.head if str(weight.name).startswith(HEAD) else precision.weights]
+        if bits is not None:
+            replace(model.graph, node, weight, bits)
+    return model
+
+
+def matrix(node: onnx_ir.Node) -> onnx_ir.Value | None:
+    """The constant matrix that a node multiplies its input by; None if it does not, or does more than that."""
+    if node.op_type not in PRODUCTS:
+        return None
+    weight, attributes = node.inputs[1], node.attributes
+    if weight is None or not weight.is_initializer() or weight.const_value is None:
+        return None
+    scaled = any(attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta"))
+    transposed = any(attributes.get_int(name, 0) for name in ("transA", "transBatchA", "transBatchB"))
+    return None if scaled or transposed or len(weight.const_value.shape) != 2 else weight
+
+
+def replace(graph: onnx_ir.Graph, node: onnx_ir.Node, weight: onnx_ir.Value, bits: int) -> None:
+    """MatMulNBits in place of `node`; the matrix goes when nobody else needs it."""
+    assert weight.const_value is not None, "only constants are quantised: this is a bug"
+    array = weight.const_value.numpy()
+    if node.attributes.get_int("transB", 0):
+        array = array.T
+    rows, columns = array.shape
+    quantised, scales = rounded(array, bits)
+    inputs = [
+        node.inputs[0],
+        constant(graph, f"{weight.name}.int{bits}", quantised),
+        constant(graph, f"{weight.name}.scales", scales),
+    ]
+    if len(node.inputs) > 2:  # Gemm's bias, behind zero points and an order of rows that are not used
+        inputs += [None, None, node.inputs[2]]
+    product = onnx_ir.node(
+        "MatMulNBits",
+        inputs,
+        {"K": rows, "N": columns, "bits": bits, "block_size": BLOCK, "accuracy_level": INT8_INPUTS},
+        domain="com.microsoft",
+        name=node.name,
+    )
+    replace_nodes_and_values(graph, node, [node], [product], node.outputs, product.outputs)
+    if not weight.uses():
+        graph.initializers.pop(str(weight.name))
+
+
+def constant(graph: onnx_ir.Graph, name: str, array: NDArray[np.uint8] | NDArray[np.float32]) -> onnx_ir.Value:
+    """A constant of the graph, stored once under its name."""
+    if name not in graph.initializers:
+        tensor = onnx_ir.Tensor(array, name=name)
+        dtype = onnx_ir.TensorType(tensor.dtype)
+        graph.register_initializer(
+            onnx_ir.Value(name=name, type=dtype, shape=onnx_ir.Shape(array.shape), const_value=tensor)
+        )
+    return graph.initializers[name]
+
+
+def rounded(matrix: NDArray[np.float32], bits: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """A matrix (k, n) as whole numbers (n, blocks, bytes of a block) and their scales (n, blocks)."""
+    k, n = matrix.shape
+    blocks = -(-k // BLOCK)
+    padded = np.ascontiguousarray(np.pad(matrix, ((0, blocks * BLOCK - k), (0, 0))))
+    quantised: NDArray[np.uint8] = np.zeros((n, blocks, BLOCK * bits // 8), np.uint8)
+    scales: NDArray[np.float32] = np.zeros((n, blocks), np.float32)
+    middle: NDArray[np.uint8] = np.zeros((n, -(-blocks * bits // 8)), np.uint8)  # symmetric: every zero is the middle
+    KERNELS[bits](quantised, padded, scales, middle, BLOCK, n, k, True)
+    return quantised, scales

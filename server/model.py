@@ -148,7 +148,7 @@ def open_model(
 
 
 def _checked_session(artifact: Artifact, choice: ProviderChoice, settings: Settings) -> tuple[Session, Measured]:
-    """OpenVINO computes in bf16 where that is fast and near enough to PyTorch; what is rounded already stays as it is."""
+    """OpenVINO computes in bf16 where that is fast and near enough to PyTorch; what is rounded stays as it is."""
     fits = artifact.manifest.task != "generate" and artifact.graph(choice.target).precision == "fp32"
     if choice.provider == "openvino" and fits and cpu_has_bf16():
         session = open_session(artifact, choice, settings, precision="bf16")

@@ -10,7 +10,7 @@ MODEL ?=
 NAME ?= $(notdir $(MODEL:%/=%))
 BUNDLED := bert-mini gpt-mini vit-digits mixer-digits
 
-.PHONY: help install serve test test-large bench bench-peers docker-test check format protos
+.PHONY: help install serve test test-large bench bench-peers docker-test docker-test-large check format protos
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -50,6 +50,9 @@ bench-peers: ## make environments for peers that cannot share ours: some gigabyt
 
 docker-test: .venv-dev ## build the image of the CPU server and try it, with Docker or buildah
 	@$(BIN)/python -m pytest -v -m docker tests/docker
+
+docker-test-large: .venv-dev ## the same with the images of gigabytes: the server with CUDA, without a GPU; the export
+	@$(BIN)/python -m pytest -v -m docker_large tests/docker
 
 check: .venv-dev ## lint, format, types, import contracts, generated code
 	$(BIN)/ruff check .

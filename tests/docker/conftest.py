@@ -1,6 +1,19 @@
-"""What `make docker-test` prints at its end."""
+"""What the tests of the images share; and what they print at their end."""
+
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
+from PIL import Image as Picture
+
+from export import sources
+from tests.docker import engine as engines
+from tests.docker.engine import ROOT, Engine
+from tests.docker.running import Exported
+
+BUNDLED = ("bert-mini", "gpt-mini", "vit-digits", "mixer-digits")
 
 FACTS = pytest.StashKey[list[str]]()
 
@@ -20,3 +33,28 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("images")
         for line in config.stash[FACTS]:
             terminalreporter.line(line)
+
+
+@pytest.fixture(scope="session")
+def engine() -> Engine:
+    try:
+        return engines.find()
+    except engines.Unavailable as missing:
+        pytest.exit(f"cannot build images here: {missing}", returncode=1)
+
+
+@pytest.fixture(scope="session")
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The bundled models; where they are not there, tiny ones."""
+    if set(BUNDLED) <= set(sources.bundled()):
+        export(BUNDLED, ROOT / "artifacts")
+        return Exported(ROOT / "artifacts", sources.bundled_directory() / "vit-digits" / "example.png", tokens=200)
+    directory = tmp_path_factory.mktemp("image")
+    directory.chmod(0o755)  # for the image's user
+    export(request.getfixturevalue("checkpoints").values(), directory / "artifacts")
+    Picture.new("L", (28, 28)).save(directory / "black.png")
+    return Exported(directory / "artifacts", directory / "black.png", tokens=50)
+
+
+def export(models: Iterable[str | Path], directory: Path) -> None:
+    subprocess.run([sys.executable, "-m", "export", *models, "--artifacts", directory], cwd=ROOT, check=True)

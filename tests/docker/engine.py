@@ -15,7 +15,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -50,7 +50,7 @@ class Image:
 
 
 class Container(Protocol):
-    """A server that runs in an image."""
+    """A server, or an export, that runs in an image."""
 
     grpc: str  # host:port
     http: str
@@ -58,7 +58,7 @@ class Container(Protocol):
     def execute(self, command: Sequence[str]) -> Done: ...
     def log(self) -> str: ...
     def terminate(self) -> None: ...
-    def wait(self) -> int: ...
+    def wait(self, timeout_s: float = WAIT_S) -> int: ...
 
 
 class Engine(Protocol):
@@ -69,7 +69,9 @@ class Engine(Protocol):
     def build(self, target: str, tag: str, base: str | None) -> None: ...
     def image(self, tag: str) -> Image: ...
     def run(self, tag: str, script: str, *, user: str | None = None) -> Done: ...
-    def start(self, tag: str, artifacts: Path) -> contextlib.AbstractContextManager[Container]: ...
+    def start(
+        self, tag: str, artifacts: Path, *arguments: str, writable: bool = False
+    ) -> contextlib.AbstractContextManager[Container]: ...
 
 
 def find() -> Engine:
@@ -102,11 +104,11 @@ class Docker:
         return done(["docker", "run", "--rm", *as_user, "--entrypoint", "sh", tag, "-c", script])
 
     @contextlib.contextmanager
-    def start(self, tag: str, artifacts: Path) -> Iterator[Container]:
+    def start(self, tag: str, artifacts: Path, *arguments: str, writable: bool = False) -> Iterator[Container]:
         careful = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
         ports = ["--publish", f"127.0.0.1::{GRPC}", "--publish", f"127.0.0.1::{HTTP}"]
-        command = ["docker", "run", "--detach", *careful, *ports, "--volume", f"{artifacts}:/artifacts:ro", tag]
-        name = call(command).strip()
+        volume = f"{artifacts}:/artifacts:{'rw' if writable else 'ro'}"
+        name = call(["docker", "run", "--detach", *careful, *ports, "--volume", volume, tag, *arguments]).strip()
         try:
             yield DockerContainer(name)
         finally:
@@ -116,7 +118,17 @@ class Docker:
 class DockerContainer:
     def __init__(self, name: str) -> None:
         self._name = name
-        self.grpc, self.http = (call(["docker", "port", name, f"{port}/tcp"]).split()[0] for port in (GRPC, HTTP))
+
+    @property
+    def grpc(self) -> str:
+        return self._address(GRPC)
+
+    @property
+    def http(self) -> str:
+        return self._address(HTTP)
+
+    def _address(self, port: int) -> str:
+        return call(["docker", "port", self._name, f"{port}/tcp"]).split()[0]
 
     def execute(self, command: Sequence[str]) -> Done:
         return done(["docker", "exec", self._name, *command])
@@ -128,8 +140,8 @@ class DockerContainer:
     def terminate(self) -> None:
         call(["docker", "kill", "--signal", "TERM", self._name])
 
-    def wait(self) -> int:
-        return int(call(["docker", "wait", self._name]))
+    def wait(self, timeout_s: float = WAIT_S) -> int:
+        return int(call(["timeout", str(timeout_s), "docker", "wait", self._name]))
 
 
 # ---- buildah
@@ -159,10 +171,12 @@ class Buildah:
             return done(["buildah", "run", *as_user, name, "--", "sh", "-c", script])
 
     @contextlib.contextmanager
-    def start(self, tag: str, artifacts: Path) -> Iterator[Container]:
+    def start(self, tag: str, artifacts: Path, *arguments: str, writable: bool = False) -> Iterator[Container]:
         ports = dict(zip(("AFFINITY_PORT", "AFFINITY_HTTP_PORT"), map(str, free_ports(2)), strict=True))
+        volume, image = f"{artifacts}:/artifacts:{'rw' if writable else 'ro'}", self.image(tag)
+        image = replace(image, entrypoint=[*image.entrypoint, *arguments])
         with working_container(tag) as name, tempfile.NamedTemporaryFile("wb") as log:
-            container = BuildahContainer(name, self.image(tag), artifacts, ports, log)
+            container = BuildahContainer(name, image, volume, ports, log)
             try:
                 yield container
             finally:
@@ -175,10 +189,10 @@ CAREFUL = """mount -o remount,bind,ro / && user=$1 && shift && exec setpriv --re
 
 
 class BuildahContainer:
-    def __init__(self, name: str, image: Image, artifacts: Path, ports: Mapping[str, str], log: IO[bytes]) -> None:
+    def __init__(self, name: str, image: Image, volume: str, ports: Mapping[str, str], log: IO[bytes]) -> None:
         self._user = int(image.user.split(":")[0])
         self.grpc, self.http = (f"127.0.0.1:{port}" for port in ports.values())
-        mounted = ["--mount", "type=tmpfs,destination=/tmp", "--volume", f"{artifacts}:/artifacts:ro"]
+        mounted = ["--mount", "type=tmpfs,destination=/tmp", "--volume", volume]
         environment = [word for key, value in ports.items() for word in ("--env", f"{key}={value}")]
         self._run = ["buildah", "run", "--user", "root", "--cap-add", "CAP_SYS_ADMIN", *mounted, *environment, name]
         self._log = Path(log.name)
@@ -198,8 +212,8 @@ class BuildahContainer:
         """As an engine would: the signal goes to the container's first process."""
         os.kill(self._first_process(), signal.SIGTERM)
 
-    def wait(self) -> int:
-        return self._process.wait(WAIT_S)
+    def wait(self, timeout_s: float = WAIT_S) -> int:
+        return self._process.wait(timeout_s)
 
     def kill(self) -> None:
         if self._process.poll() is None:

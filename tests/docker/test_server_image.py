@@ -4,40 +4,26 @@
 """
 
 import os
-import subprocess
 import sys
 import time
 import tomllib
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
-from PIL import Image as Picture
 
-from export import sources
 from server.client import Client
 from tests.docker import engine as engines
-from tests.docker.engine import DOCKERFILE, ROOT, Container, Engine, Image
+from tests.docker.engine import DOCKERFILE, ROOT, Engine, Image
+from tests.docker.running import Exported, Server
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
 
-BUNDLED = ("bert-mini", "gpt-mini", "vit-digits", "mixer-digits")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 USER = 10001
 MOST_MEGABYTES = 600
 BASE_MEGABYTES = 150  # python:slim, unpacked, with some to spare
 TAG = "affinity-test:cpu"
-START_S = 120.0
-
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    try:
-        return engines.find()
-    except engines.Unavailable as missing:
-        pytest.exit(f"cannot build images here: {missing}", returncode=1)
 
 
 @pytest.fixture(scope="module")
@@ -54,32 +40,6 @@ def image(engine: Engine, tag: str) -> Image:
     return engine.image(tag)
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What is mounted at /artifacts, a picture for it, and how many tokens its GPT can add to a short prompt."""
-
-    artifacts: Path
-    picture: Path
-    tokens: int
-
-
-@pytest.fixture(scope="module")
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """The bundled models; where they are not there, tiny ones."""
-    if set(BUNDLED) <= set(sources.bundled()):
-        export(BUNDLED, ROOT / "artifacts")
-        return Exported(ROOT / "artifacts", sources.bundled_directory() / "vit-digits" / "example.png", tokens=200)
-    directory = tmp_path_factory.mktemp("image")
-    directory.chmod(0o755)  # for the image's user
-    export(request.getfixturevalue("checkpoints").values(), directory / "artifacts")
-    Picture.new("L", (28, 28)).save(directory / "black.png")
-    return Exported(directory / "artifacts", directory / "black.png", tokens=50)
-
-
-def export(models: Iterable[str | Path], directory: Path) -> None:
-    subprocess.run([sys.executable, "-m", "export", *models, "--artifacts", directory], cwd=ROOT, check=True)
-
-
 @pytest.fixture(scope="module")
 def inside(engine: Engine, tag: str) -> Callable[[str], str]:
     """Run a script in the image; what it prints."""
@@ -92,30 +52,11 @@ def inside(engine: Engine, tag: str) -> Callable[[str], str]:
     return run
 
 
-class Server:
-    """A server in a container, and how its health check went while it started."""
-
-    def __init__(self, container: Container, healthcheck: list[str]) -> None:
-        self.container, self._command = container, healthcheck
-        self.grpc, self.http = container.grpc, container.http
-        self.health_before = self.health()
-        self.health_after = self.health_before
-
-    def health(self) -> int:
-        return self.container.execute(self._command).returncode
-
-    def wait_until_ready(self) -> None:
-        deadline = time.monotonic() + START_S
-        while (code := self.health()) != 0:
-            assert time.monotonic() < deadline, f"not ready after {START_S:g} s\n{self.container.log()}"
-        self.health_after = code
-
-
 @pytest.fixture
 def start(engine: Engine, tag: str, image: Image, exported: Exported) -> Iterator[Server]:
     """A server of a test's own, ready."""
     with engine.start(tag, exported.artifacts) as container:
-        server = Server(container, health_command(image))
+        server = Server(container, image)
         server.wait_until_ready()
         yield server
 
@@ -125,15 +66,10 @@ def server(engine: Engine, tag: str, image: Image, exported: Exported, facts: li
     """A server that the tests share, ready."""
     started = time.monotonic()
     with engine.start(tag, exported.artifacts) as container:
-        server = Server(container, health_command(image))
+        server = Server(container, image)
         server.wait_until_ready()
         facts.append(f"healthy {time.monotonic() - started:.1f} s after the start of the container")
         yield server
-
-
-def health_command(image: Image) -> list[str]:
-    kind, *words = image.healthcheck
-    return ["sh", "-c", *words] if kind == "CMD-SHELL" else words
 
 
 def default_base() -> str:

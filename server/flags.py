@@ -21,6 +21,10 @@ def _whole(text: str) -> int:
     return int(text)
 
 
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(_whole, text.split(",")))
+
+
 def _number(text: str) -> float:
     with contextlib.suppress(ValueError):
         if math.isfinite(number := float(text)):
@@ -78,7 +82,7 @@ OPTIONS = {
             "|".join(PROVIDERS),
             "what computes; a provider named is required, only auto falls back, and says so",
         ),
-        Option("device", _whole, "N", "which GPU"),
+        Option("device", _whole_numbers, "N,M", "which GPU, or GPUs: then every model runs on each of them"),
         Option("gpu_memory_mb", _whole, "MB", "how much of its memory each session may take; 0: no limit"),
         Option("threads", _whole, "N", "threads that compute; 0: as many as this process may use of the machine"),
     ),
@@ -175,7 +179,8 @@ def _parser() -> argparse.ArgumentParser:
         group = parser.add_argument_group(title)
         for option in options:
             default = defaults[option.name]
-            said = f" ({default})" if default not in ((), "") else ""
+            said = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+            said = f" ({said})" if said else ""
             group.add_argument(option.flag, metavar=option.placeholder, help=f"{option.help}{said} [{option.variable}]")
         if title == "models":
             group.add_argument(

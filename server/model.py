@@ -5,7 +5,7 @@ The one table of tasks is here. A task is made from what `Opening` has; it may b
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,14 +15,15 @@ from server.artifact import Artifact
 from server.batching.batcher import Batcher
 from server.batching.rows import PIXELS_PER_TOKEN
 from server.batching.scheduler import Budget
-from server.errors import BadArtifact, ProviderUnavailable
+from server.errors import BadArtifact
 from server.generation.engine import open_engine
 from server.generation.replay import check_decoding
-from server.golden import Measured, measure
+from server.golden import Measured
 from server.images import ImageDecoder
 from server.observer import Observer
-from server.providers import ProviderChoice, cpu_has_bf16
-from server.session import Session, open_session
+from server.providers import Providers
+from server.session import Session
+from server.sessions import open_sessions
 from server.settings import ModelSettings, Settings
 from server.tasks.classify_image import ClassifyImage
 from server.tasks.classify_text import ClassifyText
@@ -58,11 +59,15 @@ class Opening:
     """All that a task can be made from."""
 
     artifact: Artifact
-    session: Session
+    sessions: Sequence[Session]  # over the same graph, one for each device
     settings: ModelSettings
-    device: int
     prepare: Executor  # for work that must not hold up the event loop
     observer: Observer
+
+    @property
+    def session(self) -> Session:
+        """Any of them."""
+        return self.sessions[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +86,8 @@ class Model:
     name: str
     version: str
     artifact: Artifact
-    session: Session
-    measured: Measured
+    session: Session  # any of them, if there are several devices
+    measured: Measured  # in the session that is farthest from PyTorch
     doors: Doors = field(repr=False)
 
     @property
@@ -111,13 +116,15 @@ class Model:
 
 
 def open_model(
-    artifact: Artifact, choice: ProviderChoice, settings: Settings, *, prepare: Executor, observer: Observer
+    artifact: Artifact, providers: Providers, settings: Settings, *, prepare: Executor, observer: Observer
 ) -> Model:
-    """Open a session, check it with the golden inputs, make the doors. Blocks; BadArtifact or ProviderUnavailable."""
+    """Open sessions, check them with the golden inputs, make the doors. Blocks; BadArtifact or ProviderUnavailable."""
     task = artifact.manifest.task
     if task not in TASKS:
         raise BadArtifact(f"{artifact.directory}: found task {task!r}, expected one of {', '.join(TASKS)}")
-    session, measured = _checked_session(artifact, choice, settings)
+    checked = open_sessions(artifact, providers, settings)
+    sessions = [session for session, _ in checked]
+    session, measured = max(checked, key=lambda pair: pair[1].error)
     log.info(
         "%s version %s: %s on %s in %s, %.2g standard deviations from PyTorch (%s; at most %g)",
         artifact.name,
@@ -131,9 +138,8 @@ def open_model(
     )
     opening = Opening(
         artifact=artifact,
-        session=session,
+        sessions=sessions,
         settings=settings.of(artifact.name),
-        device=choice.device,
         prepare=prepare,
         observer=observer,
     )
@@ -145,19 +151,6 @@ def open_model(
         measured=measured,
         doors=TASKS[task](opening),
     )
-
-
-def _checked_session(artifact: Artifact, choice: ProviderChoice, settings: Settings) -> tuple[Session, Measured]:
-    """OpenVINO computes in bf16 where that is fast and near enough to PyTorch; what is rounded stays as it is."""
-    fits = artifact.manifest.task != "generate" and artifact.graph(choice.target).precision == "fp32"
-    if choice.provider == "openvino" and fits and cpu_has_bf16():
-        session = open_session(artifact, choice, settings, precision="bf16")
-        try:
-            return session, measure(session, artifact)
-        except BadArtifact as error:
-            log.warning("%s; computing in fp32 instead", error)
-    session = open_session(artifact, choice, settings)
-    return session, measure(session, artifact)
 
 
 # ---- the tasks
@@ -190,19 +183,14 @@ def _classify_image(opening: Opening) -> Doors:
 
 def _generate(opening: Opening) -> Doors:
     artifact, text = opening.artifact, opening.artifact.manifest.text
-    if opening.session.provider == "openvino":  # there GroupQueryAttention is handed lengths that are out of range
-        raise ProviderUnavailable(
-            f"{artifact.name}: found provider openvino, expected cpu or cuda: generation over a cache does not run on "
-            "OpenVINO (--models says which models to serve)"
-        )
-    check_decoding(opening.session, artifact, device=opening.device)
+    check_decoding(opening.session, artifact, device=opening.session.device)
     engine = open_engine(
         opening.session,
         opening.settings,
         name=artifact.name,
         context=text.max_length,
         end_id=text.end_id if text.HasField("end_id") else None,
-        device=opening.device,
+        device=opening.session.device,
         observer=opening.observer,
     )
     task = Generate(engine, TextEncoder(artifact), opening.prepare)

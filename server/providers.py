@@ -21,11 +21,10 @@ BF16_FLAGS = ("amx_bf16", "avx512_bf16")
 
 @dataclass(frozen=True)
 class ProviderChoice:
-    """What will run. `reason` says why it is not something faster, if `auto` chose."""
+    """What a model may run on: one session on each of the devices, which only CUDA has several of."""
 
     provider: str  # cuda, openvino, cpu
-    device: int = 0
-    reason: str = ""
+    devices: tuple[int, ...] = (0,)
 
     @property
     def target(self) -> str:
@@ -33,19 +32,48 @@ class ProviderChoice:
         return "cuda" if self.provider == "cuda" else "cpu"
 
 
-def choose_provider(settings: Settings) -> ProviderChoice:
-    """Try the provider that the settings name; ProviderUnavailable with the reason if it cannot run here."""
-    if settings.provider == "cpu":
-        return ProviderChoice("cpu")
+@dataclass(frozen=True)
+class Providers:
+    """What there is to run on, the best first. `reason` says why there is nothing better, if `auto` chose."""
+
+    choices: tuple[ProviderChoice, ...]
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return " or ".join(choice.provider for choice in self.choices)
+
+
+def find_providers(settings: Settings) -> Providers:
+    """Try what the settings name; ProviderUnavailable with the reason if it cannot run here.
+
+    For `auto` that is CUDA, or else OpenVINO with the CPU for what it cannot run, or else the CPU.
+    """
+    if settings.provider != "auto":
+        return Providers((_required(settings),))
+    try:
+        return Providers((_cuda(settings), ProviderChoice("cpu")))
+    except ProviderUnavailable as error:
+        reason = str(error)
+    try:
+        openvino_device()
+    except ProviderUnavailable as error:
+        return Providers((ProviderChoice("cpu"),), f"{reason}; {error}")
+    return Providers((ProviderChoice("openvino"), ProviderChoice("cpu")), reason)
+
+
+def _required(settings: Settings) -> ProviderChoice:
+    if settings.provider == "cuda":
+        return _cuda(settings)
     if settings.provider == "openvino":
         openvino_device()
-        return ProviderChoice("openvino")
-    problem = cuda_problem(settings.device)
-    if problem is None:
-        return ProviderChoice("cuda", settings.device)
-    if settings.provider == "auto":
-        return ProviderChoice("cpu", reason=f"CUDA cannot be used: {problem}")
-    raise ProviderUnavailable(f"provider cuda cannot run here: {problem}")
+    return ProviderChoice(settings.provider)
+
+
+def _cuda(settings: Settings) -> ProviderChoice:
+    for device in settings.device:
+        if problem := cuda_problem(device):
+            raise ProviderUnavailable(f"provider cuda cannot run here: {problem}")
+    return ProviderChoice("cuda", settings.device)
 
 
 def openvino_device() -> Any:

@@ -12,7 +12,7 @@ from server.cpus import usable_cpus
 from server.errors import AffinityError, BadArtifact, InvalidRequest, ModelNotFound, NotReady, WrongTask
 from server.model import Model, open_model
 from server.observer import Observe, silence
-from server.providers import ProviderChoice, choose_provider
+from server.providers import Providers, find_providers
 from server.settings import EVERY_MODEL, Settings
 
 __all__ = ["Entry", "Model", "Repository"]
@@ -47,7 +47,7 @@ class Repository:
         self._entries: dict[tuple[str, int], Entry] = {}
         self._locks: dict[str, asyncio.Lock] = {}  # one load or unload of a model at a time
         self._leaving: set[asyncio.Task[None]] = set()  # unloaded, and still answering who is in
-        self._choice: ProviderChoice | None = None
+        self._providers: Providers | None = None
         self._prepare = ThreadPoolExecutor(usable_cpus() + 1, thread_name_prefix="prepare")
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="open")
         self.ready = False
@@ -199,15 +199,15 @@ class Repository:
 
     def _open(self, directory: Path, old: Model | None) -> Model:
         """In the opener's thread."""
-        if self._choice is None:
-            self._choice = choose_provider(self._settings)
-            if self._choice.reason:
-                log.warning("running on %s: %s", self._choice.provider, self._choice.reason)
+        if self._providers is None:
+            self._providers = find_providers(self._settings)
+            if self._providers.reason:
+                log.warning("running on %s: %s", self._providers, self._providers.reason)
         artifact = read_artifact(directory)
         if old is not None and artifact.manifest == old.artifact.manifest:
             return old
         observer = self._observe(artifact.name, artifact.version)
-        return open_model(artifact, self._choice, self._settings, prepare=self._prepare, observer=observer)
+        return open_model(artifact, self._providers, self._settings, prepare=self._prepare, observer=observer)
 
     def _give_up(self, name: str, failed: int, error: BaseException, *, waiting: set[int]) -> None:
         """Note why those that were to come do not: one of them failed."""

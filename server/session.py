@@ -1,7 +1,9 @@
 """One ONNX Runtime session over one graph, on the provider that was chosen. Knows no tasks and no batches."""
 
 import json
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime
@@ -24,13 +26,17 @@ NUMPY_TYPES = {
 }
 
 
+MAX_BOUND_SHAPES = 256  # a batcher pads to fewer (server/batching/shapes.py); others can be asked for, too
+
+
 class Session:
     """Runs the graph. `provider` and `precision` are what really computes."""
 
-    def __init__(self, ort: onnxruntime.InferenceSession, *, provider: str, precision: str) -> None:
+    def __init__(self, ort: onnxruntime.InferenceSession, *, provider: str, precision: str, device: int = 0) -> None:
         self.ort = ort
         self.provider = provider
         self.precision = precision
+        self.device = device
         self.input_names = tuple(node.name for node in ort.get_inputs())
         self.output_names = tuple(node.name for node in ort.get_outputs())
         self.input_types = {node.name: NUMPY_TYPES[node.type] for node in ort.get_inputs()}
@@ -40,10 +46,60 @@ class Session:
         return dict(zip(outputs, self.ort.run(list(outputs), dict(feeds)), strict=True))
 
 
+class BoundSession(Session):
+    """Keeps its inputs on the device, in memory that runs of the same shapes share, and fetches what is wanted alone.
+
+    The other outputs stay where they are. To be used by one thread at a time.
+    """
+
+    def __init__(self, ort: onnxruntime.InferenceSession, *, provider: str, precision: str, device: int = 0) -> None:
+        super().__init__(ort, provider=provider, precision=precision, device=device)
+        self._bound: OrderedDict[object, _Bound] = OrderedDict()  # the one used last at the end
+
+    @property
+    def shapes(self) -> int:
+        """For how many shapes of its inputs it holds memory."""
+        return len(self._bound)
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        bound = self._bound_to(feeds, outputs)
+        for name, value in feeds.items():
+            bound.inputs[name].update_inplace(np.ascontiguousarray(value))
+        self.ort.run_with_iobinding(bound.binding)
+        return dict(zip(outputs, bound.binding.copy_outputs_to_cpu(), strict=True))
+
+    def _bound_to(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> "_Bound":
+        key = (tuple(outputs), *((name, value.shape) for name, value in feeds.items()))
+        if key not in self._bound:
+            self._bound[key] = self._bind(feeds, outputs)
+        self._bound.move_to_end(key)
+        while len(self._bound) > MAX_BOUND_SHAPES:
+            self._bound.popitem(last=False)
+        return self._bound[key]
+
+    def _bind(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> "_Bound":
+        where = (self.provider, self.device) if self.provider == "cuda" else ("cpu", 0)
+        binding, inputs = self.ort.io_binding(), {}
+        for name, value in feeds.items():
+            inputs[name] = onnxruntime.OrtValue.ortvalue_from_shape_and_type(value.shape, value.dtype, *where)
+            binding.bind_ortvalue_input(name, inputs[name])
+        for name in outputs:
+            binding.bind_output(name, *where)
+        return _Bound(binding, inputs)
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A run of certain shapes, ready to be filled."""
+
+    binding: onnxruntime.IOBinding
+    inputs: dict[str, onnxruntime.OrtValue]
+
+
 def open_session(
-    artifact: Artifact, choice: ProviderChoice, settings: Settings, *, precision: str | None = None
+    artifact: Artifact, choice: ProviderChoice, settings: Settings, *, device: int = 0, precision: str | None = None
 ) -> Session:
-    """A session over the graph for the chosen provider. OpenVINO may be given a lower `precision`.
+    """A session over the graph for the chosen provider, on one of its devices. OpenVINO may be given a `precision`.
 
     BadArtifact if the graph does not load, ProviderUnavailable if something else than what was chosen would run it.
     """
@@ -54,7 +110,7 @@ def open_session(
         _add_openvino(options, precision=precision, threads=options.intra_op_num_threads)
         providers: dict[str, object] = {}
     else:
-        providers = {"providers": _providers(choice, settings), "enable_fallback": 0}
+        providers = {"providers": _providers(choice, device, settings), "enable_fallback": 0}
     path = artifact.path(graph.file)
     try:
         ort = onnxruntime.InferenceSession(path, options, **providers)
@@ -63,7 +119,8 @@ def open_session(
     found = PROVIDER_NAMES.get(ort.get_providers()[0], ort.get_providers()[0])
     if found != choice.provider:
         raise ProviderUnavailable(f"{path}: found provider {found}, expected {choice.provider}")
-    return Session(ort, provider=found, precision=precision or graph.precision)
+    kind = BoundSession if found == "cuda" and not artifact.manifest.HasField("cache") else Session
+    return kind(ort, provider=found, precision=precision or graph.precision, device=device)
 
 
 def _options(settings: Settings) -> onnxruntime.SessionOptions:
@@ -77,11 +134,11 @@ def _options(settings: Settings) -> onnxruntime.SessionOptions:
     return options
 
 
-def _providers(choice: ProviderChoice, settings: Settings) -> list[object]:
+def _providers(choice: ProviderChoice, device: int, settings: Settings) -> list[object]:
     if choice.provider == "cpu":
         return [CPU]
     cuda = {
-        "device_id": str(choice.device),
+        "device_id": str(device),
         "arena_extend_strategy": "kSameAsRequested",  # lengths vary: powers of two would hold twice what is needed
         "cudnn_conv_algo_search": "HEURISTIC",  # an exhaustive search would run again for each new shape
     }

@@ -61,7 +61,7 @@ class Settings:
     artifacts: Path = Path("artifacts")
     models: tuple[str, ...] = ()
     provider: str = "auto"
-    device: int = 0
+    device: tuple[int, ...] = (0,)
     threads: int = 0
     gpu_memory_mb: int = 0
     host: str = "127.0.0.1"
@@ -81,7 +81,6 @@ class Settings:
             if not 0 <= getattr(self, name) <= 65535:
                 raise BadSetting(f"{name}: found {getattr(self, name)}, expected 0 (any free one) to 65535")
         for name, least in (
-            ("device", 0),
             ("threads", 0),
             ("gpu_memory_mb", 0),
             ("max_message_mb", 1),
@@ -89,6 +88,8 @@ class Settings:
         ):
             if getattr(self, name) < least:
                 raise BadSetting(f"{name}: found {getattr(self, name)}, expected at least {least}")
+        if not self.device or len(set(self.device)) < len(self.device):
+            raise BadSetting(f"device: found {','.join(map(str, self.device)) or 'none'}, expected different numbers")
         for model in self.overrides:
             self.of(model)
 

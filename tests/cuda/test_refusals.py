@@ -113,4 +113,4 @@ def test_the_libraries_are_those_that_the_provider_is_linked_against(stand_ins: 
 def test_auto_serves_without_and_says_why(environment: Callable, exported: Callable) -> None:
     answers, expected = PROBLEMS["an old driver"]
     with served(exported("tiny-vit").parents[1], "--provider", "auto", environment=environment(answers)) as server:
-        assert f"CUDA cannot be used: {expected}" in server.banner
+        assert f"provider cuda cannot run here: {expected}" in server.banner

@@ -22,7 +22,7 @@ from protos import open_inference_pb2 as oip
 from protos.affinity_pb2_grpc import AffinityStub
 from server.artifact import read_artifact
 from server.client import OPEN_INFERENCE, Client
-from server.providers import choose_provider
+from server.providers import find_providers
 from server.session import open_session
 from server.settings import Settings
 from tests.published import SIZES, export
@@ -60,7 +60,7 @@ def alone(artifacts: Path, name: str, provider: str, batches: list[int], runs: i
     """The session of an encoder or a vision model, with nothing around it."""
     settings = Settings(provider=provider)
     artifact = read_artifact(artifacts / name / "1")
-    session = open_session(artifact, choose_provider(settings), settings)
+    session = open_session(artifact, find_providers(settings).choices[0], settings)
     random = np.random.default_rng(0)
     for batch in batches:
         if artifact.manifest.HasField("image"):

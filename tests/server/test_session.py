@@ -11,8 +11,8 @@ from server.artifact import Artifact, read_artifact
 from server.cuda import PROBE, cuda_problem
 from server.errors import BadArtifact, ProviderUnavailable
 from server.golden import measure
-from server.providers import OPENVINO_PACKAGE, ProviderChoice, choose_provider, cpu_has_bf16
-from server.session import open_session
+from server.providers import OPENVINO_PACKAGE, ProviderChoice, cpu_has_bf16, find_providers
+from server.session import MAX_BOUND_SHAPES, BoundSession, open_session
 from server.settings import Settings
 
 NAMES = ["tiny-bert", "tiny-classifier", "tiny-embedder", "tiny-gpt", "tiny-vit", "tiny-mixer"]
@@ -67,17 +67,50 @@ def test_a_session_keeps_to_its_threads_and_does_not_spin(artifacts):
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "tiny-gpt"])
+def test_a_bound_session_gives_the_same_and_keeps_what_was_given(artifacts, name):
+    """As on CUDA: inputs in memory that runs of equal shapes share, and only what is wanted fetched."""
+    artifact = read_artifact(artifacts / name / "1")
+    session = open_session(artifact, CPU, Settings())
+    bound = BoundSession(session.ort, provider="cpu", precision="fp32")
+    assert measure(bound, artifact) == measure(session, artifact)
+    feeds = dict(artifact.golden()[0].inputs)
+    name = "input_ids" if "input_ids" in feeds else "pixel_values"
+    changed = feeds | {name: feeds[name][::-1].copy()}
+    for outputs in (session.output_names, session.output_names[-1:]):
+        first, second = bound.run(feeds, outputs), bound.run(changed, outputs)
+        for found, given in ((first, feeds), (second, changed)):
+            expected = session.run(given, outputs)
+            assert list(found) == list(expected)
+            assert all(np.array_equal(found[output], expected[output]) for output in outputs)
+
+
+def test_a_bound_session_forgets_shapes_that_were_not_seen_for_long(artifacts):
+    session = open_session(read_artifact(artifacts / "tiny-bert" / "1"), CPU, Settings(threads=1))
+    bound = BoundSession(session.ort, provider="cpu", precision="fp32")
+    for count in range(1, MAX_BOUND_SHAPES + 20):
+        feeds = {
+            "input_ids": np.full((1, 1 + count % 60), 7),
+            "position_ids": np.arange(1 + count % 60)[None],
+            "lengths": np.array([1 + count % 60], np.int32),
+            "token_type_ids": np.zeros((1, 1 + count % 60), np.int64),
+            "selected": np.zeros(1 + count // 60, np.int64),
+        }
+        assert len(bound.run(feeds, ["logits"])["logits"]) == 1 + count // 60
+    assert bound.shapes == MAX_BOUND_SHAPES
+
+
 def test_the_cpu_can_always_be_chosen():
-    assert choose_provider(Settings(provider="cpu")) == CPU
+    assert find_providers(Settings(provider="cpu")).choices == (CPU,)
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="CUDA can be used here")
 def test_auto_falls_back_and_says_why_but_a_provider_named_is_required(capfd):
-    choice = choose_provider(Settings())
-    assert choice.provider == "cpu"
-    assert choice.reason.startswith("CUDA cannot be used: ")
+    providers = find_providers(Settings())
+    assert providers.choices[-1] == CPU
+    assert providers.reason.startswith("provider cuda cannot run here: ")
     with pytest.raises(ProviderUnavailable, match="provider cuda cannot run here: "):
-        choose_provider(Settings(provider="cuda"))
+        find_providers(Settings(provider="cuda"))
     assert capfd.readouterr() == ("", "")  # the runtime would have filled a screen
 
 
@@ -92,7 +125,7 @@ def test_a_session_that_fell_back_to_the_cpu_in_silence_is_refused(artifacts):
 @pytest.mark.skipif(HAS_OPENVINO, reason="OpenVINO is installed here")
 def test_without_its_package_openvino_cannot_be_chosen():
     with pytest.raises(ProviderUnavailable, match=OPENVINO_PACKAGE):
-        choose_provider(Settings(provider="openvino"))
+        find_providers(Settings(provider="openvino"))
 
 
 @pytest.mark.skipif(not HAS_OPENVINO, reason=f"needs {OPENVINO_PACKAGE}")
@@ -100,7 +133,7 @@ def test_without_its_package_openvino_cannot_be_chosen():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_openvino_gives_what_pytorch_gave(artifacts, name, precision):
     artifact = read_artifact(artifacts / name / "1")
-    choice = choose_provider(Settings(provider="openvino"))
+    (choice,) = find_providers(Settings(provider="openvino")).choices
     session = open_session(artifact, choice, Settings(), precision=precision)
     assert session.provider == "openvino"
     assert measure(session, artifact).error > 0

@@ -11,7 +11,7 @@ from server.admission import Gate, Limits
 from server.artifact import read_artifact
 from server.generation.engine import Engine
 from server.generation.graph import Decoder, make_cache
-from server.providers import choose_provider
+from server.providers import ProviderChoice
 from server.session import open_session
 from server.settings import Settings
 
@@ -25,7 +25,7 @@ def artifact(artifacts):
 
 @pytest.fixture(scope="session")
 def session(artifact):
-    return open_session(artifact, choose_provider(SETTINGS), SETTINGS)
+    return open_session(artifact, ProviderChoice("cpu"), SETTINGS)
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,8 @@ def parser() -> argparse.ArgumentParser:
         "sources",
         nargs="+",
         metavar="SOURCE",
-        help="a bundled model's name, a directory in the Hugging Face layout, or a hub id (owner/name[@revision])",
+        help="a bundled model's name, a directory in the Hugging Face layout, a hub id (owner/name[@revision]), or "
+        "nanoGPT's ckpt.pt",
     )
     parser.add_argument("--list", action="store_true", help="say what can be exported, and what each family needs")
     parser.add_argument("--name", help="what the server calls the model (one SOURCE only; default: the source's name)")
@@ -58,6 +59,18 @@ def parser() -> argparse.ArgumentParser:
         + ", ".join(f"{p.tolerance:g} for {p.name}" for p in precisions.PRECISIONS.values() if p.weights)
         + ")",
     )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="SOURCE",
+        help="a tokenizer in place of the source's own: a directory, a file (tokenizer.json, nanoGPT's meta.pkl), or "
+        "a hub id",
+    )
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="the side of the images that a ViT is to look at, if not that of its training: positions are interpolated",
+    )
     return parser
 
 
@@ -89,8 +102,8 @@ def main(arguments: list[str] | None = None) -> int:
         return report(error, MISUSED)
     try:
         for location in options.sources:
-            source = sources.resolve(location)
-            export_one(source, options.name or source.name, options.artifacts, targets, progress)
+            source = sources.resolve(location, options.tokenizer)
+            export_one(source, options, targets, progress)
     except ExportError as error:
         return report(error, FAILED)
     except OSError as error:
@@ -100,10 +113,15 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def export_one(source: Source, name: str, artifacts: Path, targets: dict[str, Precision], progress: Progress) -> None:
+def export_one(source: Source, options: argparse.Namespace, targets: dict[str, Precision], progress: Progress) -> None:
     """Export one source, unless its newest artifact was made of the same files with the same options."""
+    name, artifacts = options.name or source.name, options.artifacts
     artifact.check_name(name)
     digest, chosen = source.digest(), precisions.spell(targets)
+    if options.image_size is not None:
+        chosen += f",image-size={options.image_size}"
+    if source.revision:
+        progress.say(f"{name}: {source.location} is commit {source.revision}")
     found = artifact.newest(artifacts, name)
     if found is not None:
         directory, manifest = found
@@ -114,7 +132,7 @@ def export_one(source: Source, name: str, artifacts: Path, targets: dict[str, Pr
     progress.say(f"{name}: {source.location} → {artifacts / name}")
     from export.exporter import Job, export  # brings torch with it: seconds that an up-to-date model need not wait
 
-    directory = export(Job(source, name, artifacts, targets, digest, chosen), progress)
+    directory = export(Job(source, name, artifacts, targets, digest, chosen, options.image_size), progress)
     progress.say(f"{name}: {directory} is ready")
 
 

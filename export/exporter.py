@@ -13,9 +13,9 @@ from safetensors.numpy import save as serialised
 from export import artifact, cases, decode, images, parity, pooling, text
 from export.cases import Arrays, Case
 from export.errors import ExportError
-from export.files import read_json
 from export.optimize import node_counts, optimize
 from export.parity import Parity
+from export.pooling import Pooling
 from export.precisions import PRECISIONS, Precision
 from export.progress import Progress
 from export.quantize import quantize
@@ -23,7 +23,8 @@ from export.recipes import DTYPES, BertRecipe, GptRecipe, ImageRecipe, Ports, Re
 from export.runtime import Runtime, described
 from export.sources import Source
 from export.trace import trace
-from models.checkpoints import CheckpointError, labels, load
+from models import MixerConfig, VitConfig, checkpoints
+from models.checkpoints import CheckpointError, configuration, labels, load
 from protos.manifest_pb2 import CacheLayout, Graph, Manifest, Tensor
 from protos.manifest_pb2 import Parity as ParityMessage
 from protos.manifest_pb2 import Source as SourceMessage
@@ -44,6 +45,7 @@ class Job:
     targets: dict[str, Precision]
     digest: str
     options: str
+    image_size: int | None = None  # in pixels, if it is to be another than the source's
 
 
 def export(job: Job, progress: Progress) -> Path:
@@ -71,30 +73,35 @@ def export(job: Job, progress: Progress) -> Path:
 
 def read(job: Job) -> tuple[Recipe, Manifest, str | None]:
     """The model as a recipe, the manifest as far as the source says it, and the tokenizer's file."""
-    directory = job.source.directory
-    pooled = pooling.read(directory)
-    config = read_json(directory / "config.json")
+    source, directory = job.source, job.source.directory
+    pooled = pooling.read(directory) if directory else Pooling()
     try:
-        model = load(directory, pooling=pooled.pooling, normalise=pooled.normalise)
+        config, tensors = checkpoints.read(source.weights)
+        model = load((config, tensors), pooling=pooled.pooling, normalise=pooled.normalise, image_size=job.image_size)
         names = labels(config)
     except CheckpointError as error:
-        raise ExportError(f"{job.source.location}: {error}") from error
+        raise ExportError(f"{source.location}: {error}") from error
     recipe = recipe_for(model)
     manifest = Manifest(
         format_version=artifact.FORMAT_VERSION,
         name=job.name,
         architecture=recipe.architecture,
         task=recipe.task,
-        source=SourceMessage(location=job.source.location, digest=job.digest, options=job.options),
+        source=SourceMessage(
+            location=source.location, digest=job.digest, options=job.options, revision=source.revision
+        ),
         tool_versions=tool_versions(),
     )
     if isinstance(recipe, ImageRecipe):
-        sizes = {"image_size": recipe.config.image_size, "channels": recipe.config.channels}
-        manifest.image.CopyFrom(images.read(directory, **sizes))
+        trained = configuration(config)[1]
+        assert directory is not None, "an image model is a directory: this is a bug"
+        assert isinstance(trained, VitConfig | MixerConfig), "an image model has a size: this is a bug"
+        sizes = {"image_size": recipe.config.image_size, "trained": trained.image_size}
+        manifest.image.CopyFrom(images.read(directory, channels=recipe.config.channels, **sizes))
         manifest.labels.extend(names)
         manifest.function_to_apply = "softmax"
         return recipe, manifest, None
-    found = read_text(directory, recipe, pooled.longest)
+    found = read_text(source, recipe, pooled.longest)
     manifest.text.CopyFrom(found.manifest)
     if recipe.task == "classify-text":
         manifest.labels.extend(names)
@@ -108,11 +115,12 @@ def read(job: Job) -> tuple[Recipe, Manifest, str | None]:
     return recipe, manifest, found.tokenizer
 
 
-def read_text(directory: Path, recipe: Recipe, longest: int | None) -> text.Text:
+def read_text(source: Source, recipe: Recipe, longest: int | None) -> text.Text:
     """The tokenizer that stands before `recipe`."""
     assert isinstance(recipe, BertRecipe | GptRecipe), "only words are tokenised: this is a bug"
     return text.read(
-        directory,
+        source.tokenizer,
+        model=source.directory,
         vocabulary=recipe.config.vocabulary,
         positions=recipe.config.positions,
         segments=getattr(recipe.config, "segments", 0),

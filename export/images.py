@@ -33,8 +33,11 @@ TIMM_CROP = 0.875
 CHANNELS = 3
 
 
-def read(directory: Path, *, image_size: int, channels: int) -> ImageInput:
-    """The preprocessing for a model of images of `image_size` pixels a side. ExportError if the two do not fit."""
+def read(directory: Path, *, image_size: int, channels: int, trained: int | None = None) -> ImageInput:
+    """The preprocessing for a model of images of `image_size` pixels a side. ExportError if the two do not fit.
+
+    Where the model was `trained` for another size, and its files are for that one, everything grows in proportion.
+    """
     if channels != CHANNELS:
         raise ExportError(f"config.json: found images of {channels} channels, expected {CHANNELS}")
     config = read_json(directory / "config.json")
@@ -44,7 +47,9 @@ def read(directory: Path, *, image_size: int, channels: int) -> ImageInput:
     if not preprocessing:
         raise ExportError("preprocessor_config.json: found none, expected it to say how an image becomes pixel values")
     found = of_transformers(with_defaults(preprocessing), image_size)
-    check(found, image_size)
+    if trained not in (None, image_size) and ends_at(found, trained):
+        grow(found, image_size / trained)
+    check(found, image_size, trained or image_size)
     return found
 
 
@@ -122,12 +127,27 @@ def channel_values(field: str, found: Any) -> list[float]:
     return [float(value) for value in values]
 
 
-def check(image: ImageInput, image_size: int) -> None:
-    """ExportError if the steps do not end at the size of the model's input."""
+def ends_at(image: ImageInput, image_size: int) -> bool:
+    """Whether the steps make images of `image_size` pixels a side, as far as they say it."""
     last = image.crop if image.HasField("crop") else image.resize
     known = last.HasField("height") and image.HasField("resize")
-    if known and (last.height, last.width) != (image_size, image_size):
-        raise ExportError(
-            f"preprocessor_config.json: found images of {last.height} × {last.width}, "
-            f"expected the model's {image_size} × {image_size}"
-        )
+    return not known or (last.height, last.width) == (image_size, image_size)
+
+
+def grow(image: ImageInput, factor: float) -> None:
+    """Make every step's sizes larger by one factor, or smaller."""
+    for step in (image.resize, image.crop):
+        for field, pixels in step.ListFields():
+            setattr(step, field.name, round(pixels * factor))
+
+
+def check(image: ImageInput, image_size: int, trained: int) -> None:
+    """ExportError if the steps do not end at the size of the model's input."""
+    if ends_at(image, image_size):
+        return
+    last = image.crop if image.HasField("crop") else image.resize
+    hint = "" if image_size != trained else f"; --image-size {last.height} interpolates its positions to that size"
+    raise ExportError(
+        f"preprocessor_config.json: found images of {last.height} × {last.width}, "
+        f"expected the model's {image_size} × {image_size}{hint}"
+    )

@@ -1,63 +1,59 @@
-"""What the user names → a directory of files on this machine, and a digest that says whether it has changed.
+"""What the user names → files on this machine, and a digest that says whether they have changed.
 
 Knows nothing of models and imports no torch, so that an export that is not needed costs nothing.
 """
 
 import hashlib
-import os
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from export import hub
 from export.errors import ExportError
+from export.layout import CHARACTERS, files, tokenizer_files
 
-# The files that can matter. A hub repository holds more: other frameworks' weights, cards, logs.
-PATTERNS = (
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "model.safetensors",
-    "model-*-of-*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "modules.json",
-    "sentence_bert_config.json",
-    "*_Pooling/config.json",
-)
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 CHUNK_BYTES = 1 << 22
+SAVED = (".pt", ".pth")  # what nanoGPT writes
 
 
 @dataclass(frozen=True)
 class Source:
-    """`location` is what the user typed, `name` what the artifact is called unless the user says otherwise."""
+    """`location` is what the user typed, `name` what the artifact is called unless the user says otherwise.
+
+    `weights` is a directory in the Hugging Face layout or nanoGPT's file, `tokenizer` a directory or a file: that of
+    the weights, unless the user names another. `revision` is the commit that a hub id led to.
+    """
 
     location: str
     name: str
-    directory: Path
+    weights: Path
+    tokenizer: Path
+    revision: str = ""
+
+    @property
+    def directory(self) -> Path | None:
+        """Where the files lie that say more about the model; nanoGPT's file has none."""
+        return self.weights if self.weights.is_dir() else None
 
     def digest(self) -> str:
         """sha256 over the names and contents of the files that matter."""
         digest = hashlib.sha256()
-        for path in files(self.directory):
-            name = path.relative_to(self.directory).as_posix()
+        for name, path in self._named():
             digest.update(f"{name}\0{path.stat().st_size}\0".encode())
             with path.open("rb") as file:
                 while chunk := file.read(CHUNK_BYTES):
                     digest.update(chunk)
         return digest.hexdigest()
 
-
-def files(directory: Path) -> list[Path]:
-    """The files of `directory` that can matter, sorted."""
-    return sorted({path for pattern in PATTERNS for path in directory.glob(pattern)})
+    def _named(self) -> list[tuple[str, Path]]:
+        """The files that matter, by names that do not depend on where they lie."""
+        if self.directory:
+            named = [(path.relative_to(self.weights).as_posix(), path) for path in files(self.weights)]
+        else:
+            named = [(self.weights.name, self.weights)]
+        if self.tokenizer != self.weights:
+            named += [(f"tokenizer/{path.name}", path) for path in tokenizer_files(self.tokenizer)]
+        return named
 
 
 def bundled_directory() -> Path:
@@ -73,51 +69,61 @@ def bundled() -> list[str]:
     return sorted(path.parent.name for path in bundled_directory().glob("*/config.json"))
 
 
-def resolve(location: str) -> Source:
-    """Find a bundled name, a local directory or a hub id, in this order; ExportError if it is none of them.
+def resolve(location: str, tokenizer: str | None = None) -> Source:
+    """Find a bundled name, a local directory or file, or a hub id, in this order; ExportError if it is none of them.
 
-    A hub id may end in `@` and a revision: a branch, a tag or a commit.
+    `tokenizer` names a tokenizer in place of the source's own: a directory, a file or a hub id.
     """
+    chosen = resolve_tokenizer(tokenizer) if tokenizer else None
     if location in bundled():
-        return Source(location, location, bundled_directory() / location)
-    path = Path(location).expanduser()
-    if path.is_dir():
-        return local(location, path)
-    if path.exists():
-        raise ExportError(f"{location}: found a file, expected a directory in the Hugging Face layout")
-    repository, _, revision = location.partition("@")
-    if HUB_ID.fullmatch(repository):
-        return Source(location, repository.split("/")[1], download(repository, revision or None))
-    known = ", ".join(bundled()) or "none here"
-    raise ExportError(
-        f"{location}: found nothing of this name, expected a bundled model ({known}), a directory, "
-        "or a hub id (owner/name)"
-    )
+        directory = bundled_directory() / location
+        source = Source(location, location, directory, directory)
+    elif (path := Path(location).expanduser()).exists():
+        source = of_directory(location, path) if path.is_dir() else of_file(location, path, chosen)
+    elif hub.HUB_ID.fullmatch(location):
+        directory = hub.model(location)
+        name = location.partition("@")[0].split("/")[1]
+        source = Source(location, name, directory, directory, revision=directory.name)
+    else:
+        known = ", ".join(bundled()) or "none here"
+        raise ExportError(
+            f"{location}: found nothing of this name, expected a bundled model ({known}), a directory, nanoGPT's "
+            "ckpt.pt, or a hub id (owner/name)"
+        )
+    return replace(source, tokenizer=chosen) if chosen else source
 
 
-def local(location: str, path: Path) -> Source:
+def of_directory(location: str, path: Path) -> Source:
     """A directory of the user's own."""
     if not (path / "config.json").is_file():
         raise ExportError(f"{location}: found no config.json, expected a directory in the Hugging Face layout")
-    return Source(location, path.resolve().name, path)
+    return Source(location, path.resolve().name, path, path)
 
 
-def download(repository: str, revision: str | None) -> Path:
-    """The files of a hub repository that matter, from the cache where they are there already."""
-    # Imported here, for it takes a second that only a hub id needs.
-    from huggingface_hub import errors, snapshot_download
-
-    try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(PATTERNS)))
-    except errors.GatedRepoError as error:
-        raise ExportError(f"{repository}: its licence must be accepted on the hub, and HF_TOKEN set") from error
-    except errors.RepositoryNotFoundError as error:
-        raise ExportError(f"{repository}: the hub has no such repository, or HF_TOKEN does not open it") from error
-    except errors.RevisionNotFoundError as error:
-        raise ExportError(f"{repository}: the hub has no revision {revision!r} of it") from error
-    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+def of_file(location: str, path: Path, tokenizer: Path | None) -> Source:
+    """nanoGPT's file, which says nothing of the words: letters stand in a file of their own, GPT-2's words nowhere."""
+    if path.suffix not in SAVED:
         raise ExportError(
-            f"{repository}: it is not in the local cache and the hub cannot be reached{offline}: "
-            "found no such directory here either, expected a path that exists or a network"
-        ) from error
+            f"{location}: found a file, expected a directory in the Hugging Face layout, or nanoGPT's ckpt.pt"
+        )
+    letters = path.parent / CHARACTERS
+    if tokenizer is None and not letters.is_file():
+        raise ExportError(
+            f"{location}: found no tokenizer, expected {CHARACTERS} beside it (nanoGPT keeps it in data/<dataset>) or "
+            "--tokenizer with a directory, a file or a hub id (openai-community/gpt2 for the words of GPT-2)"
+        )
+    name = path.resolve().parent.name if path.stem == "ckpt" else path.stem
+    return Source(location, name, path, tokenizer or letters)
+
+
+def resolve_tokenizer(location: str) -> Path:
+    """What the user named as a tokenizer."""
+    path = Path(location).expanduser()
+    if path.exists():
+        return path
+    if hub.HUB_ID.fullmatch(location):
+        return hub.tokenizer(location)
+    raise ExportError(
+        f"--tokenizer: found nothing named {location}, expected a directory, a file (tokenizer.json, nanoGPT's "
+        f"{CHARACTERS}) or a hub id (owner/name)"
+    )

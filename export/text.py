@@ -4,21 +4,26 @@
 checkpoints have word lists only; from these the same tokenizer is built.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 from tokenizers.implementations.byte_level_bpe import ByteLevelBPETokenizer
+from tokenizers.processors import RobertaProcessing
 
+from export import characters
 from export.errors import ExportError
 from export.files import read_json
+from export.layout import CHARACTERS
 from protos.manifest_pb2 import TextInput
 
 FILE = "tokenizer.json"
 # What these are called where no file says it.
 USUAL = {"pad": ("[PAD]", "<pad>"), "mask": ("[MASK]", "<mask>"), "eos": ("<|endoftext|>", "</s>")}
+ROBERTA = ("<s>", "<pad>", "</s>", "<unk>")
 
 
 @dataclass(frozen=True)
@@ -29,25 +34,38 @@ class Text:
     manifest: TextInput
 
 
-def read(directory: Path, *, vocabulary: int, positions: int, segments: int, task: str, longest: int | None) -> Text:
-    """The tokenizer of a source, for a model of these sizes; `longest` bounds texts below `positions`, in tokens.
+def read(
+    path: Path,
+    *,
+    model: Path | None,
+    vocabulary: int,
+    positions: int,
+    segments: int,
+    task: str,
+    longest: int | None = None,
+) -> Text:
+    """The tokenizer in a directory or a file, for a model of these sizes; `longest` bounds texts further, in tokens.
 
-    ExportError if there is none, if it does not fit the vocabulary, or if fill-mask has no mask token.
+    `model` is the directory in which the model's own files say more. ExportError if there is no tokenizer, if it does
+    not fit the vocabulary, or if fill-mask has no mask token.
     """
-    tokenizer = load(directory)
+    tokenizer = load(path)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     count = max(tokenizer.get_vocab().values()) + 1
+    if is_letters(path) and count != vocabulary:
+        raise ExportError(f"{path}: found {count} letters, expected the model's {vocabulary}")
     if count > vocabulary:
         raise ExportError(f"tokenizer: found token ids up to {count - 1}, expected less than the model's {vocabulary}")
+    directory = path if path.is_dir() else path.parent
     names = {kind: special(directory, tokenizer, kind) for kind in USUAL}
-    mask, end = names["mask"], end_id(directory, names["eos"])
+    mask, end = names["mask"], end_id(model, names["eos"])
     if task == "fill-mask" and mask is None:
         raise ExportError("tokenizer: found no mask token, expected one for fill-mask")
     manifest = TextInput(
         tokenizer=FILE,
         vocabulary=vocabulary,
-        max_length=min(positions, longest or positions, stated_length(directory) or positions),
+        max_length=min(positions, longest or positions, stated_length(model) or positions),
         segments=segments,
         pad_id=names["pad"] or 0,
     )
@@ -58,22 +76,27 @@ def read(directory: Path, *, vocabulary: int, positions: int, segments: int, tas
     return Text(tokenizer.to_str(), manifest)
 
 
-def load(directory: Path) -> Tokenizer:
-    """The tokenizer that the files of a directory describe."""
+def load(path: Path) -> Tokenizer:
+    """The tokenizer that a file, or the files of a directory, describe."""
     try:
-        if (directory / "tokenizer.json").is_file():
-            return Tokenizer.from_file(str(directory / "tokenizer.json"))
-        if (directory / "vocab.txt").is_file():
-            return word_pieces(directory)
-        if (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
-            return byte_pairs(directory)
+        for name, readable in READERS.items():
+            if (path / name).is_file():
+                return readable(path)
+        if path.is_file():
+            return characters.read(path) if is_letters(path) else Tokenizer.from_file(str(path))
     except ExportError:
         raise
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise ExportError(f"tokenizer: its files cannot be read: {error}") from error
     raise ExportError(
-        "tokenizer: found none, expected tokenizer.json, vocab.txt (BERT), or vocab.json and merges.txt (GPT-2)"
+        "tokenizer: found none, expected tokenizer.json, vocab.txt (BERT), or vocab.json and merges.txt (GPT-2, "
+        "RoBERTa); --tokenizer names another directory, a file or a hub id"
     )
+
+
+def is_letters(path: Path) -> bool:
+    """Whether the tokenizer of a nanoGPT is to be read: its vocabulary is the model's, to the letter."""
+    return path.suffix == ".pkl"
 
 
 def word_pieces(directory: Path) -> Tokenizer:
@@ -92,7 +115,7 @@ def word_pieces(directory: Path) -> Tokenizer:
 
 
 def byte_pairs(directory: Path) -> Tokenizer:
-    """GPT-2's: pairs of bytes that are often seen together, with nothing around them."""
+    """Pairs of bytes that are often seen together: GPT-2's with nothing around them, RoBERTa's between <s> and </s>."""
     config = read_json(directory / "tokenizer_config.json")
     tokenizer = ByteLevelBPETokenizer(
         str(directory / "vocab.json"),
@@ -103,7 +126,21 @@ def byte_pairs(directory: Path) -> Tokenizer:
     end = content(config.get("eos_token") or USUAL["eos"][0])
     if end in words:  # else it would be read as letters
         tokenizer.add_special_tokens([end])
+    if set(ROBERTA) <= words.keys():
+        # The mask takes the space before it along: the words that may stand there have theirs inside.
+        tokenizer.add_special_tokens([*ROBERTA, AddedToken("<mask>", lstrip=True)])
+        begin, end_of_text = (("<s>", words["<s>"]), ("</s>", words["</s>"]))
+        tokenizer.post_processor = RobertaProcessing(end_of_text, begin)
     return Tokenizer.from_str(tokenizer.to_str())
+
+
+# Files by which a directory's tokenizer is known, the fullest first.
+READERS: dict[str, Callable[[Path], Tokenizer]] = {
+    "tokenizer.json": lambda directory: Tokenizer.from_file(str(directory / "tokenizer.json")),
+    "vocab.txt": word_pieces,
+    "merges.txt": byte_pairs,
+    CHARACTERS: lambda directory: characters.read(directory / CHARACTERS),
+}
 
 
 def content(token: Any) -> str:
@@ -121,8 +158,10 @@ def special(directory: Path, tokenizer: Tokenizer, kind: str) -> int | None:
     return next((found for found in ids if found is not None), None)
 
 
-def end_id(directory: Path, of_tokenizer: int | None) -> int | None:
+def end_id(directory: Path | None, of_tokenizer: int | None) -> int | None:
     """The token that ends a text. The model's word counts more than the tokenizer's."""
+    if directory is None:
+        return of_tokenizer
     for name in ("generation_config.json", "config.json"):
         found = read_json(directory / name).get("eos_token_id")
         if isinstance(found, list):
@@ -132,7 +171,9 @@ def end_id(directory: Path, of_tokenizer: int | None) -> int | None:
     return of_tokenizer
 
 
-def stated_length(directory: Path) -> int | None:
+def stated_length(directory: Path | None) -> int | None:
     """The longest text the tokenizer's configuration knows of, in tokens. (Some say 10^30 for "no bound".)"""
+    if directory is None:
+        return None
     found = read_json(directory / "tokenizer_config.json").get("model_max_length")
     return int(found) if found else None

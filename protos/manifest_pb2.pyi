@@ -421,22 +421,26 @@ class Source(_message.Message):
     LOCATION_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     location: _builtins.str
     """as the user named it"""
     digest: _builtins.str
     """sha256 over the names and contents of the source's files"""
     options: _builtins.str
     """of the export, that change the result"""
+    revision: _builtins.str
+    """of a hub id: the commit that was exported"""
     def __init__(
         self,
         *,
         location: _builtins.str = ...,
         digest: _builtins.str = ...,
         options: _builtins.str = ...,
+        revision: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "location", b"location", "options", b"options"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "location", b"location", "options", b"options", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

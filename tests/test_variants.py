@@ -3,11 +3,15 @@
 They are those of transformers' own pipelines, words, labels and numbers.
 """
 
+import io
+
+import grpc
 import numpy as np
 import pytest
 import torch
 import transformers
 import tritonclient.grpc as triton
+from PIL import Image
 
 from export.__main__ import main
 from protos import affinity_pb2 as pb
@@ -49,8 +53,6 @@ def target(checkpoints, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stub(target):
-    import grpc
-
     with grpc.insecure_channel(target) as channel:
         yield AffinityStub(channel)
 
@@ -117,3 +119,26 @@ def test_plain_tensors_give_the_logits_of_transformers(name, checkpoints, target
         expected = model(**{key: torch.tensor(array) for key, array in batch.items()}).logits.numpy()
     real = batch["attention_mask"] == 1
     assert np.abs(found - expected)[real].max() <= 1e-4 * expected[real].std()
+
+
+@pytest.mark.parametrize(("name", "size"), [("odd-vit", 48), ("deit", 48)])
+def test_a_vit_looks_at_larger_images_where_it_is_asked_to(name, size, checkpoints, tmp_path) -> None:
+    """Preprocessing grows in proportion."""
+    from tests.server.test_images import FILES
+
+    root = tmp_path / "artifacts"
+    command = [str(checkpoints[name]), "--artifacts", str(root), "--target", "cpu", "--image-size", str(size)]
+    assert main(command) == 0
+    sizes = {"height": size, "width": size}
+    options = {"size": sizes} if name == "odd-vit" else {"size": {"height": 60, "width": 60}, "crop_size": sizes}
+    processor = transformers.AutoImageProcessor.from_pretrained(checkpoints[name], backend="pil", **options)
+    kind = transformers.AutoConfig.from_pretrained(checkpoints[name]).architectures[0]
+    model = getattr(transformers, kind).from_pretrained(checkpoints[name]).eval()
+    with torch.no_grad():
+        pixels = processor(Image.open(io.BytesIO(FILES["png"])), return_tensors="pt")
+        logits = model(**pixels, interpolate_pos_encoding=True).logits[0]
+    with served(root) as running, grpc.insecure_channel(running.target) as channel:
+        request = pb.ClassifyImageRequest(images=[FILES["png"]], top_k=10)
+        (found,) = AffinityStub(channel).ClassifyImage(request).results
+    scores = {each.class_id: each.score for each in found.classes}
+    assert [scores[n] for n in range(len(scores))] == pytest.approx(logits.softmax(0).tolist(), rel=1e-4)

@@ -7,9 +7,19 @@ Read in this order: layout, tables, configs, files, weights, resize. Knows torch
 safetensors, and nothing of tokenizers, images or serving.
 """
 
-from models.checkpoints.configs import configuration, labels, published_config
+from models.checkpoints.configs import architecture, configuration, labels, published_config
 from models.checkpoints.errors import CheckpointError
 from models.checkpoints.files import read, save
 from models.checkpoints.weights import load, published
 
-__all__ = ["CheckpointError", "configuration", "labels", "load", "published", "published_config", "read", "save"]
+__all__ = [
+    "CheckpointError",
+    "architecture",
+    "configuration",
+    "labels",
+    "load",
+    "published",
+    "published_config",
+    "read",
+    "save",
+]

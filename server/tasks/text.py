@@ -1,7 +1,8 @@
 """From texts to tokens, with the tokenizer that came with the model. Never cuts and never pads."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,8 @@ from server.generation.text import Detokenizer
 
 # A token is seldom longer than a few characters: what is longer than this is refused before it is read.
 MAX_CHARACTERS_PER_TOKEN = 250
+Given = TypeVar("Given")
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +49,7 @@ class TextEncoder:
         """Tokens of each text. InvalidRequest names the text that is empty or too long."""
         for number, text in enumerate(texts):
             self._check_characters(f"{field}[{number}]", text)
-        encodings = self._tokenizer.encode_batch_fast(list(texts))
+        encodings = self._read(self._tokenizer.encode_batch_fast, list(texts), field)
         for number, encoding in enumerate(encodings):
             self._check_length(f"{field}[{number}]", encoding)
         return [_tokens(encoding) for encoding in encodings]
@@ -54,7 +57,7 @@ class TextEncoder:
     def encode_one(self, text: str, *, field: str) -> Tokens:
         """Tokens of one text. InvalidRequest names the field if it is empty or too long."""
         self._check_characters(field, text)
-        encoding = self._tokenizer.encode(text)
+        encoding = self._read(self._tokenizer.encode, text, field)
         self._check_length(field, encoding)
         return _tokens(encoding)
 
@@ -68,6 +71,13 @@ class TextEncoder:
     def token(self, token_id: int) -> str:
         """How a token is spelled in the vocabulary."""
         return self._tokenizer.id_to_token(token_id) or ""
+
+    def _read(self, encode: Callable[[Given], Read], given: Given, field: str) -> Read:
+        """Some vocabularies have no token for what they do not know, those of single letters above all."""
+        try:
+            return encode(given)
+        except Exception as error:  # the tokenizers library raises nothing narrower
+            raise InvalidRequest(field, f"what the tokenizer has no token for ({error})", "text it knows") from error
 
     def _check_characters(self, field: str, text: str) -> None:
         if not text.strip():

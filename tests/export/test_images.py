@@ -78,13 +78,38 @@ def test_the_shortest_edge_keeps_the_aspect(tmp_path: Path) -> None:
         ({"size": {"longest_edge": 224}}, "size: found .*, expected height and width, or shortest_edge"),
         ({"resample": 17}, "resample: found 17, expected one of nearest"),
         ({"image_mean": [0.5]}, r"image_mean: found \[0.5\], expected 3 numbers"),
-        ({"size": 256}, "found images of 256 × 256, expected the model's 224 × 224"),
+        ({"size": 256}, "found images of 256 × 256, expected the model's 224 × 224; --image-size 256 interpolates"),
         ({"image_processor_type": "BitImageProcessor"}, "found a BitImageProcessor and no do_center_crop, resample"),
     ],
 )
 def test_what_is_not_understood_is_refused_by_name(changes: dict[str, Any], text: str, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=text):
         read(tmp_path, VIT | changes)
+
+
+@pytest.mark.parametrize(
+    ("preprocessor", "resize", "crop"),
+    [
+        (VIT, Size(height=384, width=384), Size()),
+        (VIT | {"size": 384}, Size(height=384, width=384), Size()),
+        (DEIT, Size(height=439, width=439), Size(height=384, width=384)),
+        (DEIT | {"size": {"shortest_edge": 256}}, Size(shortest_edge=439), Size(height=384, width=384)),
+    ],
+)
+def test_for_larger_images_every_step_grows(
+    preprocessor: dict[str, Any], resize: Size, crop: Size, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    found = images.read(tmp_path, image_size=384, channels=3, trained=224)
+    assert (found.height, found.width, found.resize, found.crop) == (384, 384, resize, crop)
+
+
+def test_files_for_a_third_size_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(VIT | {"size": 256}))
+    with pytest.raises(ExportError, match=r"found images of 256 × 256, expected the model's 384 × 384$"):
+        images.read(tmp_path, image_size=384, channels=3, trained=224)
 
 
 def test_gray_images_are_refused(tmp_path: Path) -> None:

@@ -33,10 +33,10 @@ def test_the_digest_follows_contents_and_not_places_or_dates(checkpoints: dict[s
     assert sources.resolve(str(copy)).digest() != original
 
 
-def test_a_file_is_not_a_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "ckpt.pt").touch()
-    with pytest.raises(ExportError, match=r"ckpt.pt: found a file, expected a directory"):
-        sources.resolve(str(tmp_path / "ckpt.pt"))
+def test_a_file_of_another_kind_is_not_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(ExportError, match=r"model.onnx: found a file, expected a directory .*, or nanoGPT's ckpt.pt"):
+        sources.resolve(str(tmp_path / "model.onnx"))
 
 
 def test_an_empty_directory_is_not_a_checkpoint(tmp_path: Path) -> None:
@@ -44,29 +44,32 @@ def test_an_empty_directory_is_not_a_checkpoint(tmp_path: Path) -> None:
         sources.resolve(str(tmp_path))
 
 
-def test_a_hub_id_without_a_network_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import huggingface_hub.constants
+def test_nanogpts_file_is_called_by_its_directory_and_takes_the_letters_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "out-shakespeare").mkdir()
+    checkpoint, letters = (tmp_path / "out-shakespeare" / name for name in ("ckpt.pt", "meta.pkl"))
+    checkpoint.touch()
+    with pytest.raises(ExportError, match=r"found no tokenizer, expected meta.pkl beside it .* or --tokenizer"):
+        sources.resolve(str(checkpoint))
+    letters.touch()
+    source = sources.resolve(str(checkpoint))
+    assert (source.name, source.weights, source.tokenizer) == ("out-shakespeare", checkpoint, letters)
+    before = source.digest()
+    letters.write_bytes(b"others")
+    assert source.digest() != before
 
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ExportError, match=r"someone/some-model: .*not in the local cache"):
-        sources.resolve("someone/some-model")
+
+def test_another_tokenizer_makes_another_source(checkpoints: dict[str, Path]) -> None:
+    own = sources.resolve(str(checkpoints["gpt"]))
+    other = sources.resolve(str(checkpoints["gpt"]), str(checkpoints["bert"] / "tokenizer.json"))
+    assert own.tokenizer == checkpoints["gpt"]
+    assert other.tokenizer == checkpoints["bert"] / "tokenizer.json"
+    assert own.digest() != other.digest()
+    with pytest.raises(ExportError, match="--tokenizer: found nothing named nowhere, expected a directory, a file"):
+        sources.resolve(str(checkpoints["gpt"]), "nowhere")
 
 
-def test_of_a_hub_repository_only_what_matters_is_fetched(
-    monkeypatch: pytest.MonkeyPatch, checkpoints: dict[str, Path]
-) -> None:
-    import huggingface_hub
-
-    asked = {}
-
-    def snapshot_download(repository: str, **options: object) -> str:
-        asked.update(options, repository=repository)
-        return str(checkpoints["bert"])
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    source = sources.resolve("google-bert/bert-base-uncased@abc")
-    assert (source.name, source.directory) == ("bert-base-uncased", checkpoints["bert"])
-    assert (asked["repository"], asked["revision"]) == ("google-bert/bert-base-uncased", "abc")
-    assert "model.safetensors" in asked["allow_patterns"]
-    assert not any(pattern.startswith("*.") for pattern in asked["allow_patterns"])
+def test_weights_that_are_not_read_do_not_count(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoints["bert"], copy)
+    (copy / "pytorch_model.bin").write_bytes(b"the same weights in another format")
+    assert sources.resolve(str(copy)).digest() == sources.resolve(str(checkpoints["bert"])).digest()

@@ -10,13 +10,14 @@ from tokenizers import Tokenizer
 
 from export import text
 from export.errors import ExportError
+from tests.variants import roberta_tokenizer
 
 SENTENCES = ["The statement RAISES an exception.", "A list, typically: naïve café!", "unseen wörds 好 12", ""]
 
 
 def read(directory: Path, **changes: object) -> text.Text:
     options = {"vocabulary": 400, "positions": 64, "segments": 2, "task": "fill-mask", "longest": None}
-    return text.read(directory, **options | changes)  # type: ignore[arg-type]
+    return text.read(directory, model=directory, **options | changes)  # type: ignore[arg-type]
 
 
 def bert_words(directory: Path, checkpoints: dict[str, Path]) -> list[str]:
@@ -47,6 +48,20 @@ def test_byte_pairs_are_built_from_a_word_list_and_merges(checkpoints: dict[str,
         assert built.encode(sentence).ids == original.encode(sentence).ids
         assert built.decode(built.encode(sentence).ids) == original.decode(original.encode(sentence).ids)
     assert found.manifest.end_id == 0
+
+
+def test_robertas_words_are_built_with_a_mask_that_takes_the_space_before_it(tmp_path: Path) -> None:
+    original = roberta_tokenizer()
+    original.model.save(str(tmp_path))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"mask_token": "<mask>"}))
+    words = json.loads((tmp_path / "vocab.json").read_text())
+    (tmp_path / "vocab.json").write_text(json.dumps(words | {"<mask>": len(words)}))
+    found = read(tmp_path, vocabulary=410)
+    built = Tokenizer.from_str(found.tokenizer)
+    for sentence in [*SENTENCES, "A  <mask> is<mask>", "<mask>", "a</s>b"]:
+        assert built.encode(sentence).ids == original.encode(sentence).ids
+        assert built.decode(built.encode(sentence).ids) == original.decode(original.encode(sentence).ids)
+    assert (found.manifest.pad_id, found.manifest.mask_id) == (1, original.token_to_id("<mask>"))
 
 
 def test_truncation_and_padding_are_left_to_the_server(checkpoints: dict[str, Path], tmp_path: Path) -> None:

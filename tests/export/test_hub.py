@@ -1,0 +1,160 @@
+"""Hub ids, from a hub on this machine: what is downloaded, once, pinned, and what every refusal says."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hub import Hub, Repository, serving
+from tests.serving import ROOT
+
+MIXER = "timm/mixer_b16_224.goog_in21k_ft_in1k"
+NOISE = ("README.md", "tf_model.h5", "flax_model.msgpack", "onnx/model.onnx", "rust_model.ot")
+
+
+def crowded(directory: Path, place: Path) -> Path:
+    """A copy as the hub has it, with what other frameworks need."""
+    shutil.copytree(directory, place)
+    (place / "onnx").mkdir()
+    for name in NOISE:
+        (place / name).write_text("not needed")
+    return place
+
+
+@pytest.fixture(scope="module")
+def hub(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    root = tmp_path_factory.mktemp("hub")
+    both = crowded(checkpoints["gpt"], root / "both")
+    (both / "pytorch_model.bin").write_text("never looked at")
+    untold = crowded(checkpoints["bert"], root / "untold")
+    (untold / "tokenizer.json").unlink()
+    strange = root / "strange"
+    strange.mkdir()
+    (strange / "config.json").write_text(json.dumps({"architectures": ["T5ForConditionalGeneration"]}))
+    (strange / "model.safetensors").write_bytes(b"gigabytes")
+    bare = root / "bare"
+    bare.mkdir()
+    shutil.copy(checkpoints["bert"] / "config.json", bare)
+    (bare / "tf_model.h5").write_text("other frameworks' weights")
+    repositories = {
+        MIXER: crowded(checkpoints["mixer"], root / "mixer"),
+        "someone/both": both,
+        "someone/gated": Repository(checkpoints["vit"], token="secret"),
+        "someone/untold": untold,
+        "someone/strange": strange,
+        "someone/bare": bare,
+    }
+    with serving(repositories) as hub:
+        yield hub
+
+
+Outcome = subprocess.CompletedProcess
+Export = Callable[..., Outcome]
+
+
+@pytest.fixture
+def export(hub: Hub, tmp_path: Path) -> Export:
+    """The command in a process of its own, for the hub's library reads its environment once; caches are this test's."""
+
+    def run(*arguments: str, **environment: str) -> Outcome:
+        hub.fetched.clear()
+        hub.asked.clear()
+        hub.tokens.clear()
+        quiet = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+        ours = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "NO_PROXY": "*", "no_proxy": "*"}
+        command = [sys.executable, "-m", "export", *arguments, "--artifacts", str(tmp_path / "artifacts")]
+        command += ["--target", "cpu"]
+        return subprocess.run(
+            command, cwd=ROOT, env={**quiet, **ours, **environment}, capture_output=True, text=True, timeout=120
+        )
+
+    return run
+
+
+def closed_port() -> str:
+    """An address at which nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_a_model_is_downloaded_once_and_found_again_without_a_network(hub: Hub, export: Export, tmp_path: Path) -> None:
+    commit = hub.repositories[MIXER].commit
+    first = export(MIXER)
+    assert first.returncode == 0, first.stderr
+    assert sorted(hub.fetched) == ["config.json", "model.safetensors"]
+    assert f"is commit {commit}" in first.stdout
+    source = json.loads((tmp_path / "artifacts" / MIXER.split("/")[1] / "1/manifest.json").read_text())["source"]
+    assert (source["location"], source["revision"]) == (MIXER, commit)
+
+    for environment in ({}, {"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": closed_port()}):
+        again = export(MIXER, **environment)
+        assert (again.returncode, hub.fetched) == (0, []), again.stderr
+        assert "up to date" in again.stdout
+        assert (hub.asked == []) == bool(environment)
+
+
+def test_of_several_formats_safetensors_are_taken(hub: Hub, export: Export) -> None:
+    done = export("someone/both@v1")
+    assert done.returncode == 0, done.stderr
+    assert "model.safetensors" in hub.fetched
+    assert not {"pytorch_model.bin", *NOISE} & set(hub.fetched)
+
+
+def test_the_token_of_the_environment_opens_a_gated_repository(hub: Hub, export: Export) -> None:
+    refused = export("someone/gated")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(
+        "error: someone/gated: it is gated: accept its licence on the hub, and set HF_TOKEN"
+    )
+    assert "(HF_TOKEN is not set)" in refused.stderr
+    assert hub.fetched == []
+    wrong = export("someone/gated", HF_TOKEN="wrong")
+    assert "(HF_TOKEN is set, and not let in)" in wrong.stderr
+    assert export("someone/gated", HF_TOKEN="secret").returncode == 0
+    assert hub.tokens == {"Bearer secret"}
+
+
+@pytest.mark.parametrize(
+    ("location", "environment", "said"),
+    [
+        ("someone/nothing", {}, "someone/nothing: the hub has no such repository, or HF_TOKEN does not open it"),
+        (f"{MIXER}@v9", {}, "the hub has no revision 'v9' of it"),
+        (
+            MIXER,
+            {"HF_HUB_OFFLINE": "1"},
+            "it is not in the local cache, or not whole, and the hub cannot be reached (HF_",
+        ),
+        (
+            MIXER,
+            {"HF_ENDPOINT": closed_port()},
+            "not whole, and the hub cannot be reached: found no such directory here",
+        ),
+        ("someone/untold", {}, "RoBERTa); --tokenizer names another directory, a file or a hub id"),
+        ("someone/strange", {}, "T5ForConditionalGeneration: expected one of BertForMaskedLM, "),
+        ("someone/bare", {}, "found config.json, tf_model.h5, expected weights in one of model.safetensors, "),
+    ],
+)
+def test_what_cannot_be_had_is_said_in_one_line(
+    location: str, environment: dict[str, str], said: str, export: Export, hub: Hub
+) -> None:
+    done = export(location, **environment)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    if location == "someone/strange":
+        assert "model.safetensors" not in hub.fetched
+
+
+def test_a_tokenizer_may_come_from_another_repository(hub: Hub, export: Export) -> None:
+    done = export("someone/untold", "--tokenizer", "someone/both")
+    assert done.returncode == 1  # GPT-2's words do not fit BERT
+    assert "tokenizer: found token ids up to" in done.stderr
+    assert {"model.safetensors", "tokenizer.json"} <= set(hub.fetched)

@@ -12,6 +12,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from server.generation.request import Usage
+from server.observer import Spent
 from server.rpc.status import code_of
 from server.statistics import Statistics
 from server.triton_metrics import TritonNames
@@ -107,9 +108,9 @@ class Metrics:
     def request(self, model: str, version: str, task: str) -> Iterator["Tokens"]:
         """Count and time one request to a model that exists; however it ends, by its status."""
         started = time.perf_counter()
-        status = "OK"
+        status, tokens = "OK", Tokens(self, model, version, started)
         try:
-            yield Tokens(self, model, version, started)
+            yield tokens
         except GeneratorExit:
             status = "CANCELLED"
             raise
@@ -122,6 +123,8 @@ class Metrics:
             self._durations.labels(model, version, task).observe(seconds)
             failure = "" if status == "OK" else TRITON_REASONS.get(status, "OTHER")
             self.statistics_of(model, version).request(failure=failure, seconds=seconds)
+            if tokens.usages and not failure:
+                self.statistics_of(model, version).generated(tokens.usages)
 
     # ---- a CallListener of server/rpc/interceptors.py
 
@@ -140,6 +143,7 @@ class Tokens:
         self._metrics, self._model, self._version = metrics, model, version
         self._started = started
         self._last: dict[int, float] = {}  # by prompt: when its last piece came
+        self.usages: list[Usage] = []  # of the prompts whose continuations have ended
 
     def came(self, count: int, *, prompt: int = 0) -> None:
         """So many new tokens for one of the request's prompts."""
@@ -175,10 +179,10 @@ class ModelObserver:
         queue_seconds: Sequence[float],
         collate_seconds: float,
         run_seconds: float,
+        split_seconds: float,
     ) -> None:
-        self._statistics.batch(
-            rows=rows, queue_seconds=queue_seconds, collate_seconds=collate_seconds, run_seconds=run_seconds
-        )
+        spent = Spent(collate_seconds=collate_seconds, run_seconds=run_seconds, split_seconds=split_seconds)
+        self._statistics.batch(rows, spent)
         queue = self._of("affinity_queue_duration_seconds")
         for waited in queue_seconds:
             queue.observe(waited)
@@ -187,6 +191,9 @@ class ModelObserver:
         self._of("affinity_batch_rows").observe(rows)
         self._of("affinity_batch_tokens").observe(tokens)
         self._of("affinity_batch_padding_ratio").observe(1 - tokens / padded_tokens if padded_tokens else 0)
+
+    def answered(self, spent: Spent) -> None:
+        self._statistics.answered(spent)
 
     def failed(self, rows: int) -> None:
         self._of("affinity_failed_rows").inc(rows)
@@ -201,14 +208,13 @@ class ModelObserver:
         self._of("affinity_step_duration_seconds", kind=kind).observe(seconds)
         self._of("affinity_step_rows", kind=kind).observe(rows)
         self._of("affinity_slots_used").set(slots)
-        self._statistics.step(rows=rows, seconds=seconds)
+        self._statistics.step(rows, Spent(run_seconds=seconds))
 
     def finished(self, *, reason: str, usage: Usage) -> None:
         self._of("affinity_finished_generations", reason=reason).inc()
         self._of("affinity_prompt_tokens").inc(usage.prompt_tokens)
         self._of("affinity_cached_prompt_tokens").inc(usage.cached_tokens)
         self._of("affinity_queue_duration_seconds").observe(usage.queue_seconds)
-        self._statistics.generation(queue_seconds=usage.queue_seconds)
 
     def _of(self, family: str, **labels: str) -> Any:
         return self._metrics.of(family, self._model, self._version, **labels)

@@ -15,6 +15,10 @@ QUEUES: dict[str, tuple[str, Callable[[Model], int]]] = {
         "Tokens that wait to run.",
         lambda model: sum(part.waiting_tokens for part in model.doors.parts),
     ),
+    "affinity_running_rows": (
+        "Inputs, or continuations, that run right now.",
+        lambda model: sum(part.running_rows for part in model.doors.parts),
+    ),
     "affinity_slots": (
         "Continuations that can run together.",
         lambda model: sum(getattr(part, "slots", 0) for part in model.doors.parts),

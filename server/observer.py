@@ -4,9 +4,20 @@ An observer is made for one version of one model, so that nothing here carries n
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from server.generation.request import Usage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """Where the time of a request went: into the whole of every batch that it was in. What is left it waited."""
+
+    queue_seconds: float = 0.0
+    collate_seconds: float = 0.0  # putting batches together
+    run_seconds: float = 0.0
+    split_seconds: float = 0.0  # taking their answers apart
 
 
 class Observer(Protocol):
@@ -21,8 +32,12 @@ class Observer(Protocol):
         queue_seconds: Sequence[float],
         collate_seconds: float,
         run_seconds: float,
+        split_seconds: float,
     ) -> None:
         """One batch ran: how many rows, their own tokens, what they were padded to, how long each row waited."""
+
+    def answered(self, spent: Spent) -> None:
+        """All rows of a request were answered."""
 
     def failed(self, rows: int) -> None:
         """A run of so many rows failed."""
@@ -55,7 +70,10 @@ class Silent:
         queue_seconds: Sequence[float],
         collate_seconds: float,
         run_seconds: float,
+        split_seconds: float,
     ) -> None: ...
+
+    def answered(self, spent: Spent) -> None: ...
 
     def failed(self, rows: int) -> None: ...
 

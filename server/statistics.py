@@ -5,6 +5,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from server.generation.request import Usage
+from server.observer import Spent
+
 
 @dataclass
 class Total:
@@ -13,35 +16,41 @@ class Total:
     count: int = 0
     seconds: float = 0.0
 
-    def add(self, seconds: float, count: int = 1) -> None:
-        self.count += count
+    def add(self, seconds: float) -> None:
+        self.count += 1
         self.seconds += seconds
 
 
 @dataclass
-class BatchTotal:
-    """Batches of one size."""
+class Work:
+    """Where time went: putting batches together, running them, taking their answers apart."""
 
     collate: Total = field(default_factory=Total)
     run: Total = field(default_factory=Total)
+    split: Total = field(default_factory=Total)
+
+    def add(self, spent: Spent) -> None:
+        self.collate.add(spent.collate_seconds)
+        self.run.add(spent.run_seconds)
+        self.split.add(spent.split_seconds)
 
 
 @dataclass
 class Statistics:
-    """Since the server started. Requests are counted at the front door, inputs and batches behind the queue.
+    """Since the server started, counted as Triton counts.
 
-    Times of inputs are summed as Triton sums them: each input that was in a batch spent the whole time of the batch.
+    Times are those of requests that were answered, however many inputs they had: each spent the whole time of every
+    batch that it was in, and what is left it waited. A generation runs from its first step to its last.
     """
 
-    success: Total = field(default_factory=Total)  # requests
+    success: Total = field(default_factory=Total)  # requests, from the front door to the last answer
     failure: Total = field(default_factory=Total)
     failures: Counter[str] = field(default_factory=Counter)  # by Triton's reason
-    queue: Total = field(default_factory=Total)  # inputs, or prompts
-    collate: Total = field(default_factory=Total)  # inputs
-    run: Total = field(default_factory=Total)  # inputs, or continuations in the steps of generation
-    inputs: int = 0  # that ran, or continuations that ended
+    queue: Total = field(default_factory=Total)  # requests
+    work: Work = field(default_factory=Work)  # on requests
+    inputs: int = 0  # that ran, or continuations that came to their end
     executions: int = 0  # batches, or steps of generation
-    batches: dict[int, BatchTotal] = field(default_factory=dict)  # by inputs
+    batches: dict[int, Work] = field(default_factory=dict)  # on batches and steps, by their inputs
     last_request_ms: int = 0  # since the epoch
 
     def request(self, *, failure: str, seconds: float) -> None:
@@ -53,24 +62,24 @@ class Statistics:
         else:
             self.success.add(seconds)
 
-    def batch(self, *, rows: int, queue_seconds: Sequence[float], collate_seconds: float, run_seconds: float) -> None:
+    def answered(self, spent: Spent) -> None:
+        """A request was answered."""
+        self.queue.add(spent.queue_seconds)
+        self.work.add(spent)
+
+    def generated(self, usages: Sequence[Usage]) -> None:
+        """A request to generate was answered: with one continuation, or several that ran side by side."""
+        self.inputs += len(usages)
+        waited = min(usage.queue_seconds for usage in usages)
+        ended = max(usage.queue_seconds + usage.inference_seconds for usage in usages)
+        self.answered(Spent(queue_seconds=waited, run_seconds=ended - waited))
+
+    def batch(self, rows: int, spent: Spent) -> None:
         """A batch ran."""
         self.inputs += rows
-        self.queue.add(sum(queue_seconds), len(queue_seconds))
-        self.collate.add(collate_seconds * rows, rows)
-        self._executed(rows, run_seconds)
-        self.batches[rows].collate.add(collate_seconds)
+        self.step(rows, spent)
 
-    def step(self, *, rows: int, seconds: float) -> None:
+    def step(self, rows: int, spent: Spent) -> None:
         """A step of generation ran."""
-        self._executed(rows, seconds)
-
-    def generation(self, *, queue_seconds: float) -> None:
-        """A continuation ended."""
-        self.inputs += 1
-        self.queue.add(queue_seconds)
-
-    def _executed(self, rows: int, seconds: float) -> None:
         self.executions += 1
-        self.run.add(seconds * rows, rows)
-        self.batches.setdefault(rows, BatchTotal()).run.add(seconds)
+        self.batches.setdefault(rows, Work()).add(spent)

@@ -17,13 +17,19 @@ VALUES: dict[str, tuple[str, Callable[[Statistics], float]]] = {
     "nv_inference_count": ("Inputs that ran.", lambda of: of.inputs),
     "nv_inference_exec_count": ("Batches that ran.", lambda of: of.executions),
     "nv_inference_request_duration_us": ("Time of requests.", lambda of: _us(of.success.seconds)),
-    "nv_inference_queue_duration_us": ("Time that inputs waited.", lambda of: _us(of.queue.seconds)),
+    "nv_inference_queue_duration_us": ("Time that requests waited.", lambda of: _us(of.queue.seconds)),
     "nv_inference_compute_input_duration_us": (
-        "Time that inputs were put together.",
-        lambda of: _us(of.collate.seconds),
+        "Time of requests, to put batches together.",
+        lambda of: _us(of.work.collate.seconds),
     ),
-    "nv_inference_compute_infer_duration_us": ("Time that inputs ran.", lambda of: _us(of.run.seconds)),
-    "nv_inference_compute_output_duration_us": ("Time to take batches apart: within the run.", lambda of: 0),
+    "nv_inference_compute_infer_duration_us": (
+        "Time of requests, to run batches.",
+        lambda of: _us(of.work.run.seconds),
+    ),
+    "nv_inference_compute_output_duration_us": (
+        "Time of requests, to take batches apart.",
+        lambda of: _us(of.work.split.seconds),
+    ),
 }
 
 

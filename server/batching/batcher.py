@@ -19,7 +19,7 @@ from server.arrays import Array
 from server.batching.rows import Outputs, Row, collate, split, wanted
 from server.batching.scheduler import NEVER, Budget, Scheduler, Waiting
 from server.errors import DeadlineExceeded, InvalidRequest, Overloaded
-from server.observer import Observer, Silent
+from server.observer import Observer, Silent, Spent
 from server.under_way import UnderWay
 
 OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "bad_alloc", "bad allocation")
@@ -44,6 +44,9 @@ class _Request:
     answers: list[Outputs | None]
     missing: int
     done: asyncio.Future[None]
+    collate_seconds: float = 0.0  # of all batches that it was in
+    run_seconds: float = 0.0
+    split_seconds: float = 0.0
 
     def fail(self, error: Exception) -> None:
         if not self.done.done():
@@ -77,6 +80,15 @@ class _Batch:
         return len(self.rows) * max(row.tokens for row in self.rows)
 
 
+@dataclass(frozen=True, eq=False)
+class _Ran:
+    """What a batch came to: the answers of its rows, in order."""
+
+    answers: list[Outputs]
+    run_seconds: float
+    split_seconds: float
+
+
 class Batcher:
     """Answers rows, several callers' together. One for each session; `prepare` is the pool that collates."""
 
@@ -103,6 +115,7 @@ class Batcher:
         self._clock = clock
         self._requests: dict[int, tuple[_Request, int]] = {}  # of each row under way: whose it is, and its number
         self._keys = 0
+        self.running_rows = 0
         self._arrived = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
 
@@ -158,6 +171,7 @@ class Batcher:
         except Exception:
             self._drop(keys, "failed")
             raise
+        self._tell_answered(request, self._clock() - now)
         return [answer for answer in request.answers if answer is not None]
 
     async def start(self) -> None:
@@ -209,6 +223,17 @@ class Batcher:
                 self.gate.leave(requests=1, tokens=member.tokens)
                 self._observer.dropped(reason)
 
+    def _tell_answered(self, request: _Request, seconds: float) -> None:
+        """What was not work was waiting."""
+        work = request.collate_seconds + request.run_seconds + request.split_seconds
+        spent = Spent(
+            queue_seconds=max(0.0, seconds - work),
+            collate_seconds=request.collate_seconds,
+            run_seconds=request.run_seconds,
+            split_seconds=request.split_seconds,
+        )
+        self._observer.answered(spent)
+
     # ---- the loop
 
     async def _serve(self) -> None:
@@ -259,31 +284,43 @@ class Batcher:
     async def _run(self, batch: _Batch) -> None:
         """Run one batch and hand out the answers. Never raises: a failure is told to the callers of this batch."""
         begun = self._clock()
+        self.running_rows = len(batch.rows)
         try:
-            answers = await asyncio.get_running_loop().run_in_executor(self._runner, self._compute, batch)
+            ran = await asyncio.get_running_loop().run_in_executor(self._runner, self._compute, batch)
         except Exception as error:
             if _out_of_memory(error) and len(batch.rows) > 1:
                 await self._run_halves(batch)
             else:
                 self._fail(batch, error)
             return
+        finally:
+            self.running_rows = 0
         self._observer.batch(
             rows=len(batch.rows),
             tokens=_tokens(batch.members),
             padded_tokens=batch.padded_tokens,
             queue_seconds=[begun - member.arrived for member in batch.members],
             collate_seconds=batch.collate_seconds,
-            run_seconds=self._clock() - begun,
+            run_seconds=ran.run_seconds,
+            split_seconds=ran.split_seconds,
         )
-        for member, answer in zip(batch.members, answers, strict=True):
-            request, number = self._requests.pop(member.key)
+        owners = [self._requests.pop(member.key) for member in batch.members]
+        for request in {request for request, _ in owners}:
+            request.collate_seconds += batch.collate_seconds
+            request.run_seconds += ran.run_seconds
+            request.split_seconds += ran.split_seconds
+        for (request, number), answer in zip(owners, ran.answers, strict=True):
             request.answer(number, answer)
 
-    def _compute(self, batch: _Batch) -> list[Outputs]:
+    def _compute(self, batch: _Batch) -> _Ran:
         """In the session's thread."""
         if isinstance(batch.feeds, Exception):
             raise batch.feeds
-        return split(self._session.run(batch.feeds, wanted(batch.rows)), batch.rows)
+        begun = self._clock()
+        outputs = self._session.run(batch.feeds, wanted(batch.rows))
+        ran = self._clock()
+        answers = split(outputs, batch.rows)
+        return _Ran(answers, ran - begun, self._clock() - ran)
 
     async def _run_halves(self, batch: _Batch) -> None:
         """There was no memory for the whole."""

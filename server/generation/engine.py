@@ -18,7 +18,7 @@ from server.generation.scheduler import Scheduler
 from server.generation.scheduler import Sequence as Scheduled
 from server.generation.stream import Stream
 from server.generation.worker import Clock, Worker
-from server.observer import Observer, Silent
+from server.observer import Observer, Silent, Spent
 from server.session import Session
 from server.settings import ModelSettings
 from server.under_way import UnderWay
@@ -69,6 +69,10 @@ class Engine:
     @property
     def waiting_tokens(self) -> int:
         return self.gate.tokens
+
+    @property
+    def running_rows(self) -> int:
+        return self._worker.running_rows
 
     async def start(self) -> None:
         """Accept requests from now on."""
@@ -122,10 +126,15 @@ class Engine:
             self._check_ids(f"input_ids[{index}]", row, longest=self.context)
         self._check_accepting()
         results: list[Floats] = []
+        begun, run_seconds = self._clock(), 0.0
         with self._worker.room(requests=len(rows), tokens=sum(map(len, rows)), field="input_ids"):
             for group in groups(rows, FORWARD_TOKENS):
                 call.check_deadline(self._clock())
-                results += await self._worker.forward(group)
+                logits, seconds = await self._worker.forward(group)
+                results += logits
+                run_seconds += seconds
+        waited = max(0.0, self._clock() - begun - run_seconds)
+        self._observer.answered(Spent(queue_seconds=waited, run_seconds=run_seconds))
         return results
 
     def _stream(self, prompt_ids: Ids, sampling: Sampling, call: Call) -> Stream:

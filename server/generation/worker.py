@@ -26,7 +26,8 @@ from server.observer import Observer
 
 log = logging.getLogger(__name__)
 
-Forward = tuple[Sequence[Ids], "Future[list[Floats]]"]
+Forwarded = tuple[list[Floats], float]  # logits, and the seconds that the run took
+Forward = tuple[Sequence[Ids], float, "Future[Forwarded]"]  # texts, and since when they wait
 Event = tuple[Stream, Step | Exception]
 Note = Callable[[], None]
 Clock = Callable[[], float]
@@ -65,11 +66,15 @@ class Worker:
                 if stream.sequence in self._streams:
                     self._scheduler.cancel(stream.sequence)
 
-    def forward(self, texts: Sequence[Ids]) -> "asyncio.Future[list[Floats]]":
+    @property
+    def running_rows(self) -> int:
+        return len(self._scheduler.running)
+
+    def forward(self, texts: Sequence[Ids]) -> "asyncio.Future[Forwarded]":
         """The logits of whole texts, computed between two steps; never if the future is cancelled before."""
-        future: Future[list[Floats]] = Future()
+        future: Future[Forwarded] = Future()
         with self._lock:
-            self._forwards.append((texts, future))
+            self._forwards.append((texts, self._clock(), future))
             self._wake()
         return asyncio.wrap_future(future)
 
@@ -117,13 +122,28 @@ class Worker:
             if plan.step is not None:
                 self._run(plan.copies, plan.step, rows)
 
-    def _run_forward(self, texts: Sequence[Ids], future: "Future[list[Floats]]") -> None:
+    def _run_forward(self, texts: Sequence[Ids], arrived: float, future: "Future[Forwarded]") -> None:
         if not future.set_running_or_notify_cancel():
             return
+        started = self._clock()
         try:
-            future.set_result(self._runner.forward(texts))
+            logits = self._runner.forward(texts)
         except Exception as error:  # the caller's to see
             future.set_exception(error)
+            return
+        seconds = self._clock() - started
+        note = partial(
+            self._observer.batch,
+            rows=len(texts),
+            tokens=sum(map(len, texts)),
+            padded_tokens=len(texts) * max(map(len, texts)),
+            queue_seconds=[started - arrived] * len(texts),
+            collate_seconds=0.0,
+            run_seconds=seconds,
+            split_seconds=0.0,
+        )
+        self._tell([], [note])
+        future.set_result((logits, seconds))
 
     def _run(self, copies: Sequence[Copy], step: Prefill | Decode, rows: list[Stream]) -> None:
         started = self._clock()

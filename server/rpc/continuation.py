@@ -27,4 +27,6 @@ async def continue_text(
     async with aclosing(stream) as pieces:
         async for piece in pieces:
             tokens.came(len(piece.token_ids), prompt=number)
+            if piece.usage is not None:
+                tokens.usages.append(piece.usage)
             yield piece

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from protos import open_inference_pb2 as oip
 from server.repository import Model
-from server.rpc.doors import Door
+from server.rpc.doors import Door, Tensor
 from server.rpc.tensors import BYTES
 from server.settings import version
 
@@ -29,7 +29,7 @@ def model_metadata(name: str, versions: Sequence[str], door: Door) -> oip.ModelM
     """`name` is the model's, or that of its raw door. Shapes hold -1 where a size varies."""
     response = oip.ModelMetadataResponse(name=name, versions=versions, platform=PLATFORM)
     for tensor in door.inputs:
-        response.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        response.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=_declared(tensor))
     for tensor in door.outputs:
         response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
     return response
@@ -42,7 +42,7 @@ def model_config(name: str, model: Model, door: Door, max_batch_size: int) -> oi
     )
     for tensor in door.inputs:
         config.input.add(
-            name=tensor.name, data_type=_type(tensor.datatype), dims=tensor.shape[1:], optional=tensor.optional
+            name=tensor.name, data_type=_type(tensor.datatype), dims=_declared(tensor)[1:], optional=tensor.optional
         )
     for tensor in door.outputs:
         config.output.add(name=tensor.name, data_type=_type(tensor.datatype), dims=tensor.shape[1:])
@@ -51,6 +51,14 @@ def model_config(name: str, model: Model, door: Door, max_batch_size: int) -> oi
         config.parameters[key].string_value = value
     config.model_transaction_policy.decoupled = door.stream is not None
     return oip.ModelConfigResponse(config=config)
+
+
+def _declared(tensor: Tensor) -> tuple[int, ...]:
+    """The shape of an input as clients are told it: of texts and images [n, 1], where [n] is taken as well.
+
+    Triton's clients take the first size for the batch, and perf_analyzer cannot send what then has no size at all.
+    """
+    return (*tensor.shape, 1) if tensor.datatype == BYTES and len(tensor.shape) == 1 else tensor.shape
 
 
 def _type(datatype: str) -> oip.DataType.ValueType:

@@ -5,7 +5,7 @@ from server.statistics import Statistics, Total
 
 
 def model_statistics(name: str, version: str, totals: Statistics) -> oip.ModelStatistics:
-    """Durations in nanoseconds; `compute_output` is within `compute_infer`, and there is no cache of answers."""
+    """Durations in nanoseconds. There is no cache of answers."""
     return oip.ModelStatistics(
         name=name,
         version=version,
@@ -16,14 +16,18 @@ def model_statistics(name: str, version: str, totals: Statistics) -> oip.ModelSt
             success=_duration(totals.success),
             fail=_duration(totals.failure),
             queue=_duration(totals.queue),
-            compute_input=_duration(totals.collate),
-            compute_infer=_duration(totals.run),
+            compute_input=_duration(totals.work.collate),
+            compute_infer=_duration(totals.work.run),
+            compute_output=_duration(totals.work.split),
         ),
         batch_stats=[
             oip.InferBatchStatistics(
-                batch_size=size, compute_input=_duration(batch.collate), compute_infer=_duration(batch.run)
+                batch_size=size,
+                compute_input=_duration(work.collate),
+                compute_infer=_duration(work.run),
+                compute_output=_duration(work.split),
             )
-            for size, batch in sorted(totals.batches.items())
+            for size, work in sorted(totals.batches.items())
         ],
     )
 

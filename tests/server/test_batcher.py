@@ -45,10 +45,13 @@ class Notes(Silent):
     """Remembers what it is told."""
 
     def __init__(self):
-        self.batches, self.counts = [], Counter()
+        self.batches, self.answers, self.counts = [], [], Counter()
 
     def batch(self, **facts):
         self.batches.append(facts)
+
+    def answered(self, spent):
+        self.answers.append(spent)
 
     def failed(self, rows):
         self.counts["rows that failed"] += rows
@@ -310,3 +313,15 @@ async def test_the_observer_hears_of_rows_tokens_padding_and_time(make, notes):
     assert (facts["rows"], facts["tokens"], facts["padded_tokens"]) == (2, 6, 8)
     assert len(facts["queue_seconds"]) == 2
     assert facts["run_seconds"] > 0
+
+
+async def test_a_request_spent_the_time_of_all_its_batches_and_waited_the_rest(make, notes):
+    batcher = await make(rows=2)
+    begun = time.monotonic()
+    await batcher.run([row(1), row(2), row(3)], Call())
+    seconds = time.monotonic() - begun
+    (spent,) = notes.answers
+    assert len(notes.batches) == 2
+    assert spent.run_seconds == pytest.approx(sum(facts["run_seconds"] for facts in notes.batches))
+    assert spent.split_seconds == pytest.approx(sum(facts["split_seconds"] for facts in notes.batches))
+    assert spent.queue_seconds + spent.run_seconds + spent.split_seconds <= seconds

@@ -4,12 +4,14 @@ import asyncio
 import json
 import queue
 
+import grpc
 import numpy as np
 import pytest
 import torch
 import transformers
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
+from tritonclient.grpc import service_pb2 as client_messages
 from tritonclient.utils import InferenceServerException
 
 from protos import open_inference_pb2  # noqa: F401  # beside tritonclient's own `inference` package
@@ -64,7 +66,7 @@ def test_models_are_listed(client):
     [
         (
             "tiny-bert",
-            {"text": ("BYTES", [-1])},
+            {"text": ("BYTES", [-1, 1])},
             {
                 "token": ("BYTES", [-1, -1]),
                 "token_id": ("INT64", [-1, -1]),
@@ -84,7 +86,7 @@ def test_models_are_listed(client):
         ("tiny-vit.raw", {"pixel_values": ("FP32", [-1, 3, 32, 32])}, {"logits": ("FP32", [-1, 10])}),
         (
             "tiny-gpt",
-            {"text_input": ("BYTES", [-1])},
+            {"text_input": ("BYTES", [-1, 1])},
             {"text_output": ("BYTES", [-1]), "finish_reason": ("BYTES", [-1])},
         ),
     ],
@@ -95,7 +97,9 @@ def test_metadata_and_configuration_agree(client, model, inputs, outputs):
     assert {each.name: (each.datatype, list(each.shape)) for each in metadata.outputs} == outputs
     config = client.get_model_config(model).config
     assert config.max_batch_size >= 8
-    assert [each.name for each in config.input] == list(inputs)
+    assert {each.name: [-1, *each.dims] for each in config.input} == {
+        name: shape for name, (_, shape) in inputs.items()
+    }
     assert config.model_transaction_policy.decoupled == (model == "tiny-gpt")
     assert config.parameters["provider"].string_value == "cpu"
 
@@ -365,20 +369,70 @@ def test_what_is_not_implemented_says_so(client):
     assert error.value.status() == "StatusCode.UNIMPLEMENTED"
 
 
-def test_statistics_count_requests_inputs_and_batches(client):
+ASKED = {  # model → a request to it, and how many inputs that has
+    "tiny-bert": ([("text", [TEXT, "[MASK] is"])], 2),
+    "tiny-classifier": ([("text", ["a list", "an exception", "a set"])], 3),
+    "tiny-embedder": ([("text", ["a list"])], 1),
+    "tiny-vit": ([("image", [picture()] * 2)], 2),
+    "tiny-gpt": ([("text_input", ["A list is"])], 1),
+    "tiny-bert.raw": ([("input_ids", np.full((2, 4), 5), "INT64")], 2),
+    "tiny-mixer.raw": ([("pixel_values", np.zeros((3, 3, 32, 32), np.float32), "FP32")], 3),
+    "tiny-gpt.raw": ([("input_ids", np.full((2, 4), 5), "INT64")], 2),
+}
+DURATIONS = ("queue", "compute_input", "compute_infer", "compute_output")
+
+
+@pytest.mark.parametrize(("model", "inputs", "inferences"), [(key, *value) for key, value in ASKED.items()])
+def test_statistics_mean_what_tritons_mean(client, model, inputs, inferences):
+    """Durations are those of requests, whatever is in them; their parts are within the whole."""
+
     def told():
-        return client.get_inference_statistics("tiny-classifier").model_stats[0]
+        (statistics,) = client.get_inference_statistics(model).model_stats
+        return statistics
 
     before = told()
-    infer(client, "tiny-classifier", [("text", ["a list", "an exception"])])
+    infer(client, model, inputs)
     after = told()
-    assert after.inference_stats.success.count - before.inference_stats.success.count == 1
-    assert after.inference_count - before.inference_count == 2
-    assert after.execution_count > before.execution_count
-    assert after.inference_stats.compute_infer.ns > before.inference_stats.compute_infer.ns
-    assert sum(batch.compute_infer.count for batch in after.batch_stats) == after.execution_count
-    assert after.last_inference > before.last_inference
+    was, now = before.inference_stats, after.inference_stats
+    assert after.name == model
+    assert after.last_inference >= before.last_inference
+    assert after.inference_count - before.inference_count == inferences
+    assert now.success.count - was.success.count == 1
+    assert [getattr(now, part).count - getattr(was, part).count for part in DURATIONS] == [1] * 4
+    spent = {part: getattr(now, part).ns - getattr(was, part).ns for part in DURATIONS}
+    assert spent["compute_infer"] > 0
+    assert sum(spent.values()) <= now.success.ns - was.success.ns
+    executions = after.execution_count - before.execution_count
+    assert executions >= 1
+    assert sum(each.compute_infer.count for each in after.batch_stats) == after.execution_count
+    assert now.fail == was.fail
+
+
+def test_a_request_that_fails_is_counted_as_such_and_costs_no_time(client):
+    before = client.get_inference_statistics("tiny-classifier").model_stats[0].inference_stats
+    with pytest.raises(InferenceServerException):
+        infer(client, "tiny-classifier", [("text", [""])])
+    after = client.get_inference_statistics("tiny-classifier").model_stats[0].inference_stats
+    assert after.fail.count - before.fail.count == 1
+    assert [getattr(after, part) for part in ("success", *DURATIONS)] == [
+        getattr(before, part) for part in ("success", *DURATIONS)
+    ]
+
+
+def test_statistics_of_all_models_come_at_once(client):
     assert len(client.get_inference_statistics().model_stats) == 6
+
+
+@pytest.mark.parametrize("name", ["config", "file:1/model.onnx", "x"])
+def test_a_parameter_of_a_load_is_refused_by_name(client, name):
+    request = client_messages.RepositoryModelLoadRequest(model_name="tiny-bert")
+    request.parameters[name].string_param = "{}"
+    with pytest.raises(grpc.RpcError) as error:
+        client._client_stub.RepositoryModelLoad(request)
+    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.value.details() == (
+        f"parameters[{name!r}]: found a parameter, expected none: a model is loaded as it was exported"
+    )
 
 
 def test_models_go_and_come_back(artifacts):

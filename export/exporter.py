@@ -77,7 +77,7 @@ def read(job: Job) -> tuple[Recipe, Manifest, str | None]:
     pooled = pooling.read(directory) if directory else Pooling()
     try:
         config, tensors = checkpoints.read(source.weights)
-        model = load((config, tensors), pooling=pooled.pooling, normalise=pooled.normalise, image_size=job.image_size)
+        model = load((config, tensors), pooling=pooled.pooling, image_size=job.image_size)
         names = labels(config)
     except CheckpointError as error:
         raise ExportError(f"{source.location}: {error}") from error
@@ -109,6 +109,7 @@ def read(job: Job) -> tuple[Recipe, Manifest, str | None]:
     if recipe.task == "embed":
         (embedding,) = recipe.outputs("fp32").values()
         manifest.embedding_width = embedding.sized({"batch": 1})[1]
+        manifest.normalise = pooled.normalise  # left to the server, which may be asked for vectors as they are
     if isinstance(recipe, GptRecipe):
         layers, heads = recipe.config.depth, recipe.config.heads
         manifest.cache.CopyFrom(CacheLayout(layers=layers, heads=heads, head_width=recipe.config.width // heads))

@@ -59,6 +59,16 @@ class AffinityStub:
                 request_serializer=protos_dot_affinity__pb2.EmbedRequest.SerializeToString,
                 response_deserializer=protos_dot_affinity__pb2.EmbedResponse.FromString,
                 _registered_method=True)
+        self.CountTokens = channel.unary_unary(
+                '/affinity.v1.Affinity/CountTokens',
+                request_serializer=protos_dot_affinity__pb2.CountTokensRequest.SerializeToString,
+                response_deserializer=protos_dot_affinity__pb2.CountTokensResponse.FromString,
+                _registered_method=True)
+        self.ModelInfo = channel.unary_unary(
+                '/affinity.v1.Affinity/ModelInfo',
+                request_serializer=protos_dot_affinity__pb2.ModelInfoRequest.SerializeToString,
+                response_deserializer=protos_dot_affinity__pb2.ModelInfoResponse.FromString,
+                _registered_method=True)
 
 
 class AffinityServicer:
@@ -96,6 +106,20 @@ class AffinityServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CountTokens(self, request, context):
+        """How many tokens texts are for a model, before they are sent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ModelInfo(self, request, context):
+        """What a model does, and what it takes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AffinityServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -123,6 +147,16 @@ def add_AffinityServicer_to_server(servicer, server):
                     servicer.Embed,
                     request_deserializer=protos_dot_affinity__pb2.EmbedRequest.FromString,
                     response_serializer=protos_dot_affinity__pb2.EmbedResponse.SerializeToString,
+            ),
+            'CountTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountTokens,
+                    request_deserializer=protos_dot_affinity__pb2.CountTokensRequest.FromString,
+                    response_serializer=protos_dot_affinity__pb2.CountTokensResponse.SerializeToString,
+            ),
+            'ModelInfo': grpc.unary_unary_rpc_method_handler(
+                    servicer.ModelInfo,
+                    request_deserializer=protos_dot_affinity__pb2.ModelInfoRequest.FromString,
+                    response_serializer=protos_dot_affinity__pb2.ModelInfoResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -260,6 +294,60 @@ class Affinity:
             '/affinity.v1.Affinity/Embed',
             protos_dot_affinity__pb2.EmbedRequest.SerializeToString,
             protos_dot_affinity__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/affinity.v1.Affinity/CountTokens',
+            protos_dot_affinity__pb2.CountTokensRequest.SerializeToString,
+            protos_dot_affinity__pb2.CountTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ModelInfo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/affinity.v1.Affinity/ModelInfo',
+            protos_dot_affinity__pb2.ModelInfoRequest.SerializeToString,
+            protos_dot_affinity__pb2.ModelInfoResponse.FromString,
             options,
             channel_credentials,
             insecure,

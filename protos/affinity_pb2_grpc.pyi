@@ -40,6 +40,10 @@ class AffinityStub:
     ClassifyImage: _grpc.UnaryUnaryMultiCallable[_affinity_pb2.ClassifyImageRequest, _affinity_pb2.ClassifyResponse]
     ClassifyText: _grpc.UnaryUnaryMultiCallable[_affinity_pb2.ClassifyTextRequest, _affinity_pb2.ClassifyResponse]
     Embed: _grpc.UnaryUnaryMultiCallable[_affinity_pb2.EmbedRequest, _affinity_pb2.EmbedResponse]
+    CountTokens: _grpc.UnaryUnaryMultiCallable[_affinity_pb2.CountTokensRequest, _affinity_pb2.CountTokensResponse]
+    """How many tokens texts are for a model, before they are sent."""
+    ModelInfo: _grpc.UnaryUnaryMultiCallable[_affinity_pb2.ModelInfoRequest, _affinity_pb2.ModelInfoResponse]
+    """What a model does, and what it takes."""
 
 @_typing.type_check_only
 class AffinityAsyncStub(AffinityStub):
@@ -51,6 +55,10 @@ class AffinityAsyncStub(AffinityStub):
     ClassifyImage: _aio.UnaryUnaryMultiCallable[_affinity_pb2.ClassifyImageRequest, _affinity_pb2.ClassifyResponse]  # type: ignore[assignment]
     ClassifyText: _aio.UnaryUnaryMultiCallable[_affinity_pb2.ClassifyTextRequest, _affinity_pb2.ClassifyResponse]  # type: ignore[assignment]
     Embed: _aio.UnaryUnaryMultiCallable[_affinity_pb2.EmbedRequest, _affinity_pb2.EmbedResponse]  # type: ignore[assignment]
+    CountTokens: _aio.UnaryUnaryMultiCallable[_affinity_pb2.CountTokensRequest, _affinity_pb2.CountTokensResponse]  # type: ignore[assignment]
+    """How many tokens texts are for a model, before they are sent."""
+    ModelInfo: _aio.UnaryUnaryMultiCallable[_affinity_pb2.ModelInfoRequest, _affinity_pb2.ModelInfoResponse]  # type: ignore[assignment]
+    """What a model does, and what it takes."""
 
 class AffinityServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -89,5 +97,21 @@ class AffinityServicer(metaclass=_abc_1.ABCMeta):
         request: _affinity_pb2.EmbedRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_affinity_pb2.EmbedResponse, _abc.Awaitable[_affinity_pb2.EmbedResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def CountTokens(
+        self,
+        request: _affinity_pb2.CountTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_affinity_pb2.CountTokensResponse, _abc.Awaitable[_affinity_pb2.CountTokensResponse]]:
+        """How many tokens texts are for a model, before they are sent."""
+
+    @_abc_1.abstractmethod
+    def ModelInfo(
+        self,
+        request: _affinity_pb2.ModelInfoRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_affinity_pb2.ModelInfoResponse, _abc.Awaitable[_affinity_pb2.ModelInfoResponse]]:
+        """What a model does, and what it takes."""
 
 def add_AffinityServicer_to_server(servicer: AffinityServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -60,6 +60,7 @@ class Manifest(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     TOOL_VERSIONS_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
+    NORMALISE_FIELD_NUMBER: _builtins.int
     format_version: _builtins.int
     """1; a reader refuses any other"""
     name: _builtins.str
@@ -72,6 +73,8 @@ class Manifest(_message.Message):
     """of classifiers: softmax, sigmoid or none"""
     embedding_width: _builtins.int
     """of embedders"""
+    normalise: _builtins.bool
+    """of embedders: what the graph gives is to be scaled to length 1"""
     @_builtins.property
     def graphs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Graph]: ...
     @_builtins.property
@@ -118,10 +121,11 @@ class Manifest(_message.Message):
         source: Global___Source | None = ...,
         tool_versions: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         files: _abc.Iterable[Global___File] | None = ...,
+        normalise: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "image", b"image", "source", b"source", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "cache", b"cache", "embedding_width", b"embedding_width", "files", b"files", "format_version", b"format_version", "function_to_apply", b"function_to_apply", "graphs", b"graphs", "image", b"image", "labels", b"labels", "name", b"name", "source", b"source", "task", b"task", "text", b"text", "tool_versions", b"tool_versions", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "cache", b"cache", "embedding_width", b"embedding_width", "files", b"files", "format_version", b"format_version", "function_to_apply", b"function_to_apply", "graphs", b"graphs", "image", b"image", "labels", b"labels", "name", b"name", "normalise", b"normalise", "source", b"source", "task", b"task", "text", b"text", "tool_versions", b"tool_versions", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from server.admission import Limits
+from server.admission import Gate, Limits
 from server.artifact import Artifact
 from server.batching.batcher import Batcher
 from server.batching.rows import PIXELS_PER_TOKEN
@@ -31,7 +31,7 @@ from server.tasks.embed import Embed
 from server.tasks.fill_mask import FillMask
 from server.tasks.generate import Generate, RawGpt
 from server.tasks.raw import MAX_LOGITS, RawImage, RawText
-from server.tasks.text import TextEncoder
+from server.tasks.text import TextEncoder, TokenCounter
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ FREE_TOKENS = {"cpu": 0, "openvino": 0, "cuda": 1024}
 
 class Part(Protocol):
     """Something of a model that lives on the event loop, with a queue before it."""
+
+    gate: Gate
 
     @property
     def waiting_rows(self) -> int: ...
@@ -79,6 +81,7 @@ class Doors:
 
     task: Any
     raw: Any
+    counter: TokenCounter | None = None  # of models on text
     parts: tuple[Part, ...] = ()
 
 
@@ -100,6 +103,15 @@ class Model:
     @property
     def raw(self) -> Any:
         return self.doors.raw
+
+    @property
+    def counter(self) -> TokenCounter | None:
+        return self.doors.counter
+
+    @property
+    def limits(self) -> Limits:
+        """Of what may wait, and so of one request."""
+        return self.doors.parts[0].gate.limits
 
     @property
     def provider(self) -> str:
@@ -162,19 +174,22 @@ def open_model(
 def _fill_mask(opening: Opening) -> Doors:
     batcher, encoder = _text_batcher(opening), TextEncoder(opening.artifact)
     task = FillMask(opening.artifact, batcher, encoder, opening.prepare)
-    return Doors(task=task, raw=RawText(opening.artifact, batcher), parts=(batcher,))
+    counter = TokenCounter(encoder, opening.prepare)
+    return Doors(task=task, raw=RawText(opening.artifact, batcher), counter=counter, parts=(batcher,))
 
 
 def _classify_text(opening: Opening) -> Doors:
     batcher, encoder = _text_batcher(opening), TextEncoder(opening.artifact)
     task = ClassifyText(opening.artifact, batcher, encoder, opening.prepare)
-    return Doors(task=task, raw=RawText(opening.artifact, batcher), parts=(batcher,))
+    counter = TokenCounter(encoder, opening.prepare)
+    return Doors(task=task, raw=RawText(opening.artifact, batcher), counter=counter, parts=(batcher,))
 
 
 def _embed(opening: Opening) -> Doors:
     batcher, encoder = _text_batcher(opening), TextEncoder(opening.artifact)
     task = Embed(opening.artifact, batcher, encoder, opening.prepare)
-    return Doors(task=task, raw=RawText(opening.artifact, batcher), parts=(batcher,))
+    counter = TokenCounter(encoder, opening.prepare)
+    return Doors(task=task, raw=RawText(opening.artifact, batcher), counter=counter, parts=(batcher,))
 
 
 def _classify_image(opening: Opening) -> Doors:
@@ -196,8 +211,9 @@ def _generate(opening: Opening) -> Doors:
         device=opening.session.device,
         observer=opening.observer,
     )
-    task = Generate(engine, TextEncoder(artifact), opening.prepare)
-    return Doors(task=task, raw=RawGpt(engine), parts=(engine,))
+    encoder = TextEncoder(artifact)
+    task, counter = Generate(engine, encoder, opening.prepare), TokenCounter(encoder, opening.prepare)
+    return Doors(task=task, raw=RawGpt(engine), counter=counter, parts=(engine,))
 
 
 def _text_batcher(opening: Opening) -> Batcher:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,19 +68,19 @@ class Repository:
         self.get(name, version)
         return [model for model in self._models[name].values() if version in ("", model.version)]
 
-    def for_task(self, name: str, version: str, task: str) -> Model:
-        """The model of that name if it does the task; without a name the only one that does."""
-        model = self.get(name or self._only(task), version)
-        if (found := model.artifact.manifest.task) != task:
-            raise WrongTask(f"model {model.name}: found task {found}, expected {task}")
+    def for_task(self, name: str, version: str, *tasks: str) -> Model:
+        """The model of that name if it does one of the tasks; without a name the only one that does."""
+        model = self.get(name or self._only(tasks), version)
+        if (found := model.artifact.manifest.task) not in tasks:
+            raise WrongTask(f"model {model.name}: found task {found}, expected {' or '.join(tasks)}")
         return model
 
-    def _only(self, task: str) -> str:
-        able = sorted({model.name for model in self.models() if model.artifact.manifest.task == task})
+    def _only(self, tasks: Sequence[str]) -> str:
+        able = sorted({model.name for model in self.models() if model.artifact.manifest.task in tasks})
         if not able:
-            raise ModelNotFound(f"model: none of those that are served does {task}")
+            raise ModelNotFound(f"model: none of those that are served does {' or '.join(tasks)}")
         if len(able) > 1:
-            raise InvalidRequest("model", "nothing", f"one of {', '.join(able)}: several do {task}")
+            raise InvalidRequest("model", "nothing", f"one of {', '.join(able)}: several do {' or '.join(tasks)}")
         return able[0]
 
     def _missing(self, name: str, version: str) -> ModelNotFound | NotReady:

@@ -72,9 +72,18 @@ class Client:
 
     # ---- the tasks
 
-    def fill_mask(self, texts: Sequence[str], *, model: str = "", top_k: int | None = None) -> list[pb.FilledText]:
-        """The likeliest words for each mask of each text."""
-        request = pb.FillMaskRequest(model=model or self.choose("fill-mask"), inputs=texts, top_k=top_k)
+    def fill_mask(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str = "",
+        top_k: int | None = None,
+        targets: Sequence[str] = (),
+        truncate: bool = False,
+    ) -> list[pb.FilledText]:
+        """The likeliest words, or the likeliest of `targets`, for each mask of each text."""
+        model = model or self.choose("fill-mask")
+        request = pb.FillMaskRequest(model=model, inputs=texts, top_k=top_k, targets=targets, truncate=truncate)
         with self._errors():
             return list(self._stub.FillMask(request, timeout=self._timeout_s).results)
 
@@ -86,26 +95,74 @@ class Client:
             yield from self._stub.Generate(request, timeout=self._timeout_s)
 
     def classify_image(
-        self, images: Sequence[bytes], *, model: str = "", top_k: int | None = None
+        self, images: Sequence[bytes], *, model: str = "", top_k: int | None = None, function_to_apply: str = ""
     ) -> list[pb.Classification]:
-        """The likeliest classes of each image: contents of JPEG, PNG, WebP or GIF files."""
-        request = pb.ClassifyImageRequest(model=model or self.choose("classify-image"), images=images, top_k=top_k)
+        """The likeliest classes of each image: contents of JPEG, PNG, WebP or GIF files.
+
+        `function_to_apply` makes scores of logits: softmax, sigmoid, none; the model's own if empty.
+        """
+        model = model or self.choose("classify-image")
+        request = pb.ClassifyImageRequest(model=model, images=images, top_k=top_k, function_to_apply=function_to_apply)
         with self._errors():
             return list(self._stub.ClassifyImage(request, timeout=self._timeout_s).results)
 
     def classify_text(
-        self, texts: Sequence[str], *, model: str = "", top_k: int | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        text_pairs: Sequence[str] = (),
+        model: str = "",
+        top_k: int | None = None,
+        function_to_apply: str = "",
+        truncate: bool = False,
     ) -> list[pb.Classification]:
-        """The likeliest classes of each text; all of them without a `top_k`."""
-        request = pb.ClassifyTextRequest(model=model or self.choose("classify-text"), inputs=texts, top_k=top_k)
+        """The likeliest classes of each text, or of each with its pair; all of them without a `top_k`."""
+        request = pb.ClassifyTextRequest(
+            model=model or self.choose("classify-text"),
+            inputs=texts,
+            text_pairs=text_pairs,
+            top_k=top_k,
+            function_to_apply=function_to_apply,
+            truncate=truncate,
+        )
         with self._errors():
             return list(self._stub.ClassifyText(request, timeout=self._timeout_s).results)
 
-    def embed(self, texts: Sequence[str], *, model: str = "") -> list[list[float]]:
-        """One vector for each text."""
-        request = pb.EmbedRequest(model=model or self.choose("embed"), inputs=texts)
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str = "",
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+        truncate: bool = False,
+    ) -> list[list[float]]:
+        """One vector for each text, of length 1 or not as the model has it, or as `normalize` says."""
+        model = model or self.choose("embed")
+        request = pb.EmbedRequest(
+            model=model, inputs=texts, normalize=normalize, dimensions=dimensions, truncate=truncate
+        )
         with self._errors():
             return [list(each.values) for each in self._stub.Embed(request, timeout=self._timeout_s).results]
+
+    # ---- what can be known beforehand
+
+    def count_tokens(
+        self, texts: Sequence[str], *, text_pairs: Sequence[str] = (), model: str = ""
+    ) -> pb.CountTokensResponse:
+        """How many tokens each text, or pair, is for a model, and how many the model takes."""
+        request = pb.CountTokensRequest(model=model, inputs=texts, text_pairs=text_pairs)
+        with self._errors():
+            answer: pb.CountTokensResponse = self._stub.CountTokens(request, timeout=self._timeout_s)
+            return answer
+
+    def info(self, model: str = "") -> pb.ModelInfoResponse:
+        """What a model does and takes: its task, limits and labels."""
+        with self._errors():
+            answer: pb.ModelInfoResponse = self._stub.ModelInfo(
+                pb.ModelInfoRequest(model=model), timeout=self._timeout_s
+            )
+            return answer
 
     # ---- the server
 

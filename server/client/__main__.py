@@ -65,7 +65,14 @@ def _fail(text: str) -> int:
 
 
 def fill_mask(client: Client, arguments: argparse.Namespace) -> None:
-    results = client.fill_mask(arguments.texts, model=_chosen(client, arguments), top_k=arguments.top_k)
+    results = client.fill_mask(
+        arguments.texts,
+        model=_chosen(client, arguments),
+        top_k=arguments.top_k,
+        targets=arguments.target,
+        truncate=arguments.truncate,
+    )
+    _note_truncated(arguments.texts, results)
     if arguments.json:
         return _print_json(results)
     for text, result in zip(arguments.texts, results, strict=True):
@@ -96,23 +103,60 @@ def generate(client: Client, arguments: argparse.Namespace) -> None:
 
 def classify_image(client: Client, arguments: argparse.Namespace) -> None:
     images = [Path(file).read_bytes() for file in arguments.files]
-    results = client.classify_image(images, model=_chosen(client, arguments), top_k=arguments.top_k)
+    model, function = _chosen(client, arguments), arguments.function_to_apply
+    results = client.classify_image(images, model=model, top_k=arguments.top_k, function_to_apply=function)
     _print_classes(arguments, arguments.files, results)
 
 
 def classify_text(client: Client, arguments: argparse.Namespace) -> None:
-    results = client.classify_text(arguments.texts, model=_chosen(client, arguments), top_k=arguments.top_k)
-    _print_classes(arguments, arguments.texts, results)
+    results = client.classify_text(
+        arguments.texts,
+        text_pairs=arguments.pair,
+        model=_chosen(client, arguments),
+        top_k=arguments.top_k,
+        function_to_apply=arguments.function_to_apply,
+        truncate=arguments.truncate,
+    )
+    _note_truncated(arguments.texts, results)
+    _print_classes(arguments, _inputs(arguments), results)
 
 
 def embed(client: Client, arguments: argparse.Namespace) -> None:
-    vectors = client.embed(arguments.texts, model=_chosen(client, arguments))
+    vectors = client.embed(
+        arguments.texts,
+        model=_chosen(client, arguments),
+        normalize=arguments.normalize,
+        dimensions=arguments.dimensions,
+        truncate=arguments.truncate,
+    )
     if arguments.json:
         print(json.dumps(vectors))
         return
     for text, vector in zip(arguments.texts, vectors, strict=True):
         shown = " ".join(f"{value:+.4f}" for value in vector[:EMBED_SHOWN])
         print(f"{text}\n  {len(vector)} values: {shown}{' …' if len(vector) > EMBED_SHOWN else ''}")
+
+
+# ---- what can be known beforehand
+
+
+def count_tokens(client: Client, arguments: argparse.Namespace) -> None:
+    answer = client.count_tokens(arguments.texts, text_pairs=arguments.pair, model=arguments.model)
+    if arguments.json:
+        print(json.dumps(_plain(answer), ensure_ascii=False))
+        return
+    _print_table(list(zip(map(str, answer.tokens), _inputs(arguments), strict=True)))
+    _note(f"{answer.model} takes at most {answer.max_tokens}")
+
+
+def info(client: Client, arguments: argparse.Namespace) -> None:
+    answer = _plain(client.info(arguments.model))
+    if arguments.json:
+        print(json.dumps(answer, ensure_ascii=False))
+        return
+    _print_table(
+        [(name, ", ".join(value) if isinstance(value, list) else str(value)) for name, value in answer.items()]
+    )
 
 
 # ---- the server
@@ -145,6 +189,19 @@ def _chosen(client: Client, arguments: argparse.Namespace) -> str:
     if others:
         _note(f"{first} answers; --model chooses another: {', '.join(others)}")
     return first
+
+
+def _inputs(arguments: argparse.Namespace) -> list[str]:
+    """The texts of a command, or its pairs of texts, to be shown."""
+    if not arguments.pair:
+        return list(arguments.texts)
+    return [f"{text}  +  {pair}" for text, pair in zip(arguments.texts, arguments.pair, strict=True)]
+
+
+def _note_truncated(texts: Sequence[str], results: Sequence[Any]) -> None:
+    for text, result in zip(texts, results, strict=True):
+        if result.tokens.truncated:
+            _note(f"only the first {result.tokens.used} tokens were read of: {text[:40]}…")
 
 
 def _print_classes(arguments: argparse.Namespace, inputs: Sequence[str], results: Sequence[Any]) -> None:
@@ -188,6 +245,18 @@ def _parser() -> argparse.ArgumentParser:
     few = argparse.ArgumentParser(add_help=False)
     few.add_argument("--top-k", type=_count, metavar="N", help="how many to tell")
 
+    scored = argparse.ArgumentParser(add_help=False)
+    functions = ("default", "softmax", "sigmoid", "none")
+    scored.add_argument("--function-to-apply", default="", choices=functions, help="what makes scores of logits")
+    texts = argparse.ArgumentParser(add_help=False)
+    texts.add_argument("texts", nargs="+")
+    cut = argparse.ArgumentParser(add_help=False)
+    cut.add_argument("--truncate", action="store_true", help="cut off what is too long, on the right")
+    pairs = argparse.ArgumentParser(add_help=False)
+    pairs.add_argument(
+        "--pair", action="append", default=[], metavar="TEXT", help="the second text of a pair; one for each text"
+    )
+
     parser = argparse.ArgumentParser(prog="python -m server.client", description="Ask a running server.")
     parser.add_argument("--server", default=DEFAULT_SERVER, metavar="HOST:PORT", help=f"({DEFAULT_SERVER})")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -197,14 +266,27 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(ask=ask)
         return added
 
-    command("fill-mask", fill_mask, "the likeliest words for each [MASK]", named, few).add_argument("texts", nargs="+")
+    fill = command("fill-mask", fill_mask, "the likeliest words for each [MASK]", named, few, cut, texts)
+    fill.add_argument("--target", action="append", default=[], metavar="WORD", help="only this word; can be repeated")
     _add_sampling(command("generate", generate, "continue a text", named))
-    command("classify-image", classify_image, "what images show", named, few).add_argument("files", nargs="+")
-    command("classify-text", classify_text, "which class texts belong to", named, few).add_argument("texts", nargs="+")
-    command("embed", embed, "one vector for each text", named).add_argument("texts", nargs="+")
+    images = command("classify-image", classify_image, "what images show", named, few, scored)
+    images.add_argument("files", nargs="+")
+    command("classify-text", classify_text, "which class texts belong to", named, few, scored, cut, pairs, texts)
+    _add_vectors(command("embed", embed, "one vector for each text", named, cut, texts))
+    command("count-tokens", count_tokens, "how many tokens texts are for a model", named, pairs, texts)
+    command("info", info, "what a model does and takes").add_argument("model", nargs="?", default="")
     command("models", models, "what the server has")
     command("health", health, "whether the server answers").add_argument("service", nargs="?", default="")
     return parser
+
+
+def _add_vectors(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dimensions", type=_count, metavar="N", help="only the first so many values")
+    parser.add_argument(
+        "--normalize",
+        action=argparse.BooleanOptionalAction,
+        help="vectors of length 1, or as they are; the model's own way if left out",
+    )
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:

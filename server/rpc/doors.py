@@ -3,7 +3,8 @@
 A door declares its tensors and has a function that answers. server/rpc/open_inference.py does the rest for all of them.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,8 @@ from server.repository import Model
 from server.rpc.continuation import continue_text
 from server.rpc.parameters import Kind, Value
 from server.rpc.sampling import PARAMETERS as SAMPLING
-from server.rpc.sampling import from_parameters
+from server.rpc.sampling import from_parameters, strings
+from server.tasks.text import Reading
 
 Arrays = Mapping[str, Array]
 ANY = -1
@@ -53,8 +55,16 @@ class Ask:
     tokens: Tokens  # counts what is generated
 
 
-Infer = Callable[[Ask], Awaitable[dict[str, Array]]]
-Stream = Callable[[Ask], AsyncGenerator[dict[str, Array], None]]
+@dataclass(frozen=True)
+class Reply:
+    """The outputs of a request, or a piece of them, and what is told beside them."""
+
+    outputs: Arrays
+    parameters: Mapping[str, Value] = field(default_factory=dict)
+
+
+Infer = Callable[[Ask], Awaitable[Reply]]
+Stream = Callable[[Ask], AsyncGenerator[Reply, None]]
 
 
 @dataclass(frozen=True)
@@ -76,26 +86,40 @@ def door_of(manifest: Manifest, *, raw: bool) -> Door:
 # ---- the tasks
 
 
-async def _fill_mask(ask: Ask) -> dict[str, Array]:
-    texts = texts_of("text", ask.inputs["text"])
-    filled = await ask.model.task(texts, **ask.parameters, call=ask.call, field="text")
-    masks = [(row, mask.candidates) for row, masks in enumerate(filled) for mask in masks]
-    return {
+async def _fill_mask(ask: Ask) -> Reply:
+    texts, own = texts_of("text", ask.inputs["text"]), dict(ask.parameters)
+    targets = strings(str(own.pop("targets", "")))
+    filled = await ask.model.task(texts, **own, targets=targets, call=ask.call, field="text")
+    masks = [(row, mask.candidates) for row, text in enumerate(filled) for mask in text.masks]
+    outputs = {
         "token": np.array([[c.token.encode() for c in candidates] for _, candidates in masks], object),
         "token_id": np.array([[c.token_id for c in candidates] for _, candidates in masks], np.int64),
         "score": np.array([[c.score for c in candidates] for _, candidates in masks], np.float32),  # [masks, k]
         "row": np.array([row for row, _ in masks], np.int64),  # [masks]
     }
+    return Reply(outputs, _read(ask, [text.reading for text in filled]))
 
 
-async def _classify_text(ask: Ask) -> dict[str, Array]:
-    rows = await ask.model.task(texts_of("text", ask.inputs["text"]), **ask.parameters, call=ask.call, field="text")
-    return _classes(rows)
+async def _classify_text(ask: Ask) -> Reply:
+    texts = texts_of("text", ask.inputs["text"])
+    pairs = texts_of("text_pair", ask.inputs["text_pair"]) if "text_pair" in ask.inputs else []
+    found = await ask.model.task(texts, pairs, **ask.parameters, call=ask.call, field="text", pair_field="text_pair")
+    return Reply(_classes([text.classes for text in found]), _read(ask, [text.reading for text in found]))
 
 
-async def _classify_image(ask: Ask) -> dict[str, Array]:
+async def _classify_image(ask: Ask) -> Reply:
     rows = await ask.model.task(list(ask.inputs["image"].ravel()), **ask.parameters, call=ask.call, field="image")
-    return _classes(rows)
+    return Reply(_classes(rows))
+
+
+def _read(ask: Ask, readings: Sequence[Reading]) -> dict[str, Value]:
+    """Told to who lets texts be truncated: the tokens that were read of each, and the numbers of those cut, as JSON."""
+    if not ask.parameters.get("truncate"):
+        return {}
+    return {
+        "input_tokens": json.dumps([reading.tokens for reading in readings]),
+        "truncated_inputs": json.dumps([number for number, reading in enumerate(readings) if reading.truncated]),
+    }
 
 
 def _classes(rows: list[list[Any]]) -> dict[str, Array]:
@@ -107,20 +131,21 @@ def _classes(rows: list[list[Any]]) -> dict[str, Array]:
     }
 
 
-async def _embed(ask: Ask) -> dict[str, Array]:
-    return {"embedding": await ask.model.task(texts_of("text", ask.inputs["text"]), call=ask.call, field="text")}
+async def _embed(ask: Ask) -> Reply:
+    found = await ask.model.task(texts_of("text", ask.inputs["text"]), **ask.parameters, call=ask.call, field="text")
+    return Reply({"embedding": found.vectors}, _read(ask, found.readings))
 
 
-async def _generate(ask: Ask) -> dict[str, Array]:
+async def _generate(ask: Ask) -> Reply:
     """The whole continuation at once."""
     text, reason = "", ""
     async for piece in _pieces(ask):
-        text += piece["text_output"][0].decode()
-        reason = piece["finish_reason"][0].decode()
+        text += piece.outputs["text_output"][0].decode()
+        reason = piece.outputs["finish_reason"][0].decode()
     return _piece(text, reason)
 
 
-async def _pieces(ask: Ask) -> AsyncGenerator[dict[str, Array], None]:
+async def _pieces(ask: Ask) -> AsyncGenerator[Reply, None]:
     """The continuation as it comes. The last piece, and no other, has a finish_reason."""
     prompts = texts_of("text_input", ask.inputs["text_input"])
     if len(prompts) != 1:
@@ -132,11 +157,12 @@ async def _pieces(ask: Ask) -> AsyncGenerator[dict[str, Array], None]:
             yield _piece(piece.text, piece.finish_reason)
 
 
-def _piece(text: str, reason: str) -> dict[str, Array]:
-    return {
+def _piece(text: str, reason: str) -> Reply:
+    outputs = {
         "text_output": np.array([text.encode()], object),
         "finish_reason": np.array([reason.encode()], object),
     }
+    return Reply(outputs)
 
 
 def texts_of(name: str, array: Array) -> list[str]:
@@ -155,6 +181,8 @@ TEXT = Tensor("text", "BYTES", (ANY,))
 SCORES = Tensor("score", "FP32", (ANY, ANY))
 LABELS = Tensor("label", "BYTES", (ANY, ANY))
 TOP_K = {"top_k": Kind.INTEGER}
+SCORED = {**TOP_K, "function_to_apply": Kind.TEXT}  # softmax, sigmoid, none, default
+TRUNCATE = {"truncate": Kind.BOOLEAN}
 
 TASKS = {
     "fill-mask": Door(
@@ -166,16 +194,26 @@ TASKS = {
             Tensor("row", "INT64", (ANY,)),
         ),
         infer=_fill_mask,
-        parameters=TOP_K,
+        parameters={**TOP_K, **TRUNCATE, "targets": Kind.TEXT},  # one word, or a JSON list of words
     ),
-    "classify-text": Door(inputs=(TEXT,), outputs=(LABELS, SCORES), infer=_classify_text, parameters=TOP_K),
+    "classify-text": Door(
+        inputs=(TEXT, Tensor("text_pair", "BYTES", (ANY,), optional=True)),
+        outputs=(LABELS, SCORES),
+        infer=_classify_text,
+        parameters={**SCORED, **TRUNCATE},
+    ),
     "classify-image": Door(
         inputs=(Tensor("image", "BYTES", (ANY,)),),
         outputs=(LABELS, Tensor("class_id", "INT64", (ANY, ANY)), SCORES),
         infer=_classify_image,
-        parameters=TOP_K,
+        parameters=SCORED,
     ),
-    "embed": Door(inputs=(TEXT,), outputs=(Tensor("embedding", "FP32", (ANY, ANY)),), infer=_embed),
+    "embed": Door(
+        inputs=(TEXT,),
+        outputs=(Tensor("embedding", "FP32", (ANY, ANY)),),
+        infer=_embed,
+        parameters={**TRUNCATE, "normalize": Kind.BOOLEAN, "dimensions": Kind.INTEGER},
+    ),
     "generate": Door(
         inputs=(Tensor("text_input", "BYTES", (ANY,)),),
         outputs=(Tensor("text_output", "BYTES", (ANY,)), Tensor("finish_reason", "BYTES", (ANY,))),
@@ -189,8 +227,8 @@ TASKS = {
 # ---- the tensor doors
 
 
-async def _raw(ask: Ask) -> dict[str, Array]:
-    return dict(await ask.model.raw(ask.inputs, call=ask.call))
+async def _raw(ask: Ask) -> Reply:
+    return Reply(await ask.model.raw(ask.inputs, call=ask.call))
 
 
 def _raw_door(manifest: Manifest) -> Door:

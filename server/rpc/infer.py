@@ -5,7 +5,8 @@ import numpy as np
 from protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse
 from server.arrays import Array
 from server.errors import InvalidRequest
-from server.rpc.doors import ANY, Arrays, Door, Tensor
+from server.rpc.doors import ANY, Door, Reply, Tensor
+from server.rpc.parameters import write_parameters
 from server.rpc.tensors import BYTES, add_outputs, decode_inputs
 
 CLASSIFICATION = "classification"  # parameter of a requested output: how many classes to tell in place of the scores
@@ -65,16 +66,17 @@ def _known_parameters(door: Door) -> str:
     return f"{CLASSIFICATION!r}, of {', '.join(names)}" if names else "none"
 
 
-def answer(door: Door, wanted: dict[str, int], outputs: Arrays, response: ModelInferResponse) -> ModelInferResponse:
-    """Put the wanted outputs into the response."""
+def answer(door: Door, wanted: dict[str, int], reply: Reply, response: ModelInferResponse) -> ModelInferResponse:
+    """Put the wanted outputs into the response, and what is told beside them."""
     declared = {tensor.name: tensor for tensor in door.outputs}
     arrays = {}
     for name, classes in wanted.items():
         if classes:
-            arrays[name] = BYTES, classify(outputs[name], classes, declared[name].labels or ())
+            arrays[name] = BYTES, classify(reply.outputs[name], classes, declared[name].labels or ())
         else:
-            arrays[name] = declared[name].datatype, outputs[name]
+            arrays[name] = declared[name].datatype, reply.outputs[name]
     add_outputs(response, arrays)
+    write_parameters(reply.parameters, response.parameters)
     return response
 
 

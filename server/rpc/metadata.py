@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from protos import open_inference_pb2 as oip
 from server.repository import Model
+from server.rpc.description import properties
 from server.rpc.doors import Door, Tensor
 from server.rpc.tensors import BYTES
 from server.settings import version
@@ -25,9 +26,9 @@ def server_metadata() -> oip.ServerMetadataResponse:
     return oip.ServerMetadataResponse(name=SERVER, version=version(), extensions=EXTENSIONS)
 
 
-def model_metadata(name: str, versions: Sequence[str], door: Door) -> oip.ModelMetadataResponse:
+def model_metadata(name: str, versions: Sequence[str], model: Model, door: Door) -> oip.ModelMetadataResponse:
     """`name` is the model's, or that of its raw door. Shapes hold -1 where a size varies."""
-    response = oip.ModelMetadataResponse(name=name, versions=versions, platform=PLATFORM)
+    response = oip.ModelMetadataResponse(name=name, versions=versions, platform=PLATFORM, properties=properties(model))
     for tensor in door.inputs:
         response.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=_declared(tensor))
     for tensor in door.outputs:
@@ -36,7 +37,7 @@ def model_metadata(name: str, versions: Sequence[str], door: Door) -> oip.ModelM
 
 
 def model_config(name: str, model: Model, door: Door, max_batch_size: int) -> oip.ModelConfigResponse:
-    """As Triton writes it: `dims` leave out the batch. The parameters tell the task, the provider and the precision."""
+    """As Triton writes it: `dims` leave out the batch. The parameters tell what server/rpc/description.py knows."""
     config = oip.ModelConfig(
         name=name, platform=PLATFORM, backend=BACKEND, max_batch_size=max(max_batch_size, MIN_BATCH_SIZE)
     )
@@ -46,8 +47,7 @@ def model_config(name: str, model: Model, door: Door, max_batch_size: int) -> oi
         )
     for tensor in door.outputs:
         config.output.add(name=tensor.name, data_type=_type(tensor.datatype), dims=tensor.shape[1:])
-    told = {"task": model.artifact.manifest.task, "provider": model.provider, "precision": model.precision}
-    for key, value in told.items():
+    for key, value in properties(model).items():
         config.parameters[key].string_value = value
     config.model_transaction_policy.decoupled = door.stream is not None
     return oip.ModelConfigResponse(config=config)

@@ -99,7 +99,7 @@ class OpenInference:
     async def ModelMetadata(self, request: oip.ModelMetadataRequest, context: Context) -> oip.ModelMetadataResponse:
         model, door = self._find(request.name, request.version)
         versions = [each.version for each in self._repository.served(model.name, request.version)]
-        return metadata.model_metadata(request.name, versions, door)
+        return metadata.model_metadata(request.name, versions, model, door)
 
     async def ModelConfig(self, request: oip.ModelConfigRequest, context: Context) -> oip.ModelConfigResponse:
         model, door = self._find(request.name, request.version)
@@ -187,7 +187,7 @@ class OpenInference:
                 return
             async with aclosing(door.stream(ask)) as pieces:
                 async for piece in pieces:
-                    last = bool(piece["finish_reason"][0])
+                    last = bool(piece.outputs["finish_reason"][0])
                     yield _final(answer(door, wanted, piece, _response(request, model)), last)
 
     def _in_pieces(self, request: oip.ModelInferRequest) -> bool:

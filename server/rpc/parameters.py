@@ -1,6 +1,6 @@
 """Parameters of the Open Inference Protocol ↔ plain values, checked against what a door knows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from enum import Enum
 
 from protos.open_inference_pb2 import InferParameter
@@ -30,6 +30,15 @@ EVERY_REQUEST = {
     "timeout": Kind.INTEGER,  # in microseconds
     "triton_enable_empty_final_response": Kind.BOOLEAN,  # no answer of ours is empty: its effect is none
 }
+
+
+FIELDS = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}
+
+
+def write_parameters(values: Mapping[str, Value], parameters: MutableMapping[str, InferParameter]) -> None:
+    """Add values to the parameters of an answer."""
+    for name, value in values.items():
+        setattr(parameters[name], FIELDS[type(value)], value)
 
 
 def read_parameters(parameters: Mapping[str, InferParameter], known: Mapping[str, Kind]) -> dict[str, Value]:

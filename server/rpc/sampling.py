@@ -54,7 +54,7 @@ def from_request(request: GenerateRequest) -> Continuation:
 def from_parameters(parameters: Mapping[str, Value]) -> Continuation:
     """From the parameters of an Open Inference request, whose names and kinds have been checked against PARAMETERS."""
     given: dict[str, Any] = dict(parameters)
-    stop = _strings(given.pop("stop", ""))
+    stop = strings(given.pop("stop", ""))
     include_stop = given.pop("include_stop_str_in_output", False)
     if "stop_token_ids" in given:
         given["stop_token_ids"] = _token_ids(given["stop_token_ids"])
@@ -63,7 +63,7 @@ def from_parameters(parameters: Mapping[str, Value]) -> Continuation:
     return Continuation(Sampling(**given), stop, include_stop)
 
 
-def _strings(text: str) -> tuple[str, ...]:
+def strings(text: str) -> tuple[str, ...]:
     """One string as it is; a JSON list of strings as those. `[` and the like are strings."""
     try:
         strings = json.loads(text) if text.startswith("[") else None

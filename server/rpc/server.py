@@ -24,7 +24,10 @@ from server.under_way import UnderWay
 WORK = frozenset(
     (
         f"/{OPEN_INFERENCE}/ModelInfer",
-        *(f"/{TYPED}/{method}" for method in ("FillMask", "Generate", "ClassifyImage", "ClassifyText", "Embed")),
+        *(
+            f"/{TYPED}/{method}"
+            for method in ("FillMask", "Generate", "ClassifyImage", "ClassifyText", "Embed", "CountTokens")
+        ),
     )
 )
 

@@ -4,7 +4,9 @@
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
 
 from protos import affinity_pb2 as pb
 from protos.affinity_pb2_grpc import AffinityServicer
@@ -13,11 +15,14 @@ from server.metrics import Metrics
 from server.repository import Repository
 from server.rpc.calls import Context, call_of, interleave
 from server.rpc.continuation import continue_text
+from server.rpc.description import describe
 from server.rpc.sampling import from_request
 from server.tasks.classes import Class
 from server.tasks.fill_mask import FilledMask
 from server.tasks.generate import Piece
+from server.tasks.text import Reading
 
+TEXT_TASKS = ("fill-mask", "generate", "classify-text", "embed")
 Item = TypeVar("Item")
 
 
@@ -31,9 +36,17 @@ class Typed(AffinityServicer):
     async def FillMask(self, request: pb.FillMaskRequest, context: Context) -> pb.FillMaskResponse:
         model = self._repository.for_task(request.model, request.model_version, "fill-mask")
         with self._metrics.request(model.name, model.version, "fill-mask"):
-            options = {"top_k": request.top_k} if request.HasField("top_k") else {}
-            texts = await model.task(_some("inputs", request.inputs), **options, call=call_of(context), field="inputs")
-            results = [pb.FilledText(masks=[_mask(mask) for mask in masks]) for masks in texts]
+            texts = await model.task(
+                _some("inputs", request.inputs),
+                **_given(request, "top_k"),
+                targets=request.targets,
+                truncate=request.truncate,
+                call=call_of(context),
+                field="inputs",
+            )
+            results = [
+                pb.FilledText(masks=[_mask(mask) for mask in text.masks], tokens=_read(text.reading)) for text in texts
+            ]
             return pb.FillMaskResponse(model=model.name, model_version=model.version, results=results)
 
     async def Generate(
@@ -63,23 +76,65 @@ class Typed(AffinityServicer):
     async def ClassifyImage(self, request: pb.ClassifyImageRequest, context: Context) -> pb.ClassifyResponse:
         model = self._repository.for_task(request.model, request.model_version, "classify-image")
         with self._metrics.request(model.name, model.version, "classify-image"):
-            options = {"top_k": request.top_k} if request.HasField("top_k") else {}
-            images = await model.task(_some("images", request.images), **options, call=call_of(context), field="images")
-            return pb.ClassifyResponse(model=model.name, model_version=model.version, results=_classified(images))
+            images = await model.task(
+                _some("images", request.images),
+                **_given(request, "top_k"),
+                function_to_apply=request.function_to_apply,
+                call=call_of(context),
+                field="images",
+            )
+            results = [pb.Classification(classes=_classes(classes)) for classes in images]
+            return pb.ClassifyResponse(model=model.name, model_version=model.version, results=results)
 
     async def ClassifyText(self, request: pb.ClassifyTextRequest, context: Context) -> pb.ClassifyResponse:
         model = self._repository.for_task(request.model, request.model_version, "classify-text")
         with self._metrics.request(model.name, model.version, "classify-text"):
-            options = {"top_k": request.top_k} if request.HasField("top_k") else {}
-            texts = await model.task(_some("inputs", request.inputs), **options, call=call_of(context), field="inputs")
-            return pb.ClassifyResponse(model=model.name, model_version=model.version, results=_classified(texts))
+            texts = await model.task(
+                _some("inputs", request.inputs),
+                request.text_pairs,
+                **_given(request, "top_k"),
+                function_to_apply=request.function_to_apply,
+                truncate=request.truncate,
+                call=call_of(context),
+                field="inputs",
+                pair_field="text_pairs",
+            )
+            results = [pb.Classification(classes=_classes(text.classes), tokens=_read(text.reading)) for text in texts]
+            return pb.ClassifyResponse(model=model.name, model_version=model.version, results=results)
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
         model = self._repository.for_task(request.model, request.model_version, "embed")
         with self._metrics.request(model.name, model.version, "embed"):
-            vectors = await model.task(_some("inputs", request.inputs), call=call_of(context), field="inputs")  # [n, d]
-            results = [pb.Embedding(values=vector) for vector in vectors]
+            found = await model.task(
+                _some("inputs", request.inputs),
+                **_given(request, "normalize", "dimensions"),
+                truncate=request.truncate,
+                call=call_of(context),
+                field="inputs",
+            )
+            results = [
+                pb.Embedding(values=vector, tokens=_read(reading))
+                for vector, reading in zip(found.vectors, found.readings, strict=True)
+            ]
             return pb.EmbedResponse(model=model.name, model_version=model.version, results=results)
+
+    async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:
+        model = self._repository.for_task(request.model, request.model_version, *TEXT_TASKS)
+        counter = model.counter
+        assert counter is not None, "a model on text has a tokenizer; this is a bug"
+        texts = _some("inputs", request.inputs)
+        tokens = await counter(texts, request.text_pairs, field="inputs", pair_field="text_pairs")
+        return pb.CountTokensResponse(
+            model=model.name, model_version=model.version, tokens=tokens, max_tokens=counter.max_tokens
+        )
+
+    async def ModelInfo(self, request: pb.ModelInfoRequest, context: Context) -> pb.ModelInfoResponse:
+        return describe(self._repository.for_task(request.model, request.model_version, *TEXT_TASKS, "classify-image"))
+
+
+def _given(request: Message, *names: str) -> dict[str, Any]:
+    """Those of a request's optional fields that are there."""
+    return {name: getattr(request, name) for name in names if request.HasField(name)}
 
 
 def _some(field: str, values: Sequence[Item]) -> list[Item]:
@@ -103,11 +158,12 @@ def _mask(mask: FilledMask) -> pb.FilledMask:
     return pb.FilledMask(position=mask.position, candidates=candidates)
 
 
-def _classified(results: Sequence[Sequence[Class]]) -> list[pb.Classification]:
-    return [
-        pb.Classification(classes=[pb.Class(label=c.label, class_id=c.class_id, score=c.score) for c in classes])
-        for classes in results
-    ]
+def _classes(classes: Sequence[Class]) -> list[pb.Class]:
+    return [pb.Class(label=each.label, class_id=each.class_id, score=each.score) for each in classes]
+
+
+def _read(reading: Reading) -> pb.InputTokens:
+    return pb.InputTokens(used=reading.tokens, truncated=reading.truncated)
 
 
 def _piece(response: pb.GenerateResponse, piece: Piece) -> pb.GenerateResponse:

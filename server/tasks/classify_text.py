@@ -1,15 +1,24 @@
-"""Classes of texts."""
+"""Classes of texts, and of pairs of texts."""
 
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
 
 from server.admission import Call
 from server.artifact import Artifact
 from server.batching.batcher import Batcher
 from server.batching.rows import TextRow
-from server.tasks.classes import Class, check_top_k, rank, scores_of
-from server.tasks.text import TextEncoder
+from server.errors import InvalidRequest
+from server.tasks.classes import DEFAULT, Class, check_top_k, rank, scores_of
+from server.tasks.text import Reading, TextEncoder, Tokens
+
+
+@dataclass(frozen=True)
+class ClassifiedText:
+    classes: list[Class]  # the likeliest first
+    reading: Reading
 
 
 class ClassifyText:
@@ -18,21 +27,35 @@ class ClassifyText:
     def __init__(self, artifact: Artifact, batcher: Batcher, encoder: TextEncoder, prepare: Executor) -> None:
         self.labels = tuple(artifact.manifest.labels)
         self.function = artifact.manifest.function_to_apply or "softmax"
+        self._segments = artifact.manifest.text.segments
         self._batcher, self._encoder, self._prepare = batcher, encoder, prepare
 
     async def __call__(
-        self, texts: Sequence[str], *, top_k: int | None = None, call: Call, field: str = "texts"
-    ) -> list[list[Class]]:
-        """For each text its classes, the likeliest first: all of them, or the first `top_k`."""
-        scores = scores_of("default", self.function)
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] = (),
+        *,
+        top_k: int | None = None,
+        function_to_apply: str = DEFAULT,
+        truncate: bool = False,
+        call: Call,
+        field: str = "texts",
+        pair_field: str = "text_pairs",
+    ) -> list[ClassifiedText]:
+        """For each text, or pair, its classes: all of them, or the first `top_k`."""
         most = len(self.labels) if top_k is None else check_top_k(top_k)
-        with self._batcher.under_way.one():
-            rows = await asyncio.get_running_loop().run_in_executor(self._prepare, self._rows, texts, field)
-            answers = await self._batcher.run(rows, call, field=field)
-        return [rank(scores(answer["logits"]), self.labels, top_k=most) for answer in answers]
-
-    def _rows(self, texts: Sequence[str], field: str) -> list[TextRow]:
+        scores = scores_of(function_to_apply, self.function)
+        encode = partial(self._encoder.encode, texts, pairs, truncate=truncate, field=field, pair_field=pair_field)
+        with self._batcher.place(len(texts), field=field) as place:
+            tokens = await asyncio.get_running_loop().run_in_executor(self._prepare, encode)
+            rows = [self._row(each, f"{pair_field}[{number}]") for number, each in enumerate(tokens)]
+            answers = await self._batcher.run(rows, call, field=field, place=place)
         return [
-            TextRow(input_ids=tokens.input_ids, token_type_ids=tokens.token_type_ids, outputs=("logits",))
-            for tokens in self._encoder.encode(texts, field=field)
+            ClassifiedText(rank(scores(answer["logits"]), self.labels, top_k=most), each.reading)
+            for answer, each in zip(answers, tokens, strict=True)
         ]
+
+    def _row(self, tokens: Tokens, pair_field: str) -> TextRow:
+        if self._segments and tokens.token_type_ids.max() >= self._segments:
+            raise InvalidRequest(pair_field, "a second text", f"none: the model knows {self._segments} segment")
+        return TextRow(input_ids=tokens.input_ids, token_type_ids=tokens.token_type_ids, outputs=("logits",))

@@ -1,8 +1,10 @@
-"""Texts as vectors. Pooling, and normalisation where the checkpoint has it, are in the graph."""
+"""Texts as vectors. Pooling is in the graph; scaling to length 1 is here, for a request may want it or not."""
 
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +13,16 @@ from server.admission import Call
 from server.artifact import Artifact
 from server.batching.batcher import Batcher
 from server.batching.rows import TextRow
-from server.tasks.text import TextEncoder
+from server.errors import InvalidRequest
+from server.tasks.text import Reading, TextEncoder
+
+SHORTEST = 1e-12  # as PyTorch's `normalize` has it
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    vectors: NDArray[np.float32]  # (n, d)
+    readings: list[Reading]
 
 
 class Embed:
@@ -19,17 +30,45 @@ class Embed:
 
     def __init__(self, artifact: Artifact, batcher: Batcher, encoder: TextEncoder, prepare: Executor) -> None:
         self.width = artifact.manifest.embedding_width
+        self.normalise = artifact.manifest.normalise
         self._batcher, self._encoder, self._prepare = batcher, encoder, prepare
 
-    async def __call__(self, texts: Sequence[str], *, call: Call, field: str = "texts") -> NDArray[np.float32]:
-        """(n, d), FP32."""
-        with self._batcher.under_way.one():
-            rows = await asyncio.get_running_loop().run_in_executor(self._prepare, self._rows, texts, field)
-            answers = await self._batcher.run(rows, call, field=field)
-        return np.array([answer["embedding"] for answer in answers], np.float32).reshape(len(rows), self.width)
+    async def __call__(
+        self,
+        texts: Sequence[str],
+        *,
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+        truncate: bool = False,
+        call: Call,
+        field: str = "texts",
+    ) -> Embeddings:
+        """Vectors of the model's width, or of their first `dimensions`; of length 1 if the model, or the request, says.
 
-    def _rows(self, texts: Sequence[str], field: str) -> list[TextRow]:
-        return [
-            TextRow(input_ids=tokens.input_ids, token_type_ids=tokens.token_type_ids, outputs=("embedding",))
-            for tokens in self._encoder.encode(texts, field=field)
-        ]
+        Only of a model that was trained for it (Matryoshka) do the first dimensions say anything by themselves.
+        """
+        width = self._checked(dimensions)
+        encode = partial(self._encoder.encode, texts, truncate=truncate, field=field)
+        with self._batcher.place(len(texts), field=field) as place:
+            tokens = await asyncio.get_running_loop().run_in_executor(self._prepare, encode)
+            rows = [
+                TextRow(input_ids=each.input_ids, token_type_ids=each.token_type_ids, outputs=("embedding",))
+                for each in tokens
+            ]
+            answers = await self._batcher.run(rows, call, field=field, place=place)
+        vectors = np.array([answer["embedding"][:width] for answer in answers], np.float32).reshape(len(rows), width)
+        scaled = self.normalise if normalize is None else normalize
+        return Embeddings(normalised(vectors) if scaled else vectors, [each.reading for each in tokens])
+
+    def _checked(self, dimensions: int | None) -> int:
+        if dimensions is None:
+            return self.width
+        if not 1 <= dimensions <= self.width:
+            raise InvalidRequest("dimensions", str(dimensions), f"1 to {self.width}")
+        return dimensions
+
+
+def normalised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Vectors (n, d), each of length 1."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(vectors / np.maximum(lengths, SHORTEST), np.float32)

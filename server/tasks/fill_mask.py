@@ -15,7 +15,7 @@ from server.batching.batcher import Batcher
 from server.batching.rows import Outputs, TextRow
 from server.errors import BadArtifact, InvalidRequest
 from server.tasks.classes import check_top_k
-from server.tasks.text import TextEncoder
+from server.tasks.text import Reading, TextEncoder, Tokens
 
 TOP = ("top_scores", "top_ids", "logsumexp")  # what the graph computes of the best words
 ALL = ("logits", "logsumexp")
@@ -37,6 +37,12 @@ class FilledMask:
     candidates: list[Candidate]
 
 
+@dataclass(frozen=True)
+class FilledText:
+    masks: list[FilledMask]  # from left to right
+    reading: Reading
+
+
 class FillMask:
     """Fills the masks of texts, each mask for itself."""
 
@@ -44,43 +50,54 @@ class FillMask:
         if encoder.mask_id is None:
             raise BadArtifact(f"{artifact.directory}: found no mask token in the manifest, expected one for fill-mask")
         self.vocabulary = artifact.manifest.text.vocabulary
+        self.mask_token = encoder.token(encoder.mask_id)
         self._mask_id = encoder.mask_id
         self._ranked = ranked_in_graph(artifact)
         self._batcher, self._encoder, self._prepare = batcher, encoder, prepare
 
     async def __call__(
-        self, texts: Sequence[str], *, top_k: int = 5, call: Call, field: str = "texts"
-    ) -> list[list[FilledMask]]:
-        """For each text its masks from left to right, each with the `top_k` likeliest words, the likeliest first.
+        self,
+        texts: Sequence[str],
+        *,
+        top_k: int = 5,
+        targets: Sequence[str] = (),
+        truncate: bool = False,
+        call: Call,
+        field: str = "texts",
+    ) -> list[FilledText]:
+        """For each text its masks, each with the `top_k` likeliest words (of `targets`, if given), the likeliest first.
 
-        More words than the graph ranks by itself cost the transport of all logits.
+        Targets, and more words than the graph ranks by itself, cost the transport of all logits.
         """
         most = min(check_top_k(top_k), self.vocabulary)
         in_pool = partial(asyncio.get_running_loop().run_in_executor, self._prepare)
-        with self._batcher.under_way.one():
-            rows = await in_pool(self._rows, texts, TOP if most <= self._ranked else ALL, field)
-            answers = await self._batcher.run(rows, call, field=field)
-            return await in_pool(self._filled, rows, answers, most)
+        with self._batcher.place(len(texts), field=field) as place:
+            among = await in_pool(self._target_ids, targets) if targets else None
+            outputs = TOP if among is None and most <= self._ranked else ALL
+            tokens = await in_pool(partial(self._encoder.encode, texts, truncate=truncate, field=field))
+            rows = [self._row(each, outputs, f"{field}[{number}]") for number, each in enumerate(tokens)]
+            answers = await self._batcher.run(rows, call, field=field, place=place)
+            masks = await in_pool(self._filled, rows, answers, most, among)
+        return [FilledText(found, each.reading) for found, each in zip(masks, tokens, strict=True)]
 
-    def _rows(self, texts: Sequence[str], outputs: tuple[str, ...], field: str) -> list[TextRow]:
-        rows = []
-        for number, tokens in enumerate(self._encoder.encode(texts, field=field)):
-            masks = np.flatnonzero(tokens.input_ids == self._mask_id)
-            if not len(masks):
-                mask = self._encoder.token(self._mask_id)
-                raise InvalidRequest(f"{field}[{number}]", f"no {mask}", f"at least one {mask}")
-            rows.append(
-                TextRow(
-                    input_ids=tokens.input_ids,
-                    token_type_ids=tokens.token_type_ids,
-                    selected=masks,
-                    outputs=outputs,
-                )
-            )
-        return rows
+    def _target_ids(self, targets: Sequence[str]) -> NDArray[np.int64]:
+        """Where the pipeline takes the first piece of a word that is none, and warns, this refuses."""
+        ids = [self._encoder.word(word, field=f"targets[{number}]") for number, word in enumerate(targets)]
+        return np.array(list(dict.fromkeys(ids)), np.int64)
 
-    def _filled(self, rows: Sequence[TextRow], answers: Sequence[Outputs], top_k: int) -> list[list[FilledMask]]:
-        return [self._masks(row, *best(answer, top_k)) for row, answer in zip(rows, answers, strict=True)]
+    def _row(self, tokens: Tokens, outputs: tuple[str, ...], field: str) -> TextRow:
+        masks = np.flatnonzero(tokens.input_ids == self._mask_id)
+        if not len(masks):
+            where = " in what is left of it" if tokens.truncated else ""
+            raise InvalidRequest(field, f"no {self.mask_token}{where}", f"at least one {self.mask_token}")
+        return TextRow(
+            input_ids=tokens.input_ids, token_type_ids=tokens.token_type_ids, selected=masks, outputs=outputs
+        )
+
+    def _filled(
+        self, rows: Sequence[TextRow], answers: Sequence[Outputs], top_k: int, among: NDArray[np.int64] | None
+    ) -> list[list[FilledMask]]:
+        return [self._masks(row, *best(answer, top_k, among)) for row, answer in zip(rows, answers, strict=True)]
 
     def _masks(self, row: TextRow, scores: NDArray[np.float32], ids: NDArray[np.int64]) -> list[FilledMask]:
         """The masks of one text; scores and ids (masks, k)."""
@@ -114,11 +131,17 @@ def ranked_in_graph(artifact: Artifact) -> int:
     )
 
 
-def best(answer: Outputs, top_k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Probabilities and ids (masks, k) of the likeliest words, from what the graph ranked or from all logits."""
+def best(
+    answer: Outputs, top_k: int, among: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Probabilities and ids (masks, k) of the likeliest words, from what the graph ranked or from all logits.
+
+    `among` are the ids (targets) of the only words that count; their probabilities stay as they are.
+    """
     if "top_ids" in answer:
         logits, ids = answer["top_scores"][:, :top_k], answer["top_ids"][:, :top_k]
     else:
-        ids = np.argsort(-answer["logits"], axis=-1, kind="stable")[:, :top_k]
-        logits = np.take_along_axis(answer["logits"], ids, axis=-1)
+        logits = answer["logits"] if among is None else answer["logits"][:, among]
+        order = np.argsort(-logits, axis=-1, kind="stable")[:, :top_k]
+        logits, ids = np.take_along_axis(logits, order, axis=-1), order if among is None else among[order]
     return np.exp(logits - answer["logsumexp"][:, None]), ids

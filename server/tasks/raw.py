@@ -14,6 +14,7 @@ from server.artifact import Artifact
 from server.batching.batcher import Batcher
 from server.batching.rows import ImageRow, TextRow
 from server.errors import InvalidRequest
+from server.tasks.embed import normalised
 
 MAX_LOGITS = 1 << 26  # numbers in one answer: 256 MiB
 
@@ -28,6 +29,7 @@ class RawText:
         self.text = artifact.manifest.text
         self.per_token = artifact.manifest.task == "fill-mask"
         self.output = "embedding" if artifact.manifest.task == "embed" else "logits"
+        self.normalise = artifact.manifest.normalise
         self._batcher = batcher
 
     async def __call__(self, inputs: Mapping[str, Array], *, call: Call) -> dict[str, Array]:
@@ -48,7 +50,8 @@ class RawText:
         with self._batcher.under_way.one():
             answers = [answer[self.output] for answer in await self._batcher.run(rows, call, field="input_ids")]
         if not self.per_token:
-            return {self.output: np.stack(answers)}
+            found = np.stack(answers)
+            return {self.output: normalised(found) if self.normalise else found}
         logits = np.zeros((*ids.shape, self.text.vocabulary), np.float32)  # (n, t, v)
         for number, answer in enumerate(answers):
             logits[number, : len(answer)] = answer

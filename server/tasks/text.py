@@ -1,8 +1,10 @@
-"""From texts to tokens, with the tokenizer that came with the model. Never cuts and never pads."""
+"""From texts to tokens, with the tokenizer that came with the model. Never pads; cuts only where a request says so."""
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,21 +14,32 @@ from server.artifact import Artifact
 from server.errors import BadArtifact, InvalidRequest
 from server.generation.text import Detokenizer
 
-# A token is seldom longer than a few characters: what is longer than this is refused before it is read.
+# A token is seldom longer than a few characters: what is longer than this is refused before it is read, or cut there.
 MAX_CHARACTERS_PER_TOKEN = 250
-Given = TypeVar("Given")
-Read = TypeVar("Read")
 
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """A text as the model reads it: (t) each, INT64, special tokens included."""
+    """A text, or a pair of texts, as the model reads it: (t) each, INT64, special tokens included."""
 
     input_ids: NDArray[np.int64]
     token_type_ids: NDArray[np.int64]
+    truncated: bool = False
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def reading(self) -> "Reading":
+        return Reading(len(self), self.truncated)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How much of an input the model has read."""
+
+    tokens: int
+    truncated: bool
 
 
 class TextEncoder:
@@ -39,27 +52,69 @@ class TextEncoder:
         self.pad_id = text.pad_id
         path = artifact.path(text.tokenizer)
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
+            self._tokenizer, self._cutting = Tokenizer.from_file(str(path)), Tokenizer.from_file(str(path))
         except Exception as error:  # the tokenizers library raises nothing narrower
             raise BadArtifact(f"{path}: {error}") from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        for tokenizer in (self._tokenizer, self._cutting):
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+        self._cutting.enable_truncation(self.max_length, strategy="longest_first", direction="right")
 
-    def encode(self, texts: Sequence[str], *, field: str = "texts") -> list[Tokens]:
-        """Tokens of each text. InvalidRequest names the text that is empty or too long."""
-        for number, text in enumerate(texts):
-            self._check_characters(f"{field}[{number}]", text)
-        encodings = self._read(self._tokenizer.encode_batch_fast, list(texts), field)
-        for number, encoding in enumerate(encodings):
-            self._check_length(f"{field}[{number}]", encoding)
-        return [_tokens(encoding) for encoding in encodings]
+    def encode(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] = (),
+        *,
+        truncate: bool = False,
+        field: str = "texts",
+        pair_field: str = "text_pairs",
+    ) -> list[Tokens]:
+        """Tokens of each text, or of each with the one of `pairs` that belongs to it.
+
+        What is too long is cut as transformers cuts it: on the right, of a pair from the longer text. InvalidRequest
+        names the text that is empty, or too long without `truncate`.
+        """
+        texts, pairs = self._readable(texts, truncate, field), self._readable(pairs, truncate, pair_field)
+        inputs = _inputs(texts, pairs, pair_field)
+        tokens = []
+        for number, encoding in enumerate(self._read(self._tokenizer, inputs, field)):
+            if len(encoding) <= self.max_length:
+                tokens.append(_tokens(encoding))
+            elif truncate:
+                tokens.append(_tokens(*self._read(self._cutting, [inputs[number]], field), truncated=True))
+            else:
+                most = f"at most {self.max_length} (or `truncate`)"
+                raise InvalidRequest(f"{field}[{number}]", f"{len(encoding)} tokens", most)
+        return tokens
 
     def encode_one(self, text: str, *, field: str) -> Tokens:
         """Tokens of one text. InvalidRequest names the field if it is empty or too long."""
+        self._check_some(field, text)
         self._check_characters(field, text)
-        encoding = self._read(self._tokenizer.encode, text, field)
-        self._check_length(field, encoding)
+        (encoding,) = self._read(self._tokenizer, [text], field)
+        if len(encoding) > self.max_length:
+            raise InvalidRequest(field, f"{len(encoding)} tokens", f"at most {self.max_length}")
         return _tokens(encoding)
+
+    def count(self, texts: Sequence[str], pairs: Sequence[str] = (), *, field: str, pair_field: str) -> list[int]:
+        """How many tokens each text, or pair, is: also of what the model would not take."""
+        for name, group in ((field, texts), (pair_field, pairs)):
+            for number, text in enumerate(group):
+                self._check_characters(f"{name}[{number}]", text)
+        inputs = _inputs(texts, pairs, pair_field)
+        return [len(encoding) for encoding in self._read(self._tokenizer, inputs, field)]
+
+    def word(self, word: str, *, field: str) -> int:
+        """The id of a word that is one token. InvalidRequest tells into which tokens any other falls."""
+        found: int | None = self._tokenizer.token_to_id(word)
+        if found is not None:
+            return found
+        (pieces,) = self._read(self._tokenizer, [word], field, special=False)
+        tokens = [self.token(piece) for piece in pieces.ids]
+        if len(tokens) != 1 or tokens[0] == getattr(self._tokenizer.model, "unk_token", None):
+            spelled = f"tokens {', '.join(map(repr, tokens))}" if tokens else "no token"
+            raise InvalidRequest(field, f"{word[:80]!r} ({spelled})", "a word that is one token of the model")
+        return int(pieces.ids[0])
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
@@ -72,24 +127,56 @@ class TextEncoder:
         """How a token is spelled in the vocabulary."""
         return self._tokenizer.id_to_token(token_id) or ""
 
-    def _read(self, encode: Callable[[Given], Read], given: Given, field: str) -> Read:
+    def _read(self, tokenizer: Tokenizer, inputs: Sequence[Any], field: str, *, special: bool = True) -> list[Encoding]:
         """Some vocabularies have no token for what they do not know, those of single letters above all."""
         try:
-            return encode(given)
+            return list(tokenizer.encode_batch_fast(list(inputs), add_special_tokens=special))
         except Exception as error:  # the tokenizers library raises nothing narrower
             raise InvalidRequest(field, f"what the tokenizer has no token for ({error})", "text it knows") from error
 
-    def _check_characters(self, field: str, text: str) -> None:
+    @property
+    def _most_characters(self) -> int:
+        return self.max_length * MAX_CHARACTERS_PER_TOKEN
+
+    def _readable(self, texts: Sequence[str], truncate: bool, field: str) -> list[str]:
+        """The texts as far as they are to be read: without `truncate` as they are, or InvalidRequest."""
+        for number, text in enumerate(texts):
+            self._check_some(f"{field}[{number}]", text)
+            if not truncate:
+                self._check_characters(f"{field}[{number}]", text)
+        return [text[: self._most_characters] for text in texts]
+
+    def _check_some(self, field: str, text: str) -> None:
         if not text.strip():
             raise InvalidRequest(field, "an empty text" if not text else "only white space", "some text")
-        most = self.max_length * MAX_CHARACTERS_PER_TOKEN
-        if len(text) > most:
+
+    def _check_characters(self, field: str, text: str) -> None:
+        if len(text) > self._most_characters:
             raise InvalidRequest(field, f"{len(text)} characters", f"at most {self.max_length} tokens")
 
-    def _check_length(self, field: str, encoding: Encoding) -> None:
-        if len(encoding) > self.max_length:
-            raise InvalidRequest(field, f"{len(encoding)} tokens", f"at most {self.max_length}")
+
+class TokenCounter:
+    """Counts the tokens of texts for one model."""
+
+    def __init__(self, encoder: TextEncoder, prepare: Executor) -> None:
+        self.max_tokens = encoder.max_length
+        self._encoder, self._prepare = encoder, prepare
+
+    async def __call__(self, texts: Sequence[str], pairs: Sequence[str], *, field: str, pair_field: str) -> list[int]:
+        def count() -> list[int]:
+            return self._encoder.count(texts, pairs, field=field, pair_field=pair_field)
+
+        return await asyncio.get_running_loop().run_in_executor(self._prepare, count)
 
 
-def _tokens(encoding: Encoding) -> Tokens:
-    return Tokens(np.array(encoding.ids, np.int64), np.array(encoding.type_ids, np.int64))
+def _inputs(texts: Sequence[str], pairs: Sequence[str], pair_field: str) -> list[Any]:
+    """Texts, or pairs of them, as the tokenizers library takes them."""
+    if not pairs:
+        return list(texts)
+    if len(pairs) != len(texts):
+        raise InvalidRequest(pair_field, f"{len(pairs)} texts", f"{len(texts)}, one for each text, or none")
+    return list(zip(texts, pairs, strict=True))
+
+
+def _tokens(encoding: Encoding, *, truncated: bool = False) -> Tokens:
+    return Tokens(np.array(encoding.ids, np.int64), np.array(encoding.type_ids, np.int64), truncated)

@@ -10,6 +10,8 @@ from PIL import Image
 
 from server.admission import Call
 from server.errors import InvalidRequest
+from server.tasks.embed import Embeddings
+from server.tasks.fill_mask import FilledText
 from tests.server.conftest import opened
 from tests.server.test_images import FILES, picture
 
@@ -60,8 +62,8 @@ async def test_fill_mask_answers_as_the_pipeline_does(repository, fill_mask_pipe
     found = await repository.get("tiny-bert").task([text], top_k=top_k, call=CALL)
     expected = fill_mask_pipeline(text, top_k=min(top_k, 200))
     expected = expected if text.count("[MASK]") > 1 else [expected]
-    assert [len(mask.candidates) for mask in found[0]] == [min(top_k, 200)] * text.count("[MASK]")
-    for mask, candidates in zip(found[0], expected, strict=True):
+    assert [len(mask.candidates) for mask in found[0].masks] == [min(top_k, 200)] * text.count("[MASK]")
+    for mask, candidates in zip(found[0].masks, expected, strict=True):
         scores = {candidate.token_id: candidate for candidate in mask.candidates}
         assert [candidate.score for candidate in mask.candidates] == sorted(
             (candidate.score for candidate in mask.candidates), reverse=True
@@ -73,8 +75,8 @@ async def test_fill_mask_answers_as_the_pipeline_does(repository, fill_mask_pipe
 
 
 async def test_fill_mask_says_where_the_masks_stand(repository):
-    (masks,) = await repository.get("tiny-bert").task(["[MASK] [MASK]"], call=CALL)
-    assert [mask.position for mask in masks] == [1, 2]
+    (text,) = await repository.get("tiny-bert").task(["[MASK] [MASK]"], call=CALL)
+    assert [mask.position for mask in text.masks] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -108,24 +110,25 @@ async def test_top_k_must_be_at_least_one(repository):
 async def test_classes_of_texts_are_those_of_the_pipeline(repository, checkpoints):
     pipeline = transformers.pipeline("text-classification", model=str(checkpoints["tiny-classifier"]), device="cpu")
     given = texts(5)
-    for classes, expected in zip(
+    for text, expected in zip(
         await repository.get("tiny-classifier").task(given, call=CALL), pipeline(given, top_k=None), strict=True
     ):
-        assert [each.label for each in classes] == [each["label"] for each in expected]
-        assert [each.score for each in classes] == pytest.approx([each["score"] for each in expected], rel=1e-4)
-    ((best,),) = await repository.get("tiny-classifier").task(given[:1], top_k=1, call=CALL)
+        assert [each.label for each in text.classes] == [each["label"] for each in expected]
+        assert [each.score for each in text.classes] == pytest.approx([each["score"] for each in expected], rel=1e-4)
+    (text,) = await repository.get("tiny-classifier").task(given[:1], top_k=1, call=CALL)
+    (best,) = text.classes
     assert best.label == pipeline(given[0])[0]["label"]
 
 
 async def test_embeddings_are_the_mean_of_the_words_normalised(repository, reference):
     model, tokenizer = reference(transformers.BertModel, "tiny-embedder")
     given = texts(20)
-    found = await repository.get("tiny-embedder").task(given, call=CALL)
+    found = (await repository.get("tiny-embedder").task(given, call=CALL)).vectors
     for text, vector in zip(given, found, strict=True):
         with torch.no_grad():
             mean = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(dim=0)
         assert np.abs(vector - (mean / mean.norm()).numpy()).max() < 1e-5
-    assert (await repository.get("tiny-embedder").task([], call=CALL)).shape == (0, 64)
+    assert (await repository.get("tiny-embedder").task([], call=CALL)).vectors.shape == (0, 64)
 
 
 @pytest.mark.parametrize("kind", ["png", "grey", "palette", "turned"])
@@ -257,12 +260,14 @@ async def test_hundreds_of_callers_of_all_models_get_what_they_get_alone(artifac
 def assert_same(found, expected):
     if isinstance(found, dict):
         assert all(np.abs(found[name] - expected[name]).max() < 1e-4 for name in expected)
-    elif isinstance(found, np.ndarray):
-        assert np.abs(found - expected).max() < 1e-5
-    elif hasattr(found[0][0], "candidates"):
-        assert [mask.candidates[0].token_id for mask in found[0]] == [
-            mask.candidates[0].token_id for mask in expected[0]
+    elif isinstance(found, Embeddings):
+        assert np.abs(found.vectors - expected.vectors).max() < 1e-5
+    elif isinstance(found[0], FilledText):
+        assert [mask.candidates[0].token_id for mask in found[0].masks] == [
+            mask.candidates[0].token_id for mask in expected[0].masks
         ]
     else:
-        assert [each.class_id for each in found[0]] == [each.class_id for each in expected[0]]
-        assert [each.score for each in found[0]] == pytest.approx([each.score for each in expected[0]], abs=1e-5)
+        (found,), (expected,) = found, expected
+        assert [each.class_id for each in found.classes] == [each.class_id for each in expected.classes]
+        scores = [each.score for each in expected.classes]
+        assert [each.score for each in found.classes] == pytest.approx(scores, abs=1e-5)

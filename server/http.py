@@ -1,4 +1,7 @@
-"""Metrics and health over HTTP, for Prometheus and probes that do not speak gRPC: /metrics, /livez, /readyz."""
+"""Metrics and health over HTTP, for Prometheus and probes that do not speak gRPC: /metrics, /livez, /readyz.
+
+/metrics/own is /metrics without Triton's names.
+"""
 
 import os
 import threading
@@ -10,6 +13,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from server.errors import AffinityError
+from server.triton_metrics import OwnNames
 
 
 class HttpPortTaken(AffinityError):
@@ -49,17 +53,17 @@ class HttpServer:
 
 
 def _application(registry: CollectorRegistry, ready: Callable[[], bool]) -> Any:
-    metrics = make_wsgi_app(registry)
+    metrics = {"/metrics": make_wsgi_app(registry), "/metrics/own": make_wsgi_app(OwnNames(registry))}
 
     def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
-        if path == "/metrics":
-            return metrics(environ, start_response)  # type: ignore[no-any-return]
+        if path in metrics:
+            return metrics[path](environ, start_response)  # type: ignore[no-any-return]
         if path == "/livez":
             return _say(start_response, "200 OK", "alive")
         if path == "/readyz":
             return _say(start_response, *(("200 OK", "ready") if ready() else ("503 Service Unavailable", "not ready")))
-        return _say(start_response, "404 Not Found", "here are /metrics, /livez and /readyz")
+        return _say(start_response, "404 Not Found", "here are /metrics, /metrics/own, /livez and /readyz")
 
     return application
 

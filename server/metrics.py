@@ -36,14 +36,18 @@ HISTOGRAMS: dict[str, tuple[str, tuple[float, ...], tuple[str, ...]]] = {  # of 
     "affinity_step_duration_seconds": ("How long a step of generation took, by kind.", SECONDS, ("kind",)),
     "affinity_step_rows": ("Continuations that were in a step, by kind.", SIZES[:11], ("kind",)),
 }
-COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {  # of one model; Prometheus sees them with `_total` behind
+# Of one model: text, and the reasons that there are, where it has any. Prometheus sees them with `_total` behind.
+COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "affinity_prompt_tokens": ("Tokens of prompts.", ()),
     "affinity_cached_prompt_tokens": ("Tokens of prompts whose keys and values were at hand.", ()),
     "affinity_generated_tokens": ("Tokens of continuations.", ()),
-    "affinity_finished_generations": ("Continuations that ended, by reason.", ("reason",)),
+    "affinity_finished_generations": ("Continuations that ended, by reason.", ("stop", "length", "cancelled")),
     "affinity_failed_rows": ("Inputs whose run failed.", ()),
-    "affinity_dropped_rows": ("Inputs that left the queue without running, by reason.", ("reason",)),
-    "affinity_refused_requests": ("Requests that were not let in, by reason.", ("reason",)),
+    "affinity_dropped_rows": (
+        "Inputs that left the queue without running, by reason.",
+        ("cancelled", "expired", "failed"),
+    ),
+    "affinity_refused_requests": ("Requests that were not let in, by reason.", ("overloaded",)),
 }
 TRITON_REASONS = {  # by status code; anything else is OTHER
     "RESOURCE_EXHAUSTED": "REJECTED",
@@ -64,14 +68,12 @@ class Metrics:
             name: Histogram(name, text, MODEL + labels, buckets=buckets, registry=self.registry)
             for name, (text, buckets, labels) in HISTOGRAMS.items()
         }
-        for name, (text, labels) in COUNTERS.items():
-            families[name] = Counter(name, text, MODEL + labels, registry=self.registry)
+        for name, (text, reasons) in COUNTERS.items():
+            families[name] = Counter(name, text, MODEL + ("reason",) * bool(reasons), registry=self.registry)
         families["affinity_slots_used"] = Gauge(
             "affinity_slots_used", "Continuations that hold a slot.", MODEL, registry=self.registry
         )
         self._families = families
-        self._plain = [name for name, (_, _, labels) in HISTOGRAMS.items() if not labels]
-        self._plain += [name for name, (_, labels) in COUNTERS.items() if not labels]
         self.registry.register(TritonNames(self.statistics))
         self._requests = Counter(
             "affinity_requests", "Requests, by how they ended.", (*MODEL, "task", "status"), registry=self.registry
@@ -100,9 +102,18 @@ class Metrics:
 
     def observe(self, model: str, version: str) -> "ModelObserver":
         """The listener to what happens inside one version of a model: an `Observe` (server/observer.py)."""
-        for family in self._plain:
-            self.of(family, model, version)  # so that Prometheus sees it from 0 on
+        self._from_zero(model, version)
         return ModelObserver(self, model, version)
+
+    def _from_zero(self, model: str, version: str) -> None:
+        """Make all children of a model whose labels are known, so that Prometheus sees them before they count."""
+        self.of("affinity_slots_used", model, version)
+        for name, (_, _, labels) in HISTOGRAMS.items():
+            if not labels:
+                self.of(name, model, version)
+        for name, (_, reasons) in COUNTERS.items():
+            for labelled in [{"reason": reason} for reason in reasons] or [{}]:
+                self.of(name, model, version, **labelled)
 
     @contextmanager
     def request(self, model: str, version: str, task: str) -> Iterator["Tokens"]:

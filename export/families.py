@@ -1,4 +1,7 @@
-"""What can be exported, and which files each family needs: `--list` of the command line."""
+"""What can be exported, and which files each family needs: `--list` of the command line.
+
+A list of words, so that it is there at once: tests hold it to what models/checkpoints knows.
+"""
 
 from typing import Any
 
@@ -6,20 +9,28 @@ from export import precisions, sources
 
 FAMILIES = {
     "bert": "BertForMaskedLM, BertForPreTraining (fill-mask), BertForSequenceClassification (classify-text), BertModel "
-    "and sentence-transformers (embed): config.json, model.safetensors, tokenizer.json or vocab.txt",
-    "gpt": "GPT2LMHeadModel (generate): config.json, model.safetensors, tokenizer.json or vocab.json and merges.txt",
-    "vit": "ViTForImageClassification (classify-image): config.json, model.safetensors, preprocessor_config.json",
-    "mixer": "timm's mixer_* (classify-image): config.json, model.safetensors",
+    "and sentence-transformers (embed): tokenizer.json or vocab.txt",
+    "roberta": "RobertaForMaskedLM (fill-mask), RobertaForSequenceClassification (classify-text), RobertaModel and "
+    "sentence-transformers (embed): tokenizer.json or vocab.json and merges.txt",
+    "distilbert": "DistilBertForMaskedLM (fill-mask), DistilBertForSequenceClassification (classify-text), "
+    "DistilBertModel and sentence-transformers (embed): tokenizer.json or vocab.txt",
+    "gpt": "GPT2LMHeadModel, DistilGPT-2 too (generate): tokenizer.json or vocab.json and merges.txt",
+    "nanogpt": "nanoGPT (generate): ckpt.pt, with meta.pkl or --tokenizer",
+    "vit": "ViTForImageClassification (classify-image): preprocessor_config.json; --image-size interpolates positions",
+    "deit": "DeiTForImageClassification, DeiTForImageClassificationWithTeacher (classify-image): the same",
+    "mixer": "timm's mixer_* (classify-image): config.json says all",
 }
+WEIGHTS = "config.json, and weights in model.safetensors or pytorch_model.bin, whole or in shards with their index"
 
 
 def account() -> dict[str, Any]:
     """For machines."""
-    return {"bundled": sources.bundled(), "families": FAMILIES, "targets": precisions.TARGETS}
+    return {"bundled": sources.bundled(), "families": FAMILIES, "files": WEIGHTS, "targets": precisions.TARGETS}
 
 
 def described() -> list[str]:
     """For a reader."""
     lines = [f"bundled: {', '.join(sources.bundled()) or 'none'}"]
     lines += [f"{family}: {needs}" for family, needs in FAMILIES.items()]
+    lines.append(f"each but nanogpt: {WEIGHTS}")
     return lines + [f"--target {target}: {', '.join(allowed)}" for target, allowed in precisions.TARGETS.items()]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import transformers
 
 from tests.hub import Hub, Repository, serving
 from tests.serving import ROOT
@@ -42,7 +43,15 @@ def hub(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     bare.mkdir()
     shutil.copy(checkpoints["bert"] / "config.json", bare)
     (bare / "tf_model.h5").write_text("other frameworks' weights")
+    shards, pickled = crowded(checkpoints["bert"], root / "shards"), crowded(checkpoints["bert"], root / "pickled")
+    model = transformers.BertForMaskedLM.from_pretrained(checkpoints["bert"])
+    (shards / "model.safetensors").unlink()
+    model.save_pretrained(shards, max_shard_size="200KB")
+    (shards / "pytorch_model.bin").write_text("never looked at")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     repositories = {
+        "someone/shards": shards,
+        "someone/pickled": pickled,
         MIXER: crowded(checkpoints["mixer"], root / "mixer"),
         "someone/both": both,
         "someone/gated": Repository(checkpoints["vit"], token="secret"),
@@ -59,8 +68,8 @@ Export = Callable[..., Outcome]
 
 
 @pytest.fixture
-def export(hub: Hub, tmp_path: Path) -> Export:
-    """The command in a process of its own, for the hub's library reads its environment once; caches are this test's."""
+def python(hub: Hub, tmp_path: Path) -> Export:
+    """A process of its own, for the hub's library reads its environment once; its cache is this test's."""
 
     def run(*arguments: str, **environment: str) -> Outcome:
         hub.fetched.clear()
@@ -68,13 +77,23 @@ def export(hub: Hub, tmp_path: Path) -> Export:
         hub.tokens.clear()
         quiet = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
         ours = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "NO_PROXY": "*", "no_proxy": "*"}
-        command = [sys.executable, "-m", "export", *arguments, "--artifacts", str(tmp_path / "artifacts")]
-        command += ["--target", "cpu"]
         return subprocess.run(
-            command, cwd=ROOT, env={**quiet, **ours, **environment}, capture_output=True, text=True, timeout=120
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env={**quiet, **ours, **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
 
     return run
+
+
+@pytest.fixture
+def export(python: Export, tmp_path: Path) -> Export:
+    """The command itself."""
+    rest = ("--artifacts", str(tmp_path / "artifacts"), "--target", "cpu")
+    return lambda *arguments, **environment: python("-m", "export", *arguments, *rest, **environment)
 
 
 def closed_port() -> str:
@@ -105,6 +124,26 @@ def test_of_several_formats_safetensors_are_taken(hub: Hub, export: Export) -> N
     assert done.returncode == 0, done.stderr
     assert "model.safetensors" in hub.fetched
     assert not {"pytorch_model.bin", *NOISE} & set(hub.fetched)
+
+
+@pytest.mark.parametrize("name", ["shards", "pickled"])
+def test_weights_are_fetched_whole_in_the_format_that_is_there(name: str, hub: Hub, python: Export) -> None:
+    code = f"from export import hub; print(hub.model('someone/{name}'))"
+    first = python("-c", code)
+    directory = Path(first.stdout.strip())
+    wanted = {"shards": "model-*-of-*.safetensors", "pickled": "pytorch_model.bin"}[name]
+    weights = {path.name for path in hub.repositories[f"someone/{name}"].directory.glob(wanted)}
+    assert weights
+    assert weights <= set(hub.fetched)
+    assert {"never", *NOISE}.isdisjoint(hub.fetched)
+    assert ("pytorch_model.bin" in hub.fetched) == (name == "pickled")
+
+    lost = directory / sorted(weights)[0]  # as if the first download had been interrupted
+    lost.resolve().unlink()
+    lost.unlink()
+    assert "not whole, and the hub cannot be reached" in python("-c", code, HF_HUB_OFFLINE="1").stderr
+    assert python("-c", code).stdout == first.stdout
+    assert hub.fetched == [lost.name]
 
 
 def test_the_token_of_the_environment_opens_a_gated_repository(hub: Hub, export: Export) -> None:

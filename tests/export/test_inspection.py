@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from export import families
 from export.__main__ import main
+from models.checkpoints.configs import ARCHITECTURES
+from models.checkpoints.tables import LAYOUTS
 
 
 def test_inspect_shows_what_is_inside(artifacts: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,4 +64,9 @@ def test_list_names_families_and_what_they_need(capsys: pytest.CaptureFixture[st
     for text in ("BertForMaskedLM", "GPT2LMHeadModel", "preprocessor_config.json", "--target cuda: fp16, fp32"):
         assert text in said
     assert main(["--list", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["families"].keys() == {"bert", "gpt", "vit", "mixer"}
+    assert json.loads(capsys.readouterr().out)["families"].keys() == LAYOUTS.keys()
+
+
+def test_the_list_names_every_architecture_that_can_be_loaded() -> None:
+    for name, (family, _) in ARCHITECTURES.items():
+        assert name in families.FAMILIES[family]

@@ -66,6 +66,30 @@ def test_texts_are_classified_and_embedded(server):
     assert "64 values" in said(server, "embed", "a list")
 
 
+def test_what_a_request_can_say_can_be_typed(server):
+    lines = said(server, "fill-mask", TEXT, "--target", "list", "--target", "set").splitlines()
+    assert {line.split()[1] for line in lines[1:]} == {"list", "set"}
+    paired = said(
+        server, "classify-text", "a list", "--pair", "or a set", "--function-to-apply", "none", "--top-k", "1"
+    )
+    assert paired.splitlines()[0] == "a list  +  or a set"
+    assert "16 values" in said(server, "embed", "a list", "--dimensions", "16", "--no-normalize")
+    cut = run(server, "fill-mask", TEXT + " list" * 80, "--truncate")
+    assert cut.returncode == 0
+    assert "(only the first 64 tokens were read of: The [MASK]" in cut.stderr
+
+
+def test_tokens_are_counted_and_limits_told(server):
+    done = run(server, "count-tokens", "a list", "a list and more", "--model", "tiny-classifier")
+    counts = [int(line.split()[0]) for line in done.stdout.splitlines()]
+    assert len(counts) == 2
+    assert counts[0] < counts[1]
+    assert done.stderr == "(tiny-classifier takes at most 64)\n"
+    facts = dict(line.split(maxsplit=1) for line in said(server, "info", "tiny-vit").splitlines())
+    assert (facts["task"], facts["image_height"]) == ("classify-image", "32")
+    assert json.loads(said(server, "info", "tiny-classifier", "--json"))["labels"] == ["bad", "fair", "good"]
+
+
 def test_models_are_listed_with_what_they_do(server):
     rows = [line.split() for line in said(server, "models").splitlines()]
     assert ["tiny-gpt", "1", "READY", "generate", "cpu", "fp32"] in rows
@@ -120,6 +144,10 @@ def test_the_library_answers_with_messages(server):
         assert "".join(piece.text for piece in client.generate("A list is", max_tokens=5, seed=1))
         assert len(client.classify_image([picture()], model="tiny-vit")[0].classes) == 5
         assert len(client.embed(["a"])[0]) == 64
+        assert len(client.embed(["a"], dimensions=3, normalize=False)[0]) == 3
+        assert client.classify_text(["a"], text_pairs=["b"], function_to_apply="sigmoid")[0].classes
+        assert client.count_tokens(["a list"], model="tiny-gpt").tokens[0] > 0
+        assert client.info("tiny-bert").mask_token == "[MASK]"
         assert client.health() == "SERVING"
         with pytest.raises(CallFailed, match="found no") as error:
             client.fill_mask(["no mask"])

@@ -14,7 +14,7 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.grpc import service_pb2 as client_messages
 from tritonclient.utils import InferenceServerException
 
-from protos import open_inference_pb2  # noqa: F401  # beside tritonclient's own `inference` package
+from protos import open_inference_pb2  # beside tritonclient's own `inference` package
 from server.client import Client
 from tests.server.rpc.test_typed import TEXT, picture
 from tests.serving import served
@@ -136,6 +136,60 @@ def test_images_are_classified(client):
 def test_texts_are_classified_and_embedded(client):
     assert infer(client, "tiny-classifier", [("text", ["a list"])]).as_numpy("score").sum() == pytest.approx(1)
     assert infer(client, "tiny-embedder", [("text", ["a", "b"])]).as_numpy("embedding").shape == (2, 64)
+
+
+def test_only_targets_are_ranked(client):
+    for targets in ('["list", "set", "zero"]', "list"):
+        answer = infer(client, "tiny-bert", [("text", [TEXT])], parameters={"targets": targets, "top_k": 2})
+        found = {token.decode() for token in answer.as_numpy("token")[0]}
+        assert found <= {"list", "set", "zero"}
+        assert answer.as_numpy("score").sum() < 0.9
+
+
+def test_pairs_and_functions_are_taken(client):
+    inputs = [("text", ["a list", "zero"]), ("text_pair", ["or a set", "or none"])]
+    alone = infer(client, "tiny-classifier", inputs[:1]).as_numpy("score")
+    paired = infer(client, "tiny-classifier", inputs).as_numpy("score")
+    assert alone.shape == paired.shape == (2, 3)
+    assert not np.allclose(alone, paired)
+    for model, given in (("tiny-classifier", inputs), ("tiny-vit", [("image", [picture()])])):
+        scores = infer(client, model, given, parameters={"function_to_apply": "sigmoid"}).as_numpy("score")
+        assert not np.allclose(scores.sum(axis=-1), 1)
+
+
+def test_vectors_are_as_long_and_as_wide_as_asked_for(client):
+    def vectors(**parameters):
+        return infer(client, "tiny-embedder", [("text", ["a list", "b"])], parameters=parameters).as_numpy("embedding")
+
+    plain = vectors(normalize=False)
+    np.testing.assert_allclose(np.linalg.norm(vectors(), axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(vectors(dimensions=8, normalize=False), plain[:, :8], atol=1e-6)
+    eight = plain[:, :8] / np.linalg.norm(plain[:, :8], axis=1, keepdims=True)
+    np.testing.assert_allclose(vectors(dimensions=8), eight, atol=1e-6)
+
+
+def test_who_lets_texts_be_truncated_is_told_which_were(client):
+    texts = ["a list", "a list " * 50]
+    answer = infer(client, "tiny-embedder", [("text", texts)], parameters={"truncate": True}).get_response()
+    assert json.loads(answer.parameters["input_tokens"].string_param)[1] == 32
+    assert json.loads(answer.parameters["truncated_inputs"].string_param) == [1]
+    answer = infer(client, "tiny-embedder", [("text", texts[:1])]).get_response()
+    assert not answer.parameters
+
+
+def test_a_models_limits_and_labels_are_in_its_configuration_and_its_metadata(client, server):
+    told = client.get_model_config("tiny-classifier").config.parameters
+    assert json.loads(told["labels"].string_value) == ["bad", "fair", "good"]
+    assert told["max_tokens"].string_value == "64"
+    with grpc.insecure_channel(server.target) as channel:
+        ask = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelMetadata",
+            request_serializer=open_inference_pb2.ModelMetadataRequest.SerializeToString,
+            response_deserializer=open_inference_pb2.ModelMetadataResponse.FromString,
+        )
+        properties = ask(open_inference_pb2.ModelMetadataRequest(name="tiny-vit")).properties
+    assert (properties["task"], properties["image_width"]) == ("classify-image", "32")
+    assert json.loads(properties["labels"])[3] == "digit 3"
 
 
 def test_only_what_is_asked_for_is_sent(client):
@@ -333,6 +387,15 @@ WRONG = {
         "parameters['k']: found an unknown name, expected one of",
     ),
     "its kind": ("tiny-bert", [("text", [TEXT])], {"top_k": "5"}, "parameters['top_k']: found '5' (string_param)"),
+    "no such target": ("tiny-bert", [("text", [TEXT])], {"targets": "exceptionally"}, "targets[0]: found "),
+    "no such function": ("tiny-classifier", [("text", ["a"])], {"function_to_apply": "tanh"}, "function_to_apply: "),
+    "a pair too few": (
+        "tiny-classifier",
+        [("text", ["a", "b"]), ("text_pair", ["c"])],
+        {},
+        "text_pair: found 1 texts, expected 2",
+    ),
+    "no such width": ("tiny-embedder", [("text", ["a"])], {"dimensions": -1}, "dimensions: found -1, expected 1 to 64"),
     "two prompts": ("tiny-gpt", [("text_input", ["a", "b"])], {}, "text_input: found 2 texts, expected 1"),
     "sampling": ("tiny-gpt", [("text_input", ["a"])], {"top_p": 2.0}, "top_p: found 2.0, expected more than 0"),
 }

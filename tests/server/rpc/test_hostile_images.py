@@ -1,0 +1,81 @@
+"""Files made to harm, sent to a real server: each is refused or read, and the server lives on."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+
+from protos import affinity_pb2 as pb
+from protos.affinity_pb2_grpc import AffinityStub
+from tests.server.test_images import FILES, jpeg_claiming, png_chunk, png_header
+
+EXPECTED = {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT}
+
+
+@pytest.fixture(scope="module")
+def stub(server):
+    with grpc.insecure_channel(server.target) as channel:
+        yield AffinityStub(channel)
+
+
+def asked(stub, *images):
+    """The status and the text of an answer."""
+    try:
+        stub.ClassifyImage(pb.ClassifyImageRequest(model="tiny-vit", images=images))
+    except grpc.RpcError as error:
+        return error.code(), error.details()
+    return grpc.StatusCode.OK, ""
+
+
+def damaged(seed):
+    """A file with some bytes changed, taken out or put in, more often near its beginning."""
+    random = np.random.default_rng(seed)
+    file = bytearray(FILES[sorted(FILES)[seed % len(FILES)]])
+    for _ in range(random.integers(1, 6)):
+        at = int(random.integers(0, min(len(file), random.choice([60, 400, 100_000]))))
+        match random.integers(3):
+            case 0:
+                file[at] = random.integers(256)
+            case 1 if len(file) > 30:
+                del file[at : at + random.integers(1, 20)]
+            case _:
+                file[at:at] = random.bytes(random.integers(1, 20))
+    return bytes(file)
+
+
+def test_damaged_files_are_refused_or_read(stub):
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda seed: asked(stub, damaged(seed)), range(600)))
+    assert {code for code, _ in answers} == EXPECTED
+    assert all(text.startswith("images[0]: found ") for code, text in answers if text)
+    assert asked(stub, FILES["png"])[0] is grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        png_header(50_000, 50_000),
+        png_header(1, 50_000_000),
+        png_header(2**31 - 1, 2**31 - 1),
+        jpeg_claiming(65_000, 65_000),
+        jpeg_claiming(8_000, 6_000, progressive=True)[:-2] + b"\xff\xda" * 1000,
+        FILES["png"][:33] + png_chunk(b"iCCP", b"x\0\0" + b"\x78\x9c" + b"\0" * 1000) + FILES["png"][33:][:50],
+        b"GIF89a" + b"\xff" * 1000,
+        b"RIFF\xff\xff\xff\xffWEBPVP8X" + b"\xff" * 100,
+    ],
+    ids=range(8),
+)
+def test_what_claims_to_be_enormous_is_refused(stub, file):
+    assert asked(stub, FILES["png"], file)[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_request_cannot_have_more_pixels_than_can_be_decoded_soon(stub):
+    code, text = asked(stub, *[png_header(8_000, 6_000)] * 21)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert text == "images: found 1008000000 pixels together, expected at most 1000000000 in a request"
+
+
+def test_a_request_cannot_have_more_images_than_can_wait(stub):
+    code, text = asked(stub, *[FILES["one pixel"]] * 2000)
+    assert (code, text.split(",")[0]) == (grpc.StatusCode.INVALID_ARGUMENT, "images: found 2000 inputs")

@@ -1,0 +1,160 @@
+"""Real servers with many callers at once: everybody gets the own answer, or is told when to come back."""
+
+import asyncio
+import re
+import urllib.request
+from collections import Counter
+
+import grpc
+import numpy as np
+import pytest
+
+from protos import affinity_pb2 as pb
+from protos.affinity_pb2_grpc import AffinityStub
+from server.rpc.status import RETRY_AFTER
+from tests.server.test_tasks import WORDS
+from tests.serving import served
+
+OK, FULL = grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED
+MASKED, CLASSIFIED, EMBEDDED = 1400, 800, 800
+EVERYBODY = ("--set", "*.max_queue_requests=10000")
+
+
+def distinct_texts(count, seed, start=""):
+    """So many texts of 3 to 30 words, no two alike."""
+    random, found = np.random.default_rng(seed), {}
+    while len(found) < count:
+        found[f"{start} {' '.join(random.choice(WORDS, random.integers(2, 30)))}"] = None
+    return list(found)
+
+
+async def ask_all(target, requests):
+    """The answer to each (method, request), all of them sent at once over a few connections."""
+    channels = [grpc.aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)]) for _ in range(4)]
+    stubs = [AffinityStub(channel) for channel in channels]
+    try:
+        calls = [getattr(stubs[n % 4], method)(request) for n, (method, request) in enumerate(requests)]
+        return await asyncio.gather(*calls, return_exceptions=True)
+    finally:
+        await asyncio.gather(*(channel.close() for channel in channels))
+
+
+# ---- everybody's own answer
+
+
+def numbers(answer):
+    """What an answer says: ids that must be the same, and numbers that must be near."""
+    (result,) = answer.results
+    match result:
+        case pb.FilledText():
+            candidates = [each for mask in result.masks for each in mask.candidates]
+            return [mask.position for mask in result.masks], {each.token: each.score for each in candidates}
+        case pb.Classification():
+            return [], {each.class_id: each.score for each in result.classes}
+    return [], dict(enumerate(result.values))
+
+
+async def test_thousands_of_callers_of_three_models_get_what_they_get_unbatched(artifacts):
+    """Distinct texts of mixed lengths, all at once; beside a server in which each runs alone."""
+    requests = [
+        *(("FillMask", pb.FillMaskRequest(inputs=[text], top_k=3)) for text in distinct_texts(MASKED, 1, "[MASK] a")),
+        *(("ClassifyText", pb.ClassifyTextRequest(inputs=[text])) for text in distinct_texts(CLASSIFIED, 2)),
+        *(
+            ("Embed", pb.EmbedRequest(inputs=[text], truncate=True, dimensions=24))
+            for text in distinct_texts(EMBEDDED, 3)
+        ),
+    ]
+    order = np.random.default_rng(0).permutation(len(requests))
+    requests = [requests[number] for number in order]
+    models = ("--models", "tiny-bert,tiny-classifier,tiny-embedder")
+    with served(artifacts, *models, *EVERYBODY) as batching:
+        together = await ask_all(batching.target, requests)
+        metrics = urllib.request.urlopen(batching.url("/metrics")).read().decode()
+    with served(artifacts, *models, *EVERYBODY, "--set", "*.max_batch_size=1") as unbatched:
+        alone = await ask_all(unbatched.target, requests)
+    for found, expected in zip(map(numbers, together), map(numbers, alone), strict=True):
+        assert found[0] == expected[0]
+        for key, value in expected[1].items():
+            # Of two words equally likely, either may be the third.
+            assert abs(found[1].get(key, min(found[1].values())) - value) <= 1e-6
+    batches = sum(map(float, re.findall(r"^affinity_batch_rows_count\{.*\} (.+)$", metrics, re.M)))
+    assert batches < len(requests) / 2
+
+
+# ---- a full queue
+
+
+@pytest.fixture(scope="module")
+def narrow(artifacts):
+    """A server that lets eight inputs wait, or forty tokens of the classifier."""
+    few = ("--set", "*.max_queue_requests=8", "--set", "tiny-classifier.max_queue_tokens=40")
+    with served(artifacts, "--models", "tiny-bert,tiny-classifier,tiny-vit", *few) as running:
+        yield running
+
+
+async def told(call):
+    """The status of a call, and what came with it."""
+    try:
+        return OK, await call, None
+    except grpc.aio.AioRpcError as error:
+        return error.code(), error.details(), dict(error.trailing_metadata())
+
+
+@pytest.mark.parametrize("inputs", [1, 2, 8])
+async def test_a_full_queue_refuses_with_a_hint_whoever_comes(narrow, inputs):
+    """The same rule for one input and for many."""
+    async with grpc.aio.insecure_channel(narrow.target) as channel:
+        stub = AffinityStub(channel)
+        request = pb.FillMaskRequest(inputs=["A [MASK] is a sequence."] * inputs)
+        answers = await asyncio.gather(*(told(stub.FillMask(request)) for _ in range(200)))
+        codes = Counter(code for code, *_ in answers)
+        assert set(codes) == {OK, FULL}
+        for code, answer, trailers in answers:
+            if code is FULL:
+                assert answer.startswith("the queue of tiny-bert is full: ")
+                assert 50 <= int(trailers[RETRY_AFTER]) <= 30_000
+            else:
+                assert len(answer.results) == inputs
+        assert len((await stub.FillMask(request)).results) == inputs  # there is room again
+
+
+async def test_who_was_refused_gets_in_by_coming_back(narrow):
+    async with grpc.aio.insecure_channel(narrow.target) as channel:
+        stub = AffinityStub(channel)
+        request = pb.ClassifyTextRequest(inputs=["a list of items"])
+
+        async def until_answered():
+            while (answer := await told(stub.ClassifyText(request)))[0] is FULL:
+                pass
+            return answer
+
+        answers = await asyncio.gather(*(until_answered() for _ in range(60)))
+    assert {code for code, *_ in answers} == {OK}
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "message"),
+    [
+        (
+            "FillMask",
+            pb.FillMaskRequest(inputs=["[MASK]"] * 9),
+            "inputs: found 9 inputs, expected at most 8 inputs and 512 tokens in a request",
+        ),
+        (
+            "ClassifyText",
+            pb.ClassifyTextRequest(inputs=["the caller may catch it"] * 8),
+            "tokens together, expected at most 8 inputs and 40 tokens in a request",
+        ),
+        (
+            "ClassifyImage",
+            pb.ClassifyImageRequest(images=[b"not even an image"] * 9),
+            "images: found 9 inputs, expected at most 8 inputs",
+        ),
+    ],
+)
+async def test_what_can_never_wait_is_invalid_and_not_told_to_come_back(narrow, method, request_, message):
+    async with grpc.aio.insecure_channel(narrow.target) as channel:
+        code, text, trailers = await told(getattr(AffinityStub(channel), method)(request_))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert message in text
+    assert RETRY_AFTER not in trailers

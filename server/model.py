@@ -15,6 +15,8 @@ from server.artifact import Artifact
 from server.batching.batcher import Batcher
 from server.batching.rows import PIXELS_PER_TOKEN
 from server.batching.scheduler import Budget
+from server.batching.tuning import FREE_TOKENS, MAX_BATCH_TOKENS, shapes_of
+from server.batching.warm_up import warm_up
 from server.errors import BadArtifact
 from server.generation.engine import open_engine
 from server.generation.replay import check_decoding
@@ -34,10 +36,6 @@ from server.tasks.raw import MAX_LOGITS, RawImage, RawText
 from server.tasks.text import TextEncoder, TokenCounter
 
 log = logging.getLogger(__name__)
-
-# Tokens of one batch: as many as the provider gains by. And up to how many a batch costs no more for being larger.
-MAX_BATCH_TOKENS = {"cpu": 2048, "openvino": 4096, "cuda": 32768}
-FREE_TOKENS = {"cpu": 0, "openvino": 0, "cuda": 1024}
 
 
 class Part(Protocol):
@@ -222,18 +220,16 @@ def _text_batcher(opening: Opening) -> Batcher:
 
 def _batcher(opening: Opening, *, tokens_of_a_row: int) -> Batcher:
     """`tokens_of_a_row` is what the longest input costs: it fits, unless a setting says that it should not."""
-    settings, provider, artifact = opening.settings, opening.session.provider, opening.artifact
-    usual = max(MAX_BATCH_TOKENS[provider], tokens_of_a_row)
+    settings, artifact = opening.settings, opening.artifact
+    budget = _budget(opening, tokens_of_a_row)
+    for session in opening.sessions:
+        warmed = warm_up(session, artifact, budget)
+        if warmed.of:
+            log.info("%s: %d of %d shapes warmed up in %.1f s", artifact.name, warmed.shapes, warmed.of, warmed.seconds)
     return Batcher(
-        opening.session,
+        opening.sessions,
         name=artifact.name,
-        budget=Budget(
-            rows=settings.max_batch_size,
-            tokens=settings.max_batch_tokens or usual,
-            heads=max(MAX_LOGITS // max(1, artifact.manifest.text.vocabulary), tokens_of_a_row),
-            padding=settings.max_batch_padding,
-            free_tokens=FREE_TOKENS[provider],
-        ),
+        budget=budget,
         limits=Limits(
             requests=settings.max_queue_requests,
             tokens=settings.max_queue_tokens or settings.max_queue_requests * tokens_of_a_row,
@@ -241,6 +237,21 @@ def _batcher(opening: Opening, *, tokens_of_a_row: int) -> Batcher:
         max_delay_s=settings.max_delay_seconds,
         prepare=opening.prepare,
         observer=opening.observer,
+    )
+
+
+def _budget(opening: Opening, tokens_of_a_row: int) -> Budget:
+    settings, provider, text = opening.settings, opening.session.provider, opening.artifact.manifest.text
+    tokens = settings.max_batch_tokens or max(MAX_BATCH_TOKENS[provider], tokens_of_a_row)
+    heads = max(MAX_LOGITS // max(1, text.vocabulary), tokens_of_a_row)
+    longest = min(text.max_length, tokens) or None
+    return Budget(
+        rows=settings.max_batch_size,
+        tokens=tokens,
+        heads=heads,
+        padding=settings.max_batch_padding,
+        free_tokens=FREE_TOKENS[provider],
+        shapes=shapes_of(provider, rows=settings.max_batch_size, longest=longest, heads=heads),
     )
 
 

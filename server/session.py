@@ -24,9 +24,7 @@ NUMPY_TYPES = {
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
 }
-
-
-MAX_BOUND_SHAPES = 256  # a batcher pads to fewer (server/batching/shapes.py); others can be asked for, too
+MAX_BOUND_SHAPES = 1024  # the batcher makes fewer (server/batching/shapes.py)
 
 
 class Session:
@@ -54,6 +52,7 @@ class BoundSession(Session):
 
     def __init__(self, ort: onnxruntime.InferenceSession, *, provider: str, precision: str, device: int = 0) -> None:
         super().__init__(ort, provider=provider, precision=precision, device=device)
+        self._place = ("cuda", device) if provider == "cuda" else ("cpu", 0)
         self._bound: OrderedDict[object, _Bound] = OrderedDict()  # the one used last at the end
 
     @property
@@ -62,29 +61,31 @@ class BoundSession(Session):
         return len(self._bound)
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        bound = self._bound_to(feeds, outputs)
+        bound = self._bound_to(feeds)
         for name, value in feeds.items():
             bound.inputs[name].update_inplace(np.ascontiguousarray(value))
-        self.ort.run_with_iobinding(bound.binding)
-        return dict(zip(outputs, bound.binding.copy_outputs_to_cpu(), strict=True))
+        for name in outputs:
+            bound.binding.bind_output(name, *self._place)
+        try:
+            self.ort.run_with_iobinding(bound.binding)
+            return dict(zip(outputs, bound.binding.copy_outputs_to_cpu(), strict=True))
+        finally:
+            bound.binding.clear_binding_outputs()  # their memory is the next run's, of whatever shapes
 
-    def _bound_to(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> "_Bound":
-        key = (tuple(outputs), *((name, value.shape) for name, value in feeds.items()))
+    def _bound_to(self, feeds: Mapping[str, Array]) -> "_Bound":
+        key = tuple((name, value.shape) for name, value in feeds.items())
         if key not in self._bound:
-            self._bound[key] = self._bind(feeds, outputs)
+            self._bound[key] = self._bind(feeds)
         self._bound.move_to_end(key)
         while len(self._bound) > MAX_BOUND_SHAPES:
             self._bound.popitem(last=False)
         return self._bound[key]
 
-    def _bind(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> "_Bound":
-        where = (self.provider, self.device) if self.provider == "cuda" else ("cpu", 0)
+    def _bind(self, feeds: Mapping[str, Array]) -> "_Bound":
         binding, inputs = self.ort.io_binding(), {}
         for name, value in feeds.items():
-            inputs[name] = onnxruntime.OrtValue.ortvalue_from_shape_and_type(value.shape, value.dtype, *where)
+            inputs[name] = onnxruntime.OrtValue.ortvalue_from_shape_and_type(value.shape, value.dtype, *self._place)
             binding.bind_ortvalue_input(name, inputs[name])
-        for name in outputs:
-            binding.bind_output(name, *where)
         return _Bound(binding, inputs)
 
 

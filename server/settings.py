@@ -28,7 +28,7 @@ class ModelSettings:
     versions: Versions = Versions()
     max_batch_size: int = 32
     max_batch_tokens: int = 0
-    max_batch_padding: float = 0.1
+    max_batch_padding: float = 0.08
     max_delay_seconds: float = 0.0
     max_queue_requests: int = 1024
     max_queue_tokens: int = 0

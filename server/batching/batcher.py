@@ -1,100 +1,36 @@
 """Runs what the scheduler chooses: the thin part, with the clock, the threads and the callers.
 
-While one batch runs in the session's thread, the next is planned and collated; its rows still wait, and can be
-cancelled or joined. If a larger batch can be made of what waits by the time it could run, that one runs instead.
+There is one queue, and a lane for each session: whichever is free takes the next batch. While all of them run, the next
+batch is planned and collated; its rows still wait, and can be cancelled or joined. If a larger batch can be made of
+what waits by the time it could run, that one runs instead.
 """
 
 import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Protocol
 
-from server.admission import Call, Gate, Limits
-from server.arrays import Array
-from server.batching.rows import Outputs, Row, collate, split, wanted
+from server.admission import Call, Limits
+from server.batching.lane import Batch, Lane, Runs, out_of_memory
+from server.batching.queue import Place, Queue, Request
+from server.batching.rows import Outputs, Row, collate
 from server.batching.scheduler import NEVER, Budget, Scheduler, Waiting
-from server.errors import DeadlineExceeded, InvalidRequest, Overloaded
+from server.errors import DeadlineExceeded
 from server.observer import Observer, Silent, Spent
 from server.under_way import UnderWay
-
-OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "bad_alloc", "bad allocation")
 
 log = logging.getLogger(__name__)
 
 
-class Runs(Protocol):
-    """What the batcher needs of a session."""
-
-    @property
-    def input_names(self) -> tuple[str, ...]: ...
-
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]: ...
-
-
-@dataclass(eq=False)
-class _Request:
-    """The rows of one caller, and the answers that are there so far."""
-
-    rows: Sequence[Row]
-    answers: list[Outputs | None]
-    missing: int
-    done: asyncio.Future[None]
-    collate_seconds: float = 0.0  # of all batches that it was in
-    run_seconds: float = 0.0
-    split_seconds: float = 0.0
-
-    def fail(self, error: Exception) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
-
-    def answer(self, number: int, outputs: Outputs) -> None:
-        self.answers[number] = outputs
-        self.missing -= 1
-        if not self.missing and not self.done.done():
-            self.done.set_result(None)
-
-
-@dataclass(eq=False)
-class Place:
-    """Room in the queue for inputs that are being prepared, until their rows take it over."""
-
-    inputs: int
-
-
-@dataclass(frozen=True, eq=False)
-class _Batch:
-    """Rows that were chosen to run together, with the feeds of the run."""
-
-    members: list[Waiting]
-    rows: list[Row]
-    feeds: Outputs | Exception  # what went wrong with collating them
-    collate_seconds: float
-
-    @property
-    def padded_tokens(self) -> int:
-        return len(self.rows) * max(row.tokens for row in self.rows)
-
-
-@dataclass(frozen=True, eq=False)
-class _Ran:
-    """What a batch came to: the answers of its rows, in order."""
-
-    answers: list[Outputs]
-    run_seconds: float
-    split_seconds: float
-
-
 class Batcher:
-    """Answers rows, several callers' together. One for each session; `prepare` is the pool that collates."""
+    """Answers rows, several callers' together. `prepare` is the pool that collates."""
 
     def __init__(
         self,
-        session: Runs,
+        sessions: Sequence[Runs],
         *,
         name: str,
         budget: Budget,
@@ -105,17 +41,18 @@ class Batcher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
-        self.gate = Gate(name, limits)
         self.under_way = UnderWay(f"{name} is being unloaded")
-        self._session = session
-        self._scheduler = Scheduler(budget, max_delay_s=max_delay_s)
-        self._prepare = prepare
-        self._runner = ThreadPoolExecutor(1, thread_name_prefix=f"run-{name}")
+        self._input_names = sessions[0].input_names
+        self._shapes = budget.shapes
         self._observer = observer or Silent()
+        self._scheduler = Scheduler(budget, max_delay_s=max_delay_s)
+        self._queue = Queue(name, self._scheduler, limits, self._observer)
+        self.gate = self._queue.gate
+        self._prepare = prepare
+        self._lanes = [Lane(session, f"{name}-{number}", clock) for number, session in enumerate(sessions)]
+        self._free: asyncio.Queue[Lane] = asyncio.Queue()
+        self._running: set[asyncio.Task[None]] = set()
         self._clock = clock
-        self._requests: dict[int, tuple[_Request, int]] = {}  # of each row under way: whose it is, and its number
-        self._keys = 0
-        self.running_rows = 0
         self._arrived = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
 
@@ -129,6 +66,10 @@ class Batcher:
     def waiting_tokens(self) -> int:
         return self.gate.tokens
 
+    @property
+    def running_rows(self) -> int:
+        return self._queue.running
+
     @contextmanager
     def place(self, inputs: int, *, field: str = "inputs") -> Iterator[Place]:
         """A request under way, with a place for each of its inputs before anything is made of them.
@@ -136,7 +77,7 @@ class Batcher:
         InvalidRequest and Overloaded as with `run`, which takes the place over: so nothing is prepared in vain.
         """
         with self.under_way.one():
-            self._pass_gate(requests=inputs, tokens=0, field=field)
+            self._queue.pass_gate(requests=inputs, tokens=0, field=field)
             place = Place(inputs)
             try:
                 yield place
@@ -155,26 +96,34 @@ class Batcher:
             return []
         now = self._clock()
         call.check_deadline(now)
+        request = Request(rows, [None] * len(rows), len(rows), asyncio.get_running_loop().create_future())
         self._enter(rows, field, place or Place(0))
-        request = _Request(rows, [None] * len(rows), len(rows), asyncio.get_running_loop().create_future())
-        keys = [self._wait(request, number, call, now) for number in range(len(rows))]
+        keys = self._queue.wait(request, call, now)
         self._arrived.set()
         try:
             async with asyncio.timeout(None if call.deadline is None else call.deadline - now):
                 await request.done
         except TimeoutError:
-            self._drop(keys, "expired")
+            self._queue.drop(keys, "expired")
             raise DeadlineExceeded("the deadline of the request passed before its answer was there") from None
         except asyncio.CancelledError:
-            self._drop(keys, "cancelled")
+            self._queue.drop(keys, "cancelled")
             raise
         except Exception:
-            self._drop(keys, "failed")
+            self._queue.drop(keys, "failed")
             raise
-        self._tell_answered(request, self._clock() - now)
+        self._observer.answered(request.spent(self._clock() - now))
         return [answer for answer in request.answers if answer is not None]
 
+    def _enter(self, rows: Sequence[Row], field: str, place: Place) -> None:
+        self._queue.check(rows, field)
+        tokens = sum(row.tokens for row in rows)
+        self._queue.pass_gate(requests=len(rows) - place.inputs, tokens=tokens, field=field)
+        place.inputs = 0
+
     async def start(self) -> None:
+        for lane in self._lanes:
+            self._free.put_nowait(lane)
         self._loop = asyncio.create_task(self._serve(), name=f"batcher-{self.name}")
 
     async def drain(self) -> None:
@@ -186,68 +135,26 @@ class Batcher:
             if self._loop is not None:
                 self._loop.cancel()
                 await asyncio.gather(self._loop, return_exceptions=True)
-            self._runner.shutdown(wait=False)
-
-    # ---- the queue
-
-    def _enter(self, rows: Sequence[Row], field: str, place: Place) -> None:
-        budget = self._scheduler.budget
-        for number, row in enumerate(rows):
-            if not budget.fits_alone(tokens=row.tokens, heads=row.heads):
-                found = f"{row.tokens} tokens, {row.heads} of them with logits"
-                raise InvalidRequest(
-                    f"{field}[{number}]", found, f"at most {budget.tokens}, {budget.heads} with logits"
-                )
-        self._pass_gate(requests=len(rows) - place.inputs, tokens=sum(row.tokens for row in rows), field=field)
-        place.inputs = 0
-
-    def _pass_gate(self, *, requests: int, tokens: int, field: str) -> None:
-        try:
-            self.gate.enter(requests=requests, tokens=tokens, field=field)
-        except Overloaded:
-            self._observer.refused("overloaded")
-            raise
-
-    def _wait(self, request: _Request, number: int, call: Call, now: float) -> int:
-        row, key = request.rows[number], self._keys
-        self._keys += 1
-        self._requests[key] = request, number
-        self._scheduler.add(Waiting(key=key, tokens=row.tokens, heads=row.heads, rank=call.rank(now), arrived=now))
-        return key
-
-    def _drop(self, keys: Sequence[int], reason: str) -> None:
-        """Forget the rows of a caller who is gone. Those that are running run to their end, for nobody."""
-        for key in keys:
-            if (member := self._scheduler.drop(key)) is not None:
-                del self._requests[key]
-                self.gate.leave(requests=1, tokens=member.tokens)
-                self._observer.dropped(reason)
-
-    def _tell_answered(self, request: _Request, seconds: float) -> None:
-        """What was not work was waiting."""
-        work = request.collate_seconds + request.run_seconds + request.split_seconds
-        spent = Spent(
-            queue_seconds=max(0.0, seconds - work),
-            collate_seconds=request.collate_seconds,
-            run_seconds=request.run_seconds,
-            split_seconds=request.split_seconds,
-        )
-        self._observer.answered(spent)
+            for lane in self._lanes:
+                lane.end()
 
     # ---- the loop
 
     async def _serve(self) -> None:
-        running: asyncio.Task[None] | None = None
         while True:
             await self._until_due()
-            members = self._scheduler.plan()
-            batch = await self._collated(members)
-            if running is not None:
-                await running
-            chosen = self._take(members)
-            if chosen and chosen != members:
+            planned = self._scheduler.plan()
+            batch = await self._collated(planned)
+            lane = await self._free.get()
+            chosen = self._queue.take(planned, self._clock())
+            if chosen and chosen != planned:
                 batch = await self._collated(chosen)
-            running = asyncio.create_task(self._run(batch)) if chosen else None
+            if not chosen:
+                self._free.put_nowait(lane)
+                continue
+            run = asyncio.create_task(self._run(lane, batch))
+            self._running.add(run)
+            run.add_done_callback(self._running.discard)
 
     async def _until_due(self) -> None:
         """Wait until a batch should be taken."""
@@ -257,93 +164,60 @@ class Batcher:
                 async with asyncio.timeout(None if delay == NEVER else delay):
                     await self._arrived.wait()
 
-    def _take(self, planned: list[Waiting]) -> list[Waiting]:
-        """Take what was planned out of the queue, or what is better by now. Empty if everybody is gone."""
-        better = self._scheduler.plan()
-        keep = self._scheduler.all_wait(planned) and _tokens(better) <= _tokens(planned)
-        now, members = self._clock(), planned if keep else better
-        for member in members:
-            self._scheduler.drop(member.key)
-            self.gate.leave(requests=1, tokens=member.tokens, waited_s=now - member.arrived)
-        return members
-
-    async def _collated(self, members: list[Waiting]) -> _Batch:
+    async def _collated(self, members: list[Waiting]) -> Batch:
         """Collate in the pool. What goes wrong is kept for the run to raise: it is these rows' misfortune only."""
-        owners = [self._requests[member.key] for member in members]
-        rows = [request.rows[number] for request, number in owners]
-        begun = self._clock()
+        rows, begun = self._queue.rows(members), self._clock()
         feeds: Outputs | Exception
         try:
             feeds = await asyncio.get_running_loop().run_in_executor(
-                self._prepare, collate, rows, self._session.input_names
+                self._prepare, collate, rows, self._input_names, self._shapes
             )
         except Exception as error:
             feeds = error
-        return _Batch(members, rows, feeds, self._clock() - begun)
+        return Batch(
+            members=members,
+            rows=rows,
+            feeds=feeds,
+            collate_seconds=self._clock() - begun,
+            padded_tokens=self._shapes.row_count(len(rows)) * max(member.length for member in members),
+        )
 
-    async def _run(self, batch: _Batch) -> None:
-        """Run one batch and hand out the answers. Never raises: a failure is told to the callers of this batch."""
-        begun = self._clock()
-        self.running_rows = len(batch.rows)
+    async def _run(self, lane: Lane, batch: Batch) -> None:
+        """Run a batch, and free the lane."""
         try:
-            ran = await asyncio.get_running_loop().run_in_executor(self._runner, self._compute, batch)
-        except Exception as error:
-            if _out_of_memory(error) and len(batch.rows) > 1:
-                await self._run_halves(batch)
-            else:
-                self._fail(batch, error)
-            return
+            await self._answer(lane, batch)
         finally:
-            self.running_rows = 0
+            self._free.put_nowait(lane)
+
+    async def _answer(self, lane: Lane, batch: Batch) -> None:
+        """Run a batch and hand out the answers. Never raises: a failure is told to the callers of this batch."""
+        begun = self._clock()
+        try:
+            ran = await lane.run(batch)
+        except Exception as error:
+            if out_of_memory(error) and len(batch.rows) > 1:
+                await self._answer_halves(lane, batch)
+            else:
+                log.error("%s: a run of %d rows failed", self.name, len(batch.rows), exc_info=error)
+                self._queue.fail(batch.members, error)
+            return
         self._observer.batch(
             rows=len(batch.rows),
-            tokens=_tokens(batch.members),
+            tokens=batch.tokens,
             padded_tokens=batch.padded_tokens,
             queue_seconds=[begun - member.arrived for member in batch.members],
             collate_seconds=batch.collate_seconds,
             run_seconds=ran.run_seconds,
             split_seconds=ran.split_seconds,
         )
-        owners = [self._requests.pop(member.key) for member in batch.members]
-        for request in {request for request, _ in owners}:
-            request.collate_seconds += batch.collate_seconds
-            request.run_seconds += ran.run_seconds
-            request.split_seconds += ran.split_seconds
-        for (request, number), answer in zip(owners, ran.answers, strict=True):
-            request.answer(number, answer)
+        spent = Spent(
+            collate_seconds=batch.collate_seconds, run_seconds=ran.run_seconds, split_seconds=ran.split_seconds
+        )
+        self._queue.answer(batch.members, ran.answers, spent)
 
-    def _compute(self, batch: _Batch) -> _Ran:
-        """In the session's thread."""
-        if isinstance(batch.feeds, Exception):
-            raise batch.feeds
-        begun = self._clock()
-        outputs = self._session.run(batch.feeds, wanted(batch.rows))
-        ran = self._clock()
-        answers = split(outputs, batch.rows)
-        return _Ran(answers, ran - begun, self._clock() - ran)
-
-    async def _run_halves(self, batch: _Batch) -> None:
+    async def _answer_halves(self, lane: Lane, batch: Batch) -> None:
         """There was no memory for the whole."""
         log.warning("%s: no memory for %d rows together; trying in halves", self.name, len(batch.rows))
         middle = len(batch.rows) // 2
         for half in (batch.members[:middle], batch.members[middle:]):
-            await self._run(await self._collated(half))
-
-    def _fail(self, batch: _Batch, error: Exception) -> None:
-        log.error("%s: a run of %d rows failed", self.name, len(batch.rows), exc_info=error)
-        self._observer.failed(len(batch.rows))
-        for member in batch.members:
-            request, _ = self._requests.pop(member.key)
-            failure = RuntimeError(f"{self.name}: a run of {len(batch.rows)} rows failed")
-            failure.__cause__ = error
-            request.fail(failure)
-
-
-def _tokens(members: Sequence[Waiting]) -> int:
-    return sum(member.tokens for member in members)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """The runtime has no type for it: it is known by its words."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)
+            await self._answer(lane, await self._collated(half))

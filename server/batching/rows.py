@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.arrays import Array
+from server.batching.shapes import EXACT, Shapes
 
 Outputs = dict[str, Array]
 NO_COLUMNS: NDArray[np.int64] = np.zeros(0, np.int64)
@@ -51,31 +52,45 @@ class ImageRow:
 Row = TextRow | ImageRow
 
 
-def collate(rows: Sequence[Row], input_names: Sequence[str]) -> Outputs:
+def collate(rows: Sequence[Row], input_names: Sequence[str], shapes: Shapes = EXACT) -> Outputs:
     """The feeds of one run: those of the graph's inputs that rows of this kind have. All rows are of one kind."""
     texts = [row for row in rows if isinstance(row, TextRow)]
-    images = [row.pixel_values for row in rows if isinstance(row, ImageRow)]
+    images = [row for row in rows if isinstance(row, ImageRow)]
     assert not (texts and images), "texts and images in one batch; this is a bug"
-    feeds: Outputs = _collate_texts(texts) if texts else {"pixel_values": np.stack(images)}  # (b, 3, h, w)
+    feeds = _collate_texts(texts, shapes) if texts else _collate_images(images, shapes)
     return {name: feeds[name] for name in input_names}
 
 
-def _collate_texts(rows: Sequence[TextRow]) -> Outputs:
-    lengths = np.array([row.tokens for row in rows], np.int32)
-    longest = int(lengths.max())
-    input_ids = np.zeros((len(rows), longest), np.int64)
+def _collate_texts(rows: Sequence[TextRow], shapes: Shapes) -> Outputs:
+    count, longest = shapes.row_count(len(rows)), shapes.length(max(row.tokens for row in rows))
+    lengths = np.ones(count, np.int32)  # of rows that nobody asked for, too: over nothing there is no softmax
+    input_ids = np.zeros((count, longest), np.int64)
     token_type_ids = np.zeros_like(input_ids)
+    selected = np.zeros(shapes.head_count(sum(row.heads for row in rows)), np.int64)
+    heads = 0
     for number, row in enumerate(rows):
+        lengths[number] = row.tokens
         input_ids[number, : row.tokens] = row.input_ids
         if row.token_type_ids is not None:
             token_type_ids[number, : row.tokens] = row.token_type_ids
+        selected[heads : heads + row.heads] = number * longest + row.selected
+        heads += row.heads
     return {
         "input_ids": input_ids,  # (b, t)
         "token_type_ids": token_type_ids,
-        "position_ids": np.broadcast_to(np.arange(longest), input_ids.shape).copy(),
+        "position_ids": np.tile(np.arange(longest), (count, 1)),
         "lengths": lengths,  # (b)
-        "selected": np.concatenate([number * longest + row.selected for number, row in enumerate(rows)]),  # (Σ s)
+        "selected": selected,  # (Σ s)
     }
+
+
+def _collate_images(rows: Sequence[ImageRow], shapes: Shapes) -> Outputs:
+    first = rows[0].pixel_values
+    pixel_values = np.empty((shapes.row_count(len(rows)), *first.shape), first.dtype)  # (b, 3, h, w)
+    for number, row in enumerate(rows):
+        pixel_values[number] = row.pixel_values
+    pixel_values[len(rows) :] = 0
+    return {"pixel_values": pixel_values}
 
 
 def wanted(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -86,6 +101,7 @@ def wanted(rows: Sequence[Row]) -> tuple[str, ...]:
 def split(outputs: Mapping[str, Array], rows: Sequence[Row]) -> list[Outputs]:
     """For each row the outputs it wants: its part (s, …) of what was computed at selected positions, else its line.
 
+    What shapes were filled up with comes last, and is nobody's.
     The parts are views: they hold the whole batch's memory until the caller lets go of them.
     """
     ends = np.cumsum([row.heads for row in rows])

@@ -8,6 +8,8 @@ whose turn it is, a row waits for at most as many batches as there are rows befo
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from server.batching.shapes import EXACT, Shapes
+
 NEVER = float("inf")
 
 
@@ -17,9 +19,13 @@ class Waiting:
 
     key: int  # names it; the order of arrival among rows of the same rank
     tokens: int
+    length: int = 0  # what it is padded to if it runs alone; no less than its tokens
     heads: int = 0  # positions at which the language head is computed
     rank: float = 0.0  # lowest first: server.admission.Call.rank
     arrived: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "length", max(self.length, self.tokens))
 
     @property
     def turn(self) -> tuple[float, int]:
@@ -33,8 +39,9 @@ class Budget:
     rows: int
     tokens: int  # padding included
     heads: int  # positions at which the language head is computed: each is as wide as the vocabulary
-    padding: float = 0.1  # the share of padding up to which rows of different lengths run together
+    padding: float = 0.08  # the share of padding up to which rows of different lengths run together
     free_tokens: int = 0  # up to which a batch costs no more for being larger, so that padding does not matter
+    shapes: Shapes = EXACT
 
     def __post_init__(self) -> None:
         if min(self.rows, self.tokens, self.heads) < 1:
@@ -51,20 +58,22 @@ class _Batch:
     budget: Budget
     members: list[Waiting] = field(default_factory=list)
     longest: int = 0
-    tokens: int = 0
+    lengths: int = 0  # of all together: what they cost if each runs alone
     heads: int = 0
 
     def takes(self, row: Waiting) -> bool:
-        budget, rows, longest = self.budget, len(self.members) + 1, max(self.longest, row.tokens)
+        budget, rows, longest = self.budget, len(self.members) + 1, max(self.longest, row.length)
         padded = rows * longest
-        if rows > budget.rows or padded > budget.tokens or self.heads + row.heads > budget.heads:
+        if rows > budget.rows or self.heads + row.heads > budget.heads:
             return False
-        return padded <= budget.free_tokens or padded - self.tokens - row.tokens <= budget.padding * padded
+        if budget.shapes.row_count(rows) * longest > budget.tokens:
+            return False
+        return padded <= budget.free_tokens or padded - self.lengths - row.length <= budget.padding * padded
 
     def add(self, row: Waiting) -> None:
         self.members.append(row)
-        self.longest = max(self.longest, row.tokens)
-        self.tokens += row.tokens
+        self.longest = max(self.longest, row.length)
+        self.lengths += row.length
         self.heads += row.heads
 
 
@@ -137,18 +146,18 @@ class Scheduler:
     def _neighbours(self, leader: Waiting) -> tuple[list[Waiting], list[Waiting]]:
         """The other rows, shorter and longer than the leader, the nearest in length last."""
         others = [row for row in self._waiting.values() if row is not leader]
-        shorter = [row for row in others if row.tokens < leader.tokens]
-        longer = [row for row in others if row.tokens >= leader.tokens]
-        shorter.sort(key=lambda row: (-row.tokens, row.turn), reverse=True)
-        longer.sort(key=lambda row: (row.tokens, row.turn), reverse=True)
+        shorter = [row for row in others if row.length < leader.length]
+        longer = [row for row in others if row.length >= leader.length]
+        shorter.sort(key=lambda row: (-row.length, row.turn), reverse=True)
+        longer.sort(key=lambda row: (row.length, row.turn), reverse=True)
         return shorter, longer
 
     def _full(self, batch: list[Waiting]) -> bool:
         """Whether another row like the longest of them would not fit."""
-        longest = max(row.tokens for row in batch)
-        return len(batch) >= self.budget.rows or (len(batch) + 1) * longest > self.budget.tokens
+        longest, budget = max(row.length for row in batch), self.budget
+        return len(batch) >= budget.rows or budget.shapes.row_count(len(batch) + 1) * longest > budget.tokens
 
 
 def _padding(batch: _Batch, row: Waiting) -> int:
     """The padding that a row would bring: its own, or that of all others if it is the longest."""
-    return max(batch.longest - row.tokens, len(batch.members) * (row.tokens - batch.longest))
+    return max(batch.longest - row.length, len(batch.members) * (row.length - batch.longest))

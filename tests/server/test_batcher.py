@@ -87,9 +87,9 @@ async def make(session, notes):
     async with contextlib.AsyncExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(2))
 
-        async def made(*, rows=8, tokens=64, limits=None, **settings):
+        async def made(*, rows=8, tokens=64, limits=None, sessions=None, **settings):
             batcher = Batcher(
-                session,
+                sessions or [session],
                 name="sums",
                 budget=Budget(rows=rows, tokens=tokens, heads=64, padding=0.5),
                 limits=limits or Limits(requests=2000, tokens=100_000),
@@ -134,7 +134,7 @@ async def test_what_comes_while_a_batch_runs_runs_together(make, session):
     batcher = await make()
     session.open.clear()
     first = asyncio.create_task(batcher.run([row(1)], Call()))
-    await until(lambda: batcher.waiting_rows == 0 and batcher._requests)
+    await until(lambda: batcher.waiting_rows == 0 and batcher.running_rows)
     others = [asyncio.create_task(batcher.run([row(number)], Call())) for number in range(2, 7)]
     await until(lambda: batcher.waiting_rows == 5)
     session.open.set()
@@ -146,7 +146,7 @@ async def test_a_batch_is_collated_while_another_runs_and_joined_by_who_comes_in
     batcher = await make()
     session.open.clear()
     tasks = [asyncio.create_task(batcher.run([row(1)], Call()))]
-    await until(lambda: batcher.waiting_rows == 0 and batcher._requests)
+    await until(lambda: batcher.waiting_rows == 0 and batcher.running_rows)
     tasks.append(asyncio.create_task(batcher.run([row(2)], Call())))
     await until(lambda: batcher.waiting_rows == 1)
     for _ in range(20):  # it is planned and collated by now
@@ -192,7 +192,7 @@ async def test_a_full_queue_refuses_and_hints_when_to_come_back(make, session, n
     batcher = await make(limits=Limits(requests=3, tokens=20))
     session.open.clear()
     running = asyncio.create_task(batcher.run([row(1)], Call()))
-    await until(lambda: batcher.waiting_rows == 0 and batcher._requests)
+    await until(lambda: batcher.waiting_rows == 0 and batcher.running_rows)
     waiting = asyncio.create_task(batcher.run([row(2), row(3)], Call()))
     await until(lambda: batcher.waiting_rows == 2)
     with pytest.raises(Overloaded, match="the queue of sums is full: 2 of 3 inputs") as refusal:
@@ -229,6 +229,31 @@ async def test_rows_that_do_not_get_in_give_their_place_back(make):
     assert (batcher.waiting_rows, batcher.waiting_tokens) == (0, 0)
 
 
+async def test_whichever_session_is_free_takes_the_next_batch(make, session):
+    """Two devices: while one is busy, the other serves everybody else."""
+    other = Sums()
+    batcher = await make(rows=1, sessions=[session, other])
+    session.open.clear()
+    stuck = asyncio.create_task(batcher.run([row(1)], Call()))
+    await until(lambda: batcher.waiting_rows == 0 and batcher.running_rows)
+    assert sums(await batcher.run([row(number) for number in range(2, 9)], Call())) == list(range(2, 9))
+    assert (other.batches, stuck.done()) == ([[[number]] for number in range(2, 9)], False)
+    session.open.set()
+    assert sums(await stuck) == [1]
+
+
+async def test_two_sessions_run_at_the_same_time(make):
+    both = threading.Barrier(2, timeout=30)
+
+    class Together(Sums):
+        def run(self, feeds, outputs):
+            both.wait()
+            return super().run(feeds, outputs)
+
+    batcher = await make(rows=1, sessions=[Together(), Together()])
+    assert sums(await batcher.run([row(number) for number in range(10)], Call())) == list(range(10))
+
+
 async def test_what_no_batch_can_hold_is_refused_at_the_door(make):
     batcher = await make(tokens=10)
     with pytest.raises(InvalidRequest, match=r"texts\[1\]: found 11 tokens"):
@@ -239,7 +264,7 @@ async def test_a_cancelled_caller_frees_its_place_before_it_runs(make, session, 
     batcher = await make()
     session.open.clear()
     running = asyncio.create_task(batcher.run([row(1)], Call()))
-    await until(lambda: batcher.waiting_rows == 0 and batcher._requests)
+    await until(lambda: batcher.waiting_rows == 0 and batcher.running_rows)
     gone = asyncio.create_task(batcher.run([row(2), row(3)], Call()))
     await until(lambda: batcher.waiting_rows == 2)
     gone.cancel()
@@ -255,7 +280,7 @@ async def test_an_expired_row_does_not_run(make, session, notes):
     batcher = await make()
     session.open.clear()
     running = asyncio.create_task(batcher.run([row(1)], Call()))
-    await until(lambda: batcher.waiting_rows == 0 and batcher._requests)
+    await until(lambda: batcher.waiting_rows == 0 and batcher.running_rows)
     with pytest.raises(DeadlineExceeded):
         await batcher.run([row(2)], Call(deadline=time.monotonic() + 0.01))
     with pytest.raises(DeadlineExceeded):
@@ -271,7 +296,7 @@ async def test_a_high_priority_overtakes(make, session):
     batcher = await make(rows=1)
     session.open.clear()
     tasks = [asyncio.create_task(batcher.run([row(1)], Call()))]
-    await until(lambda: batcher.waiting_rows == 0 and batcher._requests)
+    await until(lambda: batcher.waiting_rows == 0 and batcher.running_rows)
     for number, priority in ((2, 0), (3, 9), (4, 1)):
         tasks.append(asyncio.create_task(batcher.run([row(number)], Call(priority=priority))))
     await until(lambda: batcher.waiting_rows == 3)
@@ -299,7 +324,7 @@ async def test_draining_answers_who_is_in_and_lets_in_nobody(make, session):
     with pytest.raises(NotReady, match="sums is being unloaded"):
         await ask(9)
     tokenised.set()
-    await until(lambda: len(batcher._requests) == 4)
+    await until(lambda: batcher.running_rows + batcher.waiting_rows == 4)
     assert not ending.done()
     session.open.set()
     assert [sums(answer) for answer in await asyncio.gather(*tasks)] == [[0], [1], [2], [3]]

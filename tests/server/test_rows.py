@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from server.batching.rows import ImageRow, TextRow, collate, split, wanted
+from server.batching.shapes import Shapes
 
 TEXT_INPUTS = ("input_ids", "token_type_ids", "position_ids", "lengths", "selected")
 
@@ -58,3 +59,23 @@ def test_each_row_gets_its_own_part_of_what_it_asked_for():
 def test_without_selected_positions_each_row_has_one_line():
     answers = split({"embedding": np.arange(4).reshape(2, 2)}, [text(1, outputs=("embedding",))] * 2)
     assert [answer["embedding"].tolist() for answer in answers] == [[0, 1], [2, 3]]
+
+
+SHAPES = Shapes(lengths=(4, 8), row_counts=(1, 4), head_counts=(1, 4))
+
+
+def test_what_fills_up_a_shape_comes_last_and_is_nobodys():
+    rows = [text(7, 8, 9, selected=[1], outputs=("top_ids",)), text(5, selected=[0], outputs=("top_ids",))]
+    feeds = collate(rows, TEXT_INPUTS, SHAPES)
+    assert feeds["input_ids"].tolist() == [[7, 8, 9, 0], [5, 0, 0, 0], [0] * 4, [0] * 4]
+    assert feeds["lengths"].tolist() == [3, 1, 1, 1]
+    assert feeds["position_ids"].tolist() == [[0, 1, 2, 3]] * 4
+    assert feeds["selected"].tolist() == [1, 4, 0, 0]
+    answers = split({"top_ids": np.array([[10], [11], [98], [99]])}, rows)
+    assert [answer["top_ids"].tolist() for answer in answers] == [[[10]], [[11]]]
+
+
+def test_images_are_filled_up_with_black():
+    rows = [ImageRow(pixel_values=np.full((3, 4, 5), value, np.float32), outputs=("logits",)) for value in (1, 2)]
+    (pixels,) = collate(rows, ("pixel_values",), SHAPES).values()
+    assert [image.max() for image in pixels] == [1, 2, 0, 0]

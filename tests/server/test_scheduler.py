@@ -1,10 +1,14 @@
 """The decisions of batching: as tables of cases, and as properties that hold for any rows."""
 
+import itertools
+
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 from hypothesis import given
 
 from server.batching.scheduler import NEVER, Budget, Scheduler, Waiting
+from server.batching.shapes import EXACT, Shapes, steps_to
 
 
 def scheduler_of(lengths, budget, **settings):
@@ -84,6 +88,7 @@ BUDGETS = st.builds(
     heads=st.integers(16, 40),
     padding=st.floats(0, 0.9),
     free_tokens=st.sampled_from([0, 100, 1000]),
+    shapes=st.sampled_from([EXACT, Shapes(lengths=steps_to(64, first=8), row_counts=steps_to(9))]),
 )
 ROWS = st.lists(st.tuples(st.integers(1, 64), st.integers(0, 16), st.floats(0, 5)), max_size=40)
 
@@ -92,14 +97,14 @@ ROWS = st.lists(st.tuples(st.integers(1, 64), st.integers(0, 16), st.floats(0, 5
 def test_every_row_runs_once_and_no_batch_exceeds_its_budget(budget, rows):
     scheduler = Scheduler(budget)
     for key, (tokens, heads, rank) in enumerate(rows):
-        scheduler.add(Waiting(key=key, tokens=tokens, heads=heads, rank=rank))
+        scheduler.add(Waiting(key=key, tokens=tokens, length=budget.shapes.length(tokens), heads=heads, rank=rank))
     taken = []
     while batch := scheduler.take():
-        padded = len(batch) * max(row.tokens for row in batch)
+        padded = len(batch) * max(row.length for row in batch)
         assert len(batch) <= budget.rows
-        assert padded <= budget.tokens
+        assert len(batch) == 1 or budget.shapes.row_count(len(batch)) * padded // len(batch) <= budget.tokens
         assert sum(row.heads for row in batch) <= budget.heads
-        padding = padded - sum(row.tokens for row in batch)
+        padding = padded - sum(row.length for row in batch)  # beyond that of each for itself
         assert len(batch) == 1 or padded <= budget.free_tokens or padding <= budget.padding * padded
         taken += [row.key for row in batch]
     assert sorted(taken) == list(range(len(rows)))
@@ -132,3 +137,34 @@ def test_a_plan_is_what_will_be_taken(budget, rows):
     plan = scheduler.plan()
     assert scheduler.all_wait(plan)
     assert scheduler.take() == plan
+
+
+@pytest.mark.parametrize("shapes", [EXACT, Shapes(lengths=steps_to(512, first=8))], ids=["exact", "steps"])
+@pytest.mark.parametrize("callers", [16, 64, 256])
+def test_lengths_of_all_kinds_are_padded_by_less_than_fifteen_percent(shapes, callers, record_property):
+    """Lengths log-uniform over 8 to 512, each caller coming back at once; the usual settings."""
+    random = np.random.default_rng(0)
+    lengths = [int(length) for length in np.exp(random.uniform(np.log(8), np.log(512), 3000))]
+    scheduler, coming = Scheduler(Budget(rows=32, tokens=4096, heads=1, shapes=shapes)), iter(enumerate(lengths))
+    real = padded = 0
+
+    def come(count):
+        for key, tokens in itertools.islice(coming, count):
+            scheduler.add(Waiting(key=key, tokens=tokens, length=shapes.length(tokens)))
+
+    come(callers)
+    while batch := scheduler.take():
+        real += sum(row.tokens for row in batch)
+        padded += len(batch) * max(row.length for row in batch)
+        come(len(batch))
+    record_property("padding", 1 - real / padded)
+    assert real == sum(lengths)
+    assert 1 - real / padded < 0.15
+
+
+def test_rows_whose_lengths_are_padded_to_the_same_step_run_together():
+    shapes = Shapes(lengths=(8, 16), row_counts=(1, 2, 4))
+    scheduler = Scheduler(Budget(rows=4, tokens=48, heads=1, padding=0.0, shapes=shapes))
+    for key, tokens in enumerate((9, 8, 16, 12, 10)):
+        scheduler.add(Waiting(key=key, tokens=tokens, length=shapes.length(tokens)))
+    assert batches(scheduler) == [[0, 2], [1], [3, 4]]  # three rows would be padded to four, which is too much

@@ -1,0 +1,79 @@
+"""Where batches run: a session and the one thread that uses it. There is a lane for each device."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+from server.arrays import Array
+from server.batching.queue import tokens_of
+from server.batching.rows import Outputs, Row, split, wanted
+from server.batching.scheduler import Waiting
+
+OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "bad_alloc", "bad allocation")
+
+
+class Runs(Protocol):
+    """What the batcher needs of a session."""
+
+    @property
+    def input_names(self) -> tuple[str, ...]: ...
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]: ...
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Batch:
+    """Rows that were chosen to run together, with the feeds of the run."""
+
+    members: list[Waiting]
+    rows: list[Row]
+    feeds: Outputs | Exception  # what went wrong with collating them
+    collate_seconds: float
+    padded_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        return tokens_of(self.members)
+
+
+@dataclass(frozen=True, eq=False)
+class Ran:
+    """What a batch came to: the answers of its rows, in order, with what each wants."""
+
+    answers: list[Outputs]
+    run_seconds: float
+    split_seconds: float
+
+
+class Lane:
+    """Runs one batch at a time."""
+
+    def __init__(self, session: Runs, name: str, clock: Callable[[], float]) -> None:
+        self._session = session
+        self._clock = clock
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"run-{name}")
+
+    async def run(self, batch: Batch) -> Ran:
+        """Raises what collating the rows or running them raised."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, batch)
+
+    def end(self) -> None:
+        self._thread.shutdown(wait=False)
+
+    def _compute(self, batch: Batch) -> Ran:
+        """In the session's thread."""
+        if isinstance(batch.feeds, Exception):
+            raise batch.feeds
+        begun = self._clock()
+        outputs = self._session.run(batch.feeds, wanted(batch.rows))
+        ran = self._clock()
+        answers = split(outputs, batch.rows)
+        return Ran(answers, ran - begun, self._clock() - ran)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """The runtime has no type for it: it is known by its words."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)

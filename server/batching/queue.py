@@ -1,0 +1,141 @@
+"""The rows that wait to run, of all callers: who comes in, who leaves, and whose each answer is."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from server.admission import Call, Gate, Limits
+from server.batching.rows import Outputs, Row
+from server.batching.scheduler import Scheduler, Waiting
+from server.errors import InvalidRequest, Overloaded
+from server.observer import Observer, Spent
+
+
+@dataclass(eq=False)
+class Request:
+    """The rows of one caller, and the answers that are there so far."""
+
+    rows: Sequence[Row]
+    answers: list[Outputs | None]
+    missing: int
+    done: asyncio.Future[None]
+    collate_seconds: float = 0.0  # of all batches that it was in
+    run_seconds: float = 0.0
+    split_seconds: float = 0.0
+
+    def spent(self, seconds: float) -> Spent:
+        """Of the seconds until it was answered: what was not work was waiting."""
+        return Spent(
+            queue_seconds=max(0.0, seconds - self.collate_seconds - self.run_seconds - self.split_seconds),
+            collate_seconds=self.collate_seconds,
+            run_seconds=self.run_seconds,
+            split_seconds=self.split_seconds,
+        )
+
+    def fail(self, error: Exception) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+    def answer(self, number: int, outputs: Outputs) -> None:
+        self.answers[number] = outputs
+        self.missing -= 1
+        if not self.missing and not self.done.done():
+            self.done.set_result(None)
+
+
+@dataclass(eq=False)
+class Place:
+    """Room in the queue for inputs that are being prepared, until their rows take it over."""
+
+    inputs: int
+
+
+class Queue:
+    """Rows from when they come until they are answered. A row is known by its key, and waits until it is taken."""
+
+    def __init__(self, name: str, scheduler: Scheduler, limits: Limits, observer: Observer) -> None:
+        self.gate = Gate(name, limits)
+        self.scheduler = scheduler
+        self._observer = observer
+        self._owners: dict[int, tuple[Request, int]] = {}  # key → whose the row is, and its number
+        self._keys = 0
+
+    @property
+    def running(self) -> int:
+        """Rows that were taken and are not answered."""
+        return len(self._owners) - len(self.scheduler)
+
+    def pass_gate(self, *, requests: int, tokens: int, field: str) -> None:
+        """Take so much room; InvalidRequest if there can never be so much, Overloaded if there is not now."""
+        try:
+            self.gate.enter(requests=requests, tokens=tokens, field=field)
+        except Overloaded:
+            self._observer.refused("overloaded")
+            raise
+
+    def check(self, rows: Sequence[Row], field: str) -> None:
+        """InvalidRequest if no batch can hold one of the rows."""
+        budget = self.scheduler.budget
+        for number, row in enumerate(rows):
+            if not budget.fits_alone(tokens=row.tokens, heads=row.heads):
+                found = f"{row.tokens} tokens, {row.heads} of them with logits"
+                raise InvalidRequest(
+                    f"{field}[{number}]", found, f"at most {budget.tokens}, {budget.heads} with logits"
+                )
+
+    def wait(self, request: Request, call: Call, now: float) -> range:
+        """Let the rows of a request wait, whose room is taken already: their keys."""
+        keys = range(self._keys, self._keys + len(request.rows))
+        self._keys = keys.stop
+        rank, length = call.rank(now), self.scheduler.budget.shapes.length
+        for number, (key, row) in enumerate(zip(keys, request.rows, strict=True)):
+            self._owners[key] = request, number
+            self.scheduler.add(
+                Waiting(key=key, tokens=row.tokens, length=length(row.tokens), heads=row.heads, rank=rank, arrived=now)
+            )
+        return keys
+
+    def drop(self, keys: Sequence[int], reason: str) -> None:
+        """Forget the rows of a caller who is gone. Those that are running run to their end, for nobody."""
+        for key in keys:
+            if (member := self.scheduler.drop(key)) is not None:
+                del self._owners[key]
+                self.gate.leave(requests=1, tokens=member.tokens)
+                self._observer.dropped(reason)
+
+    def rows(self, members: Sequence[Waiting]) -> list[Row]:
+        owners = (self._owners[member.key] for member in members)
+        return [request.rows[number] for request, number in owners]
+
+    def take(self, planned: list[Waiting], now: float) -> list[Waiting]:
+        """Take what was planned, or what is better by now. Empty if everybody is gone."""
+        better = self.scheduler.plan()
+        keep = self.scheduler.all_wait(planned) and tokens_of(better) <= tokens_of(planned)
+        members = planned if keep else better
+        for member in members:
+            self.scheduler.drop(member.key)
+            self.gate.leave(requests=1, tokens=member.tokens, waited_s=now - member.arrived)
+        return members
+
+    def answer(self, members: Sequence[Waiting], answers: Sequence[Outputs], spent: Spent) -> None:
+        """Hand out the answers of rows that were taken, which ran as one batch for so long."""
+        owners = [self._owners.pop(member.key) for member in members]
+        for request in {request for request, _ in owners}:
+            request.collate_seconds += spent.collate_seconds
+            request.run_seconds += spent.run_seconds
+            request.split_seconds += spent.split_seconds
+        for (request, number), answer in zip(owners, answers, strict=True):
+            request.answer(number, answer)
+
+    def fail(self, members: Sequence[Waiting], error: Exception) -> None:
+        """Tell the callers of rows that were taken."""
+        self._observer.failed(len(members))
+        for member in members:
+            request, _ = self._owners.pop(member.key)
+            failure = RuntimeError(f"{self.gate.name}: a run of {len(members)} rows failed")
+            failure.__cause__ = error
+            request.fail(failure)
+
+
+def tokens_of(members: Sequence[Waiting]) -> int:
+    return sum(member.tokens for member in members)

@@ -4,6 +4,8 @@ import math
 import os
 from pathlib import Path
 
+from server.control_groups import control_groups
+
 
 def usable_cpus(root: Path = Path("/")) -> int:
     """The CPUs of the affinity mask, or fewer if the control group's quota says so; at least one."""
@@ -14,26 +16,8 @@ def usable_cpus(root: Path = Path("/")) -> int:
 
 def _quota_cpus(root: Path) -> float | None:
     """The smallest quota of the control groups above this process, in CPUs; None if there is none."""
-    quotas = [quota for group in _groups(root) if (quota := _read_quota(group)) is not None]
+    quotas = [quota for group in control_groups(root, "cpu") if (quota := _read_quota(group)) is not None]
     return min(quotas, default=None)
-
-
-def _groups(root: Path) -> list[Path]:
-    """The directories of this process's control group and of those above it, for both versions of the mechanism."""
-    mount = root / "sys/fs/cgroup"
-    groups = [mount, mount / "cpu"]
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return groups
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "cpu", "cpu,cpuacct"):
-            continue
-        base = mount / "cpu" if controllers else mount
-        inside = Path(path.lstrip("/"))
-        groups += [base / above for above in (inside, *inside.parents)]
-    return groups
 
 
 def _read_quota(group: Path) -> float | None:

@@ -8,7 +8,8 @@ AffinityError
 ├── NotReady            starting, loading or draining
 ├── DeadlineExceeded    the caller's time was up before the answer was there
 ├── BadArtifact         an artifact that cannot or must not be served
-└── ProviderUnavailable an execution provider that was asked for by name and cannot run here
+├── ProviderUnavailable an execution provider that was asked for by name and cannot run here
+└── NotEnoughMemory     what was asked for does not fit
 """
 
 
@@ -54,3 +55,7 @@ class BadArtifact(AffinityError):
 
 class ProviderUnavailable(AffinityError):
     """An execution provider that was asked for by name and cannot run here."""
+
+
+class NotEnoughMemory(AffinityError):
+    """What was asked for does not fit. At the start the text says how much would."""

@@ -14,6 +14,8 @@ from typing import Any
 from server.settings import LOG_FORMATS, LOG_LEVELS, PROVIDERS, BadSetting, ModelSettings, Settings, version
 from server.versions import Versions
 
+SWITCH = {"on": True, "off": False}
+
 
 def _whole(text: str) -> int:
     if not text.strip().isdecimal():
@@ -30,6 +32,12 @@ def _number(text: str) -> float:
         if math.isfinite(number := float(text)):
             return number
     raise BadSetting(f"found {text!r}, expected a number")
+
+
+def _switch(text: str) -> bool:
+    if text not in SWITCH:
+        raise BadSetting(f"found {text!r}, expected one of {', '.join(SWITCH)}")
+    return SWITCH[text]
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -115,6 +123,7 @@ MODEL_KEYS: dict[str, tuple[Callable[[str], Any], str]] = {
         "tokens of prompt and continuation that a slot holds; 0: as many as the model knows positions",
     ),
     "max_prefill_tokens": (_whole, "tokens of a prompt that are read between two steps; 0: what suits the provider"),
+    "prefix_cache": (_switch, "on: prompts that begin alike are read once; off: each is read whole"),
 }
 
 
@@ -159,6 +168,9 @@ def _overrides(settings: Sequence[tuple[str, str]]) -> dict[str, dict[str, Any]]
 
 
 def _plain(value: Any) -> str:
+    """A default as it would be typed."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -64,6 +64,7 @@ class Opening:
     artifact: Artifact
     sessions: Sequence[Session]  # over the same graph, one for each device
     settings: ModelSettings
+    memory_limit: int | None  # bytes of the device that are left for what is not the graph; None: all that is free
     prepare: Executor  # for work that must not hold up the event loop
     observer: Observer
 
@@ -153,6 +154,7 @@ def open_model(
         artifact=artifact,
         sessions=sessions,
         settings=settings.of(artifact.name),
+        memory_limit=_memory_limit(artifact, session, settings),
         prepare=prepare,
         observer=observer,
     )
@@ -164,6 +166,13 @@ def open_model(
         measured=measured,
         doors=TASKS[task](opening),
     )
+
+
+def _memory_limit(artifact: Artifact, session: Session, settings: Settings) -> int | None:
+    if not settings.gpu_memory_mb:
+        return None
+    graph = artifact.graph("cuda" if session.provider == "cuda" else "cpu")
+    return (settings.gpu_memory_mb << 20) - artifact.path(graph.file).stat().st_size
 
 
 # ---- the tasks
@@ -207,6 +216,7 @@ def _generate(opening: Opening) -> Doors:
         context=text.max_length,
         end_id=text.end_id if text.HasField("end_id") else None,
         device=opening.session.device,
+        memory_limit=opening.memory_limit,
         observer=opening.observer,
     )
     encoder = TextEncoder(artifact)

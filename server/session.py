@@ -37,11 +37,19 @@ class Session:
         self.device = device
         self.input_names = tuple(node.name for node in ort.get_inputs())
         self.output_names = tuple(node.name for node in ort.get_outputs())
+        self._eager = run_options()
         self.input_types = {node.name: NUMPY_TYPES[node.type] for node in ort.get_inputs()}
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """The named outputs. Blocks without holding the interpreter's lock."""
-        return dict(zip(outputs, self.ort.run(list(outputs), dict(feeds)), strict=True))
+        return dict(zip(outputs, self.ort.run(list(outputs), dict(feeds), self._eager), strict=True))
+
+
+def run_options(graph: int = -1) -> onnxruntime.RunOptions:
+    """Run as the CUDA graph of that number, capturing it the first time; -1: run it node by node."""
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(graph))
+    return options
 
 
 class BoundSession(Session):
@@ -111,7 +119,8 @@ def open_session(
         _add_openvino(options, precision=precision, threads=options.intra_op_num_threads)
         providers: dict[str, object] = {}
     else:
-        providers = {"providers": _providers(choice, device, settings), "enable_fallback": 0}
+        capture = artifact.manifest.task == "generate"
+        providers = {"providers": _providers(choice, device, settings, capture=capture), "enable_fallback": 0}
     path = artifact.path(graph.file)
     try:
         ort = onnxruntime.InferenceSession(path, options, **providers)
@@ -135,7 +144,7 @@ def _options(settings: Settings) -> onnxruntime.SessionOptions:
     return options
 
 
-def _providers(choice: ProviderChoice, device: int, settings: Settings) -> list[object]:
+def _providers(choice: ProviderChoice, device: int, settings: Settings, *, capture: bool) -> list[object]:
     if choice.provider == "cpu":
         return [CPU]
     cuda = {
@@ -143,6 +152,8 @@ def _providers(choice: ProviderChoice, device: int, settings: Settings) -> list[
         "arena_extend_strategy": "kSameAsRequested",  # lengths vary: powers of two would hold twice what is needed
         "cudnn_conv_algo_search": "HEURISTIC",  # an exhaustive search would run again for each new shape
     }
+    if capture:
+        cuda["enable_cuda_graph"] = "1"  # for the runs that ask for it
     if settings.gpu_memory_mb:
         cuda["gpu_mem_limit"] = str(settings.gpu_memory_mb << 20)
     return [(CUDA, cuda), CPU]

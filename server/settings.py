@@ -35,6 +35,7 @@ class ModelSettings:
     slots: int = 0
     capacity: int = 0
     max_prefill_tokens: int = 0
+    prefix_cache: bool = True
 
     def __post_init__(self) -> None:
         for name, least in (("max_batch_size", 1), ("max_queue_requests", 1)):

@@ -19,6 +19,7 @@ class Served:
     """A server in a process of its own."""
 
     process: subprocess.Popen
+    artifacts: Path
     port: int
     http_port: int
     banner: str  # what it printed when it was ready
@@ -47,7 +48,7 @@ def served(artifacts: Path, *flags: str, environment: Mapping[str, str] = os.env
             assert line, f"the server ended before it was ready:\n{said}"
             said += line
         banner = said + "".join(iter_banner(process))
-        yield Served(process, int(ready[1]), int(ready[2]), banner)
+        yield Served(process, artifacts, int(ready[1]), int(ready[2]), banner)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)

@@ -2,89 +2,120 @@
 
 The graph reads the past from, and writes what is new to, the same memory: only the new tokens are written, nothing is
 copied. Slots follow each other in memory, so that a run of them, or a single one, is the same memory with another
-pointer: that is what `bind` binds.
+pointer: that is what `bind` binds. There are few slots at first, and more when they are needed.
 """
 
-import ctypes
 import math
 from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
-MEMCPY_DEVICE_TO_DEVICE = 3
+from server.errors import NotEnoughMemory
+from server.generation.memory import Memory
+
+SPARE = 0.1  # of what is free: for what the runtime needs beside the cache
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The shape of the cache. `bytes` is what all of it takes."""
+    """The shape of the cache: `slots` at first, `most_slots` at last."""
 
     layers: int
     slots: int
+    most_slots: int
     heads: int
     capacity: int  # tokens of a slot
     head_width: int
+    dtype: DTypeLike
 
     @property
     def slot_shape(self) -> tuple[int, int, int]:
         return self.heads, self.capacity, self.head_width
 
-    def bytes(self, element_bytes: int) -> int:
-        return 2 * self.layers * self.slots * math.prod(self.slot_shape) * element_bytes
+    @property
+    def slot_bytes(self) -> int:
+        """Of one slot in one tensor."""
+        return math.prod(self.slot_shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        return tuple(f"{kind}.{layer}" for layer in range(self.layers) for kind in ("key", "value"))
+
+    def bytes(self, slots: int) -> int:
+        return len(self.tensors) * slots * self.slot_bytes
 
 
 class SlotCache:
-    """Owns the memory, hands out views of it to a run, and moves tokens from slot to slot.
+    """Owns the memory, hands out views of it to a run, and moves tokens from slot to slot. Zero at first, because what
+    memory happens to hold, NaN for one, must not leak through masked positions.
 
-    `device` is "cpu" or "cuda". Raises onnxruntime's error if the memory is not there.
+    Raises NotEnoughMemory with the number of slots that would fit.
     """
 
-    def __init__(self, layout: Layout, *, dtype: DTypeLike, device: str, device_id: int) -> None:
+    def __init__(self, layout: Layout, memory: Memory) -> None:
         self.layout = layout
-        self.dtype = np.dtype(dtype)
-        self.device, self.device_id = device, device_id
-        self.bytes = layout.bytes(self.dtype.itemsize)
-        # Zeros, because what memory happens to hold, NaN for one, must not leak through masked positions. On the CPU
-        # they take no memory until they are written to, and the tensors share it.
-        self._arrays: list[NDArray[np.generic]] = []
-        self._tensors: dict[str, onnxruntime.OrtValue] = {}
-        for name in (f"{kind}.{layer}" for layer in range(layout.layers) for kind in ("key", "value")):
-            zeros = np.zeros((layout.slots, *layout.slot_shape), self.dtype)
-            if device == "cpu":
-                self._arrays.append(zeros)
-            self._tensors[name] = onnxruntime.OrtValue.ortvalue_from_numpy(zeros, device, device_id)
-        self._slot_bytes = math.prod(layout.slot_shape) * self.dtype.itemsize
-        self._cuda = ctypes.CDLL("libcudart.so.13") if device == "cuda" else None  # loaded by the provider already
+        self.memory = memory
+        self.slots = layout.slots
+        self._addresses: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}
+        check_room(layout, memory, slots=layout.slots, more=layout.bytes(layout.slots))
+        for name in layout.tensors:
+            size = layout.slots * layout.slot_bytes
+            self._addresses[name] = memory.take(size, layout.most_slots * layout.slot_bytes)
+            self._sizes[name] = size
+
+    def grow(self, slots: int) -> None:
+        """Have more slots; those that are there keep what they hold, but their memory may move.
+
+        Raises NotEnoughMemory, and has as many as before.
+        """
+        assert self.slots < slots <= self.layout.most_slots, "a number of slots that was not agreed; this is a bug"
+        larger = slots * self.layout.slot_bytes
+        more = self.layout.bytes(slots) - self.layout.bytes(self.slots) + larger
+        check_room(self.layout, self.memory, slots=slots, more=more)
+        for name in self.layout.tensors:  # one after the other: of one tensor only there are two for a moment
+            if self._sizes[name] < larger:
+                self._addresses[name] = self.memory.grow(self._addresses[name], self._sizes[name], larger)
+                self._sizes[name] = larger
+        self.slots = slots
 
     def bind(self, binding: onnxruntime.IOBinding, *, first: int, rows: int) -> None:
         """Make the slots [first, first + rows) past and present of the runs of this binding."""
         assert rows >= 1, "an empty batch kills the process; this is a bug"
-        assert 0 <= first <= self.layout.slots - rows, "slots that do not exist; this is a bug"
-        shape = (rows, *self.layout.slot_shape)
-        for name, tensor in self._tensors.items():
-            place = self.device, self.device_id, self.dtype, shape, tensor.data_ptr() + first * self._slot_bytes
+        assert 0 <= first <= self.slots - rows, "slots that do not exist; this is a bug"
+        shape, before = (rows, *self.layout.slot_shape), first * self.layout.slot_bytes
+        for name, address in self._addresses.items():
+            place = self.memory.device, self.memory.device_id, self.layout.dtype, shape, address + before
             binding.bind_input(f"past_{name}", *place)
             binding.bind_output(f"present_{name}", *place)
 
     def copy(self, *, source: int, target: int, tokens: int) -> None:
         """Copy the first `tokens` tokens of a slot to another, in every layer."""
-        if self._cuda is None:
-            for array in self._arrays:
-                array[target, :, :tokens] = array[source, :, :tokens]
-            return
-        for tensor in self._tensors.values():
-            self._copy_on_device(tensor.data_ptr(), source=source, target=target, tokens=tokens)
-        self._check(self._cuda.cudaDeviceSynchronize())
+        layout, slot_bytes = self.layout, self.layout.slot_bytes
+        pitch = slot_bytes // layout.heads  # from one head to the next
+        rows = {"pitch": pitch, "width": tokens * pitch // layout.capacity, "height": layout.heads}
+        for address in self._addresses.values():
+            self.memory.copy(source=address + source * slot_bytes, target=address + target * slot_bytes, **rows)
+        self.memory.wait()
 
-    def _copy_on_device(self, address: int, *, source: int, target: int, tokens: int) -> None:
-        assert self._cuda is not None
-        token_bytes = self.layout.head_width * self.dtype.itemsize
-        pitch = ctypes.c_size_t(self.layout.capacity * token_bytes)  # from one head to the next
-        place = [ctypes.c_void_p(address + slot * self._slot_bytes) for slot in (target, source)]
-        width, height = ctypes.c_size_t(tokens * token_bytes), ctypes.c_size_t(self.layout.heads)
-        self._check(self._cuda.cudaMemcpy2D(place[0], pitch, place[1], pitch, width, height, MEMCPY_DEVICE_TO_DEVICE))
 
-    def _check(self, status: int) -> None:
-        if status:
-            raise RuntimeError(f"moving keys and values on the device failed with CUDA error {status}")
+def check_room(layout: Layout, memory: Memory, *, slots: int, more: int) -> None:
+    """Raise NotEnoughMemory if so many bytes more, for so many slots, are not there."""
+    room = room_in(memory)
+    if more > room:
+        each = layout.bytes(1)
+        raise NotEnoughMemory(
+            f"found {slots} slots of {layout.capacity} tokens, {megabytes(each)} each, expected at most "
+            f"{(room + slots * each - more) // each}: there is room for {megabytes(room)} more"
+        )
+
+
+def room_in(memory: Memory) -> int:
+    """Bytes that a cache may take."""
+    return int(memory.available() * (1 - SPARE))
+
+
+def megabytes(size: float) -> str:
+    return f"{size / 1e6:,.1f} MB"

@@ -7,10 +7,13 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import replace
 
 from server.admission import Call, Gate, Limits
-from server.errors import InvalidRequest, NotReady, Overloaded
-from server.generation.graph import Decoder, Floats, Ids, make_cache
+from server.errors import InvalidRequest, NotEnoughMemory, NotReady, Overloaded
+from server.generation.cache import SlotCache, check_room, megabytes, room_in
+from server.generation.decoders import decoder_of, layout_of, memory_of
+from server.generation.graph import Decoder, Floats, Ids
 from server.generation.request import Sampling, Step
 from server.generation.runner import Runner
 from server.generation.sampler import Draws
@@ -26,8 +29,10 @@ from server.under_way import UnderWay
 log = logging.getLogger(__name__)
 
 FORWARD_TOKENS = 1024  # of whole texts, padding included, that run between two steps
-SLOTS = {"cuda": 128}  # by provider
+SLOTS = {"cuda": 128}  # at most, by provider
+SLOTS_AT_FIRST = 8
 CHUNK_TOKENS = {"cuda": 512}
+SHARED_TOKENS = 16  # from as many on, what two prompts begin with is copied and not read again
 SLOTS_ELSEWHERE, CHUNK_TOKENS_ELSEWHERE = 32, 64
 
 
@@ -45,7 +50,7 @@ class Engine:
         gate: Gate,
         chunk_tokens: int,
         end_id: int | None = None,
-        shared_tokens: int = 16,
+        shared_tokens: int = SHARED_TOKENS,
         observer: Observer | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -55,12 +60,18 @@ class Engine:
         self.gate = gate
         self._end_id = end_id
         self._observer = observer or Silent()
-        scheduler = Scheduler(gate, slots=layout.slots, chunk_tokens=chunk_tokens, shared_tokens=shared_tokens)
+        scheduler = Scheduler(
+            gate,
+            slots=layout.slots,
+            most_slots=layout.most_slots,
+            chunk_tokens=chunk_tokens,
+            shared_tokens=shared_tokens,
+            step_rows=decoder.rows_of,
+        )
         self._worker = Worker(Runner(decoder), scheduler, observer=self._observer, clock=clock)
         self._clock = clock
         self.under_way = UnderWay(f"{gate.name} is being unloaded")
         self._accepting = False
-        self.slots = layout.slots
 
     @property
     def waiting_rows(self) -> int:
@@ -183,21 +194,58 @@ def open_engine(
     context: int,
     end_id: int | None,
     device: int = 0,
+    memory_limit: int | None = None,
     observer: Observer | None = None,
 ) -> Engine:
     """An engine over a session, as the settings say. `context` is the number of positions that the model knows.
 
-    The memory of all slots is taken at once; on the CPU the system gives it only when it is written to.
+    `memory_limit` is how many bytes of a GPU the cache may take. It has few slots at first, and more when they are
+    needed. Raises NotEnoughMemory if that is more than there is room for.
     """
-    slots = settings.slots or SLOTS.get(session.provider, SLOTS_ELSEWHERE)
     capacity = min(settings.capacity or context, context)
-    where = "cuda" if session.provider == "cuda" else "cpu"
-    cache = make_cache(session.ort, slots=slots, capacity=capacity, device=where, device_id=device)
-    log.info("%s: %d slots of %d tokens, %.0f MB of keys and values", name, slots, capacity, cache.bytes / 1e6)
+    try:
+        decoder = _decoder(session, settings, capacity=capacity, device=device, memory_limit=memory_limit)
+    except NotEnoughMemory as error:
+        raise NotEnoughMemory(f"{name}: {error} (--set {name}.slots=N, or a smaller {name}.capacity)") from error
+    _tell_memory(name, decoder.cache)
     limits = Limits(
         requests=settings.max_queue_requests,
         tokens=settings.max_queue_tokens or settings.max_queue_requests * capacity,
     )
     chunk_tokens = settings.max_prefill_tokens or CHUNK_TOKENS.get(session.provider, CHUNK_TOKENS_ELSEWHERE)
-    decoder = Decoder(session.ort, cache)
-    return Engine(decoder, gate=Gate(name, limits), chunk_tokens=max(chunk_tokens, 3), end_id=end_id, observer=observer)
+    return Engine(
+        decoder,
+        gate=Gate(name, limits),
+        chunk_tokens=max(chunk_tokens, 3),
+        end_id=end_id,
+        shared_tokens=SHARED_TOKENS if settings.prefix_cache else capacity,  # no two prompts share a whole slot
+        observer=observer,
+    )
+
+
+def _decoder(
+    session: Session, settings: ModelSettings, *, capacity: int, device: int, memory_limit: int | None
+) -> Decoder:
+    """A number of slots that somebody asked for must fit whole; the usual number is as many of them as fit."""
+    most = settings.slots or SLOTS.get(session.provider, SLOTS_ELSEWHERE)
+    memory = memory_of(session, device_id=device, limit=memory_limit)
+    layout = layout_of(session.ort, slots=most, most_slots=most, capacity=capacity)
+    if settings.slots:
+        check_room(layout, memory, slots=most, more=layout.bytes(most))
+    most = max(1, min(most, room_in(memory) // layout.bytes(1)))
+    layout = replace(layout, slots=min(most, SLOTS_AT_FIRST), most_slots=most)
+    return decoder_of(session, layout, memory)
+
+
+def _tell_memory(name: str, cache: SlotCache) -> None:
+    layout = cache.layout
+    log.info(
+        "%s: %d slots of %d tokens, %s each: %s of keys and values at first, at most %s in %d slots",
+        name,
+        layout.slots,
+        layout.capacity,
+        megabytes(layout.bytes(1)),
+        megabytes(layout.bytes(layout.slots)),
+        megabytes(layout.bytes(layout.most_slots)),
+        layout.most_slots,
+    )

@@ -1,7 +1,8 @@
 """Runs of the GPT graph: a chunk of one prompt, a token of every running request, or whole texts at once.
 
 The tensors of a decode step are bound once for each number of rows and then only filled, because binding them anew
-costs more than a small model takes to compute. `logits` stays on the device until somebody asks for it.
+costs more than a small model takes to compute. `logits` stays on the device until somebody asks for it: all runs write
+it to one place.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +12,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from server.generation.cache import Layout, SlotCache
+from server.generation.cache import SlotCache
+from server.session import run_options
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -27,7 +29,11 @@ class Scores:
     top_scores: Floats  # (n, K), the highest first
     top_ids: Ids  # (n, K)
     logsumexp: Floats  # (n,), over the whole vocabulary
-    logits: Callable[[], Floats]  # (n, vocabulary), at the cost of fetching it
+    logits: Callable[[Sequence[int]], Floats]  # rows → (rows, vocabulary), at the cost of fetching it
+
+    def first(self, rows: int) -> "Scores":
+        """Of so many rows."""
+        return Scores(self.top_scores[:rows], self.top_ids[:rows], self.logsumexp[:rows], self.logits)
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class _Rows:
     binding: onnxruntime.IOBinding
     inputs: dict[str, onnxruntime.OrtValue]
     outputs: dict[str, onnxruntime.OrtValue]
+    options: onnxruntime.RunOptions
 
 
 class Decoder:
@@ -45,12 +52,29 @@ class Decoder:
     def __init__(self, session: onnxruntime.InferenceSession, cache: SlotCache) -> None:
         self.cache = cache
         self._session = session
-        shapes = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
-        self.vocabulary: int = shapes["logits"][1]
-        self.likeliest: int = shapes["top_ids"][1]
-        self._total_shape = tuple(shapes["total_sequence_length"])
-        self._rows: dict[int, _Rows] = {}
+        values = {value.name: value for value in (*session.get_inputs(), *session.get_outputs())}
+        self.vocabulary: int = values["logits"].shape[1]
+        self.likeliest: int = values["top_ids"].shape[1]
+        self._logits_type = np.dtype(ELEMENTS[values["logits"].type])
+        self._total_shape = tuple(values["total_sequence_length"].shape)
         self._slots: dict[int, onnxruntime.IOBinding] = {}
+        self._rows: dict[int, _Rows] = {}
+        self._eager = run_options()
+        size = cache.layout.most_slots * self.vocabulary * self._logits_type.itemsize
+        self._logits = cache.memory.take(size, size)
+
+    def rows_of(self, texts: int) -> int:
+        """How many rows a step has in which so many texts decode: the rest are idle, but need room in the cache."""
+        return texts
+
+    def grow(self, slots: int) -> None:
+        """Have more slots. Raises NotEnoughMemory, and has as many as before."""
+        self._slots.clear()  # whatever happens, the memory may have moved
+        self._rows.clear()
+        self.cache.grow(slots)
+
+    def release(self) -> None:
+        """Nobody will run it any more."""
 
     def prefill(self, slot: int, token_ids: Ids, past: int) -> Scores:
         """Read `token_ids` (t,) after the `past` tokens that the slot holds: one row, the scores after the last."""
@@ -64,9 +88,9 @@ class Decoder:
             "selected": np.array([count - 1]),
         }.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(value))
-        self._session.run_with_iobinding(binding)
-        top_scores, top_ids, logsumexp, logits = binding.get_outputs()[:4]
-        return Scores(top_scores.numpy(), top_ids.numpy(), logsumexp.numpy(), logits.numpy)
+        self._session.run_with_iobinding(binding, self._eager)
+        top_scores, top_ids, logsumexp = (value.numpy() for value in binding.get_outputs()[:3])
+        return Scores(top_scores, top_ids, logsumexp, self._read_logits)
 
     def decode(self, token_ids: Ids, lengths: NDArray[np.int32]) -> Scores:
         """Append `token_ids` (n,) to the slots [0, n), which then hold `lengths` (n,) tokens: the scores after them."""
@@ -75,10 +99,10 @@ class Decoder:
         rows.inputs["input_ids"].update_inplace(token_ids[:, None])
         rows.inputs["position_ids"].update_inplace((lengths - 1).astype(np.int64)[:, None])
         rows.inputs["lengths"].update_inplace(lengths)
-        rows.inputs["total_sequence_length"].update_inplace(self._total(int(lengths.max())))
-        self._session.run_with_iobinding(rows.binding)
+        rows.inputs["total_sequence_length"].update_inplace(self._total(self._total_of_a_step(lengths)))
+        self._session.run_with_iobinding(rows.binding, rows.options)
         top_scores, top_ids, logsumexp = (rows.outputs[name].numpy() for name in TOP)
-        return Scores(top_scores, top_ids, logsumexp, lambda: rows.binding.get_outputs()[3].numpy())
+        return Scores(top_scores, top_ids, logsumexp, self._read_logits)
 
     def forward(self, texts: Sequence[Ids]) -> list[Floats]:
         """The logits (t, vocabulary) of whole texts of any lengths, apart from the cache."""
@@ -95,25 +119,41 @@ class Decoder:
             "total_sequence_length": self._total(longest),
             "selected": np.flatnonzero(np.arange(longest) < lengths[:, None]),
         }
-        empty = np.zeros(shape, self.cache.dtype)
+        empty = np.zeros(shape, self.cache.layout.dtype)
         feeds |= {f"past_{kind}.{layer}": empty for layer in range(layout.layers) for kind in ("key", "value")}
-        (logits,) = self._session.run(["logits"], feeds)
+        (logits,) = self._session.run(["logits"], feeds, self._eager)
         return list(np.split(logits, np.cumsum(lengths)[:-1]))
 
     def _total(self, tokens: int) -> NDArray[np.int32]:
         return np.full(self._total_shape, tokens, np.int32)
 
+    def _total_of_a_step(self, lengths: NDArray[np.int32]) -> int:
+        return int(lengths.max())
+
+    def _options_of(self, rows: int) -> onnxruntime.RunOptions:
+        return self._eager
+
+    def _read_logits(self, rows: Sequence[int]) -> Floats:
+        """The logits that the last run gave for these rows."""
+        size = self.vocabulary * self._logits_type.itemsize
+        found = [self.cache.memory.read(self._logits + row * size, size).view(self._logits_type) for row in rows]
+        return np.stack(found).astype(np.float32, copy=False)
+
     def _bind_slot(self, slot: int) -> onnxruntime.IOBinding:
         binding = self._session.io_binding()
         for name in TOP:
             binding.bind_output(name, "cpu")
-        binding.bind_output("logits", self.cache.device, self.cache.device_id)
+        self._bind_logits(binding, 1)
         self.cache.bind(binding, first=slot, rows=1)
         self._slots[slot] = binding
         return binding
 
+    def _bind_logits(self, binding: onnxruntime.IOBinding, rows: int) -> None:
+        memory, shape = self.cache.memory, (rows, self.vocabulary)
+        binding.bind_output("logits", memory.device, memory.device_id, self._logits_type, shape, self._logits)
+
     def _bind_rows(self, count: int) -> _Rows:
-        binding, device = self._session.io_binding(), (self.cache.device, self.cache.device_id)
+        binding, device = self._session.io_binding(), (self.cache.memory.device, self.cache.memory.device_id)
         inputs = {
             "input_ids": np.zeros((count, 1), np.int64),
             "position_ids": np.zeros((count, 1), np.int64),
@@ -133,17 +173,7 @@ class Decoder:
         }
         for name, value in outputs.items():
             binding.bind_ortvalue_output(name, value)
-        binding.bind_output("logits", *device)
+        self._bind_logits(binding, count)
         self.cache.bind(binding, first=0, rows=count)
-        self._rows[count] = _Rows(binding, bound, outputs)
+        self._rows[count] = _Rows(binding, bound, outputs, self._options_of(count))
         return self._rows[count]
-
-
-def make_cache(
-    session: onnxruntime.InferenceSession, *, slots: int, capacity: int, device: str, device_id: int
-) -> SlotCache:
-    """The memory for `slots` requests of `capacity` tokens each; the graph says the rest."""
-    keys = [value for value in session.get_inputs() if value.name.startswith("past_key.")]
-    _, heads, _, head_width = keys[0].shape
-    layout = Layout(layers=len(keys), slots=slots, heads=heads, capacity=capacity, head_width=head_width)
-    return SlotCache(layout, dtype=ELEMENTS[keys[0].type], device=device, device_id=device_id)

@@ -40,7 +40,7 @@ class Prefixes:
 
     def __init__(self, slots: int, *, least: int) -> None:
         self.kept: dict[int, Kept] = {}
-        self._slots = slots
+        self.slots = slots
         self._least = max(least, READ_ANEW)
         self._uses = 0
 
@@ -79,7 +79,7 @@ class Prefixes:
         leaving = self.kept.pop(slot, None)
         if leaving is None:
             return []
-        ages = {other: self.kept[other].used if other in self.kept else 0 for other in range(self._slots)}
+        ages = {other: self.kept[other].used if other in self.kept else 0 for other in range(self.slots)}
         places = [other for other in ages if other != slot and other not in taken and ages[other] < leaving.used]
         if not places:
             return []

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from server.artifact import Artifact, GoldenCase
 from server.errors import BadArtifact
-from server.generation.graph import Decoder, Floats, Ids, make_cache
+from server.generation.decoders import decoder_of, layout_of, memory_of
+from server.generation.graph import Floats, Ids
 from server.golden import MAXIMUM, tolerance_of
 from server.session import Session
 
@@ -38,17 +39,16 @@ def replay(session: Session, cases: Sequence[GoldenCase], *, device: int = 0) ->
     All golden rows of all cases decode together, in one step of as many lengths.
     """
     texts, expected = zip(*(pair for case in cases for pair in _last_positions(case)), strict=True)
-    where = "cuda" if session.provider == "cuda" else "cpu"
-    capacity = max(map(len, texts))
-    decoder = Decoder(
-        session.ort, make_cache(session.ort, slots=len(texts), capacity=capacity, device=where, device_id=device)
-    )
+    layout = layout_of(session.ort, slots=len(texts), most_slots=len(texts), capacity=max(map(len, texts)))
+    decoder = decoder_of(session, layout, memory_of(session, device_id=device))
     for slot, text in enumerate(texts):
         for start in range(0, len(text) - 1, CHUNK_TOKENS):
             decoder.prefill(slot, text[: len(text) - 1][start : start + CHUNK_TOKENS], start)
     lengths = np.array([len(text) for text in texts], np.int32)
     scores = decoder.decode(np.array([text[-1] for text in texts]), lengths)
-    return scores.logits(), np.stack(expected)
+    found = scores.logits(range(len(texts)))
+    decoder.release()
+    return found, np.stack(expected)
 
 
 def _last_positions(case: GoldenCase) -> list[tuple[Ids, Floats]]:

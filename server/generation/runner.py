@@ -19,6 +19,10 @@ class Runner:
         self._decoder = decoder
         self._sampler: Sampler | None = None  # of the last decode step
 
+    def grow(self, slots: int) -> None:
+        """Have more slots. Raises NotEnoughMemory, and has as many as before."""
+        self._decoder.grow(slots)
+
     def copy(self, copies: Iterable[Copy]) -> None:
         """Move tokens from slot to slot."""
         for copy in copies:
@@ -31,10 +35,11 @@ class Runner:
             token_ids = step.sequence.prompt[step.start : step.stop]
             scores = self._decoder.prefill(step.sequence.slot, token_ids, step.start)
             return self._sampler_of(draws).choose(scores) if step.last else []
+        idle = step.idle  # they run, too, and write behind what their slots hold
         scores = self._decoder.decode(
-            np.array([row.last_token for row in rows], np.int64),
-            np.array([row.sequence.cached + 1 for row in rows], np.int32),
-        )
+            np.array([*(row.last_token for row in rows), *(0 for _ in idle)], np.int64),
+            np.array([*(row.sequence.cached + 1 for row in rows), *(held + 1 for held in idle)], np.int32),
+        ).first(len(rows))
         if self._sampler is None or self._sampler.rows != draws:
             self._sampler = self._sampler_of(draws)
         return self._sampler.choose(scores)

@@ -123,8 +123,8 @@ class Sampler:
         tokens = np.take_along_axis(ids, columns, axis=1)[:, 0]
         chosen_scores = np.take_along_axis(raw, columns, axis=1)[:, 0]
         for index in whole:
-            tokens[index] = self._choose_from_all(index, scores.logits()[index], uniforms)
-            chosen_scores[index] = scores.logits()[index, tokens[index]]
+            tokens[index] = self._choose_from_all(index, scores.logits([index])[0], uniforms)
+            chosen_scores[index] = scores.logits([index])[0, tokens[index]]
         for row, token in zip(self.rows, tokens.tolist(), strict=True):
             row.record(token)
         logprobs = (chosen_scores - scores.logsumexp).tolist()
@@ -183,7 +183,7 @@ class Sampler:
             count = self.rows[index].sampling.logprobs
             ids, likeliest = scores.top_ids[index], scores.top_scores[index]
             if count > len(ids) and not self._all_known:
-                logits = scores.logits()[index]
+                logits = scores.logits([index])[0]
                 ids = np.argsort(-logits, kind="stable")[:count]
                 likeliest = logits[ids]
             logprobs = (likeliest[:count] - scores.logsumexp[index]).tolist()

@@ -13,6 +13,7 @@ read before is not read again (prefix.py).
 
 import heapq
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -72,10 +73,14 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Decode:
-    """One token for each; `sequences[i]` is in slot i."""
+    """One token for each; `sequences[i]` is in slot i.
+
+    The slots behind theirs that run along, idle, hold `idle` tokens that somebody needs: these must stay.
+    """
 
     kind: ClassVar = "decode"
     sequences: tuple[Sequence, ...]
+    idle: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -100,6 +105,8 @@ class Scheduler:
     slots: int
     chunk_tokens: int
     shared_tokens: int = 16  # prompts that begin with as many equal tokens share their keys and values
+    most_slots: int = 0  # as many as there may ever be; 0: as many as there are
+    step_rows: Callable[[int], int] = int  # with how many rows a step runs for so many sequences
     waiting: list[tuple[float, int, Sequence]] = field(default_factory=list)  # a heap: rank, order of arrival
     reading: Sequence | None = None
     decoding: list[Sequence] = field(default_factory=list)
@@ -110,6 +117,7 @@ class Scheduler:
     def __post_init__(self) -> None:
         if self.slots < 1 or self.chunk_tokens < 3:
             raise ValueError(f"found {self.slots} slots, chunks of {self.chunk_tokens}, expected at least 1 and 3")
+        self.most_slots = self.most_slots or self.slots
         self.prefixes = Prefixes(self.slots, least=self.shared_tokens)
 
     @property
@@ -120,6 +128,16 @@ class Scheduler:
     def running(self) -> list[Sequence]:
         """Those that have a slot."""
         return self.decoding + ([self.reading] if self.reading else [])
+
+    @property
+    def wanted_slots(self) -> int:
+        """How many slots there should be, because somebody waits for one; 0 if there are enough, or cannot be more."""
+        short = self.waiting and not self.reading and len(self.decoding) == self.slots < self.most_slots
+        return min(2 * self.slots, self.most_slots) if short else 0
+
+    def grow(self, slots: int) -> None:
+        """There are more slots now."""
+        self.slots = self.prefixes.slots = slots
 
     def submit(self, sequence: Sequence) -> None:
         """Let a request wait for its turn. Raises Overloaded, and InvalidRequest for what the queue can never hold."""
@@ -225,7 +243,16 @@ class Scheduler:
             enough = self._read_since_decode and self._read_since_decode + stop - start > self.chunk_tokens
             if not (self.decoding and enough):
                 return Prefill(self.reading, start, stop)
-        return Decode(tuple(self.decoding)) if self.decoding else None
+        if not self.decoding:
+            return None
+        rows = len(self.decoding)
+        return Decode(tuple(self.decoding), tuple(map(self._held, range(rows, self.step_rows(rows)))))
+
+    def _held(self, slot: int) -> int:
+        """How many tokens of a slot in which nobody decodes are still needed."""
+        if self.reading and self.reading.slot == slot:
+            return self.reading.cached
+        return len(self.prefixes.kept[slot].prompt) if slot in self.prefixes.kept else 0
 
 
 def _deadline(sequence: Sequence) -> float:

@@ -6,6 +6,7 @@ serves can hold it up: what it hands over waits in the queue of each request.
 
 import asyncio
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 
-from server.errors import DeadlineExceeded
+from server.errors import DeadlineExceeded, NotEnoughMemory
 from server.generation.graph import Floats, Ids
 from server.generation.prefix import Copy
 from server.generation.request import Step
@@ -31,6 +32,8 @@ Forward = tuple[Sequence[Ids], float, "Future[Forwarded]"]  # texts, and since w
 Event = tuple[Stream, Step | Exception]
 Note = Callable[[], None]
 Clock = Callable[[], float]
+
+GROW_AGAIN_S = 10.0  # after memory was short
 
 
 class StepFailed(RuntimeError):
@@ -50,6 +53,7 @@ class Worker:
         self._forwards: deque[Forward] = deque()
         self._work: Future[None] | None = None  # None: nothing to do
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._grow_again = -math.inf  # after a failure not before this time
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="generation")
 
     def submit(self, stream: Stream) -> None:
@@ -108,6 +112,7 @@ class Worker:
 
     def _run_until_idle(self) -> None:
         while True:
+            self._grow()
             with self._lock:
                 plan = self._scheduler.plan(self._clock())
                 forward = self._forwards.popleft() if self._forwards else None
@@ -121,6 +126,22 @@ class Worker:
                 self._run_forward(*forward)
             if plan.step is not None:
                 self._run(plan.copies, plan.step, rows)
+
+    def _grow(self) -> None:
+        """Make room for who waits, if there is memory; else they wait for a slot."""
+        with self._lock:
+            slots = self._scheduler.wanted_slots
+        if not slots or self._clock() < self._grow_again:
+            return
+        try:
+            self._runner.grow(slots)
+        except NotEnoughMemory as error:
+            log.warning("%s: no more slots for now: %s", self._scheduler.gate.name, error)
+            self._grow_again = self._clock() + GROW_AGAIN_S
+            return
+        with self._lock:
+            self._scheduler.grow(slots)
+        log.info("%s: %d slots", self._scheduler.gate.name, slots)
 
     def _run_forward(self, texts: Sequence[Ids], arrived: float, future: "Future[Forwarded]") -> None:
         if not future.set_running_or_notify_cancel():

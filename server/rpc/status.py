@@ -20,6 +20,7 @@ STATUS: dict[type[BaseException], grpc.StatusCode] = {
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.BadArtifact: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ProviderUnavailable: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.NotEnoughMemory: grpc.StatusCode.FAILED_PRECONDITION,
     asyncio.CancelledError: grpc.StatusCode.CANCELLED,
 }
 

@@ -9,8 +9,11 @@ import transformers
 
 from server.admission import Gate, Limits
 from server.artifact import read_artifact
+from server.generation.cache import SlotCache
+from server.generation.decoders import layout_of
 from server.generation.engine import Engine
-from server.generation.graph import Decoder, make_cache
+from server.generation.graph import Decoder
+from server.generation.memory import HostMemory
 from server.providers import ProviderChoice
 from server.session import open_session
 from server.settings import Settings
@@ -50,8 +53,9 @@ async def engine_of(session, context):
     """Makes engines, and drains them after the test."""
     engines = []
 
-    async def make(*, slots=8, chunk_tokens=8, waiting=100, decoder=Decoder, **options) -> Engine:
-        cache = make_cache(session.ort, slots=slots, capacity=context, device="cpu", device_id=0)
+    async def make(*, slots=8, most_slots=0, chunk_tokens=8, waiting=100, decoder=Decoder, **options) -> Engine:
+        layout = layout_of(session.ort, slots=slots, most_slots=most_slots or slots, capacity=context)
+        cache = SlotCache(layout, options.pop("memory", None) or HostMemory())
         gate = Gate("gpt", Limits(requests=waiting, tokens=100_000))
         engine = Engine(decoder(session.ort, cache), gate=gate, chunk_tokens=chunk_tokens, **options)
         await engine.start()

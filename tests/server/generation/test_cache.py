@@ -3,14 +3,18 @@
 import numpy as np
 import pytest
 
-from server.errors import BadArtifact
-from server.generation.graph import Decoder, make_cache
+from server.errors import BadArtifact, NotEnoughMemory
+from server.generation.cache import SPARE, SlotCache
+from server.generation.decoders import layout_of
+from server.generation.graph import Decoder
+from server.generation.memory import HostMemory
 from server.generation.replay import check_decoding, replay
 
 
 @pytest.fixture
 def decoder(session, context):
-    return Decoder(session.ort, make_cache(session.ort, slots=4, capacity=context, device="cpu", device_id=0))
+    layout = layout_of(session.ort, slots=4, most_slots=16, capacity=context)
+    return Decoder(session.ort, SlotCache(layout, HostMemory()))
 
 
 @pytest.mark.parametrize("chunks", [[20], [8, 8, 4], [3, 17], [1, 2, 17], [18, 2]], ids=str)
@@ -20,7 +24,7 @@ def test_a_prompt_read_in_chunks_gives_what_it_gives_at_once(decoder, chunks):
         scores = decoder.prefill(2, ids[read : read + length], read)
         read += length
     expected = decoder.forward([ids])[0][-1]
-    assert np.abs(scores.logits()[0] - expected).max() < 1e-5
+    assert np.abs(scores.logits([0])[0] - expected).max() < 1e-5
     assert scores.logsumexp[0] == pytest.approx(np.log(np.exp(expected).sum()), abs=1e-5)
     assert scores.top_ids[0].tolist() == np.argsort(-expected, kind="stable")[: decoder.likeliest].tolist()
 
@@ -32,7 +36,7 @@ def test_rows_of_different_lengths_decode_together(decoder, prompts):
             decoder.prefill(slot, text[:-1], 0)
     lengths = np.array([len(text) for text in texts], np.int32)
     scores = decoder.decode(np.array([text[-1] for text in texts]), lengths)
-    for row, text in zip(scores.logits(), texts, strict=True):
+    for row, text in zip(scores.logits(range(4)), texts, strict=True):
         assert np.abs(row - decoder.forward([text])[0][-1]).max() < 1e-5
 
 
@@ -42,12 +46,12 @@ def test_a_moved_slot_decodes_as_if_it_had_not_moved(decoder):
     decoder.prefill(0, np.arange(20, 50), 0)  # what lay there before
     decoder.cache.copy(source=3, target=0, tokens=10)
     scores = decoder.decode(ids[-1:], np.array([11], np.int32))
-    assert np.abs(scores.logits()[0] - decoder.forward([ids])[0][-1]).max() < 1e-5
+    assert np.abs(scores.logits([0])[0] - decoder.forward([ids])[0][-1]).max() < 1e-5
 
 
 def test_a_slot_takes_the_memory_it_says(decoder, context):
     layout = decoder.cache.layout
-    assert decoder.cache.bytes == 2 * layout.layers * 4 * layout.heads * context * layout.head_width * 4
+    assert layout.bytes(1) == 2 * layout.layers * layout.heads * context * layout.head_width * 4
 
 
 def test_an_empty_batch_is_caught_before_it_kills_the_process(decoder):
@@ -69,3 +73,45 @@ def test_decoding_that_is_off_is_refused(session, artifact, monkeypatch):
 
 
 decode = Decoder.decode
+
+
+def test_more_slots_leave_what_the_others_hold(decoder):
+    ids = np.arange(1, 12)
+    decoder.prefill(3, ids[:-1], 0)
+    decoder.grow(12)
+    decoder.prefill(11, ids[:-1], 0)
+    lengths = np.ones(12, np.int32)
+    lengths[[3, 11]] = 11
+    token_ids = np.zeros(12, np.int64)
+    token_ids[[3, 11]] = ids[-1]
+    found = decoder.decode(token_ids, lengths).logits([3, 11])
+    assert np.abs(found - decoder.forward([ids])[0][-1]).max() < 1e-5
+
+
+def test_a_cache_that_does_not_fit_says_how_many_slots_would(session, context):
+    layout = layout_of(session.ort, slots=8, most_slots=16, capacity=context)
+    with pytest.raises(NotEnoughMemory, match="found 8 slots of 64 tokens, .* expected at most 5"):
+        SlotCache(layout, Little(int(5.9 * layout.bytes(1))))
+
+
+def test_a_cache_that_cannot_grow_stays_as_it_is(session, context):
+    layout = layout_of(session.ort, slots=4, most_slots=16, capacity=context)
+    decoder = Decoder(session.ort, SlotCache(layout, Little(6 * layout.bytes(1))))
+    with pytest.raises(NotEnoughMemory, match="found 16 slots"):
+        decoder.grow(16)
+    assert decoder.cache.slots == 4
+    ids = np.arange(1, 12)
+    decoder.prefill(3, ids[:-1], 0)
+    found = decoder.prefill(3, ids[-1:], 10).logits([0])[0]
+    assert np.abs(found - decoder.forward([ids])[0][-1]).max() < 1e-5
+
+
+class Little(HostMemory):
+    """So many bytes can be had."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = int(room / (1 - SPARE)) + 1
+
+    def available(self) -> int:
+        return self.room

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from server.admission import Call
-from server.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded
+from server.errors import DeadlineExceeded, InvalidRequest, NotEnoughMemory, NotReady, Overloaded
 from server.generation.engine import Engine, groups
 from server.generation.graph import Decoder
+from server.generation.memory import HostMemory
 from server.generation.request import Sampling, Step
 from server.generation.worker import StepFailed
 from server.observer import Silent
@@ -175,6 +176,31 @@ async def test_answers_are_identical_whether_shared_prompts_are_read_again_or_no
     assert found[4] == found[10_000]
     assert reused[10_000] == 0
     assert reused[4] > 3 * 7 * 10
+
+
+# ---- room
+
+
+async def test_slots_become_more_while_others_run_and_nobody_notices(engine_of, prompts, reference):
+    listener, asked = Listener(), prompts(30)
+    engine = await engine_of(slots=2, most_slots=12, observer=listener)
+    found = await asyncio.gather(*(tokens_of(engine, prompt, max_tokens=20, **GREEDY) for prompt in asked))
+    assert found == [greedy_of(reference, prompt, 20) for prompt in asked]
+    assert max(step["rows"] for step in listener.steps) > 4  # grew twice
+
+
+async def test_without_memory_for_more_slots_everybody_is_answered_all_the_same(engine_of, prompts, reference):
+    class Full(HostMemory):
+        """Grows no more."""
+
+        def grow(self, address, size, new):
+            raise NotEnoughMemory("nothing left")
+
+    listener, asked = Listener(), prompts(8)
+    engine = await engine_of(slots=2, most_slots=8, memory=Full(), observer=listener)
+    found = await asyncio.gather(*(tokens_of(engine, prompt, max_tokens=9, **GREEDY) for prompt in asked))
+    assert found == [greedy_of(reference, prompt, 9) for prompt in asked]
+    assert max(step["rows"] for step in listener.steps) == 2
 
 
 # ---- ends

@@ -24,11 +24,11 @@ def scores_of(logits: np.ndarray, likeliest: int = LIKELIEST) -> Scores:
     ids = np.argsort(-logits, axis=1, kind="stable")[:, :likeliest]
     largest = logits.max(axis=1)
     logsumexp = largest + np.log(np.exp(logits - largest[:, None]).sum(axis=1))
-    return Scores(np.take_along_axis(logits, ids, axis=1), ids, logsumexp.astype(np.float32), lambda: logits)
+    return Scores(np.take_along_axis(logits, ids, axis=1), ids, logsumexp.astype(np.float32), lambda rows: logits[rows])
 
 
 def without_logits(scores: Scores) -> Scores:
-    def refuse():
+    def refuse(rows):
         raise AssertionError("the logits were fetched")
 
     return Scores(scores.top_scores, scores.top_ids, scores.logsumexp, refuse)

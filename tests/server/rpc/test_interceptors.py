@@ -19,6 +19,7 @@ WRONG = {
     errors.DeadlineExceeded("too late"): "DEADLINE_EXCEEDED",
     errors.Overloaded("full", retry_after_s=1.5): "RESOURCE_EXHAUSTED",
     errors.BadArtifact("broken"): "FAILED_PRECONDITION",
+    errors.NotEnoughMemory("15 slots would fit"): "FAILED_PRECONDITION",
 }
 
 

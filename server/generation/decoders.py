@@ -1,0 +1,74 @@
+"""Which decoder goes with which provider, and the one for GPUs, which captures its steps."""
+
+from itertools import count
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from server.generation.cache import Layout, SlotCache
+from server.generation.graph import ELEMENTS, Decoder
+from server.generation.memory import CudaMemory, HostMemory, Memory
+from server.session import Session, run_options
+
+GRAPHS = count(1)  # no two decoders of this process capture under the same number
+
+
+class CapturingDecoder(Decoder):
+    """Decode steps are captured as CUDA graphs once for each number of rows, and then only launched.
+
+    So that there are few, a step has one of a few numbers of rows. What a graph has seen in the CPU's memory is frozen
+    in it, which is why the longest length is said to be the longest there can be. Where nothing can be captured, on a
+    CPU, the same steps are run one by one.
+    """
+
+    def __init__(self, session: onnxruntime.InferenceSession, cache: SlotCache) -> None:
+        super().__init__(session, cache)
+        self._graphs: list[int] = []
+
+    def rows_of(self, texts: int) -> int:
+        return min(1 << (texts - 1).bit_length(), self.cache.slots)
+
+    def grow(self, slots: int) -> None:
+        self.release()
+        super().grow(slots)
+
+    def release(self) -> None:
+        """Forget the graphs: they know addresses that will be somebody else's."""
+        while self._graphs:
+            self._session.release_captured_graph(self._graphs.pop())
+
+    def _total_of_a_step(self, lengths: NDArray[np.int32]) -> int:
+        return self.cache.layout.capacity
+
+    def _options_of(self, rows: int) -> onnxruntime.RunOptions:
+        self._graphs.append(next(GRAPHS))
+        return run_options(self._graphs[-1])
+
+
+DECODERS = {"cuda": CapturingDecoder}  # by provider
+
+
+def decoder_of(session: Session, layout: Layout, memory: Memory) -> Decoder:
+    """A decoder over a new cache. Raises NotEnoughMemory."""
+    return DECODERS.get(session.provider, Decoder)(session.ort, SlotCache(layout, memory))
+
+
+def memory_of(session: Session, *, device_id: int = 0, limit: int | None = None) -> Memory:
+    """Where the session computes. `limit` is how many bytes may be taken of a GPU."""
+    return CudaMemory(device_id, limit=limit) if session.provider == "cuda" else HostMemory()
+
+
+def layout_of(session: onnxruntime.InferenceSession, *, slots: int, most_slots: int, capacity: int) -> Layout:
+    """The shape of a cache; the graph says what was not asked."""
+    keys = [value for value in session.get_inputs() if value.name.startswith("past_key.")]
+    _, heads, _, head_width = keys[0].shape
+    return Layout(
+        layers=len(keys),
+        slots=slots,
+        most_slots=most_slots,
+        heads=heads,
+        capacity=capacity,
+        head_width=head_width,
+        dtype=ELEMENTS[keys[0].type],
+    )

@@ -14,12 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from server.generation.drawing import Doubles, Floats, Ids, draw, draw_from_all
 from server.generation.graph import Scores
 from server.generation.request import Sampling
-
-Ids = NDArray[np.int64]
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -84,6 +81,17 @@ class Draws:
             scores[np.isin(ids, self._end_ids)] = -np.inf
         return scores
 
+    def adjust_all(self, scores: Floats) -> None:
+        """The same for the whole vocabulary, in place."""
+        if self._seen is not None:
+            seen = np.flatnonzero(self._seen)
+            penalty = np.float32(self.sampling.repetition_penalty)
+            scores[seen] = np.where(scores[seen] > 0, scores[seen] / penalty, scores[seen] * penalty)
+        if self._offsets is not None:
+            scores += self._offsets
+        if self._ends_blocked:
+            scores[self._end_ids] = -np.inf
+
     def record(self, token_id: int) -> None:
         """The token was chosen."""
         self.generated += 1
@@ -117,14 +125,13 @@ class Sampler:
         uniforms = np.array([row.uniform() for row in self.rows])
         raw, ids = scores.top_scores, scores.top_ids
         adjusted, order, whole = self._adjust(raw, ids)
-        columns = self._pick(adjusted, slice(None), uniforms)[:, None]
+        columns = self._pick(adjusted, uniforms)[:, None]
         if order is not None:
             columns = np.take_along_axis(order, columns, axis=1)
         tokens = np.take_along_axis(ids, columns, axis=1)[:, 0]
         chosen_scores = np.take_along_axis(raw, columns, axis=1)[:, 0]
-        for index in whole:
-            tokens[index] = self._choose_from_all(index, scores.logits([index])[0], uniforms)
-            chosen_scores[index] = scores.logits([index])[0, tokens[index]]
+        if whole:
+            tokens[whole], chosen_scores[whole] = self._choose_from_all(whole, scores.logits(whole), uniforms)
         for row, token in zip(self.rows, tokens.tolist(), strict=True):
             row.record(token)
         logprobs = (chosen_scores - scores.logsumexp).tolist()
@@ -151,29 +158,37 @@ class Sampler:
             adjusted[index] = scores[order[index]]
         return adjusted, order, sorted(whole)
 
-    def _choose_from_all(self, index: int, logits: Floats, uniforms: Doubles) -> int:
-        """A token for one row, out of the whole vocabulary."""
-        row, top_k = self.rows[index], int(self._top_k[index])
-        ids = np.arange(len(logits))
-        scores = row.adjust(logits, ids)
-        if top_k < len(scores):
-            ids = np.flatnonzero(scores >= np.partition(scores, -top_k)[-top_k])
-        if top_k < len(scores) or self._top_p[index] < 1:
-            ids = ids[np.argsort(-scores[ids], kind="stable")]  # else no filter needs an order
-        column = self._pick(scores[None, ids], slice(index, index + 1), uniforms)[0]
-        return int(ids[column])
+    def _choose_from_all(self, rows: list[int], logits: Floats, uniforms: Doubles) -> tuple[Ids, Floats]:
+        """Of each of these rows a token out of the whole vocabulary, and its score. `logits` are (rows, vocabulary)."""
+        adjusting = [at for at, row in enumerate(rows) if self.rows[row].adjusts]
+        scores = logits.copy() if adjusting else logits
+        for at in adjusting:
+            self.rows[rows[at]].adjust_all(scores[at])
+        tokens = scores.argmax(axis=1)
+        drawn = [at for at, row in enumerate(rows) if not self._greedy[row]]
+        if drawn:
+            which = np.array(rows)[drawn]
+            tokens[drawn] = draw_from_all(
+                scores if len(drawn) == len(rows) else scores[drawn],
+                temperature=self._temperature[which],
+                top_k=self._top_k[which],
+                top_p=self._top_p[which],
+                min_p=self._min_p[which],
+                uniforms=uniforms[which],
+            )
+        return tokens, np.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
 
-    def _pick(self, scores: Floats, rows: slice, uniforms: Doubles) -> Ids:
+    def _pick(self, scores: Floats, uniforms: Doubles) -> Ids:
         """The column chosen in each row."""
-        if self._greedy[rows].all():
+        if self._greedy.all():
             return np.asarray(scores.argmax(axis=1))
         return draw(
             scores,
-            temperature=self._temperature[rows],
-            top_k=self._top_k[rows],
-            top_p=self._top_p[rows],
-            min_p=self._min_p[rows],
-            uniforms=uniforms[rows],
+            temperature=self._temperature,
+            top_k=self._top_k,
+            top_p=self._top_p,
+            min_p=self._min_p,
+            uniforms=uniforms,
         )
 
     def _report(self, scores: Scores) -> dict[int, tuple[tuple[int, float], ...]]:
@@ -189,21 +204,3 @@ class Sampler:
             logprobs = (likeliest[:count] - scores.logsumexp[index]).tolist()
             reports[index] = tuple(zip(ids[:count].tolist(), logprobs, strict=True))
         return reports
-
-
-def draw(scores: Floats, *, temperature: Doubles, top_k: Ids, top_p: Doubles, min_p: Doubles, uniforms: Doubles) -> Ids:
-    """The column drawn in each row of `scores` (n, c); everything else is (n,).
-
-    Filters in this order, each on what the one before left, as `transformers` does it: `top_k` first columns, the
-    shortest run of them that has `top_p` of the probability, of these the ones with `min_p` times the largest
-    probability. Columns must be in descending order of score where `top_k` is less than c or `top_p` less than 1.
-    """
-    weights = np.exp((scores - scores.max(axis=1, keepdims=True)) / temperature[:, None])  # (n, c), the largest is 1
-    weights[np.arange(scores.shape[1]) >= top_k[:, None]] = 0
-    sums = weights.cumsum(axis=1)
-    beyond = (sums - weights >= top_p[:, None] * sums[:, -1:]) & (top_p[:, None] < 1)
-    weights[beyond | (weights < min_p[:, None])] = 0
-    sums = weights.cumsum(axis=1)
-    columns = np.count_nonzero(sums <= uniforms[:, None] * sums[:, -1:], axis=1)
-    # A number just below 1 can be rounded up to the whole sum: then it means the last column that is left.
-    return np.asarray(np.minimum(columns, np.count_nonzero(sums < sums[:, -1:], axis=1)))

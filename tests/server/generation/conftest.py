@@ -22,8 +22,8 @@ SETTINGS = Settings(provider="cpu", threads=1)
 
 
 @pytest.fixture(scope="session")
-def artifact(artifacts):
-    return read_artifact(artifacts / "tiny-gpt" / "1")
+def artifact(exported):
+    return read_artifact(exported("tiny-gpt"))
 
 
 @pytest.fixture(scope="session")

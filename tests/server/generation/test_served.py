@@ -11,6 +11,24 @@ from tests.serving import served
 GREEDY = {"model": "tiny-gpt", "temperature": 0}
 
 
+@pytest.fixture(scope="module")
+def serve(exported):
+    """Makes servers of the tiny GPT with settings of its own."""
+    root = exported("tiny-gpt").parents[1]
+
+    def make(*settings: str):
+        flags = [flag for setting in settings for flag in ("--set", f"tiny-gpt.{setting}")]
+        return served(root, "--models", "tiny-gpt", *flags)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def server(serve):
+    with serve() as running:
+        yield running
+
+
 async def test_greedy_tokens_are_those_of_transformers_for_50_prompts_that_come_at_random_times(
     server, prompts, reference
 ):
@@ -21,28 +39,28 @@ async def test_greedy_tokens_are_those_of_transformers_for_50_prompts_that_come_
 
 @pytest.mark.parametrize(("switch", "least", "most"), [("on", 300, 1000), ("off", 0, 0)])
 async def test_prompts_that_begin_alike_are_read_once_if_the_prefix_cache_is_on(
-    artifacts, prompts, reference, switch, least, most
+    serve, prompts, reference, switch, least, most
 ):
     asked = [np.concatenate([np.arange(1, 31), own[:20]]) for own in prompts(20)]
-    with served(artifacts, "--models", "tiny-gpt", "--set", f"tiny-gpt.prefix_cache={switch}") as running:
+    with serve(f"prefix_cache={switch}") as running:
         found = await continued(running.target, asked, max_tokens=5, **GREEDY)
     assert [tokens_of(pieces) for pieces in found] == [greedy_of(reference, ids, 5) for ids in asked]
     assert least <= sum(pieces[-1].usage.cached_tokens for pieces in found) <= most
 
 
-def test_the_start_says_how_much_memory_texts_will_take(artifacts):
-    with served(artifacts, "--models", "tiny-gpt", "--set", "tiny-gpt.slots=12") as running:
+def test_the_start_says_how_much_memory_texts_will_take(serve):
+    with serve("slots=12") as running:
         expected = (
             r"tiny-gpt: 8 slots of 64 tokens, .* MB each: .* MB of keys and values at first, at most .* in 12 slots"
         )
         assert re.search(expected, running.banner), running.banner
 
 
-def test_more_slots_than_memory_end_the_start_with_how_many_would_fit(artifacts):
+def test_more_slots_than_memory_end_the_start_with_how_many_would_fit(serve):
     with (
         pytest.raises(
             AssertionError, match=r"tiny-gpt: found 100000000 slots .* expected at most [0-9]+: there is room"
         ),
-        served(artifacts, "--models", "tiny-gpt", "--set", "tiny-gpt.slots=100000000"),
+        serve("slots=100000000"),
     ):
         pass

@@ -45,6 +45,35 @@ def exported(tiny_checkpoints, tmp_path_factory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
+def variant_checkpoints(tmp_path_factory) -> dict[str, Path]:
+    """Name → directory of the relatives: roberta, distilbert-classifier, deit, …"""
+    from tests.variants import VARIANTS
+
+    root = tmp_path_factory.mktemp("variants")
+    for name, write in VARIANTS.items():
+        (root / name).mkdir()
+        write(root / name)
+    return {name: root / name for name in VARIANTS}
+
+
+@pytest.fixture(scope="session")
+def exported_variant(variant_checkpoints, tmp_path_factory) -> Callable[[str], Path]:
+    """Name → the artifact, in a directory that holds no others; one of each architecture for CUDA too."""
+    from export.__main__ import main
+
+    root = tmp_path_factory.mktemp("variant-artifacts")
+    on_cuda = ("roberta", "distilbert-classifier", "deit-with-teacher")
+
+    def export(name: str) -> Path:
+        if not (root / name).exists():
+            targets = [] if name in on_cuda else ["--target", "cpu"]
+            assert main([str(variant_checkpoints[name]), "--artifacts", str(root), *targets]) == 0
+        return root / name / "1"
+
+    return export
+
+
+@pytest.fixture(scope="session")
 def artifacts(tiny_checkpoints, exported) -> Path:
     """The directory with the artifacts of all checkpoints."""
     return [exported(name) for name in tiny_checkpoints][0].parents[1]

@@ -33,21 +33,15 @@ TEXTS = ["A list is a mutable sequence.", " the caller", "may catch it " * 10, "
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
+def checkpoints(variant_checkpoints):
     """Name → directory, as transformers writes it."""
-    root = tmp_path_factory.mktemp("variants")
-    for name, write in VARIANTS.items():
-        (root / name).mkdir()
-        write(root / name)
-    return {name: root / name for name in VARIANTS}
+    return variant_checkpoints
 
 
 @pytest.fixture(scope="module")
-def target(checkpoints, tmp_path_factory):
+def target(exported_variant):
     """The address of a server over all of them."""
-    root = tmp_path_factory.mktemp("artifacts")
-    assert main([*map(str, checkpoints.values()), "--artifacts", str(root), "--target", "cpu"]) == 0
-    with served(root) as running:
+    with served([exported_variant(name) for name in VARIANTS][0].parents[1]) as running:
         yield running.target
 
 

@@ -33,6 +33,14 @@ def test_a_graph_for_cuda_runs_there_whole(name: str, place: Callable, exported:
     assert (placed["elsewhere"], placed["copies"], placed["cuda_graph_refused"]) == ([], 0, "")
 
 
+@pytest.mark.parametrize("name", ["roberta", "distilbert-classifier", "deit-with-teacher"])
+def test_a_relatives_graph_runs_there_whole_too(
+    name: str, place: Callable, exported_variant: Callable[[str], Path]
+) -> None:
+    placed = place(exported_variant(name) / "cuda.onnx")
+    assert (placed["elsewhere"], placed["copies"], placed["cuda_graph_refused"]) == ([], 0, "")
+
+
 def test_a_graph_that_cannot_run_there_whole_is_found_out(place: Callable, exported: Callable[[str], Path]) -> None:
     """The check itself: fp32 GroupQueryAttention has no kernel on CUDA, and goes to the CPU in silence."""
     placed = place(exported("tiny-gpt") / "cpu.onnx")

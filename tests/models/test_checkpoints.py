@@ -260,6 +260,9 @@ PUBLISHED = {
     "mixer": published_config(Mixer(MIXER)),
 }
 
+ROBERTA = {"architectures": ["RobertaForMaskedLM"], "model_type": "roberta"}
+DISTILBERT = {"architectures": ["DistilBertForMaskedLM"], "model_type": "distilbert"}
+
 
 def mixer_with(**arguments: object) -> dict[str, object]:
     return {"model_args": {**PUBLISHED["mixer"]["model_args"], **arguments}}
@@ -280,6 +283,10 @@ def mixer_with(**arguments: object) -> dict[str, object]:
     ("bert",  {"tie_word_embeddings": False},              "tie_word_embeddings is False: expected True"),
     ("bert",  {"quantization_config": {"bits": 4}},        "quantization_config is {'bits': 4}: expected None"),
     ("bert",  {"auto_map": {"AutoModel": "theirs.py"}},    "auto_map is .*: expected None"),
+    ("bert",  ROBERTA | {"pad_token_id": 0},               "pad_token_id is 0: expected 1"),
+    ("bert",  ROBERTA | {"hidden_act": "relu"},            "hidden_act is 'relu': expected 'gelu'"),
+    ("bert",  ROBERTA | {"max_position_embeddings": 2},    "BertConfig.positions is 0: expected a whole number"),
+    ("bert",  DISTILBERT,                                  "dim is missing"),
     ("encoder", {},                                        "architectures names BertModel, an encoder: expected pooling, one of mean, first-token, pooler"),  # noqa: E501
     ("classifier", {"id2label": {"0": "a", "2": "b"}},     "labels are numbered 0, 2: expected 0 to 1"),
     ("gpt",   {"activation_function": "swish"},            "activation_function is 'swish': expected one of gelu"),
@@ -319,6 +326,12 @@ def test_only_positions_of_patches_can_be_interpolated(checkpoint: Callable[...,
             load(checkpoint(kind, config), image_size=64)
     with pytest.raises(CheckpointError, match="image_size is 60: image_size 60 is not a multiple of patch_size 8"):
         load(checkpoint(Vit, VIT), image_size=60)
+
+
+def test_distilbert_has_no_pooler() -> None:
+    sizes = {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 96, "vocab_size": 9, "max_position_embeddings": 8}
+    with pytest.raises(CheckpointError, match="pooling is 'pooler': expected mean or first-token, DistilBERT has no"):
+        configuration({"architectures": ["DistilBertModel"], **sizes}, pooling="pooler")
 
 
 def test_a_directory_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -196,6 +196,22 @@ def test_roberta_as_an_encoder(
     assert_parity(asked(load(directory, pooling=pooling), texts), encoded(output, texts, pooling))
 
 
+@pytest.mark.parametrize("spelled", ["twice", "once, by the head's name"])
+@pytest.mark.parametrize("kind", [RobertaForMaskedLM, DistilBertForMaskedLM])
+def test_words_that_stand_in_a_file_twice_or_by_another_name(
+    kind: type[PreTrainedModel], spelled: str, saved: Callable[..., Path], assert_parity: AssertParity
+) -> None:
+    reference = kind(small_roberta(type_vocab_size=1) if kind is RobertaForMaskedLM else small_distilbert())
+    directory, texts = saved(reference), batch_of_roberta(0)
+    state = reference.state_dict()
+    if spelled != "twice":
+        del state[f"{reference.base_model_prefix}.embeddings.word_embeddings.weight"]
+    (directory / "model.safetensors").unlink()
+    torch.save(state, directory / "pytorch_model.bin")
+    real = texts["attention_mask"].bool()
+    assert_parity(asked(load(directory), texts)[real], reference(**texts).logits[real])
+
+
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 def test_distilbert_with_its_language_head(
     activation: str, saved: Callable[..., Path], assert_parity: AssertParity

@@ -136,3 +136,27 @@ def test_a_vit_looks_at_larger_images_where_it_is_asked_to(name, size, checkpoin
         (found,) = AffinityStub(channel).ClassifyImage(request).results
     scores = {each.class_id: each.score for each in found.classes}
     assert [scores[n] for n in range(len(scores))] == pytest.approx(logits.softmax(0).tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["roberta-classifier", "distilbert-classifier"])
+def test_pairs_are_read_as_the_pipeline_reads_them(name, checkpoints, stub) -> None:
+    """Also those that are too long together: cut from the longer text."""
+    pipeline = transformers.pipeline("text-classification", model=str(checkpoints[name]), device="cpu")
+    pairs = [("A list", "the caller"), ("may catch it " * 30, "a sequence"), ("zero", "or none " * 40)]
+    texts, seconds = zip(*pairs, strict=True)
+    request = pb.ClassifyTextRequest(model=name, inputs=texts, text_pairs=seconds, truncate=True)
+    expected = pipeline([{"text": a, "text_pair": b} for a, b in pairs], top_k=None, truncation=True)
+    for each, classes in zip(stub.ClassifyText(request).results, expected, strict=True):
+        assert [one.label for one in each.classes] == [one["label"] for one in classes]
+        assert [one.score for one in each.classes] == pytest.approx([one["score"] for one in classes], rel=1e-4)
+    assert [each.tokens.truncated for each in stub.ClassifyText(request).results] == [False, True, True]
+
+
+def test_targets_are_those_of_the_pipeline_where_words_begin_with_spaces(checkpoints, stub) -> None:
+    targets = ["Ġa", "e", "Ġthe"]
+    pipeline = transformers.pipeline("fill-mask", model=str(checkpoints["roberta"]), device="cpu")
+    request = pb.FillMaskRequest(model="roberta", inputs=["The <mask> raises"], targets=targets)
+    found = stub.FillMask(request).results[0].masks[0].candidates
+    for each, one in zip(found, pipeline("The <mask> raises", targets=targets), strict=True):
+        assert (each.token, each.sequence) == (one["token"], one["sequence"])
+        assert each.score == pytest.approx(one["score"], rel=1e-4)

@@ -7,10 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict
-from google.protobuf.message import Message
-
 from server.client import DEFAULT_SERVER, CallFailed, Client, Unreachable
+from server.client.output import inputs, note, note_truncated, plain, print_classes, print_json, print_table
 
 START = "start one with: make serve  (or: python -m server)"
 EMBED_SHOWN = 6  # values of a vector; --json has all of them
@@ -72,13 +70,13 @@ def fill_mask(client: Client, arguments: argparse.Namespace) -> None:
         targets=arguments.target,
         truncate=arguments.truncate,
     )
-    _note_truncated(arguments.texts, results)
+    note_truncated(arguments.texts, results)
     if arguments.json:
-        return _print_json(results)
+        return print_json(results)
     for text, result in zip(arguments.texts, results, strict=True):
         for mask in result.masks:
             print(text if len(result.masks) == 1 else f"{text}  (token {mask.position})")
-            _print_table([(f"{each.score:.3f}", each.token_str, each.sequence) for each in mask.candidates])
+            print_table([(f"{each.score:.3f}", each.token_str, each.sequence) for each in mask.candidates])
 
 
 def generate(client: Client, arguments: argparse.Namespace) -> None:
@@ -86,7 +84,7 @@ def generate(client: Client, arguments: argparse.Namespace) -> None:
     pieces = client.generate(arguments.prompt, model=_chosen(client, arguments), stop=arguments.stop, **sampling)
     if arguments.json:
         for piece in pieces:
-            print(json.dumps(_plain(piece), ensure_ascii=False), flush=True)
+            print(json.dumps(plain(piece), ensure_ascii=False), flush=True)
         return
     echo = arguments.prompt  # with the first piece: a request that is refused prints nothing
     for piece in pieces:
@@ -95,7 +93,7 @@ def generate(client: Client, arguments: argparse.Namespace) -> None:
         if piece.finish_reason:
             print(flush=True)
             usage = piece.usage
-            _note(
+            note(
                 f"{piece.finish_reason} after {usage.completion_tokens} tokens in {usage.inference_seconds:.2f} s; "
                 f"seed {piece.seed}"
             )
@@ -105,7 +103,7 @@ def classify_image(client: Client, arguments: argparse.Namespace) -> None:
     images = [Path(file).read_bytes() for file in arguments.files]
     model, function = _chosen(client, arguments), arguments.function_to_apply
     results = client.classify_image(images, model=model, top_k=arguments.top_k, function_to_apply=function)
-    _print_classes(arguments, arguments.files, results)
+    print_classes(arguments, arguments.files, results)
 
 
 def classify_text(client: Client, arguments: argparse.Namespace) -> None:
@@ -117,8 +115,8 @@ def classify_text(client: Client, arguments: argparse.Namespace) -> None:
         function_to_apply=arguments.function_to_apply,
         truncate=arguments.truncate,
     )
-    _note_truncated(arguments.texts, results)
-    _print_classes(arguments, _inputs(arguments), results)
+    note_truncated(arguments.texts, results)
+    print_classes(arguments, inputs(arguments), results)
 
 
 def embed(client: Client, arguments: argparse.Namespace) -> None:
@@ -143,20 +141,18 @@ def embed(client: Client, arguments: argparse.Namespace) -> None:
 def count_tokens(client: Client, arguments: argparse.Namespace) -> None:
     answer = client.count_tokens(arguments.texts, text_pairs=arguments.pair, model=arguments.model)
     if arguments.json:
-        print(json.dumps(_plain(answer), ensure_ascii=False))
+        print(json.dumps(plain(answer), ensure_ascii=False))
         return
-    _print_table(list(zip(map(str, answer.tokens), _inputs(arguments), strict=True)))
-    _note(f"{answer.model} takes at most {answer.max_tokens}")
+    print_table(list(zip(map(str, answer.tokens), inputs(arguments), strict=True)))
+    note(f"{answer.model} takes at most {answer.max_tokens}")
 
 
 def info(client: Client, arguments: argparse.Namespace) -> None:
-    answer = _plain(client.info(arguments.model))
+    answer = plain(client.info(arguments.model))
     if arguments.json:
         print(json.dumps(answer, ensure_ascii=False))
         return
-    _print_table(
-        [(name, ", ".join(value) if isinstance(value, list) else str(value)) for name, value in answer.items()]
-    )
+    print_table([(name, ", ".join(value) if isinstance(value, list) else str(value)) for name, value in answer.items()])
 
 
 # ---- the server
@@ -168,7 +164,7 @@ def models(client: Client, arguments: argparse.Namespace) -> None:
         print(json.dumps([vars(model) for model in found]))
         return
     head = ("model", "version", "state", "task", "provider", "precision", "")
-    _print_table([head, *((m.name, m.version, m.state, m.task, m.provider, m.precision, m.reason) for m in found)])
+    print_table([head, *((m.name, m.version, m.state, m.task, m.provider, m.precision, m.reason) for m in found)])
 
 
 def health(client: Client, arguments: argparse.Namespace) -> None:
@@ -178,58 +174,14 @@ def health(client: Client, arguments: argparse.Namespace) -> None:
     print(json.dumps({"status": status}) if arguments.json else status)
 
 
-# ---- output
-
-
 def _chosen(client: Client, arguments: argparse.Namespace) -> str:
     """The model to ask. Where nobody named one and several could answer, say which one does."""
     if arguments.model:
         return str(arguments.model)
     first, *others = client.candidates(arguments.command) or [""]
     if others:
-        _note(f"{first} answers; --model chooses another: {', '.join(others)}")
+        note(f"{first} answers; --model chooses another: {', '.join(others)}")
     return first
-
-
-def _inputs(arguments: argparse.Namespace) -> list[str]:
-    """The texts of a command, or its pairs of texts, to be shown."""
-    if not arguments.pair:
-        return list(arguments.texts)
-    return [f"{text}  +  {pair}" for text, pair in zip(arguments.texts, arguments.pair, strict=True)]
-
-
-def _note_truncated(texts: Sequence[str], results: Sequence[Any]) -> None:
-    for text, result in zip(texts, results, strict=True):
-        if result.tokens.truncated:
-            _note(f"only the first {result.tokens.used} tokens were read of: {text[:40]}…")
-
-
-def _print_classes(arguments: argparse.Namespace, inputs: Sequence[str], results: Sequence[Any]) -> None:
-    if arguments.json:
-        return _print_json(results)
-    for named, result in zip(inputs, results, strict=True):
-        print(named)
-        _print_table([(f"{each.score:.3f}", each.label) for each in result.classes])
-
-
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Rows, their columns aligned, two spaces in."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _print_json(messages: Sequence[Message]) -> None:
-    print(json.dumps([_plain(message) for message in messages], ensure_ascii=False))
-
-
-def _plain(message: Message) -> dict[str, Any]:
-    return MessageToDict(message, preserving_proto_field_name=True)
-
-
-def _note(text: str) -> None:
-    """Something beside the answer: on stderr, so that the answer can be piped on."""
-    print(f"({text})", file=sys.stderr, flush=True)
 
 
 # ---- the command line

@@ -19,6 +19,7 @@ from server.tasks.text import Reading, TextEncoder, Tokens
 
 TOP = ("top_scores", "top_ids", "logsumexp")  # what the graph computes of the best words
 ALL = ("logits", "logsumexp")
+MAX_SEQUENCE_TOKENS = 1 << 23  # of all the filled-in texts of an answer: 40 MB, and some seconds to write them
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,15 @@ class FillMask:
             outputs = TOP if among is None and most <= self._ranked else ALL
             tokens = await in_pool(partial(self._encoder.encode, texts, truncate=truncate, field=field))
             rows = [self._row(each, outputs, f"{field}[{number}]") for number, each in enumerate(tokens)]
+            check_sequences(rows, most if among is None else min(most, len(among)))
             answers = await self._batcher.run(rows, call, field=field, place=place)
             masks = await in_pool(self._filled, rows, answers, most, among)
         return [FilledText(found, each.reading) for found, each in zip(masks, tokens, strict=True)]
 
     def _target_ids(self, targets: Sequence[str]) -> NDArray[np.int64]:
         """Where the pipeline takes the first piece of a word that is none, and warns, this refuses."""
+        if len(targets) > self.vocabulary:
+            raise InvalidRequest("targets", f"{len(targets)} words", f"at most {self.vocabulary}, all that there are")
         ids = [self._encoder.word(word, field=f"targets[{number}]") for number, word in enumerate(targets)]
         return np.array(list(dict.fromkeys(ids)), np.int64)
 
@@ -119,6 +123,15 @@ class FillMask:
         ids = row.input_ids.copy()
         ids[position] = token
         return self._encoder.decode(ids[ids != self._encoder.pad_id].tolist(), skip_special_tokens=row.heads == 1)
+
+
+def check_sequences(rows: Sequence[TextRow], top_k: int) -> None:
+    """Refuse an answer that would be written for minutes: a few masks and a large `top_k` are enough for it."""
+    tokens = top_k * sum(row.heads * row.tokens for row in rows)
+    if tokens > MAX_SEQUENCE_TOKENS:
+        masks = sum(row.heads for row in rows)
+        found = f"{top_k} for each of {masks} masks, {tokens} tokens of filled-in texts"
+        raise InvalidRequest("top_k", found, f"at most {MAX_SEQUENCE_TOKENS} tokens in an answer")
 
 
 def ranked_in_graph(artifact: Artifact) -> int:

@@ -106,6 +106,8 @@ class TextEncoder:
 
     def word(self, word: str, *, field: str) -> int:
         """The id of a word that is one token. InvalidRequest tells into which tokens any other falls."""
+        if len(word) > MAX_CHARACTERS_PER_TOKEN:
+            raise InvalidRequest(field, f"{len(word)} characters", "a word that is one token of the model")
         found: int | None = self._tokenizer.token_to_id(word)
         if found is not None:
             return found
@@ -113,7 +115,7 @@ class TextEncoder:
         tokens = [self.token(piece) for piece in pieces.ids]
         if len(tokens) != 1 or tokens[0] == getattr(self._tokenizer.model, "unk_token", None):
             spelled = f"tokens {', '.join(map(repr, tokens))}" if tokens else "no token"
-            raise InvalidRequest(field, f"{word[:80]!r} ({spelled})", "a word that is one token of the model")
+            raise InvalidRequest(field, f"{word!r} ({spelled})", "a word that is one token of the model")
         return int(pieces.ids[0])
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:

@@ -72,6 +72,17 @@ def test_a_target_that_is_no_token_is_refused_with_what_it_falls_into(stub, targ
     refused(stub.FillMask, pb.FillMaskRequest(inputs=[TEXT], targets=["list", target]), message)
 
 
+def test_targets_are_words_and_not_more_than_there_are(stub):
+    refused(stub.FillMask, pb.FillMaskRequest(inputs=[TEXT], targets=["x" * 300]), "targets[0]: found 300 characters")
+    many = pb.FillMaskRequest(inputs=[TEXT], targets=["list"] * 201)
+    refused(stub.FillMask, many, "targets: found 201 words, expected at most 200, all that there are")
+
+
+def test_an_answer_that_would_be_written_for_minutes_is_refused(stub):
+    request = pb.FillMaskRequest(inputs=["[MASK] " * 62] * 20, top_k=200)
+    refused(stub.FillMask, request, "top_k: found 200 for each of 1240 masks, 15872000 tokens of filled-in texts")
+
+
 # ---- classes
 
 

@@ -51,6 +51,11 @@ def in_rounds(workload: str, sides: Sequence[Side], rounds: int) -> list[Result]
     """Every side once to warm up, then `rounds` times in turn; another one begins each round."""
     for side in sides:
         side.run()
+    return in_turns(workload, sides, rounds)
+
+
+def in_turns(workload: str, sides: Sequence[Side], rounds: int) -> list[Result]:
+    """The same for sides that are warm."""
     rates: dict[str, list[float]] = {side.name: [] for side in sides}
     for number in range(rounds):
         first = number % len(sides)

@@ -1,0 +1,161 @@
+"""`python -m tests.bench.generation`: tokens in a second, of ours and of peers, side by side in one run.
+
+Makes a GPT-2 with random weights and exports it in fp32 and with weights in 8 and in 4 bits. Every side is a process
+with as many threads, one computes at a time, and all get the same requests, new ones in each round. First one stream
+and eight, then requests of all lengths that come when they come. Ends with an error if our fp32 continuations are not
+those of transformers. `--sizes tiny` rehearses it, `--quick` measures each side once.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from export.__main__ import main as export_command
+from tests import published
+from tests.bench import requests
+from tests.bench.measure import Result, Side, Target, in_rounds, in_turns, machine, table, verdicts, write
+from tests.bench.processes import OURS, PEERS, Missing, Peer, peer
+from tests.bench.requests import Answers, Workload
+from tests.serving import served
+
+FP32, INT8, INT4 = "ours fp32", "ours int8-weights", "ours int4-weights"
+SERVICE = "ours int8-weights, gRPC"
+INT8_NAME = "gpt2-int8-weights"
+PRECISIONS = {FP32: "fp32", INT8: "int8-weights", INT4: "int4-weights"}
+TRANSFORMERS, TRANSFORMERS_BF16 = "transformers fp32", "transformers bf16"
+# Name → environment, module, and what follows the checkpoint on its command line.
+OTHERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    TRANSFORMERS: (OURS, "transformers_generate", ("float32",)),
+    TRANSFORMERS_BF16: (OURS, "transformers_generate", ("bfloat16",)),
+    "CTranslate2 int8": (PEERS, "translate_int8", ()),
+    "OpenVINO bf16": (PEERS, "optimum_openvino", ("bf16", "whole")),
+    "OpenVINO int8-weights": (PEERS, "optimum_openvino", ("bf16", "int8")),
+}
+ONE, EIGHT, POISSON = "one stream", "eight streams", "Poisson arrivals"
+LARGEST_SPREAD = 4.0  # of the 99th percentile of the time between tokens over the median
+
+
+Measure = Callable[[str, Sequence[Side], int], list[Result]]
+
+
+@dataclass
+class Bench:
+    """What is open, and what was found."""
+
+    peers: dict[str, Peer]
+    skipped: dict[str, str]  # name → reason
+    answers: Answers
+    results: list[Result]
+
+    def measure(self, measure: Measure, workload: Workload, names: Sequence[str], rounds: int) -> None:
+        sides = [self.answers.side(workload, name, self.peers[name]) for name in names if name in self.peers]
+        print(f"{workload.name}: {len(sides)} sides, {rounds} rounds …", flush=True)
+        self.results += measure(workload.name, sides, rounds)
+        self.results += [Result(workload.name, name, (), self.skipped[name]) for name in names if name in self.skipped]
+
+
+def open_peers(
+    stack: ExitStack, checkpoint: Path, artifacts: dict[str, Path], others: Sequence[str], threads: int
+) -> Bench:
+    """Every side, in a process of its own; those that cannot run here with the reason."""
+    wanted = {name: (OURS, "own_engine", (artifact / "1", str(threads))) for name, artifact in artifacts.items()}
+    server = stack.enter_context(served(artifacts[INT8].parent, "--threads", str(threads), "--models", INT8_NAME))
+    wanted[SERVICE] = (OURS, "own_service", (server.target, INT8_NAME))
+    for name in others:
+        environment, module, arguments = OTHERS[name]
+        wanted[name] = (environment, module, (checkpoint, *arguments, str(threads)))
+    bench = Bench({}, {}, Answers(), [])
+    for name, (environment, module, arguments) in wanted.items():
+        print(f"opening {name} …", flush=True)
+        try:
+            bench.peers[name] = stack.enter_context(peer(environment, module, *arguments))
+        except Missing as reason:
+            bench.skipped[name] = f"skipped: {reason}"
+    return bench
+
+
+def export(checkpoint: Path, artifacts: Path) -> dict[str, Path]:
+    """Side → artifact, in each precision."""
+    for precision in PRECISIONS.values():
+        options = ["--name", f"gpt2-{precision}", "--target", f"cpu={precision}", "--artifacts", str(artifacts)]
+        if export_command([str(checkpoint), *options]):
+            sys.exit("error: the export failed")
+    return {side: artifacts / f"gpt2-{precision}" for side, precision in PRECISIONS.items()}
+
+
+def targets(results: Sequence[Result]) -> list[Target]:
+    """What this project has set itself, against the best peer of each workload."""
+
+    def best(workload: str, names: Sequence[str]) -> str:
+        rates = {r.side: r.rate for r in results if r.workload == workload and r.rates and r.side in names}
+        return max(rates, key=lambda name: rates[name], default="a peer")
+
+    static = best(POISSON, [TRANSFORMERS, TRANSFORMERS_BF16])
+    return [
+        Target(ONE, FP32, TRANSFORMERS, 1.4),
+        Target(ONE, INT8, best(ONE, list(OTHERS)), 1.9),
+        Target(ONE, INT4, best(ONE, list(OTHERS)), 2.5),
+        Target(EIGHT, INT8, best(EIGHT, list(OTHERS)), 1.1),
+        Target(POISSON, FP32, static, 1.8),
+        Target(POISSON, INT8, static, 1.8),
+        Target(EIGHT, SERVICE, INT8, 0.9),
+        Target(POISSON, SERVICE, INT8, 0.9),
+    ]
+
+
+def waits(answers: Answers, sides: Sequence[str]) -> str:
+    """Markdown: what the callers waited for, where requests come when they come."""
+    lines = [f"| {POISSON} | first token, median | between tokens, median | 99 % | ratio | target | |", "|---|" * 7]
+    lines[1] = "|---" * 7 + "|"
+    for side in sides:
+        first, between = answers.waits(POISSON, side)
+        median, late = np.median(between), np.quantile(between, 0.99)
+        said = "reached" if late <= LARGEST_SPREAD * median else "missed"
+        found = f"{np.median(first) * 1e3:.0f} ms | {median * 1e3:.1f} ms | {late * 1e3:.1f} ms"
+        lines.append(f"| {side} | {found} | {late / median:.1f} × | ≤ {LARGEST_SPREAD:g} × | {said} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.generation", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--sizes", choices=requests.SIZES, default="published")
+    parser.add_argument("--threads", type=int, default=2, help="of each side")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="the same as --rounds 1")
+    parser.add_argument(
+        "--peers", nargs="+", choices=OTHERS, default=list(OTHERS), metavar="PEER", help="; ".join(OTHERS)
+    )
+    parser.add_argument("--output", type=Path, help="a file for all figures, as JSON")
+    arguments = parser.parse_args()
+    rounds = 1 if arguments.quick else arguments.rounds
+    sizes = requests.SIZES[arguments.sizes]
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        checkpoint = published.SIZES[arguments.sizes](Path(folder), ["gpt2"])["gpt2"]
+        vocabulary = requests.name_every_token(checkpoint)
+        artifacts = export(checkpoint, Path(folder) / "artifacts")
+        bench = open_peers(stack, checkpoint, artifacts, arguments.peers, arguments.threads)
+        everyone = [*PRECISIONS, *arguments.peers]
+        bench.measure(in_rounds, requests.streams(ONE, 1, sizes, vocabulary), everyone, rounds)
+        bench.measure(in_rounds, requests.streams(EIGHT, 8, sizes, vocabulary), [*everyone, SERVICE], rounds)
+        traffic = [FP32, INT8, SERVICE, TRANSFORMERS, TRANSFORMERS_BF16]
+        bench.measure(in_turns, requests.poisson(POISSON, sizes, vocabulary), traffic, min(rounds, 2))
+    different = {workload: bench.answers.differing(workload, FP32, TRANSFORMERS) for workload in (ONE, EIGHT, POISSON)}
+    print(f"\n{machine()}; {arguments.threads} threads a side\n")
+    print(table(bench.results, "tokens per second"), verdicts(bench.results, targets(bench.results)), sep="\n\n")
+    print(f"\n{waits(bench.answers, [FP32, INT8, SERVICE])}\n")
+    for workload, (wrong, all_of_them) in different.items():
+        print(f"{workload}: {all_of_them - wrong} of {all_of_them} continuations in fp32 are those of transformers")
+    if arguments.output:
+        write(arguments.output, bench.results)
+    if any(wrong for wrong, _ in different.values()):
+        sys.exit("error: continuations differ")
+
+
+if __name__ == "__main__":
+    main()

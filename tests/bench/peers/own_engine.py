@@ -1,0 +1,44 @@
+"""Not a peer: our own engine with nothing around it, `ARTIFACT THREADS`.
+
+Asked with `prompts`, `new_tokens` and `arrivals`.
+"""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from server.admission import Call
+from server.artifact import read_artifact
+from server.generation.engine import open_engine
+from server.generation.request import Sampling
+from server.providers import ProviderChoice
+from server.session import open_session
+from server.settings import ModelSettings, Settings
+from tests.bench.peers import answering, traffic
+
+
+def open_peer() -> answering.Work:
+    folder, threads = sys.argv[1:]
+    artifact = read_artifact(Path(folder))
+    session = open_session(artifact, ProviderChoice("cpu"), Settings(threads=int(threads)))
+    context = artifact.manifest.text.max_length
+    engine = open_engine(session, ModelSettings(), name=artifact.name, context=context, end_id=None)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(engine.start())
+
+    async def stream(prompt: list[int], new_tokens: int) -> AsyncIterator[list[int]]:
+        sampling = Sampling(max_tokens=new_tokens, temperature=0)
+        async for step in engine.generate(np.array(prompt), sampling, Call()):
+            yield [step.token_id]
+
+    def work(request: dict[str, Any]) -> dict[str, Any]:
+        return loop.run_until_complete(traffic.play(request, stream))
+
+    return work
+
+
+answering.answer(open_peer)

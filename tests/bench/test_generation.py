@@ -1,0 +1,30 @@
+"""What `python -m tests.bench.generation` does works, tried with a tiny model and the peer that is always there."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.serving import ROOT
+
+
+def test_the_rehearsal_measures_all_that_is_there_and_finds_the_continuations_of_transformers(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "tests.bench.generation",
+        "--sizes",
+        "tiny",
+        "--quick",
+        "--peers",
+        "transformers fp32",
+    ]
+    done = subprocess.run([*command, "--output", tmp_path / "found.json"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())["results"]
+    measured = {(result["workload"], result["side"]) for result in found if result["rates"]}
+    sides = {"ours fp32", "ours int8-weights", "ours int4-weights", "transformers fp32"}
+    assert {("one stream", side) for side in sides} <= measured
+    assert {("eight streams", side) for side in (*sides, "ours int8-weights, gRPC")} <= measured
+    assert {"Poisson arrivals"} == {workload for workload, _ in measured} - {"one stream", "eight streams"}
+    assert "8 of 8 continuations in fp32 are those of transformers" in done.stdout

@@ -83,6 +83,18 @@ def test_texts_become_the_mean_of_their_words_at_length_one(name, checkpoints, s
         assert np.abs(np.array(each.values) - (mean / mean.norm()).numpy()).max() < 1e-5
 
 
+def test_the_first_vector_of_a_text_is_as_long_as_it_is_unless_asked_otherwise(checkpoints, stub) -> None:
+    name = "first-token-embedder"
+    model = transformers.AutoModel.from_pretrained(checkpoints[name]).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoints[name])
+    with torch.no_grad():
+        first = model(**tokenizer(TEXTS[0], return_tensors="pt")).last_hidden_state[0, 0].numpy()
+    for fields, expected in (({}, first), ({"normalize": True}, first / np.linalg.norm(first))):
+        (found,) = stub.Embed(pb.EmbedRequest(model=name, inputs=TEXTS[:1], **fields)).results
+        assert np.abs(np.array(found.values) - expected).max() < 1e-4 * first.std()
+    assert not stub.ModelInfo(pb.ModelInfoRequest(model=name)).normalized
+
+
 @pytest.mark.parametrize("name", ["deit", "deit-with-teacher", "odd-vit"])
 def test_images_are_classified_as_the_pipeline_classifies_them(name, checkpoints, stub, tmp_path) -> None:
     from tests.server.test_images import FILES

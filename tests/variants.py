@@ -85,6 +85,19 @@ def write_distilbert_embedder(directory: Path) -> None:
     write_pooling(directory)
 
 
+def write_first_token_embedder(directory: Path) -> None:
+    """BERT whose first vector stands for the text, as it is: not of length 1."""
+    randomise(transformers.BertModel(transformers.BertConfig(**BERT), add_pooling_layer=False)).save_pretrained(
+        directory
+    )
+    write_words(directory)
+    write_pooling(directory)
+    modules = json.loads((directory / "modules.json").read_text())
+    (directory / "modules.json").write_text(json.dumps(modules[:2]))
+    pooling = {"word_embedding_dimension": 64, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    (directory / "1_Pooling/config.json").write_text(json.dumps(pooling))
+
+
 def write_regression(directory: Path) -> None:
     """BERT with a single label."""
     config = transformers.BertConfig(**BERT, **names(1))
@@ -118,6 +131,7 @@ VARIANTS = {
     "distilbert": write_distilbert,
     "distilbert-classifier": write_distilbert_classifier,
     "distilbert-embedder": write_distilbert_embedder,
+    "first-token-embedder": write_first_token_embedder,
     "regression": write_regression,
     "deit": write_deit,
     "deit-with-teacher": write_deit_with_teacher,

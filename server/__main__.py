@@ -61,7 +61,7 @@ async def serve(settings: Settings) -> None:
     repository = Repository(settings, metrics.observe)
     metrics.registry.register(ModelMetrics(repository.models))
     under_way, health = UnderWay(STOPPING), Health(repository)
-    repository.changed = health.refresh
+    repository.changed, repository.gone = health.refresh, metrics.forget
     async with AsyncExitStack() as stack:  # ends what has been started, the last first
         http = HttpServer(
             settings.host, settings.http_port, metrics.registry, lambda: repository.ready and not under_way.closed

@@ -58,6 +58,19 @@ TRITON_REASONS = {  # by status code; anything else is OTHER
 }
 
 
+class Nowhere:
+    """Counts nothing."""
+
+    def inc(self, amount: float = 1) -> None: ...
+
+    def observe(self, amount: float) -> None: ...
+
+    def set(self, value: float) -> None: ...
+
+
+NOWHERE = Nowhere()
+
+
 class Metrics:
     """All families, in one registry, and the plain totals behind Triton's names."""
 
@@ -75,10 +88,10 @@ class Metrics:
         )
         self._families = families
         self.registry.register(TritonNames(self.statistics))
-        self._requests = Counter(
+        families["affinity_requests"] = Counter(
             "affinity_requests", "Requests, by how they ended.", (*MODEL, "task", "status"), registry=self.registry
         )
-        self._durations = Histogram(
+        families["affinity_request_duration_seconds"] = Histogram(
             "affinity_request_duration_seconds",
             "How long a request took, from the front door to the last answer.",
             (*MODEL, "task"),
@@ -94,16 +107,22 @@ class Metrics:
         )
 
     def of(self, family: str, model: str, version: str, **labels: str) -> Any:
-        """The child of a family for one version of a model."""
+        """The child of a family for one version of a model; nothing that counts for one that is gone."""
+        if (model, version) not in self.statistics:
+            return NOWHERE
         return self._families[family].labels(model=model, version=version, **labels)
-
-    def statistics_of(self, model: str, version: str) -> Statistics:
-        return self.statistics.setdefault((model, version), Statistics())
 
     def observe(self, model: str, version: str) -> "ModelObserver":
         """The listener to what happens inside one version of a model: an `Observe` (server/observer.py)."""
+        self.statistics.setdefault((model, version), Statistics())
         self._from_zero(model, version)
         return ModelObserver(self, model, version)
+
+    def forget(self, model: str, version: str) -> None:
+        """Let go of what was counted for a version that is gone, or labels would pile up over the versions."""
+        self.statistics.pop((model, version), None)
+        for family in self._families.values():
+            family.remove_by_labels({"model": model, "version": version})
 
     def _from_zero(self, model: str, version: str) -> None:
         """Make all children of a model whose labels are known, so that Prometheus sees them before they count."""
@@ -130,12 +149,13 @@ class Metrics:
             raise
         finally:
             seconds = time.perf_counter() - started
-            self._requests.labels(model, version, task, status).inc()
-            self._durations.labels(model, version, task).observe(seconds)
-            failure = "" if status == "OK" else TRITON_REASONS.get(status, "OTHER")
-            self.statistics_of(model, version).request(failure=failure, seconds=seconds)
-            if tokens.usages and not failure:
-                self.statistics_of(model, version).generated(tokens.usages)
+            self.of("affinity_requests", model, version, task=task, status=status).inc()
+            self.of("affinity_request_duration_seconds", model, version, task=task).observe(seconds)
+            if statistics := self.statistics.get((model, version)):
+                failure = "" if status == "OK" else TRITON_REASONS.get(status, "OTHER")
+                statistics.request(failure=failure, seconds=seconds)
+                if tokens.usages and not failure:
+                    statistics.generated(tokens.usages)
 
     # ---- a CallListener of server/rpc/interceptors.py
 
@@ -178,7 +198,7 @@ class ModelObserver:
     """An Observer (server/observer.py) of one version of one model."""
 
     def __init__(self, metrics: Metrics, model: str, version: str) -> None:
-        self._statistics = metrics.statistics_of(model, version)
+        self._statistics = metrics.statistics[model, version]
         self._metrics, self._model, self._version = metrics, model, version
 
     def batch(

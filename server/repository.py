@@ -36,6 +36,10 @@ async def nobody() -> None:
     """Whom to tell that models came or went, if nobody wants to know."""
 
 
+def no_one(name: str, version: str) -> None:
+    """Whom to tell that a version is gone, if nobody wants to know."""
+
+
 class Repository:
     """Opens the versions of models that the settings choose; answers which model a request is for."""
 
@@ -52,6 +56,7 @@ class Repository:
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="open")
         self.ready = False
         self.changed: Callable[[], Awaitable[None]] = nobody  # called when models have come or gone
+        self.gone: Callable[[str, str], None] = no_one  # called when a version has answered all who were in
 
     # ---- which model
 
@@ -231,6 +236,9 @@ class Repository:
         await asyncio.sleep(0)  # requests that were given it, and have yet to begin, are in by then
         await model.drain()
         self._note_gone(model, UNAVAILABLE, "unloaded")
+        async with self._locks[model.name]:  # if one of that number is about to come, it is there afterwards
+            if int(model.version) not in self._models.get(model.name, {}):
+                self.gone(model.name, model.version)
 
     def _note_gone(self, model: Model, state: str, reason: str = "") -> None:
         """Note it of a version that left, unless it was never served, or another one of that number has come."""

@@ -111,10 +111,9 @@ class OpenInference:
         """Of one model, or of all that are served; of all of their versions, or of the one named."""
         name = request.name.removesuffix(RAW)
         models = self._repository.served(name, request.version) if name else self._repository.models()
+        totals = self._metrics.statistics
         told = [
-            model_statistics(
-                request.name or model.name, model.version, self._metrics.statistics_of(model.name, model.version)
-            )
+            model_statistics(request.name or model.name, model.version, totals[model.name, model.version])
             for model in models
         ]
         return oip.ModelStatisticsResponse(model_stats=told)

@@ -114,7 +114,10 @@ async def test_a_new_version_takes_over_and_nobody_notices(root):
         stop.set()
         await asyncio.gather(*asking)
         assert repository.get("tiny-bert").version == "2"
-        assert all(answer[0][0].candidates[0].token_id == answers[0][0][0].candidates[0].token_id for answer in answers)
+        assert all(
+            answer[0].masks[0].candidates[0].token_id == answers[0][0].masks[0].candidates[0].token_id
+            for answer in answers
+        )
         while repository.index()[0].state == "UNLOADING":
             await asyncio.sleep(0)
         assert repository.index()[:2] == [

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import queue
+import urllib.request
 
 import grpc
 import numpy as np
@@ -498,19 +499,28 @@ def test_a_parameter_of_a_load_is_refused_by_name(client, name):
     )
 
 
+def metrics(server):
+    with urllib.request.urlopen(server.url("/metrics")) as answer:
+        return answer.read().decode()
+
+
 def test_models_go_and_come_back(artifacts):
     with (
         served(artifacts, "--models", "tiny-bert,tiny-vit") as running,
         triton.InferenceServerClient(running.target) as client,
         Client(running.target) as ours,
     ):
+        infer(client, "tiny-bert", [("text", [TEXT])])
+        assert 'affinity_requests_total{model="tiny-bert"' in metrics(running)
         client.unload_model("tiny-bert")
         assert not client.is_model_ready("tiny-bert")
+        assert "tiny-bert" not in metrics(running)
         assert ours.health("model/tiny-bert") == "NOT_SERVING"
         with pytest.raises(InferenceServerException, match="NOT_FOUND"):
             infer(client, "tiny-bert", [("text", [TEXT])])
         client.load_model("tiny-bert")
         assert ours.health("model/tiny-bert") == "SERVING"
         assert infer(client, "tiny-bert", [("text", [TEXT])]).as_numpy("row").tolist() == [0]
+        assert client.get_inference_statistics("tiny-bert").model_stats[0].inference_stats.success.count == 1
         with pytest.raises(InferenceServerException, match="nobody"):
             client.load_model("nobody")

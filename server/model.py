@@ -42,6 +42,7 @@ class Part(Protocol):
     """Something of a model that lives on the event loop, with a queue before it."""
 
     gate: Gate
+    slots: int  # continuations that can run together; 0 where nothing is generated
 
     @property
     def waiting_rows(self) -> int: ...

@@ -21,7 +21,7 @@ QUEUES: dict[str, tuple[str, Callable[[Model], int]]] = {
     ),
     "affinity_slots": (
         "Continuations that can run together.",
-        lambda model: sum(getattr(part, "slots", 0) for part in model.doors.parts),
+        lambda model: sum(part.slots for part in model.doors.parts),
     ),
 }
 

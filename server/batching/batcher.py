@@ -41,6 +41,7 @@ class Batcher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
+        self.slots = 0
         self.under_way = UnderWay(f"{name} is being unloaded")
         self._input_names = sessions[0].input_names
         self._shapes = budget.shapes

@@ -56,6 +56,7 @@ class Engine:
     ) -> None:
         layout = decoder.cache.layout
         self.context = layout.capacity  # tokens of prompt and continuation
+        self.slots = layout.most_slots
         self.vocabulary = decoder.vocabulary
         self.gate = gate
         self._end_id = end_id

@@ -19,6 +19,7 @@ from server.batching.tuning import FREE_TOKENS, MAX_BATCH_TOKENS, shapes_of
 from server.batching.warm_up import warm_up
 from server.errors import BadArtifact
 from server.generation.engine import open_engine
+from server.generation.engines import Engines
 from server.generation.replay import check_decoding
 from server.golden import Measured
 from server.images import ImageDecoder
@@ -209,17 +210,22 @@ def _classify_image(opening: Opening) -> Doors:
 
 def _generate(opening: Opening) -> Doors:
     artifact, text = opening.artifact, opening.artifact.manifest.text
-    check_decoding(opening.session, artifact, device=opening.session.device)
-    engine = open_engine(
-        opening.session,
-        opening.settings,
-        name=artifact.name,
-        context=text.max_length,
-        end_id=text.end_id if text.HasField("end_id") else None,
-        device=opening.session.device,
-        memory_limit=opening.memory_limit,
-        observer=opening.observer,
-    )
+    engines = []
+    for session in opening.sessions:
+        check_decoding(session, artifact, device=session.device)
+        engines.append(
+            open_engine(
+                session,
+                opening.settings,
+                name=artifact.name,
+                context=text.max_length,
+                end_id=text.end_id if text.HasField("end_id") else None,
+                device=session.device,
+                memory_limit=opening.memory_limit,
+                observer=opening.observer,
+            )
+        )
+    engine = engines[0] if len(engines) == 1 else Engines(engines)
     encoder = TextEncoder(artifact)
     task, counter = Generate(engine, encoder, opening.prepare), TokenCounter(encoder, opening.prepare)
     return Doors(task=task, raw=RawGpt(engine), counter=counter, parts=(engine,))

@@ -13,6 +13,7 @@ import numpy as np
 from server.admission import Call
 from server.arrays import Array
 from server.generation.engine import Engine
+from server.generation.engines import Engines
 from server.generation.graph import Ids
 from server.generation.request import Sampling, Step, Usage
 from server.generation.text import Detokenizer, StopStrings
@@ -48,7 +49,7 @@ class Piece:
 class Generate:
     """Text in, text out, over an engine that knows only tokens."""
 
-    def __init__(self, engine: Engine, encoder: TextEncoder, prepare: Executor) -> None:
+    def __init__(self, engine: Engine | Engines, encoder: TextEncoder, prepare: Executor) -> None:
         self._engine, self._encoder, self._prepare = engine, encoder, prepare
 
     async def stream(
@@ -125,7 +126,7 @@ class _Writer:
 class RawGpt:
     """`input_ids` (n, t), optional `attention_mask` alike, both INT64 → `logits` (n, t, v) FP32, zeros at padding."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine | Engines) -> None:
         self._engine = engine
 
     async def __call__(self, inputs: Mapping[str, Array], *, call: Call) -> dict[str, Array]:

@@ -145,7 +145,10 @@ def test_lengths_of_all_kinds_are_padded_by_less_than_fifteen_percent(shapes, ca
     """Lengths log-uniform over 8 to 512, each caller coming back at once; the usual settings."""
     random = np.random.default_rng(0)
     lengths = [int(length) for length in np.exp(random.uniform(np.log(8), np.log(512), 3000))]
-    scheduler, coming = Scheduler(Budget(rows=32, tokens=4096, heads=1, shapes=shapes)), iter(enumerate(lengths))
+    scheduler, coming = (
+        Scheduler(Budget(rows=32, tokens=2048, heads=1, free_tokens=64, shapes=shapes)),
+        iter(enumerate(lengths)),
+    )
     real = padded = 0
 
     def come(count):

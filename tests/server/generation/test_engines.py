@@ -1,0 +1,61 @@
+"""Engines on several devices share the requests; here they are two on the CPU."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from server.admission import Call
+from server.errors import NotReady
+from server.generation.engines import Engines
+from server.generation.request import Sampling
+from server.observer import Silent
+
+GREEDY = Sampling(temperature=0.0, ignore_eos=True, max_tokens=12)
+
+
+async def tokens_of(engine, prompt):
+    return [step.token_id async for step in engine.generate(prompt, GREEDY, Call())]
+
+
+class Listener(Silent):
+    def __init__(self):
+        self.endings = []
+
+    def finished(self, *, reason, usage):
+        self.endings.append(reason)
+
+
+@pytest.fixture
+def listeners():
+    return Listener(), Listener()
+
+
+@pytest.fixture
+async def engines(engine_of, listeners):
+    return [await engine_of(slots=4, observer=listener) for listener in listeners]
+
+
+async def test_requests_go_to_the_engine_with_the_least_to_do(engines, listeners, prompts):
+    both, asked = Engines(engines), prompts(8)
+    answers = await asyncio.gather(*(tokens_of(both, prompt) for prompt in asked))
+    assert [len(listener.endings) for listener in listeners] == [4, 4]
+    assert answers == [await tokens_of(engines[0], prompt) for prompt in asked]
+
+
+async def test_whole_texts_give_the_same_on_any(engines, prompts):
+    rows = prompts(3)
+    found, expected = await Engines(engines).logits(rows, Call()), await engines[1].logits(rows, Call())
+    assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+async def test_draining_answers_who_is_in_on_every_engine_and_lets_in_nobody(engines, prompts):
+    both = Engines(engines)
+    await both.start()
+    running = [asyncio.create_task(tokens_of(both, prompt)) for prompt in prompts(6)]
+    await asyncio.sleep(0)
+    await both.drain()
+    assert [len(await task) for task in running] == [12] * 6
+    for engine in (both, *engines):
+        with pytest.raises(NotReady):
+            await tokens_of(engine, prompts(1)[0])

@@ -29,6 +29,10 @@ class CapturingDecoder(Decoder):
     def rows_of(self, texts: int) -> int:
         return min(1 << (texts - 1).bit_length(), self.cache.slots)
 
+    def warm_up(self) -> None:
+        for rows in {self.rows_of(texts) for texts in range(1, self.cache.slots + 1)}:
+            self.decode(np.zeros(rows, np.int64), np.ones(rows, np.int32))
+
     def grow(self, slots: int) -> None:
         self.release()
         super().grow(slots)

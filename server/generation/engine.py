@@ -88,6 +88,7 @@ class Engine:
 
     async def start(self) -> None:
         """Accept requests from now on."""
+        await self._worker.warm_up()
         self._accepting = True
 
     async def drain(self) -> None:

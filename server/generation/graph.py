@@ -73,6 +73,9 @@ class Decoder:
         self._rows.clear()
         self.cache.grow(slots)
 
+    def warm_up(self) -> None:
+        """Have done what the first steps would wait for. Nobody may hold a slot."""
+
     def release(self) -> None:
         """Nobody will run it any more."""
 

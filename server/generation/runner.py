@@ -19,6 +19,10 @@ class Runner:
         self._decoder = decoder
         self._sampler: Sampler | None = None  # of the last decode step
 
+    def warm_up(self) -> None:
+        """Have done what the first steps would wait for, before there is anybody."""
+        self._decoder.warm_up()
+
     def grow(self, slots: int) -> None:
         """Have more slots. Raises NotEnoughMemory, and has as many as before."""
         self._decoder.grow(slots)

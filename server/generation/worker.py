@@ -56,6 +56,10 @@ class Worker:
         self._grow_again = -math.inf  # after a failure not before this time
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="generation")
 
+    async def warm_up(self) -> None:
+        """Have done, on the thread that will step, what the first steps would wait for."""
+        await asyncio.wrap_future(self._executor.submit(self._runner.warm_up))
+
     def submit(self, stream: Stream) -> None:
         """Let it wait for its turn. Raises Overloaded."""
         with self._lock:

@@ -16,6 +16,10 @@ from pathlib import Path
 # What the provider asks for at start: one device of compute capability 9.0 with 80 GiB, and memory, which malloc gives.
 ALLOCATE = "void *malloc(unsigned long); int {name}(void **p, unsigned long n{more}) {{ *p = malloc(n); return 0; }}"
 FREE = "void free(void *); int {name}(void *p) {{ free(p); return 0; }}"
+COPY = (
+    "void *memcpy(void *, const void *, unsigned long);"
+    " int {name}(void *t, const void *s, unsigned long n{more}) {{ memcpy(t, s, n); return 0; }}"
+)
 NUMBER = "int {name}(int *n) {{ *n = {value}; return 0; }}"
 HANDLE = "int {name}(void **h{more}) {{ *h = (void *)1; return 0; }}"
 TEXT = 'const char *{name}(int e) {{ return "stand-in"; }}'
@@ -28,6 +32,12 @@ ANSWERS = {
     "cudaMalloc": ALLOCATE.format(name="cudaMalloc", more=""),
     "cudaMallocHost": ALLOCATE.format(name="cudaMallocHost", more=""),
     "cudaHostAlloc": ALLOCATE.format(name="cudaHostAlloc", more=", unsigned flags"),
+    "cudaMemcpy": COPY.format(name="cudaMemcpy", more=", int kind"),
+    "cudaMemset": "void *memset(void *, int, unsigned long);"
+    " int cudaMemset(void *p, int v, unsigned long n) { memset(p, v, n); return 0; }",
+    "cudaMemcpy2D": "void *memcpy(void *, const void *, unsigned long);"
+    " int cudaMemcpy2D(char *t, unsigned long tp, const char *s, unsigned long sp, unsigned long w, unsigned long h,"
+    " int kind) { while (h--) memcpy(t + h * tp, s + h * sp, w); return 0; }",
     "cudaFree": FREE.format(name="cudaFree"),
     "cudaFreeHost": FREE.format(name="cudaFreeHost"),
     "cudaGetErrorName": TEXT.format(name="cudaGetErrorName"),
@@ -48,6 +58,15 @@ ANSWERS = {
     "cuDeviceGet": "int cuDeviceGet(int *d, int n) { *d = n; return 0; }",
     "cuDeviceGetAttribute": "int cuDeviceGetAttribute(int *v, int a, int d) { *v = a == 75 ? 9 : 0; return 0; }",
     "cuGetErrorName": 'int cuGetErrorName(int e, const char **t) { *t = "CUDA_ERROR_STAND_IN"; return 0; }',
+}
+# by server/generation/memory.py
+CALLED_BY_US = {
+    "cudaMemcpy",
+    "cudaMemcpy2D",
+    "cudaMemset",
+    "cudaDeviceSynchronize",
+    "cudaSetDevice",
+    "cudaGetLastError",
 }
 CUDNN = "libcudnn.so.9"  # not linked: the provider looks its functions up by name
 UNVERSIONED = {"curand": "libcurand.so.10", "cu": "libcuda.so.1"}  # by prefix, the longer first
@@ -111,6 +130,7 @@ def wanted() -> dict[str, set[str]]:
                     symbols[library].add(name)
                     break
     symbols["libcuda.so.1"] |= {name for name in ANSWERS if re.match("cu[A-Z]", name)}
+    symbols["libcudart.so.13"] |= CALLED_BY_US
     symbols["libcurand.so.10"].add("curand_stand_in")  # wanted, though nothing of it is linked
     names = re.findall(rb"\0(cudnn[A-Z]\w+)(?=\0)", provider_library().read_bytes())
     symbols[CUDNN] = {name.decode() for name in names}

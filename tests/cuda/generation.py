@@ -1,0 +1,68 @@
+"""Prints, as JSON, what generation does on CUDA; runs with the stand-ins on LD_LIBRARY_PATH.
+
+Memory and copies are real there (they are the process's), kernels are not: so this shows how the cache is moved and
+how steps are bound, not what they compute.
+"""
+
+import json
+import sys
+from ctypes import c_size_t, c_void_p
+from pathlib import Path
+
+import numpy as np
+
+from server.artifact import read_artifact
+from server.errors import NotEnoughMemory
+from server.generation.decoders import CapturingDecoder, decoder_of, layout_of, memory_of
+from server.generation.memory import CudaMemory
+from server.providers import ProviderChoice
+from server.session import Session, open_session
+from server.settings import Settings
+
+TO_DEVICE = 1
+
+
+def show(directory: Path) -> dict[str, object]:
+    settings = Settings(provider="cuda")
+    session = open_session(read_artifact(directory), ProviderChoice("cuda"), settings)
+    return {
+        "options": session.ort.get_provider_options()["CUDAExecutionProvider"],
+        "moved": moved(),
+        "refused": refused(session),
+        "graphs": captured(session),
+    }
+
+
+def moved() -> list[int]:
+    """Bytes that were written, moved to larger memory, and copied there from the first rows to the second."""
+    memory = CudaMemory(0)
+    address = memory.take(64, 64)
+    source = np.arange(1, 17, dtype=np.uint8)
+    memory._call("cudaMemcpy", c_void_p(address), c_void_p(source.ctypes.data), c_size_t(16), TO_DEVICE)
+    address = memory.grow(address, 64, 128)
+    memory.copy(source=address, target=address + 32, pitch=8, width=3, height=2)
+    memory.wait()
+    return memory.read(address, 128).tolist()
+
+
+def refused(session: Session) -> str:
+    """What is said of a cache that is larger than its limit."""
+    layout = layout_of(session.ort, slots=8, most_slots=8, capacity=64)
+    try:
+        decoder_of(session, layout, memory_of(session, limit=6 * layout.bytes(1)))
+    except NotEnoughMemory as error:
+        return str(error)
+    return ""
+
+
+def captured(session: Session) -> list[str]:
+    """As which graphs steps of 1, 2 and 4 rows are bound to run, and then one of 2 after the cache has grown."""
+    decoder = decoder_of(session, layout_of(session.ort, slots=4, most_slots=8, capacity=64), memory_of(session))
+    assert isinstance(decoder, CapturingDecoder)
+    steps = [decoder._bind_rows(rows) for rows in (1, 2, 4)]
+    decoder.grow(8)
+    return [step.options.get_run_config_entry("gpu_graph_id") for step in (*steps, decoder._bind_rows(2))]
+
+
+if __name__ == "__main__":
+    print(json.dumps(show(Path(sys.argv[1]))))

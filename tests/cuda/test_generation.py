@@ -1,0 +1,42 @@
+"""Generation on CUDA as far as it can be shown without a device: its session, its memory, its captured steps."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.serving import ROOT
+
+
+@pytest.fixture(scope="module")
+def shown(stand_ins: Path, exported: Callable[[str], Path]) -> dict:
+    environment = os.environ | {"LD_LIBRARY_PATH": str(stand_ins)}
+    command = [sys.executable, "-m", "tests.cuda.generation", str(exported("tiny-gpt"))]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_session_may_capture(shown: dict) -> None:
+    assert shown["options"]["enable_cuda_graph"] == "1"
+
+
+def test_memory_keeps_what_it_holds_when_it_grows_and_copies_beginnings_of_rows(shown: dict) -> None:
+    first = [*range(1, 17), *[0] * 16]
+    second = [1, 2, 3, 0, 0, 0, 0, 0, 9, 10, 11, 0, 0, 0, 0, 0]
+    assert shown["moved"] == [*first, *second, *[0] * 80]
+
+
+def test_a_cache_beyond_its_limit_is_refused_with_what_would_fit(shown: dict) -> None:
+    assert "found 8 slots of 64 tokens" in shown["refused"]
+    assert "expected at most 5" in shown["refused"]
+
+
+def test_steps_of_each_number_of_rows_are_a_graph_of_their_own_and_another_when_the_memory_moved(shown: dict) -> None:
+    graphs = [int(graph) for graph in shown["graphs"]]
+    assert len(set(graphs)) == 4
+    assert min(graphs) > 0  # 0 and -1 have meanings of their own

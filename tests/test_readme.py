@@ -42,6 +42,7 @@ def test_every_link_to_a_file_leads_somewhere() -> None:
 
 
 def test_the_tree_names_the_folders_that_are_there() -> None:
-    [tree] = [block for block in re.findall(r"^```\n(.*?)^```$", README, re.M | re.S) if "models/    " in block]
+    fenced = re.findall(r"^```\w*\n(.*?)^```$", README, re.M | re.S)
+    [tree] = [block for block in fenced if "models/    " in block]
     named = {line.split("/")[0] for line in tree.splitlines()}
     assert named == {"models", "export", "server", "protos", "tests", "docker"}

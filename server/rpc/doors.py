@@ -17,6 +17,7 @@ from server.arrays import Array
 from server.errors import InvalidRequest
 from server.metrics import Tokens
 from server.repository import Model
+from server.rpc.calls import interleave
 from server.rpc.continuation import continue_text
 from server.rpc.parameters import Kind, Value
 from server.rpc.sampling import PARAMETERS as SAMPLING
@@ -61,6 +62,7 @@ class Reply:
 
     outputs: Arrays
     parameters: Mapping[str, Value] = field(default_factory=dict)
+    last: bool = True  # of the pieces of a request
 
 
 Infer = Callable[[Ask], Awaitable[Reply]]
@@ -137,32 +139,32 @@ async def _embed(ask: Ask) -> Reply:
 
 
 async def _generate(ask: Ask) -> Reply:
-    """The whole continuation at once."""
-    text, reason = "", ""
-    async for piece in _pieces(ask):
-        text += piece.outputs["text_output"][0].decode()
-        reason = piece.outputs["finish_reason"][0].decode()
-    return _piece(text, reason)
+    """The whole continuations at once."""
+    texts, reasons = [], []
+    async for reply in _pieces(ask):
+        texts.append(reply.outputs["text_output"])
+        reasons.append(reply.outputs["finish_reason"])
+    return Reply({"text_output": np.sum(texts, axis=0), "finish_reason": np.sum(reasons, axis=0)})
 
 
 async def _pieces(ask: Ask) -> AsyncGenerator[Reply, None]:
-    """The continuation as it comes. The last piece, and no other, has a finish_reason."""
+    """What is new of each continuation as it comes, of all but one nothing; each has a finish_reason once."""
     prompts = texts_of("text_input", ask.inputs["text_input"])
-    if len(prompts) != 1:
-        raise InvalidRequest("text_input", f"{len(prompts)} texts", "1 in a request")
-    how = from_parameters(ask.parameters)
-    pieces = continue_text(ask.model, prompts[0], how, call=ask.call, tokens=ask.tokens, field="text_input[0]")
-    async with aclosing(pieces):
-        async for piece in pieces:
-            yield _piece(piece.text, piece.finish_reason)
-
-
-def _piece(text: str, reason: str) -> Reply:
-    outputs = {
-        "text_output": np.array([text.encode()], object),
-        "finish_reason": np.array([reason.encode()], object),
-    }
-    return Reply(outputs)
+    if not prompts:
+        raise InvalidRequest("text_input", "0 texts", "at least one")
+    how, running = from_parameters(ask.parameters), len(prompts)
+    streams = [
+        continue_text(
+            ask.model, prompt, how, call=ask.call, tokens=ask.tokens, number=number, field=f"text_input[{number}]"
+        )
+        for number, prompt in enumerate(prompts)
+    ]
+    async with aclosing(interleave(streams)) as pieces:
+        async for number, piece in pieces:
+            text, reason = np.full((2, len(prompts)), b"", object)
+            text[number], reason[number] = piece.text.encode(), piece.finish_reason.encode()
+            running -= bool(piece.finish_reason)
+            yield Reply({"text_output": text, "finish_reason": reason}, last=not running)
 
 
 def texts_of(name: str, array: Array) -> list[str]:

@@ -186,8 +186,7 @@ class OpenInference:
                 return
             async with aclosing(door.stream(ask)) as pieces:
                 async for piece in pieces:
-                    last = bool(piece.outputs["finish_reason"][0])
-                    yield _final(answer(door, wanted, piece, _response(request, model)), last)
+                    yield _final(answer(door, wanted, piece, _response(request, model)), piece.last)
 
     def _in_pieces(self, request: oip.ModelInferRequest) -> bool:
         try:

@@ -252,6 +252,19 @@ def streamed(client, *requests, **options):
         client.stop_stream()
 
 
+def test_several_prompts_of_a_request_are_continued_side_by_side(client):
+    texts = ["A list is", "Return a", "The"]
+    alone = [infer(client, "tiny-gpt", [("text_input", [text])], parameters=GREEDY) for text in texts]
+    expected = [answer.as_numpy("text_output")[0] for answer in alone]
+    whole = infer(client, "tiny-gpt", [("text_input", texts)], parameters=GREEDY)
+    assert whole.as_numpy("text_output").tolist() == expected
+    assert whole.as_numpy("finish_reason").tolist() == [b"length"] * 3
+    pieces = list(streamed(client, ("tiny-gpt", "text_input", texts, GREEDY)))
+    assert len(pieces) == 3 * 8
+    assert b"".join(np.stack([piece.as_numpy("text_output") for piece in pieces])[:, 1]) == expected[1]
+    assert np.stack([piece.as_numpy("finish_reason") for piece in pieces]).sum(axis=0).tolist() == [b"length"] * 3
+
+
 @pytest.mark.parametrize("options", [{}, {"enable_empty_final_response": True}])
 def test_a_stream_brings_the_same_text_in_pieces(client, options):
     whole = infer(client, "tiny-gpt", [("text_input", ["A list is"])], parameters=GREEDY)
@@ -397,7 +410,7 @@ WRONG = {
         "text_pair: found 1 texts, expected 2",
     ),
     "no such width": ("tiny-embedder", [("text", ["a"])], {"dimensions": -1}, "dimensions: found -1, expected 1 to 64"),
-    "two prompts": ("tiny-gpt", [("text_input", ["a", "b"])], {}, "text_input: found 2 texts, expected 1"),
+    "the second prompt": ("tiny-gpt", [("text_input", ["a", ""])], {}, "text_input[1]: found an empty text"),
     "sampling": ("tiny-gpt", [("text_input", ["a"])], {"top_p": 2.0}, "top_p: found 2.0, expected more than 0"),
 }
 

@@ -7,11 +7,16 @@ Read in the order in which data flows:
     attention_ops   the runtime's fused attention in place of the block's own
     trace           a recipe → an ONNX graph
     optimize        the graph, with neighbouring nodes fused
+    quantize        its matrices in fewer bits, where that is wanted
     runtime         a saved graph, run by ONNX Runtime
     parity          how far the saved graph is from PyTorch, and whether that is near enough
     decode          the same for text that GPT writes step by step, over its cache
+    samples         files of texts and images: the user's, or one that training never saw
+    preparation     from these to a graph's inputs
+    calibration     how far a graph is from PyTorch on the user's; held_out: what rounding does to the score
     text, images    what has to happen to a text or an image before the graph can read it
-    exporter        all of these, one after the other
+    graph           these, one after the other, for one kind of machine
+    exporter        all of it, from the source to the artifact
     inspection      what is inside an artifact, and whether it still is what was exported
     artifact        the directory that the server reads: whole or not at all
 

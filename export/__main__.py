@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from export import artifact, families, precisions, sources
+from export import artifact, families, precisions, samples, sources
 from export.errors import ExportError
 from export.precisions import Precision
 from export.progress import Progress
@@ -49,6 +49,13 @@ def parser() -> argparse.ArgumentParser:
         choices=precisions.BITS,
         help="of weight-only precisions: how the last matrices, which make the words or the classes, are stored "
         "(default: int8)",
+    )
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FILE",
+        help="state the error on inputs of your own, too: a file with a text on each line, or an image, a directory of "
+        f"images or a list of image files (the first {samples.MOST})",
     )
     parser.add_argument(
         "--tolerance",
@@ -120,6 +127,8 @@ def export_one(source: Source, options: argparse.Namespace, targets: dict[str, P
     digest, chosen = source.digest(), precisions.spell(targets)
     if options.image_size is not None:
         chosen += f",image-size={options.image_size}"
+    if options.calibrate:
+        chosen += f"; calibrated on {options.calibrate.name} (sha256 {samples.digest(options.calibrate)[:12]})"
     if source.revision:
         progress.say(f"{name}: {source.location} is commit {source.revision}")
     found = artifact.newest(artifacts, name)
@@ -132,7 +141,17 @@ def export_one(source: Source, options: argparse.Namespace, targets: dict[str, P
     progress.say(f"{name}: {source.location} → {artifacts / name}")
     from export.exporter import Job, export  # brings torch with it: seconds that an up-to-date model need not wait
 
-    directory = export(Job(source, name, artifacts, targets, digest, chosen, options.image_size), progress)
+    job = Job(
+        source,
+        name,
+        artifacts,
+        targets,
+        digest=digest,
+        options=chosen,
+        image_size=options.image_size,
+        calibrate=options.calibrate,
+    )
+    directory = export(job, progress)
     progress.say(f"{name}: {directory} is ready")
 
 

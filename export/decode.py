@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.cases import Arrays, Case
-from export.parity import Difference, deviation, difference
+from export.parity import Difference, deviation, difference_of_logits
 from export.precisions import Precision
 from export.recipes import GptRecipe
 from export.runtime import Runtime, empty_cache
@@ -57,7 +57,7 @@ def measure(runtime: Runtime, recipe: GptRecipe, precision: Precision, whole: Ca
             | past
         )
         expected = np.concatenate([chosen[f : f + t] for chosen, f in zip(chosen_rows, first, strict=True)])
-        differences.append(difference(what, outputs["logits"], expected, scale))
+        differences.append(difference_of_logits(what, outputs["logits"], expected, scale))
         return {name: outputs[name.replace("past", "present")] for name in past}
 
     for row, prompt in enumerate(prompts):

@@ -6,32 +6,24 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import onnx_ir
 import torch
 from safetensors.numpy import save as serialised
 
-from export import artifact, cases, decode, images, parity, pooling, text
+from export import artifact, calibration, cases, decode, graph, held_out, images, pooling, text
 from export.cases import Arrays, Case
 from export.errors import ExportError
-from export.optimize import node_counts, optimize
-from export.parity import Parity
 from export.pooling import Pooling
-from export.precisions import PRECISIONS, Precision
+from export.precisions import Precision
 from export.progress import Progress
-from export.quantize import quantize
-from export.recipes import DTYPES, BertRecipe, GptRecipe, ImageRecipe, Ports, Recipe, recipe_for
-from export.runtime import Runtime, described
+from export.recipes import BertRecipe, GptRecipe, ImageRecipe, Recipe, recipe_for
 from export.sources import Source
-from export.trace import trace
 from models import MixerConfig, VitConfig, checkpoints
 from models.checkpoints import CheckpointError, configuration, labels, load
-from protos.manifest_pb2 import CacheLayout, Graph, Manifest, Tensor
-from protos.manifest_pb2 import Parity as ParityMessage
+from protos.manifest_pb2 import CacheLayout, Calibration, Manifest
 from protos.manifest_pb2 import Source as SourceMessage
 
 GOLDEN_FILE = "golden.safetensors"
 TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime-gpu", "onnxruntime", "tokenizers")
-EXTERNAL_BYTES = 1_900_000_000  # a protobuf file ends at 2 GiB; beyond this, weights get a file of their own
 MILLION = 1e6
 
 
@@ -46,6 +38,7 @@ class Job:
     digest: str
     options: str
     image_size: int | None = None  # in pixels, if it is to be another than the source's
+    calibrate: Path | None = None  # a file with inputs of the user's own
 
 
 def export(job: Job, progress: Progress) -> Path:
@@ -56,15 +49,16 @@ def export(job: Job, progress: Progress) -> Path:
         remarks.append(f"{recipe.architecture}, {recipe.task}, {parameters / MILLION:.1f} M weights")
         refuse(recipe, job.targets)
     with progress.step("run PyTorch") as remarks:
-        tried = references(recipe, manifest.text.max_length, progress.each)
-        whole = reference(recipe, decode.inputs_for(recipe)) if isinstance(recipe, GptRecipe) else None
-        remarks.append(f"{len(tried)} cases")
+        known = references(job, recipe, manifest, tokenizer, progress)
+        remarks.append(f"{len(known.tried)} cases")
+        if known.own_cases:
+            remarks.append(f"{known.own.inputs} inputs of {known.own.file}")
     with artifact.staging(job.artifacts) as directory:
         if tokenizer is not None:
             (directory / text.FILE).write_text(tokenizer, "utf-8")
-        save_golden(directory / GOLDEN_FILE, recipe, tried)
+        save_golden(directory / GOLDEN_FILE, recipe, known.tried)
         for target, precision in job.targets.items():
-            manifest.graphs.append(add_graph(directory, target, precision, recipe, tried, whole, progress))
+            manifest.graphs.append(graph.make(directory, target, precision, recipe, known, progress))
         with progress.step("publish") as remarks:
             published = artifact.publish(directory, job.artifacts, manifest)
             remarks.append(f"{sum(file.bytes for file in manifest.files) / MILLION:.1f} MB")
@@ -159,7 +153,25 @@ def refuse(recipe: Recipe, targets: dict[str, Precision]) -> None:
             raise ExportError(f"--target {target}={precision.name}: {reason}")
 
 
-def references(recipe: Recipe, max_length: int, each: Callable[[list[Arrays]], Iterator[Arrays]] = iter) -> list[Case]:
+def references(
+    job: Job, recipe: Recipe, manifest: Manifest, tokenizer: str | None, progress: Progress
+) -> graph.References:
+    """What PyTorch makes in fp32 of all that the graphs will be tried on."""
+    own = calibration.inputs_for(recipe, manifest, tokenizer, job.calibrate) if job.calibrate else []
+    rounds = any(precision.weights for precision in job.targets.values())
+    directory = job.source.directory
+    sample = held_out.read(directory, recipe, manifest, tokenizer) if rounds and directory else None
+    return graph.References(
+        tried=seeded(recipe, manifest.text.max_length, progress.each),
+        whole=reference(recipe, decode.inputs_for(recipe)) if isinstance(recipe, GptRecipe) else None,
+        own=Calibration(file=job.calibrate.name if job.calibrate else "", inputs=calibration.count(own)),
+        own_cases=[reference(recipe, inputs) for inputs in own],
+        sample=sample,
+        score=sample.score(lambda inputs: reference(recipe, inputs).reference) if sample else 0.0,
+    )
+
+
+def seeded(recipe: Recipe, max_length: int, each: Callable[[list[Arrays]], Iterator[Arrays]] = iter) -> list[Case]:
     """Seeded inputs and what PyTorch makes of them in fp32. Those to travel with the artifact come first."""
     return [reference(recipe, inputs) for inputs in each(cases.inputs_for(recipe, max_length))]
 
@@ -178,78 +190,3 @@ def save_golden(path: Path, recipe: Recipe, tried: list[Case]) -> None:
         arrays |= {f"{number}/input/{name}": array for name, array in case.inputs.items()}
         arrays[f"{number}/output/{recipe.result}"] = case.reference
     path.write_bytes(serialised(arrays))  # the library's own save_file has an error of its own for a full disk
-
-
-def add_graph(
-    directory: Path,
-    target: str,
-    precision: Precision,
-    recipe: Recipe,
-    tried: list[Case],
-    whole: Case | None,
-    progress: Progress,
-) -> Graph:
-    """Trace, fuse and save one graph, then prove it. The model is left in its datatype.
-
-    What is to be rounded is proven in fp32 first: only then does the error of the rest tell what rounding costs.
-    """
-    path, label = directory / f"{target}.onnx", f"{target} {precision.name}"
-    recipe.to(DTYPES[precision.datatype])
-    with progress.step(f"{label}: trace"):
-        traced = trace(recipe, precision.name)
-    with progress.step(f"{label}: fuse") as remarks:
-        before = sum(node_counts(traced).values())
-        fused = optimize(traced)
-        remarks.append(f"{before} → {sum(node_counts(fused).values())} nodes")
-        remarks.append(save(fused, path))
-    if precision.weights:
-        with progress.step(f"{label}: compare") as remarks:
-            remarks.append(str(prove(path, PRECISIONS["fp32"], recipe, tried, whole)))
-        with progress.step(f"{label}: quantise") as remarks:
-            remarks.append(save(quantize(fused, precision), path))
-    with progress.step(f"{label}: compare") as remarks:
-        proven = prove(path, precision, recipe, tried, whole)
-        remarks.append(str(proven))
-    return Graph(
-        target=target,
-        precision=precision.name,
-        head_precision=precision.head,
-        file=path.name,
-        inputs=tensors(recipe.inputs(precision.name)),
-        outputs=tensors(recipe.outputs(precision.name)),
-        parity=ParityMessage(
-            measured_on=described(),
-            measure=precision.measure,
-            maximum=proven.maximum,
-            root_mean_square=proven.root_mean_square,
-            tolerance=precision.tolerance,
-            cases=proven.cases,
-        ),
-    )
-
-
-def save(model: onnx_ir.Model, path: Path) -> str:
-    """Write the graph; weights of more than 2 GiB go to a file beside it. Returns its size, for a reader."""
-    beside = path.with_name(f"{path.name}.data")
-    beside.unlink(missing_ok=True)  # of the graph before it was rounded
-    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    onnx_ir.save(model, path, external_data=beside.name if weights > EXTERNAL_BYTES else None)
-    return f"{sum(file.stat().st_size for file in (path, beside) if file.exists()) / MILLION:.1f} MB"
-
-
-def prove(path: Path, precision: Precision, recipe: Recipe, tried: list[Case], whole: Case | None) -> Parity:
-    """Run the saved file on every case, and for GPT step by step. ParityError if it is too far from PyTorch."""
-    runtime = Runtime(path)
-    runtime.check(recipe, precision.name)
-    differences = parity.measure(runtime, recipe, precision, tried)
-    if isinstance(recipe, GptRecipe) and whole is not None:
-        differences += decode.measure(runtime, recipe, precision, whole)
-    return parity.judge(differences, precision)
-
-
-def tensors(ports: Ports) -> list[Tensor]:
-    """Ports in the manifest's words."""
-    return [
-        Tensor(name=name, datatype=port.datatype, shape=[str(size) for size in port.shape])
-        for name, port in ports.items()
-    ]

@@ -37,7 +37,9 @@ def read(directory: Path) -> Manifest:
 def inspect(directory: Path) -> Account:
     """The manifest as a dictionary, and of each graph the nodes by kind."""
     manifest = read(directory)
-    account: Account = MessageToDict(manifest, preserving_proto_field_name=True)
+    account: Account = MessageToDict(
+        manifest, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
     for graph in account["graphs"]:
         loaded = onnx.load(directory / graph["file"], load_external_data=False).graph
         graph["nodes"] = dict(Counter(node.op_type for node in loaded.node).most_common())
@@ -55,15 +57,33 @@ def described(account: Account) -> list[str]:
     ]
     lines += [f"  {path}: {size / MILLION:.1f} MB" for path, size in sizes.items()]
     for graph in account["graphs"]:
-        parity, nodes = graph["parity"], graph["nodes"]
+        nodes, traced = graph["nodes"], graph["traced_nodes"]
+        head = f" (head {graph['head_precision']})" if graph["head_precision"] else ""
         lines += [
-            f"  {graph['target']} {graph['precision']}: {sum(nodes.values())} nodes: "
-            + ", ".join(f"{count} {kind}" for kind, count in nodes.items()),
-            f"    from PyTorch, in standard deviations: maximum {parity['maximum']:.1e}, root mean square "
-            f"{parity['root_mean_square']:.1e}; {parity['measure']} bound by {parity['tolerance']:g}, "
-            f"{parity['cases']} cases, {parity['measured_on']}",
+            f"  {graph['target']} {graph['precision']}{head}: {sum(nodes.values())} nodes, "
+            f"{sum(traced.values())} as traced",
+            *(f"    {kind:<24}{traced.get(kind, 0):>5} → {nodes.get(kind, 0)}" for kind in sorted(nodes | traced)),
+            f"    from PyTorch: {errors(graph['parity'])}; {graph['parity']['measure']} bound by "
+            f"{graph['parity']['tolerance']:g}, {graph['parity']['cases']} cases, {graph['parity']['measured_on']}",
         ]
+        if "held_out" in graph:
+            score = graph["held_out"]
+            lines.append(f"    held out: {score['measure']} {score['pytorch']:.4g} → {score['graph']:.4g}")
+        if "calibration" in graph:
+            own = graph["calibration"]
+            lines.append(f"    on {own['inputs']} inputs of {own['file']}: {errors(own['parity'])}")
     return lines
+
+
+def errors(parity: Account) -> str:
+    """What was measured of a graph, for a reader."""
+    said = (
+        f"maximum {parity['maximum']:.1e} standard deviations ({parity['absolute']:.1e} absolute), "
+        f"root mean square {parity['root_mean_square']:.1e}"
+    )
+    if "kl_divergence" in parity:
+        said += f", top-1 {parity['top1_agreement']:.1%}, KL {parity['kl_divergence']:.1e} nats"
+    return said
 
 
 def verify(directory: Path) -> Account:

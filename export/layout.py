@@ -11,6 +11,7 @@ MODEL = (
     "modules.json",
     "sentence_bert_config.json",
     "*_Pooling/config.json",
+    "held-out.*",  # a sample that training never saw
 )
 CHARACTERS = "meta.pkl"  # nanoGPT's, of models that read letter by letter
 TOKENIZER = (

@@ -4,8 +4,8 @@ Errors are relative to the standard deviation of the reference: an absolute erro
 it is an error of.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,20 @@ from export.cases import Arrays, Case
 from export.errors import ParityError
 from export.precisions import Precision
 from export.recipes import Recipe
-from export.runtime import Runtime, filled
+from export.runtime import Runtime, described, filled
+from protos.manifest_pb2 import Parity as ParityMessage
 
 # `top_scores` and `logsumexp` repeat what `logits` say; the last digit may differ.
 TOP_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What rows of logits come to: how many have the same best class or word, and how far their distributions are."""
+
+    rows: int
+    agreed: int
+    divergence: float  # Kullback and Leibler's, of the graph from PyTorch, in nats, the sum over the rows
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,12 @@ class Difference:
     position: tuple[int, ...]
     found: float
     expected: float
+    choices: Choices | None = None  # of classifiers and language models
+
+    @property
+    def absolute(self) -> float:
+        """The largest error, in the result's own unit."""
+        return abs(self.found - self.expected)
 
     def __str__(self) -> str:
         return (
@@ -40,15 +56,26 @@ class Difference:
 
 @dataclass(frozen=True)
 class Parity:
-    """The worst of all differences, by either measure."""
+    """The worst of all differences, by either measure, and of what is chosen the whole."""
 
     precision: Precision
     maximum: float
     root_mean_square: float
+    absolute: float
     cases: int
+    choices: Choices | None
 
     def __str__(self) -> str:
-        return f"maximum {self.maximum:.1e}, root mean square {self.root_mean_square:.1e}"
+        said = (
+            f"maximum {self.maximum:.1e} ({self.absolute:.1e} absolute), root mean square {self.root_mean_square:.1e}"
+        )
+        if self.choices is None:
+            return said
+        agreed, divergence = self.choices.agreed / self.choices.rows, self.choices.divergence / self.choices.rows
+        return f"{said}, top-1 {agreed:.1%}, KL {divergence:.1e} nats"
+
+
+Comparison = Callable[[str, NDArray[np.generic], NDArray[np.float32], float], Difference]
 
 
 def difference(what: str, found: NDArray[np.generic], reference: NDArray[np.float32], scale: float) -> Difference:
@@ -70,6 +97,30 @@ def difference(what: str, found: NDArray[np.generic], reference: NDArray[np.floa
     return result
 
 
+def difference_of_logits(
+    what: str, found: NDArray[np.generic], reference: NDArray[np.float32], scale: float
+) -> Difference:
+    """Compare rows of logits (n, classes), and what they come to."""
+    result = difference(what, found, reference, scale)
+    log_found, log_reference = log_softmax(found.astype(np.float64)), log_softmax(reference.astype(np.float64))
+    agreed = int(np.sum(found.argmax(axis=-1) == reference.argmax(axis=-1)))
+    divergence = float(np.sum(np.exp(log_reference) * (log_reference - log_found)))
+    return replace(result, choices=Choices(len(found), agreed, divergence))
+
+
+def log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Log-probabilities of rows of logits."""
+    logits = logits - logits.max(axis=-1, keepdims=True)
+    result: NDArray[np.float64] = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    return result
+
+
+def comparison(recipe: Recipe) -> Comparison:
+    """How results of a recipe are compared: a single number, or a vector, is no choice."""
+    (width,) = recipe.outputs("fp32")[recipe.result].shape[1:]
+    return difference_of_logits if recipe.result == "logits" and width != 1 else difference
+
+
 def deviation(cases: Iterable[Case]) -> float:
     """The standard deviation of all that PyTorch gave. (That of a single case means little: it may hold one number.)"""
     return float(np.std(np.concatenate([case.reference.ravel() for case in cases]))) or 1.0
@@ -77,12 +128,12 @@ def deviation(cases: Iterable[Case]) -> float:
 
 def measure(runtime: Runtime, recipe: Recipe, precision: Precision, cases: list[Case]) -> list[Difference]:
     """Run every case; one difference for each."""
-    scale = deviation(cases)
+    scale, compare = deviation(cases), comparison(recipe)
     differences = []
     for number, case in enumerate(cases):
         outputs = runtime.run(filled(recipe.inputs(precision.name), case.inputs))
         what = f"{recipe.result} of case {number} {shapes(case.inputs)}"
-        differences.append(difference(what, outputs[recipe.result], case.reference, scale))
+        differences.append(compare(what, outputs[recipe.result], case.reference, scale))
         if "top_ids" in outputs:
             check_words(what, outputs)
     return differences
@@ -117,4 +168,40 @@ def judge(differences: list[Difference], precision: Precision) -> Parity:
     worst, error = (worst_maximum, worst_maximum.maximum) if by_maximum else (worst_mean, worst_mean.root_mean_square)
     if error > precision.tolerance:
         raise ParityError(f"{worst}; expected {precision.measure} ≤ {precision.tolerance:g} in {precision.name}")
-    return Parity(precision, worst_maximum.maximum, worst_mean.root_mean_square, len(differences))
+    return summed(differences, precision)
+
+
+def summed(differences: list[Difference], precision: Precision) -> Parity:
+    """All differences in one."""
+    chosen = [difference.choices for difference in differences if difference.choices is not None]
+    return Parity(
+        precision,
+        maximum=max(difference.maximum for difference in differences),
+        root_mean_square=max(difference.root_mean_square for difference in differences),
+        absolute=max(difference.absolute for difference in differences),
+        cases=len(differences),
+        choices=Choices(
+            sum(choices.rows for choices in chosen),
+            sum(choices.agreed for choices in chosen),
+            sum(choices.divergence for choices in chosen),
+        )
+        if chosen
+        else None,
+    )
+
+
+def message(parity: Parity) -> ParityMessage:
+    """The same for the manifest."""
+    result = ParityMessage(
+        measured_on=described(),
+        measure=parity.precision.measure,
+        maximum=parity.maximum,
+        root_mean_square=parity.root_mean_square,
+        absolute=parity.absolute,
+        tolerance=parity.precision.tolerance,
+        cases=parity.cases,
+    )
+    if parity.choices is not None:
+        result.top1_agreement = parity.choices.agreed / parity.choices.rows
+        result.kl_divergence = parity.choices.divergence / parity.choices.rows
+    return result

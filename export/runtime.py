@@ -37,15 +37,25 @@ class Runtime:
         return dict(zip(names, self.session.run(names, inputs), strict=True))
 
     def check(self, recipe: Recipe, precision: str) -> None:
-        """ExportError if names, datatypes or axes are not those of the recipe."""
-        for kind, nodes, ports in (
+        """ExportError if names, then datatypes, then axes are not those of the recipe."""
+        sides = (
             ("input", self.session.get_inputs(), recipe.inputs(precision)),
             ("output", self.session.get_outputs(), recipe.outputs(precision)),
-        ):
-            found = [(node.name, node.type, tuple(node.shape)) for node in nodes]
-            expected = [(name, TYPES[port.datatype], port.shape) for name, port in ports.items()]
-            if found != expected:
-                raise ExportError(f"the graph's {kind}s: found {found}, expected {expected}")
+        )
+        for what in ("names", "datatypes", "axes"):
+            for side, nodes, ports in sides:
+                found = {
+                    "names": [node.name for node in nodes],
+                    "datatypes": [f"{node.name} {node.type}" for node in nodes],
+                    "axes": [f"{node.name} {list(node.shape)}" for node in nodes],
+                }[what]
+                expected = {
+                    "names": list(ports),
+                    "datatypes": [f"{name} {TYPES[port.datatype]}" for name, port in ports.items()],
+                    "axes": [f"{name} {list(port.shape)}" for name, port in ports.items()],
+                }[what]
+                if found != expected:
+                    raise ExportError(f"the graph's {side}s, {what}: found {found}, expected {expected}")
 
 
 def described() -> str:

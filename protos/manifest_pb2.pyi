@@ -137,6 +137,26 @@ class Graph(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class TracedNodesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TARGET_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
     FILE_FIELD_NUMBER: _builtins.int
@@ -144,6 +164,9 @@ class Graph(_message.Message):
     OUTPUTS_FIELD_NUMBER: _builtins.int
     PARITY_FIELD_NUMBER: _builtins.int
     HEAD_PRECISION_FIELD_NUMBER: _builtins.int
+    TRACED_NODES_FIELD_NUMBER: _builtins.int
+    HELD_OUT_FIELD_NUMBER: _builtins.int
+    CALIBRATION_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """cpu, cuda"""
     precision: _builtins.str
@@ -157,6 +180,18 @@ class Graph(_message.Message):
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tensor]: ...
     @_builtins.property
     def parity(self) -> Global___Parity: ...
+    @_builtins.property
+    def traced_nodes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """by kind, as they were before they were fused and rounded"""
+
+    @_builtins.property
+    def held_out(self) -> Global___Score:
+        """of rounded weights, where the source brings a sample that training never saw"""
+
+    @_builtins.property
+    def calibration(self) -> Global___Calibration:
+        """if the user gave inputs"""
+
     def __init__(
         self,
         *,
@@ -167,10 +202,13 @@ class Graph(_message.Message):
         outputs: _abc.Iterable[Global___Tensor] | None = ...,
         parity: Global___Parity | None = ...,
         head_precision: _builtins.str = ...,
+        traced_nodes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        held_out: Global___Score | None = ...,
+        calibration: Global___Calibration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["parity", b"parity"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration", "held_out", b"held_out", "parity", b"parity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "head_precision", b"head_precision", "inputs", b"inputs", "outputs", b"outputs", "parity", b"parity", "precision", b"precision", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration", "file", b"file", "head_precision", b"head_precision", "held_out", b"held_out", "inputs", b"inputs", "outputs", b"outputs", "parity", b"parity", "precision", b"precision", "target", b"target", "traced_nodes", b"traced_nodes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -207,8 +245,8 @@ Global___Tensor: _TypeAlias = Tensor  # noqa: Y015
 
 @_typing.final
 class Parity(_message.Message):
-    """How far the graph, run on the golden inputs, is from PyTorch in fp32. Errors are relative to the standard deviation
-    of the reference.
+    """How far the graph is from PyTorch in fp32, over all cases and, for GPT, over chunks and steps. `maximum` and
+    `root_mean_square` are of the worst case, relative to the standard deviation of the reference.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -219,6 +257,9 @@ class Parity(_message.Message):
     ROOT_MEAN_SQUARE_FIELD_NUMBER: _builtins.int
     TOLERANCE_FIELD_NUMBER: _builtins.int
     CASES_FIELD_NUMBER: _builtins.int
+    ABSOLUTE_FIELD_NUMBER: _builtins.int
+    TOP1_AGREEMENT_FIELD_NUMBER: _builtins.int
+    KL_DIVERGENCE_FIELD_NUMBER: _builtins.int
     measured_on: _builtins.str
     """runtime, version, provider"""
     measure: _builtins.str
@@ -227,6 +268,14 @@ class Parity(_message.Message):
     root_mean_square: _builtins.float
     tolerance: _builtins.float
     cases: _builtins.int
+    absolute: _builtins.float
+    """the largest error, in the result's own unit"""
+    top1_agreement: _builtins.float
+    """Of classifiers and language models, over all rows of logits.
+    the share of rows with the same best class or word
+    """
+    kl_divergence: _builtins.float
+    """of the graph's distribution from PyTorch's, in nats, the mean over the rows"""
     def __init__(
         self,
         *,
@@ -236,14 +285,81 @@ class Parity(_message.Message):
         root_mean_square: _builtins.float = ...,
         tolerance: _builtins.float = ...,
         cases: _builtins.int = ...,
+        absolute: _builtins.float = ...,
+        top1_agreement: _builtins.float | None = ...,
+        kl_divergence: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_kl_divergence", b"_kl_divergence", "_top1_agreement", b"_top1_agreement", "kl_divergence", b"kl_divergence", "top1_agreement", b"top1_agreement"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kl_divergence", b"_kl_divergence", "_top1_agreement", b"_top1_agreement", "absolute", b"absolute", "cases", b"cases", "kl_divergence", b"kl_divergence", "maximum", b"maximum", "measure", b"measure", "measured_on", b"measured_on", "root_mean_square", b"root_mean_square", "tolerance", b"tolerance", "top1_agreement", b"top1_agreement"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__kl_divergence: _TypeAlias = _typing.Literal["kl_divergence"]  # noqa: Y015
+    _WhichOneofArgType__kl_divergence: _TypeAlias = _typing.Literal["_kl_divergence", b"_kl_divergence"]  # noqa: Y015
+    _WhichOneofReturnType__top1_agreement: _TypeAlias = _typing.Literal["top1_agreement"]  # noqa: Y015
+    _WhichOneofArgType__top1_agreement: _TypeAlias = _typing.Literal["_top1_agreement", b"_top1_agreement"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kl_divergence) -> _WhichOneofReturnType__kl_divergence | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top1_agreement) -> _WhichOneofReturnType__top1_agreement | None: ...
+
+Global___Parity: _TypeAlias = Parity  # noqa: Y015
+
+@_typing.final
+class Score(_message.Message):
+    """What rounding does to a model's score on a held-out sample."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEASURE_FIELD_NUMBER: _builtins.int
+    PYTORCH_FIELD_NUMBER: _builtins.int
+    GRAPH_FIELD_NUMBER: _builtins.int
+    measure: _builtins.str
+    """accuracy, bits per character, …"""
+    pytorch: _builtins.float
+    graph: _builtins.float
+    def __init__(
+        self,
+        *,
+        measure: _builtins.str = ...,
+        pytorch: _builtins.float = ...,
+        graph: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cases", b"cases", "maximum", b"maximum", "measure", b"measure", "measured_on", b"measured_on", "root_mean_square", b"root_mean_square", "tolerance", b"tolerance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["graph", b"graph", "measure", b"measure", "pytorch", b"pytorch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Parity: _TypeAlias = Parity  # noqa: Y015
+Global___Score: _TypeAlias = Score  # noqa: Y015
+
+@_typing.final
+class Calibration(_message.Message):
+    """How far the graph is from PyTorch on the user's own inputs; there is no bound on it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    PARITY_FIELD_NUMBER: _builtins.int
+    file: _builtins.str
+    inputs: _builtins.int
+    """texts or images"""
+    @_builtins.property
+    def parity(self) -> Global___Parity: ...
+    def __init__(
+        self,
+        *,
+        file: _builtins.str = ...,
+        inputs: _builtins.int = ...,
+        parity: Global___Parity | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parity", b"parity"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "inputs", b"inputs", "parity", b"parity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Calibration: _TypeAlias = Calibration  # noqa: Y015
 
 @_typing.final
 class TextInput(_message.Message):

@@ -171,6 +171,7 @@ def main() -> None:
     texts = corpus.read()
     model, tokenizer, minutes = train(texts, state_path=arguments.state, compiled=arguments.compile)
     bundle.save_text(arguments.output, model, tokenizer, special=SPECIAL, kind="BertTokenizer")
+    bundle.save_held_out_texts(arguments.output, texts.held_out)
     saved = checkpoints.load(arguments.output)
     scores = {
         what: f"{top5_accuracy(saved, as_stream(encode(documents, tokenizer)), tokenizer):.1%}"

@@ -5,12 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 from torch import nn
 
 from models import checkpoints
-from models.training import digits
+from models.training import corpus, digits
+from models.training.corpus import Document
 
 HALVED = {"dtype": "float16"}  # text models are stored in half precision: half the size, and no worse a score
 
@@ -64,6 +67,22 @@ def save_mixer(directory: Path, model: nn.Module, names: Sequence[str]) -> None:
         "label_names": list(names),
     }
     checkpoints.save(directory, config, checkpoints.published(model))
+
+
+def save_held_out_texts(directory: Path, documents: Sequence[Document]) -> None:
+    """A sample of what was held out, a paragraph on each line: by it an export tells what rounding costs."""
+    chosen = (document for document in documents if document.name.split("/")[0] in corpus.SAMPLED)
+    lines = (" ".join(paragraph.split()) for document in chosen for text in document.texts for paragraph in text)
+    (directory / "held-out.txt").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def save_held_out_digits(directory: Path) -> None:
+    """All digits that were held out, white on black, for the same purpose."""
+    _, held_out = digits.read()
+    images = [np.asarray(digits.as_picture(image).convert("L")) for image in held_out.images]
+    path = directory / "held-out.safetensors"
+    save_file({"images": np.stack(images), "labels": held_out.labels.numpy().astype(np.uint8)}, path)
+    path.chmod(0o644)  # the library makes it the owner's alone
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

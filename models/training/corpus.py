@@ -43,6 +43,7 @@ PACKAGES = {  # distribution: (version, folder, licence); the extra `train` inst
     "xarray": ("2026.9.0", "xarray", "Apache-2.0"),
 }
 HELD_OUT_OF_256 = 5  # 2 % of the modules
+SAMPLED = ("python", "networkx", "sqlalchemy")  # whose held-out paragraphs lie beside the models
 SKIPPED = re.compile(
     r"(^|[/_])(tests?|testing|conftest|vendor|_vendor|externals?|extern|idlelib|lib2to3|site-packages)([/_.]|$)"
 )

@@ -93,6 +93,7 @@ def main() -> None:
     texts = corpus.read()
     model, tokenizer, minutes = train(texts, state_path=arguments.state, compiled=arguments.compile)
     bundle.save_text(arguments.output, model, tokenizer, special=SPECIAL, kind="GPT2Tokenizer")
+    bundle.save_held_out_texts(arguments.output, texts.held_out)
     saved = checkpoints.load(arguments.output)
     scores = {
         what: f"{bits_per_character(saved, encode(documents, tokenizer), tokenizer):.3f}"

@@ -11,7 +11,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from models import checkpoints
-from models.training import cards, command, digits, optimisers
+from models.training import bundle, cards, command, digits, optimisers
 from models.training.optimisers import Rates
 
 
@@ -78,6 +78,7 @@ def recipe(
     minutes = (time.monotonic() - started) / 60
     save(arguments.output, model, digits.NAMES)
     digits.example()[0].save(arguments.output / "example.png")
+    bundle.save_held_out_digits(arguments.output)
     saved = checkpoints.load(arguments.output)
     scores = {
         "accuracy, white on black": f"{accuracy(saved):.2%}",

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from export import exporter
+from export import graph
 from export.__main__ import main
 from export.progress import Progress
 
@@ -55,15 +55,16 @@ def test_it_says_what_it_does_step_by_step(export, checkpoints: dict[str, Path])
     said = export(checkpoints["mixer"], "--target", "cpu", "--name", "other").said
     for step in ("read the source", "run PyTorch", "trace", "fuse", "compare", "publish"):
         assert step in said
-    assert "28 nodes" in said
-    assert "maximum" in said
+    assert "40 → 28 nodes: Add 13 → 3, " in said
+    for measure in ("max ", "absolute", "rms ", "top-1 100.0%", "KL "):
+        assert measure in said
     assert said.endswith("/other/1 is ready\n")
 
 
 def test_weights_too_large_for_one_file_get_a_file_of_their_own(
     export, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporter, "EXTERNAL_BYTES", 10_000)
+    monkeypatch.setattr(graph, "EXTERNAL_BYTES", 10_000)
     outcome = export(checkpoints["mixer"], "--target", "cpu")
     directory = outcome.artifacts / "tiny-mixer/1"
     sizes = {file["path"]: file["bytes"] for file in manifest(directory)["files"]}
@@ -102,9 +103,9 @@ def test_the_manifest_says_what_is_there(artifacts: Callable[[str], Path]) -> No
         "golden.safetensors",
         "tokenizer.json",
     }
-    for graph in found["graphs"]:
-        assert graph["parity"]["maximum"] > 0
-        assert "CPUExecutionProvider" in graph["parity"]["measured_on"]
+    for each in found["graphs"]:
+        assert each["parity"]["maximum"] > 0
+        assert "CPUExecutionProvider" in each["parity"]["measured_on"]
     assert {"torch", "onnx", "onnxscript"} <= found["tool_versions"].keys()
 
 

@@ -19,7 +19,13 @@ def test_inspect_shows_what_is_inside(artifacts: Callable[[str], Path], capsys: 
     assert main(["inspect", str(directory)]) == 0
     said = capsys.readouterr().out
     assert said.startswith("tiny-gpt 1: gpt, generate\n")
-    for text in ("cuda.onnx", "29 nodes: 8 MatMul", "2 GroupQueryAttention", "maximum bound by 0.0001"):
+    for text in (
+        "cuda.onnx",
+        "29 nodes, 40 as traced",
+        "SkipLayerNormalization      0 → 5",
+        "maximum bound by 0.0001",
+        "KL",
+    ):
         assert text in said
     assert main(["inspect", str(directory), "--json"]) == 0
     account = json.loads(capsys.readouterr().out)

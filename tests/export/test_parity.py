@@ -10,13 +10,14 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from export import cases, decode, exporter, parity, pooling
+from export import cases, decode, exporter, graph, parity, pooling
 from export.errors import ExportError, ParityError
 from export.precisions import PRECISIONS
 from export.recipes import GptRecipe, Recipe, recipe_for
 from export.runtime import Runtime
 from models import Gpt
 from models.checkpoints import load
+from protos.manifest_pb2 import Calibration
 
 FP32, FP16 = PRECISIONS["fp32"], PRECISIONS["fp16"]
 LONGEST = 64
@@ -24,9 +25,19 @@ LONGEST = 64
 
 def prove(path: Path, recipe: Recipe) -> parity.Parity:
     """The comparison that ends every export, on a file that may have been tampered with."""
-    tried = exporter.references(recipe, LONGEST)
-    whole = exporter.reference(recipe, decode.inputs_for(recipe)) if isinstance(recipe, GptRecipe) else None
-    return exporter.prove(path, FP32, recipe, tried, whole)
+    return graph.prove(path, FP32, recipe, references(recipe))
+
+
+def references(recipe: Recipe) -> graph.References:
+    """What PyTorch says to what every graph is tried on."""
+    return graph.References(
+        tried=exporter.seeded(recipe, LONGEST),
+        whole=exporter.reference(recipe, decode.inputs_for(recipe)) if isinstance(recipe, GptRecipe) else None,
+        own=Calibration(),
+        own_cases=[],
+        sample=None,
+        score=0,
+    )
 
 
 def recipe_of(directory: Path) -> Recipe:
@@ -114,7 +125,7 @@ def test_a_cache_that_is_read_wrongly_is_caught_by_writing_step_by_step(
 
     path = tampered(artifacts("gpt") / "cpu.onnx", tmp_path, change)
     recipe = recipe_of(checkpoints["gpt"])
-    at_once = parity.measure(Runtime(path), recipe, FP32, exporter.references(recipe, LONGEST))
+    at_once = parity.measure(Runtime(path), recipe, FP32, exporter.seeded(recipe, LONGEST))
     assert parity.judge(at_once, FP32).maximum < 1e-5
     with pytest.raises(ParityError, match="of a prompt|after prompts"):
         prove(path, recipe)
@@ -137,7 +148,7 @@ def test_best_words_that_are_not_the_best_are_caught(
 def test_a_graph_with_another_signature_is_refused(
     artifacts: Callable[[str], Path], checkpoints: dict[str, Path]
 ) -> None:
-    with pytest.raises(ExportError, match="the graph's inputs: found"):
+    with pytest.raises(ExportError, match="the graph's inputs, names: found"):
         prove(artifacts("classifier") / "cpu.onnx", recipe_of(checkpoints["bert"]))
 
 
@@ -179,7 +190,7 @@ def test_a_failed_comparison_leaves_nothing_behind(
     def fail(*arguments: object) -> None:
         raise ParityError("logits at [0, 3]: found 1, PyTorch has 2")
 
-    monkeypatch.setattr(exporter, "prove", fail)
+    monkeypatch.setattr(graph, "prove", fail)
     outcome = export(checkpoints["mixer"], "--target", "cpu")
     assert (outcome.status, outcome.visible) == (1, [])
     assert outcome.complained == "error: logits at [0, 3]: found 1, PyTorch has 2\n"

@@ -1,0 +1,100 @@
+"""From texts and pictures to a graph's inputs, as the server will make them: tokens padded on the right, pixels."""
+
+from collections.abc import Iterator, Sequence
+from math import ceil
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tokenizers import Encoding, Tokenizer
+
+from export.cases import Arrays
+from export.errors import ExportError
+from export.recipes import BertRecipe, GptRecipe
+from protos.manifest_pb2 import ImageInput, TextInput
+
+ROWS = 8
+
+
+def encoded(tokenizer: str, texts: Sequence[str], text: TextInput) -> list[Encoding]:
+    """The tokens of each text, cut where the model ends."""
+    reader = Tokenizer.from_str(tokenizer)
+    reader.enable_truncation(text.max_length)
+    found = [encoding for encoding in reader.encode_batch(list(texts)) if encoding.ids]
+    if not found:
+        raise ExportError("the texts: found no tokens in them, expected some")
+    return found
+
+
+def in_batches(encodings: Sequence[Encoding]) -> Iterator[Sequence[Encoding]]:
+    """A few rows at a time, the shortest first: so they need the least padding."""
+    ordered = sorted(encodings, key=len)
+    for start in range(0, len(ordered), ROWS):
+        yield ordered[start : start + ROWS]
+
+
+def padded(recipe: BertRecipe | GptRecipe, rows: Sequence[Encoding], pad_id: int) -> Arrays:
+    """Rows of different lengths as the inputs of a graph, but for `selected`."""
+    lengths: NDArray[np.int32] = np.array([len(row) for row in rows], np.int32)
+    real = np.arange(lengths.max()) < lengths[:, None]  # (b, t)
+    input_ids: NDArray[np.int64] = np.full(real.shape, pad_id, np.int64)
+    input_ids[real] = np.concatenate([row.ids for row in rows])
+    arrays: Arrays = {
+        "input_ids": input_ids,
+        "position_ids": np.tile(np.arange(real.shape[1]), (len(rows), 1)),
+        "lengths": lengths,
+    }
+    if "token_type_ids" in recipe.inputs("fp32"):
+        segments = np.zeros_like(input_ids)
+        segments[real] = np.concatenate([row.type_ids for row in rows])
+        arrays["token_type_ids"] = segments
+    return arrays
+
+
+def real(arrays: Arrays) -> NDArray[np.bool_]:
+    """Where a batch of texts holds words, (b, t)."""
+    lengths = arrays["lengths"].astype(np.int64)
+    result: NDArray[np.bool_] = np.arange(arrays["input_ids"].shape[1]) < lengths[:, None]
+    return result
+
+
+def pixels(pictures: Sequence[Image.Image], image: ImageInput) -> Arrays:
+    """Pictures in RGB as `pixel_values` (b, channels, h, w). ExportError if one has a size that no resizing mends."""
+    return {"pixel_values": np.stack([one(picture, image) for picture in pictures])}
+
+
+def one(picture: Image.Image, image: ImageInput) -> NDArray[np.float32]:
+    """Resize, centre crop, rescale, normalise: see the manifest."""
+    if image.HasField("resize"):
+        picture = picture.resize(target(picture, image), Image.Resampling[(image.resample or "bilinear").upper()])
+    values = np.asarray(picture)  # (h, w, 3)
+    if image.HasField("crop"):
+        values = cropped(values, image.crop.height, image.crop.width)
+    if values.shape[:2] != (image.height, image.width):
+        found = f"{values.shape[1]} × {values.shape[0]}"
+        raise ExportError(f"an image: found {found} pixels, expected {image.width} × {image.height}")
+    result = values.transpose(2, 0, 1).astype(np.float32)  # (3, h, w)
+    if image.HasField("rescale"):
+        result *= np.float32(image.rescale)
+    if image.mean:
+        mean, deviation = (np.array(part, np.float32).reshape(-1, 1, 1) for part in (image.mean, image.deviation))
+        result = (result - mean) / deviation
+    return result
+
+
+def target(picture: Image.Image, image: ImageInput) -> tuple[int, int]:
+    """Width and height to resize to."""
+    if not image.resize.HasField("shortest_edge"):
+        return image.resize.width, image.resize.height
+    short, long = sorted(picture.size)
+    edges = image.resize.shortest_edge, int(image.resize.shortest_edge * long / short)
+    return edges if picture.width <= picture.height else edges[::-1]
+
+
+def cropped(values: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """The middle of (h, w, 3); black is added around what is too small."""
+    missing = [max(0, wanted - found) for wanted, found in zip((height, width), values.shape[:2], strict=True)]
+    around = [(ceil(pixels / 2), pixels - ceil(pixels / 2)) for pixels in missing]
+    values = np.pad(values, [*around, (0, 0)])
+    top, left = (values.shape[0] - height) // 2, (values.shape[1] - width) // 2
+    return values[top : top + height, left : left + width]

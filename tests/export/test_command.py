@@ -56,7 +56,7 @@ def test_it_says_what_it_does_step_by_step(export, checkpoints: dict[str, Path])
     for step in ("read the source", "run PyTorch", "trace", "fuse", "compare", "publish"):
         assert step in said
     assert "40 → 28 nodes: Add 13 → 3, " in said
-    for measure in ("max ", "absolute", "rms ", "top-1 100.0%", "KL "):
+    for measure in ("maximum ", "absolute", "root mean square ", "top-1 100.0%", "KL "):
         assert measure in said
     assert said.endswith("/other/1 is ready\n")
 

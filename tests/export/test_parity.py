@@ -42,7 +42,7 @@ def references(recipe: Recipe) -> graph.References:
 
 def recipe_of(directory: Path) -> Recipe:
     pooled = pooling.read(directory)
-    return recipe_for(load(directory, pooling=pooled.pooling, normalise=pooled.normalise))
+    return recipe_for(load(directory, pooling=pooled.pooling))
 
 
 def tampered(path: Path, to: Path, change: Callable[[onnx.GraphProto], None]) -> Path:

@@ -74,7 +74,8 @@ def write_distilbert(directory: Path) -> None:
 
 
 def write_distilbert_classifier(directory: Path) -> None:
-    config = transformers.DistilBertConfig(**DISTILBERT, **names(2))
+    """Of two classes that do not exclude each other."""
+    config = transformers.DistilBertConfig(**DISTILBERT, **names(2), problem_type="multi_label_classification")
     randomise(transformers.DistilBertForSequenceClassification(config)).save_pretrained(directory)
     write_words(directory)
 
@@ -99,8 +100,8 @@ def write_first_token_embedder(directory: Path) -> None:
 
 
 def write_regression(directory: Path) -> None:
-    """BERT with a single label."""
-    config = transformers.BertConfig(**BERT, **names(1))
+    """BERT with a single label, whose number is the answer as it is."""
+    config = transformers.BertConfig(**BERT, **names(1), problem_type="regression")
     randomise(transformers.BertForSequenceClassification(config)).save_pretrained(directory)
     write_words(directory)
 

@@ -42,6 +42,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "affinity_cached_prompt_tokens": ("Tokens of prompts whose keys and values were at hand.", ()),
     "affinity_generated_tokens": ("Tokens of continuations.", ()),
     "affinity_finished_generations": ("Continuations that ended, by reason.", ("stop", "length", "cancelled")),
+    "affinity_padding_tokens": ("Padding that ran beside tokens, in tokens.", ()),
     "affinity_failed_rows": ("Inputs whose run failed.", ()),
     "affinity_dropped_rows": (
         "Inputs that left the queue without running, by reason.",
@@ -221,6 +222,7 @@ class ModelObserver:
         self._of("affinity_run_duration_seconds").observe(run_seconds)
         self._of("affinity_batch_rows").observe(rows)
         self._of("affinity_batch_tokens").observe(tokens)
+        self._of("affinity_padding_tokens").inc(padded_tokens - tokens)
         self._of("affinity_batch_padding_ratio").observe(1 - tokens / padded_tokens if padded_tokens else 0)
 
     def answered(self, spent: Spent) -> None:

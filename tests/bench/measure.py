@@ -25,12 +25,12 @@ class Side:
 
 @dataclass(frozen=True)
 class Result:
-    """What one side reached in one workload; `reason` says why there is nothing."""
+    """What one side reached in one workload; `note` says what else there is to say, or why there is nothing."""
 
     workload: str
     side: str
     rates: tuple[float, ...] = ()  # of each round, per second
-    reason: str = ""
+    note: str = ""
 
     @property
     def rate(self) -> float:
@@ -65,15 +65,13 @@ def in_turns(workload: str, sides: Sequence[Side], rounds: int) -> list[Result]:
 
 
 def table(results: Iterable[Result], unit: str = "per second") -> str:
-    """Markdown: the median rate of each side, its range, and the workload's best side over it."""
-    lines = [f"| workload | side | {unit} | range |", "|---|---|---|---|"]
+    """Markdown: the median rate of each side, its range, its note."""
+    lines = [f"| workload | side | {unit} | range | |", "|---|---|---|---|---|"]
     for result in results:
+        found = "– | –"
         if result.rates:
-            low, high = min(result.rates), max(result.rates)
-            found = f"{result.rate:,.1f} | {low:,.1f}–{high:,.1f}"
-        else:
-            found = f"– | skipped: {result.reason}"
-        lines.append(f"| {result.workload} | {result.side} | {found} |")
+            found = f"{result.rate:,.1f} | {min(result.rates):,.1f}–{max(result.rates):,.1f}"
+        lines.append(f"| {result.workload} | {result.side} | {found} | {result.note} |")
     return "\n".join(lines)
 
 
@@ -113,5 +111,5 @@ def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 def write(path: Path, results: Sequence[Result]) -> None:
     """All rates, for whoever wants to compute with them."""
-    found = [{"workload": r.workload, "side": r.side, "rates": r.rates, "reason": r.reason} for r in results]
+    found = [{"workload": r.workload, "side": r.side, "rates": r.rates, "note": r.note} for r in results]
     path.write_text(json.dumps({"machine": machine(), "results": found}, indent=2) + "\n")

@@ -1,0 +1,262 @@
+"""`python -m tests.bench.encoders`: BERT-base and ViT-B/16 through gRPC, beside what else there is to run them with.
+
+Random weights of the published sizes, 16 callers at a time. Ours is `python -m server` in a process of its own, asked
+over gRPC by this one; peers are handed everything at once, in batches of 16, with nothing around them. Peers that are
+not there are skipped by name (`make bench-peers`). `--sizes tiny` rehearses it.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tritonclient.grpc as triton
+
+from server.client import Client
+from server.errors import ProviderUnavailable
+from server.providers import openvino_device
+from tests.bench.inputs import MaskedText, masked_texts, photographs, ready_images, ready_texts
+from tests.bench.load import all_answered, log_uniform
+from tests.bench.measure import Result, Target, machine, table, verdicts, write
+from tests.bench.padding import ran
+from tests.bench.processes import OURS, PEERS, TRITON
+from tests.bench.sides import Round, Workload
+from tests.published import SIZES, export
+from tests.serving import Served, served
+
+CONCURRENCY = 16
+FILL_MASK, VISION, LENGTHS = "fill-mask", "images", "lengths"
+FP32, BF16 = "transformers fp32", "transformers bf16"
+RUNTIME, OPENVINO = "ONNX Runtime fp32, ready tensors", "OpenVINO bf16, ready tensors"
+FIRST_COME, TRITON_CORE = "first come, first served", "Triton core, ONNX Runtime fp32"
+EVERY_PEER = (FP32, BF16, RUNTIME, OPENVINO, FIRST_COME, TRITON_CORE)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How large the inputs are, and how many of them make a round."""
+
+    tokens: int
+    longest: int
+    inputs: int
+    mixed: int
+
+
+EXTENTS = {"published": Extent(128, 512, 32, 48), "tiny": Extent(48, 64, 16, 16)}
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A server of ours, and what really computes in it."""
+
+    server: Served
+    provider: str
+    precision: str
+
+    @property
+    def name(self) -> str:
+        return f"ours, {self.provider} {self.precision}"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the workloads share."""
+
+    folder: Path
+    checkpoints: dict[str, Path]
+    extent: Extent
+    ours: Sequence[Ours]
+    peers: Sequence[str]  # those that are wanted, by name
+    rounds: int
+
+    def artifact(self, model: str) -> Path:
+        return max((self.folder / "artifacts" / model).iterdir(), key=lambda version: int(version.name))
+
+
+# ---- the workloads
+
+
+def fill_mask(bench: Bench) -> list[Result]:
+    """BERT, texts of one length, one mask in each."""
+    checkpoint = bench.checkpoints["bert-base"]
+    texts = masked_texts(checkpoint, [bench.extent.tokens] * bench.extent.inputs)
+    ready = {"file": str(ready_texts(texts, bench.folder / "texts.npz")), "batch": CONCURRENCY}
+    with ExitStack() as stack:
+        work = Workload(FILL_MASK, bench.peers, stack)
+        for side, dtype in ((FP32, "float32"), (BF16, "bfloat16")):
+            arguments = (OURS, "pipelines", checkpoint, "fill-mask", dtype)
+            work.add_peer(side, *arguments, texts=[each.text for each in texts], batch=CONCURRENCY)
+        work.add_peer(RUNTIME, OURS, "plain_runtime", checkpoint, "text", bench.folder / "text.onnx", **ready)
+        work.add_peer(OPENVINO, PEERS, "bare_openvino", checkpoint, "text", "bf16", **ready)
+        for ours in bench.ours:
+            work.add(ours.name, filling(ours.server, texts))
+        return work.measured(bench.rounds)
+
+
+def images(bench: Bench) -> list[Result]:
+    """ViT, from JPEG files; engines without a decoder are given ready tensors."""
+    checkpoint = bench.checkpoints["vit-base"]
+    (bench.folder / "photographs").mkdir(exist_ok=True)
+    files = photographs(bench.folder / "photographs", bench.extent.inputs)
+    ready = {"file": str(ready_images(checkpoint, files, bench.folder / "images.npz")), "batch": CONCURRENCY}
+    with ExitStack() as stack:
+        work = Workload(VISION, bench.peers, stack)
+        for side, dtype in ((FP32, "float32"), (BF16, "bfloat16")):
+            arguments = (OURS, "pipelines", checkpoint, "image-classification", dtype)
+            work.add_peer(side, *arguments, files=[str(file) for file in files], batch=CONCURRENCY)
+        work.add_peer(RUNTIME, OURS, "plain_runtime", checkpoint, "image", bench.folder / "image.onnx", **ready)
+        work.add_peer(OPENVINO, PEERS, "bare_openvino", checkpoint, "image", "bf16", **ready)
+        for ours in bench.ours:
+            work.add(ours.name, classifying(ours.server, files))
+        return work.measured(bench.rounds)
+
+
+def lengths(bench: Bench) -> list[Result]:
+    """BERT, lengths spread log-uniformly: who pads how much, and who batches at all."""
+    spread = log_uniform(8, bench.extent.longest, bench.extent.mixed)
+    texts = masked_texts(bench.checkpoints["bert-base"], spread)
+    rows = {"rows": [each.token_ids for each in texts], "positions": [each.position for each in texts]}
+    with ExitStack() as stack:
+        work = Workload(LENGTHS, bench.peers, stack)
+        for ours in bench.ours:
+            work.add(ours.name, filling(ours.server, texts))
+            work.notes[ours.name] = padding_from_now_on(ours.server)
+        first = bench.ours[0]
+        arguments = (OURS, "first_come", bench.artifact("bert-base"), first.provider, first.precision)
+        work.add_peer(FIRST_COME, *arguments, batch=CONCURRENCY, **rows)
+        if core := work.open(TRITON_CORE, TRITON, "triton_core", bench.artifact("bert-base") / "cpu.onnx"):
+            work.add(TRITON_CORE, asking_triton(f"127.0.0.1:{core.ask()['port']}", texts))
+        return work.measured(bench.rounds)
+
+
+WORKLOADS: dict[str, Callable[[Bench], list[Result]]] = {FILL_MASK: fill_mask, VISION: images, LENGTHS: lengths}
+MODELS = {FILL_MASK: "bert-base", VISION: "vit-base", LENGTHS: "bert-base"}
+
+
+def targets(ours: str) -> list[Target]:
+    """What issue 5 asks for, on two cores with AMX."""
+    return [
+        Target(FILL_MASK, ours, FP32, 4),
+        Target(FILL_MASK, ours, BF16, 1.5),
+        Target(FILL_MASK, ours, OPENVINO, 1.1),
+        Target(VISION, ours, FP32, 3.5),
+        Target(VISION, ours, OPENVINO, 0.85),
+        Target(LENGTHS, ours, FIRST_COME, 1.8),
+        Target(LENGTHS, ours, TRITON_CORE, 3),
+    ]
+
+
+# ---- asking servers, 16 callers at a time
+
+
+def filling(server: Served, texts: Sequence[MaskedText]) -> Round:
+    """Each text a request of our own."""
+    client = Client(server.target)
+
+    def best(text: MaskedText) -> int:
+        (filled,) = client.fill_mask([text.text], model="bert-base")
+        return filled.masks[0].candidates[0].token
+
+    return lambda: all_answered(best, texts, CONCURRENCY)
+
+
+def classifying(server: Served, files: Sequence[Path]) -> Round:
+    """Each file a request of our own."""
+    client, contents = Client(server.target), [file.read_bytes() for file in files]
+
+    def best(content: bytes) -> int:
+        (classified,) = client.classify_image([content], model="vit-base")
+        return classified.classes[0].class_id
+
+    return lambda: all_answered(best, contents, CONCURRENCY)
+
+
+def asking_triton(target: str, texts: Sequence[MaskedText]) -> Round:
+    """Each text a request, as ready token ids."""
+    client = triton.InferenceServerClient(target)
+
+    def tensor(name: str, values: list[int]) -> triton.InferInput:
+        array = np.array([values])
+        return triton.InferInput(name, list(array.shape), "INT64").set_data_from_numpy(array)
+
+    def best(text: MaskedText) -> int:
+        inputs = [tensor("input_ids", text.token_ids), tensor("position", [text.position])]
+        return int(client.infer("bert", inputs).as_numpy("best")[0, 0])
+
+    return lambda: all_answered(best, texts, CONCURRENCY)
+
+
+def padding_from_now_on(server: Served) -> Callable[[], str]:
+    before = ran(server, "bert-base")
+    return lambda: f"{ran(server, 'bert-base').share_since(before):.1%} padding"
+
+
+# ---- the command
+
+
+@contextmanager
+def our_servers(artifacts: Path) -> Iterator[list[Ours]]:
+    """One server for each provider that can run here, the fastest first."""
+    with ExitStack() as stack:
+        found = []
+        for provider in providers():
+            server = stack.enter_context(served(artifacts, "--provider", provider, "--threads", "0"))
+            with Client(server.target) as client:
+                model = client.models()[0]
+            found.append(Ours(server, model.provider, model.precision))
+        yield found
+
+
+def providers() -> list[str]:
+    try:
+        openvino_device()
+    except ProviderUnavailable as reason:
+        print(reason)
+        return ["cpu"]
+    return ["openvino", "cpu"]
+
+
+def prepared(folder: Path, sizes: str, workloads: Sequence[str]) -> dict[str, Path]:
+    """The checkpoints that the workloads need; exports them, unless that was done before into the same folder."""
+    names, root = sorted({MODELS[workload] for workload in workloads}), folder / "checkpoints"
+    checkpoints = {name: root / name for name in names}
+    root.mkdir(parents=True, exist_ok=True)
+    SIZES[sizes](root, [name for name in names if not checkpoints[name].exists()])
+    export(list(checkpoints.values()), folder / "artifacts", "cpu=fp32")
+    return checkpoints
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.encoders", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--sizes", choices=SIZES, default="published")
+    parser.add_argument("--workloads", choices=WORKLOADS, nargs="+", default=list(WORKLOADS))
+    parser.add_argument(
+        "--peers", choices=EVERY_PEER, nargs="*", default=EVERY_PEER, metavar="PEER", help=", ".join(EVERY_PEER)
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_const", dest="rounds", const=2, help="two rounds")
+    parser.add_argument("--folder", type=Path, help="where to keep checkpoints and graphs for the next time")
+    parser.add_argument("--output", type=Path, help="a file for the rates of all rounds, as JSON")
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = arguments()
+    with ExitStack() as stack:
+        folder = given.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        checkpoints = prepared(folder, given.sizes, given.workloads)
+        ours = stack.enter_context(our_servers(folder / "artifacts"))
+        bench = Bench(folder, checkpoints, EXTENTS[given.sizes], ours, given.peers, given.rounds)
+        results = [result for name in given.workloads for result in WORKLOADS[name](bench)]
+    wanted = [target for target in targets(ours[0].name) if target.workload in given.workloads]
+    print(f"\n{machine()}; {given.sizes} sizes, {CONCURRENCY} callers, {given.rounds} rounds\n")
+    print(f"{table(results)}\n\n{verdicts(results, wanted)}")
+    if given.output:
+        write(given.output, results)
+
+
+if __name__ == "__main__":
+    main()

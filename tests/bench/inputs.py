@@ -1,0 +1,69 @@
+"""What the encoders are asked: texts of so many tokens with one mask, and photographs as JPEG files."""
+
+import io
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tokenizers import Tokenizer
+from transformers import ViTImageProcessorPil
+
+MASK = "[MASK]"
+PHOTOGRAPH = (500, 375)  # pixels: what ImageNet's have on average
+
+
+@dataclass(frozen=True)
+class MaskedText:
+    """A text, and as tokens: where its mask stands."""
+
+    text: str
+    token_ids: list[int]
+    position: int
+
+
+def masked_texts(checkpoint: Path, lengths: Sequence[int], seed: int = 0) -> list[MaskedText]:
+    """Texts of so many tokens each, special ones included, of random words that are one token each."""
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    words = [word for word in sorted(tokenizer.get_vocab()) if word.isalpha() and len(tokenizer.encode(word)) == 3]
+    choose, texts = random.Random(seed), []
+    for length in lengths:
+        inside = [*choose.choices(words, k=length - 3), MASK]
+        choose.shuffle(inside)
+        encoded = tokenizer.encode(" ".join(inside))
+        assert len(encoded) == length, "a word is not one token beside others; this is a bug"
+        texts.append(MaskedText(" ".join(inside), encoded.ids, 1 + inside.index(MASK)))
+    return texts
+
+
+def ready_texts(texts: Sequence[MaskedText], file: Path) -> Path:
+    """The tensors of texts of one length, as engines without a tokenizer take them."""
+    ids = np.array([text.token_ids for text in texts])
+    positions = np.array([text.position for text in texts])
+    np.savez(
+        file, input_ids=ids, attention_mask=np.ones_like(ids), token_type_ids=np.zeros_like(ids), positions=positions
+    )
+    return file
+
+
+def photographs(folder: Path, count: int, seed: int = 0) -> list[Path]:
+    """JPEG files with as much detail as photographs have: smooth colours, some noise; about 60 KB each."""
+    noise, files = np.random.default_rng(seed), []
+    for number in range(count):
+        coarse = Image.fromarray(noise.integers(0, 256, (12, 16, 3), np.uint8))
+        smooth = np.asarray(coarse.resize(PHOTOGRAPH, Image.Resampling.BICUBIC), np.float32)
+        picture = np.clip(smooth + noise.normal(0, 8, smooth.shape), 0, 255).astype(np.uint8)
+        files.append(folder / f"{number}.jpg")
+        Image.fromarray(picture).save(files[-1], quality=90)
+    return files
+
+
+def ready_images(checkpoint: Path, photographs: Sequence[Path], file: Path) -> Path:
+    """The pixels of photographs, as `transformers` prepares them for the checkpoint."""
+    processor = ViTImageProcessorPil(**json.loads((checkpoint / "preprocessor_config.json").read_text()))
+    opened = [Image.open(io.BytesIO(photograph.read_bytes())).convert("RGB") for photograph in photographs]
+    np.savez(file, pixel_values=processor(opened, return_tensors="np")["pixel_values"])
+    return file

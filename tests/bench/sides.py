@@ -1,0 +1,64 @@
+"""The sides of one workload: what was opened for it, what each answered, and who could not take part."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tests.bench.measure import Result, Side, in_rounds
+from tests.bench.processes import Missing, peer
+
+Round = Callable[[], tuple[float, Sequence[int]]]  # seconds, and the best word or class for each input
+
+
+class Workload:
+    """Collects sides, measures them, and compares their answers with those of the first one that took part."""
+
+    def __init__(self, name: str, wanted: Sequence[str], stack: ExitStack) -> None:
+        self.name = name
+        self.notes: dict[str, Callable[[], str]] = {}  # what a side has to say after its rounds
+        self._wanted, self._stack = wanted, stack
+        self._sides: list[Side] = []
+        self._skipped: list[Result] = []
+        self._best: dict[str, Sequence[int]] = {}
+
+    def add(self, name: str, run: Round) -> None:
+        def rate() -> float:
+            seconds, self._best[name] = run()
+            return len(self._best[name]) / seconds
+
+        self._sides.append(Side(name, rate))
+
+    def add_peer(self, name: str, environment: str, module: str, *arguments: str | Path, **request: Any) -> None:
+        """A peer that does a round of work when it is asked."""
+        if running := self.open(name, environment, module, *arguments):
+
+            def run() -> tuple[float, Sequence[int]]:
+                found = running.ask(**request)
+                if "padding" in found:
+                    self.notes[name] = lambda: f"{found['padding']:.1%} padding"
+                return found["seconds"], found["best"]
+
+            self.add(name, run)
+
+    def open(self, name: str, environment: str, module: str, *arguments: str | Path) -> Any:
+        """The peer, or None if it is not wanted, or cannot run here, which the results will say."""
+        if name not in self._wanted:
+            return None
+        print(f"{self.name}: opening {name} …", flush=True)
+        try:
+            return self._stack.enter_context(peer(environment, module, *arguments))
+        except Missing as reason:
+            self._skipped.append(Result(self.name, name, note=f"skipped: {reason}"))
+            return None
+
+    def measured(self, rounds: int) -> list[Result]:
+        print(f"{self.name}: measuring {len(self._sides)} sides …", flush=True)
+        results = in_rounds(self.name, self._sides, rounds)
+        return [Result(r.workload, r.side, r.rates, self._note(r.side)) for r in results] + self._skipped
+
+    def _note(self, side: str) -> str:
+        reference = self._sides[0].name
+        same = [a == b for a, b in zip(self._best[side], self._best[reference], strict=True)]
+        notes = [f"{sum(same) / len(same):.0%} the same answer as {reference}"] if side != reference else []
+        return "; ".join([*notes, *([self.notes[side]()] if side in self.notes else [])])

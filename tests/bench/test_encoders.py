@@ -1,0 +1,64 @@
+"""`python -m tests.bench.encoders` works, tried with tiny models: every side takes part, or is skipped by name."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.bench import encoders
+from tests.bench.processes import FOLDERS, HOW_TO_MAKE, PEERS, TRITON
+from tests.serving import ROOT
+
+SIDES = {
+    encoders.FILL_MASK: (encoders.FP32, encoders.BF16, encoders.RUNTIME, encoders.OPENVINO),
+    encoders.VISION: (encoders.FP32, encoders.BF16, encoders.RUNTIME, encoders.OPENVINO),
+    encoders.LENGTHS: (encoders.FIRST_COME, encoders.TRITON_CORE),
+}
+NEEDS = {encoders.OPENVINO: PEERS, encoders.TRITON_CORE: TRITON}
+QUICKLY_OPENED = (encoders.FP32, encoders.FIRST_COME, encoders.TRITON_CORE)
+EXACT = (encoders.RUNTIME, "ours, cpu fp32")
+
+
+def rehearsed(folder: Path, *flags: str) -> tuple[str, list[dict]]:
+    """What it printed after one round with tiny models, and its results."""
+    output = folder / "rates.json"
+    command = [sys.executable, "-m", "tests.bench.encoders", "--sizes", "tiny", "--rounds", "1", "--output", output]
+    done = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, json.loads(output.read_text())["results"]
+
+
+def assert_took_part(results: list[dict], sides: set[tuple[str, str]]) -> None:
+    """Every one of (workload, side) was measured, or skipped because of an environment that is not there."""
+    found = {(result["workload"], result["side"]): result for result in results}
+    assert sides <= found.keys()
+    for (_, side), result in found.items():
+        if side not in NEEDS or (FOLDERS[NEEDS[side]] / "bin" / "python").exists():
+            assert result["rates"][0] > 0, result
+        else:
+            assert HOW_TO_MAKE in result["note"]
+
+
+def test_ours_and_peers_are_measured_and_agree(tmp_path: Path) -> None:
+    texts = (encoders.FILL_MASK, encoders.LENGTHS)
+    said, results = rehearsed(tmp_path, "--workloads", *texts, "--peers", *QUICKLY_OPENED)
+    ours = {(workload, "ours, cpu fp32") for workload in texts}
+    peers = {(workload, side) for workload in texts for side in SIDES[workload] if side in QUICKLY_OPENED}
+    assert_took_part(results, ours | peers)
+    notes = [result["note"] for result in results if result["side"] == "ours, cpu fp32"]
+    assert notes[0] == f"100% the same answer as {encoders.FP32}"
+    assert "% padding" in said
+    judged = [line for line in said.splitlines() if "≥" in line]
+    assert len(judged) == len([target for target in encoders.targets("") if target.workload in texts])
+    assert all(line.endswith(("reached |", "missed |", "not measured |")) for line in judged)
+
+
+@pytest.mark.large
+@pytest.mark.timeout(1200)
+def test_every_peer_is_measured_and_agrees(tmp_path: Path) -> None:
+    _, results = rehearsed(tmp_path)
+    assert_took_part(results, {(workload, side) for workload, sides in SIDES.items() for side in sides})
+    same = f"100% the same answer as {encoders.FP32}"
+    assert {r["note"] for r in results if r["side"] in EXACT and r["workload"] != encoders.LENGTHS} == {same}

@@ -182,6 +182,9 @@ def test_cases_are_ragged_seeded_and_reach_both_extremes(checkpoints: dict[str, 
     assert {rows for rows, _ in shapes} >= {1, 8}
     assert {length for _, length in shapes} >= {1, LONGEST}
     assert any(len(set(inputs["lengths"].tolist())) > 1 for inputs in tried)
+    chosen = [np.bincount(inputs["selected"] // inputs["input_ids"].shape[1]) for inputs in tried]
+    assert any(counts.max() > 1 for counts in chosen)  # several masks in one text
+    assert any((counts > 0).sum() > 1 for counts in chosen)  # masks in several texts
 
 
 def test_a_failed_comparison_leaves_nothing_behind(

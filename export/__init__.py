@@ -2,7 +2,8 @@
 
 Read in the order in which data flows:
 
-    sources         a name the user typed → a directory of files
+    sources         a name the user typed → files on this machine, and whether they have changed
+    hub, layout     from a hub id to those files; which files an export reads
     recipes         a loaded model → what its graph takes and gives, and seeded inputs to try it on
     attention_ops   the runtime's fused attention in place of the block's own
     trace           a recipe → an ONNX graph
@@ -15,6 +16,7 @@ Read in the order in which data flows:
     preparation     from these to a graph's inputs
     calibration     how far a graph is from PyTorch on the user's; held_out: what rounding does to the score
     text, images    what has to happen to a text or an image before the graph can read it
+    characters      the same for nanoGPT's texts, which are read letter by letter
     graph           these, one after the other, for one kind of machine
     exporter        all of it, from the source to the artifact
     inspection      what is inside an artifact, and whether it still is what was exported

@@ -2,17 +2,16 @@
 
 Makes checkpoints of the published sizes with random weights, exports them and the bundled models there, serves all of
 them on the provider (where the golden outputs are checked before the server is ready), asks each through gRPC, and
-times them at several batch sizes: the graph alone, and through gRPC. `--provider cpu --sizes tiny` rehearses it.
+times them at several batch sizes: the graph alone, and through gRPC; decode steps of GPT-2 also beside the floor that
+the memory sets, and beside torch with a compiled static cache. `--provider cpu --sizes tiny` rehearses it.
 """
 
 import argparse
 import json
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 
 import grpc
 import numpy as np
@@ -25,6 +24,8 @@ from server.client import OPEN_INFERENCE, Client
 from server.providers import find_providers
 from server.session import open_session
 from server.settings import Settings
+from tests.gpu.decoding import decoding
+from tests.gpu.rows import Row, timed
 from tests.published import SIZES, export
 from tests.serving import ROOT, Served, served
 
@@ -32,28 +33,6 @@ BUNDLED = ("bert-mini", "gpt-mini", "vit-digits", "mixer-digits")
 TARGETS = {"cuda": "cuda=fp16", "cpu": "cpu=fp32"}
 TEXT_TOKENS, NEW_TOKENS = 128, 32
 MESSAGE_MB = "512"  # 128 images of 224 × 224 in fp32 are 77 MB
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; the rate counts inputs, or tokens of continuations, in a second (median run)."""
-
-    model: str
-    what: str
-    batch: int
-    milliseconds: float
-    per_second: float
-
-
-def timed(run: Callable[[], object], runs: int) -> float:
-    """The median of so many runs after a first one that does not count, in seconds."""
-    run()
-    seconds = []
-    for _ in range(runs):
-        started = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - started)
-    return median(seconds)
 
 
 def alone(artifacts: Path, name: str, provider: str, batches: list[int], runs: int) -> Iterator[Row]:
@@ -149,6 +128,8 @@ def main() -> None:
         rows = [
             row for name in ("bert-base", "vit-base") for row in alone(artifacts, name, arguments.provider, *timing)
         ]
+        tokens = TEXT_TOKENS if arguments.sizes == "published" else 48
+        rows += decoding(artifacts, checkpoints["gpt2"], arguments.provider, *timing, tokens=tokens)
         flags = ("--provider", arguments.provider, "--threads", "0", "--max-message-mb", MESSAGE_MB)
         with served(artifacts, *flags) as server:
             print(server.banner)

@@ -16,5 +16,11 @@ def test_the_rehearsal_serves_asks_and_times(tmp_path: Path) -> None:
     assert {(row["model"], row["batch"]) for row in rows} == {
         (model, batch) for model in ("bert-base", "vit-base", "gpt2") for batch in (1, 2)
     }
+    steps = [row["what"].split(" at ")[0] for row in rows if "decode step" in row["what"]]
+    assert set(steps) == {
+        "decode step",
+        "floor of a decode step",
+        "decode step of torch, compiled, static cache",
+    }
     assert all(row["per_second"] > 0 for row in rows)
     assert (tmp_path / "table.md").read_text() in done.stdout

@@ -1,0 +1,86 @@
+"""Decode steps of GPT-2 alone: ours, what reading weights and cache takes at least, and torch with a static cache."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+from server.artifact import read_artifact
+from server.generation.decoders import decoder_of, layout_of, memory_of
+from server.generation.memory import Memory
+from server.providers import find_providers
+from server.session import open_session
+from server.settings import Settings
+from tests.gpu.rows import Row, timed
+
+COPIED_BYTES = {"cuda": 1 << 30, "cpu": 1 << 26}
+COMPILED = {"cuda": {"mode": "reduce-overhead", "fullgraph": True}, "cpu": {"backend": "eager", "fullgraph": True}}
+
+
+def decoding(
+    artifacts: Path, checkpoint: Path, provider: str, batches: list[int], runs: int, *, tokens: int
+) -> Iterator[Row]:
+    """Steps of texts that are `tokens` long; batches of numbers of rows that are captured, which powers of two are."""
+    settings = Settings(provider=provider)
+    artifact, choice = read_artifact(artifacts / "gpt2" / "1"), find_providers(settings).choices[0]
+    session = open_session(artifact, choice, settings)
+    most, context = max(batches), artifact.manifest.text.max_length
+    memory = memory_of(session)
+    layout = layout_of(session.ort, slots=most, most_slots=most, capacity=context)
+    decoder = decoder_of(session, layout, memory)
+    speed = bytes_per_second(memory)
+    weights = artifact.path(artifact.graph(choice.target).file).stat().st_size
+    for batch in batches:
+        ids, lengths = np.ones(batch, np.int64), np.full(batch, tokens, np.int32)
+        seconds = timed(lambda ids=ids, lengths=lengths: decoder.decode(ids, lengths), runs)
+        yield step("decode step", batch, seconds)
+        floor = (weights + layout.bytes(batch) * tokens / context) / speed
+        yield step(f"floor of a decode step at {speed / 1e9:,.0f} GB/s", batch, floor)
+    for batch in batches:
+        yield step(
+            "decode step of torch, compiled, static cache", batch, torch_step(checkpoint, provider, batch, runs, tokens)
+        )
+
+
+def step(what: str, batch: int, seconds: float) -> Row:
+    return Row("gpt2", what, batch, seconds * 1e3, batch / seconds)
+
+
+def bytes_per_second(memory: Memory) -> float:
+    """Read and written, when memory is copied there."""
+    size, pitch = COPIED_BYTES[memory.device], 1 << 20
+    source, target = memory.take(size, size), memory.take(size, size)
+
+    def copy() -> None:
+        memory.copy(source=source, target=target, pitch=pitch, width=pitch, height=size // pitch)
+        memory.wait()
+
+    seconds = timed(copy, 5)
+    memory.give_back(source)
+    memory.give_back(target)
+    return 2 * size / seconds
+
+
+@torch.inference_mode()
+def torch_step(checkpoint: Path, provider: str, batch: int, runs: int, tokens: int) -> float:
+    """Seconds of a step in the precision that ours has there: fp16 on CUDA, fp32 on a CPU."""
+    torch.compiler.reset()  # what was compiled for another batch
+    dtype = torch.float16 if provider == "cuda" else torch.float32
+    model = transformers.GPT2LMHeadModel.from_pretrained(checkpoint, dtype=dtype).eval().to(provider)
+    cache = transformers.StaticCache(config=model.config, max_cache_len=model.config.n_positions)
+    past = torch.arange(tokens - 1, device=provider)
+    model(past.expand(batch, -1) % 5, past_key_values=cache, cache_position=past, use_cache=True)
+    compiled = torch.compile(model, **COMPILED[provider])
+    ids, position = torch.ones(batch, 1, dtype=torch.long, device=provider), past[-1:] + 1
+
+    def run() -> None:
+        logits = compiled(ids, past_key_values=cache, cache_position=position, use_cache=True).logits
+        logits[:, -1].argmax(-1).tolist()  # as ours: when it is there, a token of each row is known
+
+    started = time.perf_counter()
+    run()
+    print(f"torch compiled for a batch of {batch} in {time.perf_counter() - started:.0f} s")
+    return timed(run, runs)

@@ -1,0 +1,79 @@
+"""What callers see, over gRPC, when a step fails; and what a caller who vanishes leaves behind."""
+
+import threading
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+
+from protos.affinity_pb2_grpc import AffinityStub
+from server.metrics import Metrics
+from server.repository import Repository
+from server.rpc.health import Health
+from server.rpc.server import build_server
+from server.settings import Settings
+from server.under_way import UnderWay
+from tests.continuations import request_of, tokens_of
+
+
+@asynccontextmanager
+async def serving(root):
+    """A stub of a server in this process, and the engine behind it."""
+    settings = Settings(artifacts=root, models=("tiny-gpt",), provider="cpu", threads=1, port=0)
+    metrics = Metrics()
+    repository = Repository(settings, metrics.observe)
+    server, port = build_server(settings, repository, metrics, Health(repository), UnderWay("the server is stopping"))
+    await server.start()
+    await repository.load_all()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield AffinityStub(channel), repository.get("tiny-gpt").doors.parts[0]
+    finally:
+        await server.stop(None)
+        await repository.drain()
+
+
+@pytest.fixture
+def root(exported):
+    return exported("tiny-gpt").parents[1]
+
+
+def decoder_of(engine):
+    return engine._worker._runner._decoder
+
+
+async def test_a_step_that_fails_is_an_internal_error_and_the_next_request_is_answered(root):
+    async with serving(root) as (stub, engine):
+        decode = decoder_of(engine).decode
+
+        def fail_once(*arguments):
+            decoder_of(engine).decode = decode
+            raise RuntimeError("out of memory, at a place nobody needs to know")
+
+        decoder_of(engine).decode = fail_once
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            [piece async for piece in stub.Generate(request_of([1, 2, 3], max_tokens=5))]
+        assert failed.value.code() is grpc.StatusCode.INTERNAL
+        assert "memory" not in failed.value.details()
+        assert engine.running_rows == 0
+        assert len(tokens_of([piece async for piece in stub.Generate(request_of([1, 2, 3], max_tokens=5))])) == 5
+
+
+async def test_a_caller_who_vanishes_frees_the_slot_by_the_next_step(root):
+    async with serving(root) as (stub, engine):
+        decode, steps, waiting = decoder_of(engine).decode, [], threading.Event()
+
+        def until_it_is_known(*arguments):
+            (sequence,) = engine._worker._scheduler.running
+            while not sequence.cancelled:
+                waiting.wait(0.001)
+            steps.append(sequence)
+            return decode(*arguments)
+
+        decoder_of(engine).decode = until_it_is_known
+        call = stub.Generate(request_of([1, 2, 3], max_tokens=50))
+        await call.read()
+        call.cancel()
+        await engine._worker.idle()
+        assert len(steps) == 1
+        assert engine.running_rows == 0

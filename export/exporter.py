@@ -57,7 +57,8 @@ def export(job: Job, progress: Progress) -> Path:
         if tokenizer is not None:
             (directory / text.FILE).write_text(tokenizer, "utf-8")
         save_golden(directory / GOLDEN_FILE, recipe, known.tried)
-        for target, precision in job.targets.items():
+        # Those in fp32 first: a model that was made half as precise stays so.
+        for target, precision in sorted(job.targets.items(), key=lambda chosen: chosen[1].datatype != "FP32"):
             manifest.graphs.append(graph.make(directory, target, precision, recipe, known, progress))
         with progress.step("publish") as remarks:
             published = artifact.publish(directory, job.artifacts, manifest)

@@ -18,7 +18,8 @@ from export.runtime import Runtime, filled
 from export.trace import trace
 from protos.manifest_pb2 import Calibration, Graph, Score, Tensor
 
-EXTERNAL_BYTES = 1_900_000_000  # a protobuf file ends at 2 GiB; beyond this, weights get a file of their own
+EXTERNAL_BYTES = 1_900_000_000  # a protobuf file ends at 2 GiB; beyond this, weights get files of their own ...
+SHARD_BYTES = 4_000_000_000  # ... of at most this size, which every file system and store takes
 MILLION = 1e6
 
 
@@ -99,12 +100,20 @@ def changed(before: dict[str, int], after: dict[str, int]) -> str:
 
 
 def save(model: onnx_ir.Model, path: Path) -> str:
-    """Write the graph; weights of more than 2 GiB go to a file beside it. Returns its size, for a reader."""
-    beside = path.with_name(f"{path.name}.data")
-    beside.unlink(missing_ok=True)  # of the graph before it was rounded
+    """Write the graph; weights of more than 2 GiB go to files beside it. Returns its size, for a reader."""
+    for old in beside(path):  # of the graph before it was rounded
+        old.unlink()
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    onnx_ir.save(model, path, external_data=beside.name if weights > EXTERNAL_BYTES else None)
-    return f"{sum(file.stat().st_size for file in (path, beside) if file.exists()) / MILLION:.1f} MB"
+    if weights > EXTERNAL_BYTES:
+        onnx_ir.save(model, path, external_data=f"{path.name}.data", max_shard_size_bytes=SHARD_BYTES)
+    else:
+        onnx_ir.save(model, path)
+    return f"{sum(file.stat().st_size for file in (path, *beside(path))) / MILLION:.1f} MB"
+
+
+def beside(path: Path) -> list[Path]:
+    """The files with a graph's weights, if it does not hold them itself."""
+    return sorted(path.parent.glob(f"{path.stem}*.data"))
 
 
 def prove(path: Path, precision: Precision, recipe: Recipe, references: References) -> Parity:

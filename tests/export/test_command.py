@@ -61,6 +61,13 @@ def test_it_says_what_it_does_step_by_step(export, checkpoints: dict[str, Path])
     assert said.endswith("/other/1 is ready\n")
 
 
+def test_targets_can_be_named_in_any_order(export, checkpoints: dict[str, Path]) -> None:
+    outcome = export(checkpoints["mixer"], "--target", "cuda=fp16,cpu=fp32")
+    assert outcome.status == 0, outcome.complained
+    graphs = manifest(outcome.artifacts / "tiny-mixer/1")["graphs"]
+    assert [(graph["target"], graph["precision"]) for graph in graphs] == [("cpu", "fp32"), ("cuda", "fp16")]
+
+
 def test_weights_too_large_for_one_file_get_a_file_of_their_own(
     export, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,6 +77,20 @@ def test_weights_too_large_for_one_file_get_a_file_of_their_own(
     sizes = {file["path"]: file["bytes"] for file in manifest(directory)["files"]}
     assert sizes["cpu.onnx"] < 50_000 < sizes["cpu.onnx.data"]
     assert {path.name for path in directory.iterdir()} == {*sizes, "manifest.json"}
+
+
+def test_a_store_with_small_files_gets_several_and_they_still_are_one_model(
+    export, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(graph, "EXTERNAL_BYTES", 10_000)
+    monkeypatch.setattr(graph, "SHARD_BYTES", 100_000)
+    directory = export(checkpoints["mixer"], "--target", "cpu").artifacts / "tiny-mixer/1"
+    sizes = {file["path"]: file["bytes"] for file in manifest(directory)["files"]}
+    weights = [size for name, size in sizes.items() if name.endswith(".data")]
+    assert len(weights) > 1
+    assert max(weights) <= 100_000
+    assert main(["verify", str(directory)]) == 0
+    assert f"all {len(sizes)} files" in capsys.readouterr().out
 
 
 def test_the_up_to_date_check_does_not_wait_for_torch(

@@ -19,10 +19,11 @@ import numpy as np
 from protos import affinity_pb2 as pb
 from protos import open_inference_pb2 as oip
 from protos.affinity_pb2_grpc import AffinityStub
-from server.artifact import read_artifact
+from server.artifact import Artifact, read_artifact
 from server.client import OPEN_INFERENCE, Client
+from server.golden import measure
 from server.providers import find_providers
-from server.session import open_session
+from server.session import BoundSession, Session, open_session
 from server.settings import Settings
 from tests.gpu.decoding import decoding
 from tests.gpu.rows import Row, timed
@@ -35,11 +36,21 @@ TEXT_TOKENS, NEW_TOKENS = 128, 32
 MESSAGE_MB = "512"  # 128 images of 224 × 224 in fp32 are 77 MB
 
 
-def alone(artifacts: Path, name: str, provider: str, batches: list[int], runs: int) -> Iterator[Row]:
-    """The session of an encoder or a vision model, with nothing around it."""
-    settings = Settings(provider=provider)
+def alone(artifacts: Path, name: str, settings: Settings, device: int, batches: list[int], runs: int) -> Iterator[Row]:
+    """The session of an encoder or a vision model on a device, alone: bound, as it is on CUDA, and not."""
     artifact = read_artifact(artifacts / name / "1")
-    session = open_session(artifact, find_providers(settings).choices[0], settings)
+    (choice,) = find_providers(settings).choices
+    opened = open_session(artifact, choice, settings, device=device)
+    where = {"provider": opened.provider, "precision": opened.precision, "device": device}
+    for what, kind in (("graph alone", Session), ("graph alone, bound", BoundSession)):
+        session = kind(opened.ort, **where)
+        measured = measure(session, artifact)
+        print(f"{name}, {what}, device {device}: {measured.error:.2g} standard deviations from PyTorch")
+        yield from timed_batches(session, artifact, f"{what}, device {device}", batches, runs)
+
+
+def timed_batches(session: Session, artifact: Artifact, what: str, batches: list[int], runs: int) -> Iterator[Row]:
+    """One row for each size of a batch."""
     random = np.random.default_rng(0)
     for batch in batches:
         if artifact.manifest.HasField("image"):
@@ -58,7 +69,7 @@ def alone(artifacts: Path, name: str, provider: str, batches: list[int], runs: i
             }
             outputs = ["top_scores", "top_ids", "logsumexp"]
         seconds = timed(lambda feeds=feeds, outputs=outputs: session.run(feeds, outputs), runs)
-        yield Row(name, "graph alone", batch, seconds * 1e3, batch / seconds)
+        yield Row(artifact.name, what, batch, seconds * 1e3, batch / seconds)
 
 
 def through_grpc(server: Served, batches: list[int], runs: int, *, tokens: int, side: int) -> Iterator[Row]:
@@ -77,6 +88,10 @@ def through_grpc(server: Served, batches: list[int], runs: int, *, tokens: int, 
         fill = pb.FillMaskRequest(model="bert-base", inputs=[text] * batch)
         seconds = timed(lambda fill=fill: stub.FillMask(fill), runs)
         yield Row("bert-base", "through gRPC", batch, seconds * 1e3, batch / seconds)
+        texts = [" ".join(["a"] * int(count) + ["[MASK]"]) for count in np.geomspace(5, tokens - 3, batch)]
+        fill = pb.FillMaskRequest(model="bert-base", inputs=texts)
+        seconds = timed(lambda fill=fill: stub.FillMask(fill), runs)
+        yield Row("bert-base", f"through gRPC, 8 to {tokens} tokens", batch, seconds * 1e3, batch / seconds)
         pixels = np.zeros((batch, 3, side, side), np.float32)
         tensor = oip.ModelInferRequest.InferInputTensor(name="pixel_values", datatype="FP32", shape=pixels.shape)
         images = oip.ModelInferRequest(
@@ -114,6 +129,7 @@ def table(rows: list[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.gpu", description=__doc__.split("\n\n")[0])
     parser.add_argument("--provider", choices=TARGETS, default="cuda")
+    parser.add_argument("--device", default="0", help="which GPU, or GPUs, separated by commas")
     parser.add_argument("--sizes", choices=SIZES, default="published")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--runs", type=int, default=20)
@@ -125,12 +141,18 @@ def main() -> None:
         checkpoints = SIZES[arguments.sizes](root)
         export([*BUNDLED, *map(str, checkpoints.values())], artifacts, TARGETS[arguments.provider])
         timing = (arguments.batches, arguments.runs)
+        devices = tuple(map(int, arguments.device.split(",")))
+        settings = Settings(provider=arguments.provider, device=devices)
         rows = [
-            row for name in ("bert-base", "vit-base") for row in alone(artifacts, name, arguments.provider, *timing)
+            row
+            for device in devices
+            for name in ("bert-base", "vit-base")
+            for row in alone(artifacts, name, settings, device, *timing)
         ]
         tokens = TEXT_TOKENS if arguments.sizes == "published" else 48
         rows += decoding(artifacts, checkpoints["gpt2"], arguments.provider, *timing, tokens=tokens)
-        flags = ("--provider", arguments.provider, "--threads", "0", "--max-message-mb", MESSAGE_MB)
+        flags = ("--provider", arguments.provider, "--device", arguments.device)
+        flags += ("--threads", "0", "--max-message-mb", MESSAGE_MB)
         with served(artifacts, *flags) as server:
             print(server.banner)
             asked(server)

@@ -22,5 +22,10 @@ def test_the_rehearsal_serves_asks_and_times(tmp_path: Path) -> None:
         "floor of a decode step",
         "decode step of torch, compiled, static cache",
     }
+    assert {row["what"] for row in rows if row["model"] == "vit-base"} == {
+        "graph alone, device 0",
+        "graph alone, bound, device 0",
+        "through gRPC",
+    }
     assert all(row["per_second"] > 0 for row in rows)
     assert (tmp_path / "table.md").read_text() in done.stdout

@@ -114,7 +114,7 @@ def check_room(layout: Layout, memory: Memory, *, slots: int, more: int) -> None
 
 def room_in(memory: Memory) -> int:
     """Bytes that a cache may take."""
-    return int(memory.available() * (1 - SPARE))
+    return max(0, int(memory.available() * (1 - SPARE)))
 
 
 def megabytes(size: float) -> str:

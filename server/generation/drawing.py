@@ -64,8 +64,8 @@ def _least(weights: Floats, top_k: int, top_p: float, min_p: float) -> float:
     """The smallest weight (of at most 1) that passes the filters; 0 if all do."""
     least = min_p
     if top_k < len(weights):
-        least = max(least, (kth := float(np.partition(weights, -top_k)[-top_k])))
-        weights = weights[weights >= kth]
+        weights = np.partition(weights, -top_k)[-top_k:]
+        least = max(least, float(weights[0]))
     if top_p < 1:
         total = float(weights.sum(dtype=np.float64))
         # All that are smaller than this have together no more than what is cut off.

@@ -24,7 +24,6 @@ from tests.bench.measure import Result, Target, machine, table, verdicts, write
 from tests.bench.padding import ran
 from tests.bench.processes import OURS, PEERS, TRITON
 from tests.bench.sides import Round, Workload
-from tests.published import SIZES, export
 from tests.serving import Served, served
 
 CONCURRENCY = 16
@@ -220,25 +219,27 @@ def providers() -> list[str]:
 
 
 def prepared(folder: Path, sizes: str, workloads: Sequence[str]) -> dict[str, Path]:
-    """The checkpoints that the workloads need; exports them, unless that was done before into the same folder."""
-    names, root = sorted({MODELS[workload] for workload in workloads}), folder / "checkpoints"
-    checkpoints = {name: root / name for name in names}
-    root.mkdir(parents=True, exist_ok=True)
-    SIZES[sizes](root, [name for name in names if not checkpoints[name].exists()])
-    export(list(checkpoints.values()), folder / "artifacts", "cpu=fp32")
-    return checkpoints
+    """The checkpoints that the workloads need. Writes and exports them, but for what is in the folder already."""
+    needed = sorted({MODELS[workload] for workload in workloads})
+    if missing := [name for name in needed if not (folder / "artifacts" / name).exists()]:
+        from tests.published import SIZES, export  # imports torch
+
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        written = SIZES[sizes](folder / "checkpoints", missing)
+        export(list(written.values()), folder / "artifacts", "cpu=fp32")
+    return {name: folder / "checkpoints" / name for name in needed}
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.encoders", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--sizes", choices=SIZES, default="published")
+    parser.add_argument("--sizes", choices=EXTENTS, default="published")
     parser.add_argument("--workloads", choices=WORKLOADS, nargs="+", default=list(WORKLOADS))
     parser.add_argument(
         "--peers", choices=EVERY_PEER, nargs="*", default=EVERY_PEER, metavar="PEER", help=", ".join(EVERY_PEER)
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_const", dest="rounds", const=2, help="two rounds")
-    parser.add_argument("--folder", type=Path, help="where to keep checkpoints and graphs for the next time")
+    parser.add_argument("--folder", type=Path, help="where to keep models for the next time")
     parser.add_argument("--output", type=Path, help="a file for the rates of all rounds, as JSON")
     return parser.parse_args()
 

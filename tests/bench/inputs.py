@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
-from transformers import ViTImageProcessorPil
 
 MASK = "[MASK]"
 PHOTOGRAPH = (500, 375)  # pixels: what ImageNet's have on average
@@ -63,6 +62,8 @@ def photographs(folder: Path, count: int, seed: int = 0) -> list[Path]:
 
 def ready_images(checkpoint: Path, photographs: Sequence[Path], file: Path) -> Path:
     """The pixels of photographs, as `transformers` prepares them for the checkpoint."""
+    from transformers import ViTImageProcessorPil  # slow to import
+
     processor = ViTImageProcessorPil(**json.loads((checkpoint / "preprocessor_config.json").read_text()))
     opened = [Image.open(io.BytesIO(photograph.read_bytes())).convert("RGB") for photograph in photographs]
     np.savez(file, pixel_values=processor(opened, return_tensors="np")["pixel_values"])

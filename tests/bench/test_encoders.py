@@ -1,6 +1,7 @@
 """`python -m tests.bench.encoders` works, tried with tiny models: every side takes part, or is skipped by name."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from tests.bench import encoders
 from tests.bench.processes import FOLDERS, HOW_TO_MAKE, PEERS, TRITON
+from tests.published import TINY
 from tests.serving import ROOT
 
 SIDES = {
@@ -21,10 +23,23 @@ QUICKLY_OPENED = (encoders.FP32, encoders.FIRST_COME, encoders.TRITON_CORE)
 EXACT = (encoders.RUNTIME, "ours, cpu fp32")
 
 
+@pytest.fixture(scope="module")
+def folder(tiny_checkpoints, tmp_path_factory) -> Path:
+    """A tiny model by the name of the large one, exported already."""
+    from export.__main__ import main  # imports torch: only for those who need it
+
+    folder, name = tmp_path_factory.mktemp("bench"), "bert-base"
+    shutil.copytree(tiny_checkpoints[f"tiny-{TINY[name]}"], folder / "checkpoints" / name)
+    command = [str(folder / "checkpoints" / name), "--artifacts", str(folder / "artifacts"), "--target", "cpu=fp32"]
+    assert main(command) == 0
+    return folder
+
+
 def rehearsed(folder: Path, *flags: str) -> tuple[str, list[dict]]:
     """What it printed after one round with tiny models, and its results."""
     output = folder / "rates.json"
-    command = [sys.executable, "-m", "tests.bench.encoders", "--sizes", "tiny", "--rounds", "1", "--output", output]
+    command = [sys.executable, "-m", "tests.bench.encoders", "--sizes", "tiny", "--folder", folder]
+    command += ["--rounds", "1", "--output", output]
     done = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout, json.loads(output.read_text())["results"]
@@ -41,9 +56,9 @@ def assert_took_part(results: list[dict], sides: set[tuple[str, str]]) -> None:
             assert HOW_TO_MAKE in result["note"]
 
 
-def test_ours_and_peers_are_measured_and_agree(tmp_path: Path) -> None:
+def test_ours_and_peers_are_measured_and_agree(folder) -> None:
     texts = (encoders.FILL_MASK, encoders.LENGTHS)
-    said, results = rehearsed(tmp_path, "--workloads", *texts, "--peers", *QUICKLY_OPENED)
+    said, results = rehearsed(folder, "--workloads", *texts, "--peers", *QUICKLY_OPENED)
     ours = {(workload, "ours, cpu fp32") for workload in texts}
     peers = {(workload, side) for workload in texts for side in SIDES[workload] if side in QUICKLY_OPENED}
     assert_took_part(results, ours | peers)

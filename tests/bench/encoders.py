@@ -91,7 +91,7 @@ def fill_mask(bench: Bench) -> list[Result]:
         work.add_peer(RUNTIME, OURS, "plain_runtime", checkpoint, "text", bench.folder / "text.onnx", **ready)
         work.add_peer(OPENVINO, PEERS, "bare_openvino", checkpoint, "text", "bf16", **ready)
         for ours in bench.ours:
-            work.add(ours.name, filling(ours.server, texts))
+            work.add(ours.name, filling(ours.server, texts), ours.server.process.pid)
         return work.measured(bench.rounds)
 
 
@@ -109,7 +109,7 @@ def images(bench: Bench) -> list[Result]:
         work.add_peer(RUNTIME, OURS, "plain_runtime", checkpoint, "image", bench.folder / "image.onnx", **ready)
         work.add_peer(OPENVINO, PEERS, "bare_openvino", checkpoint, "image", "bf16", **ready)
         for ours in bench.ours:
-            work.add(ours.name, classifying(ours.server, files))
+            work.add(ours.name, classifying(ours.server, files), ours.server.process.pid)
         return work.measured(bench.rounds)
 
 
@@ -121,13 +121,13 @@ def lengths(bench: Bench) -> list[Result]:
     with ExitStack() as stack:
         work = Workload(LENGTHS, bench.peers, stack)
         for ours in bench.ours:
-            work.add(ours.name, filling(ours.server, texts))
+            work.add(ours.name, filling(ours.server, texts), ours.server.process.pid)
             work.notes[ours.name] = padding_from_now_on(ours.server)
         first = bench.ours[0]
         arguments = (OURS, "first_come", bench.artifact("bert-base"), first.provider, first.precision)
         work.add_peer(FIRST_COME, *arguments, batch=CONCURRENCY, **rows)
         if core := work.open(TRITON_CORE, TRITON, "triton_core", bench.artifact("bert-base") / "cpu.onnx"):
-            work.add(TRITON_CORE, asking_triton(f"127.0.0.1:{core.ask()['port']}", texts))
+            work.add(TRITON_CORE, asking_triton(f"127.0.0.1:{core.ask()['port']}", texts), core.pid)
         return work.measured(bench.rounds)
 
 

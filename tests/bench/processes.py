@@ -1,6 +1,7 @@
 """Peers in processes of their own, so that their threads and memory do not disturb each other, and asking them."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,10 +22,23 @@ class Missing(Exception):
     """A peer that cannot run here, and why."""
 
 
+def cpu_seconds(pid: int) -> float:
+    """The time that CPUs have spent on a process, its threads and its children so far (Linux)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        children = [
+            child for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+        ]
+    except OSError:  # it has just ended
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") + sum(cpu_seconds(int(c)) for c in children)
+
+
 class Peer:
     """A peer that is ready."""
 
     def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+        self.pid = process.pid
         self._process, self._log = process, log
 
     def ask(self, **request: Any) -> Any:

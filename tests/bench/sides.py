@@ -3,10 +3,11 @@
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tests.bench.measure import Result, Side, in_rounds
-from tests.bench.processes import Missing, peer
+from tests.bench.processes import Missing, cpu_seconds, peer
 
 Round = Callable[[], tuple[float, Sequence[int]]]  # seconds, and the best word or class for each input
 
@@ -21,11 +22,19 @@ class Workload:
         self._sides: list[Side] = []
         self._skipped: list[Result] = []
         self._best: dict[str, Sequence[int]] = {}
+        self._spent: dict[str, list[float]] = {}  # seconds of CPU for each input, by round
 
-    def add(self, name: str, run: Round) -> None:
+    def add(self, name: str, run: Round, pid: int) -> None:
+        """A side, and the process that does its work."""
+        spent = self._spent[name] = []
+
         def rate() -> float:
+            before = cpu_seconds(pid)
             seconds, self._best[name] = run()
-            return len(self._best[name]) / seconds
+            count = len(self._best[name])
+            spent.append((cpu_seconds(pid) - before) / count)
+            print(f"  {name}: {count / seconds:,.1f} per second, {spent[-1] * 1e3:,.0f} ms of CPU each", flush=True)
+            return count / seconds
 
         self._sides.append(Side(name, rate))
 
@@ -39,7 +48,7 @@ class Workload:
                     self.notes[name] = lambda: f"{found['padding']:.1%} padding"
                 return found["seconds"], found["best"]
 
-            self.add(name, run)
+            self.add(name, run, running.pid)
 
     def open(self, name: str, environment: str, module: str, *arguments: str | Path) -> Any:
         """The peer, or None if it is not wanted, or cannot run here, which the results will say."""
@@ -60,5 +69,6 @@ class Workload:
     def _note(self, side: str) -> str:
         reference = self._sides[0].name
         same = [a == b for a, b in zip(self._best[side], self._best[reference], strict=True)]
-        notes = [f"{sum(same) / len(same):.0%} the same answer as {reference}"] if side != reference else []
+        notes = [f"{median(self._spent[side]) * 1e3:,.0f} ms of CPU each"]
+        notes += [f"{sum(same) / len(same):.0%} the same answer as {reference}"] if side != reference else []
         return "; ".join([*notes, *([self.notes[side]()] if side in self.notes else [])])

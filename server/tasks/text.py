@@ -88,10 +88,11 @@ class TextEncoder:
         return tokens
 
     def encode_one(self, text: str, *, field: str) -> Tokens:
-        """Tokens of one text. InvalidRequest names the field if it is empty or too long."""
-        self._check_some(field, text)
+        """Tokens of one text, be it a line break alone. InvalidRequest names the field if it has none or too many."""
         self._check_characters(field, text)
         (encoding,) = self._read(self._tokenizer, [text], field)
+        if not encoding.ids:
+            raise InvalidRequest(field, "a text without tokens" if text else "an empty text", "some text")
         if len(encoding) > self.max_length:
             raise InvalidRequest(field, f"{len(encoding)} tokens", f"at most {self.max_length}")
         return _tokens(encoding)

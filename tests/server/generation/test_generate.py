@@ -166,3 +166,7 @@ async def test_who_came_before_the_model_goes_is_answered_though_the_prompt_is_n
     busy.set()
     assert len(await asked) == 5
     await ending
+
+
+async def test_a_line_break_alone_is_a_prompt(task):
+    assert len(await pieces_of(task, "\n", max_tokens=3, ignore_eos=True)) == 3

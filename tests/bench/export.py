@@ -7,7 +7,6 @@ types: first for CPUs in fp32 and CUDA in fp16, as it does unless told otherwise
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -33,6 +32,14 @@ RUNS = (precisions.DEFAULT, "cpu=int8-weights", "cpu=int4-weights")
 SEED = 0
 GIB, MEGABYTE = 2**30, 1e6
 KIB = 2**10  # in which Linux counts a process's largest memory
+# Runs a command and writes the most memory it held to a file. A process of its own, for what a child holds counts from
+# what its parent holds when it is started, and this one has held whole models.
+WITNESS = """
+import pathlib, resource, subprocess, sys
+status = subprocess.call(sys.argv[2:])
+pathlib.Path(sys.argv[1]).write_text(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+sys.exit(status)
+"""
 
 
 @dataclass(frozen=True)
@@ -57,18 +64,15 @@ MIXERS: dict[str, Callable[[Path], None]] = {"published": write_mixer_base, "tin
 
 def export(source: str, artifacts: Path, targets: str) -> Run:
     """One export in a process of its own; ends the program if it fails."""
+    peak = artifacts / ".peak"
     command = [sys.executable, "-m", "export", source, "--artifacts", str(artifacts), "--target", targets]
-    with tempfile.TemporaryFile("w+") as said:
-        begun = time.monotonic()
-        process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.monotonic() - begun
-        said.seek(0)
-        if process.returncode:
-            sys.exit(f"error: the export of {source} failed:\n{said.read()}")
+    begun = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", WITNESS, peak, *command], cwd=ROOT, capture_output=True, text=True)
+    seconds = time.monotonic() - begun
+    if done.returncode:
+        sys.exit(f"error: the export of {source} failed:\n{done.stdout}{done.stderr}")
     (directory,) = artifacts.glob("*/1")
-    return Run(inspection.inspect(directory), seconds, usage.ru_maxrss * KIB)
+    return Run(inspection.inspect(directory), seconds, int(peak.read_text()) * KIB)
 
 
 def rows(run: Run) -> Iterator[str]:

@@ -145,7 +145,8 @@ def main() -> None:
         bench.measure(in_rounds, requests.streams(EIGHT, 8, sizes, vocabulary), [*everyone, SERVICE], rounds)
         traffic = [FP32, INT8, SERVICE, TRANSFORMERS, TRANSFORMERS_BF16]
         bench.measure(in_turns, requests.poisson(POISSON, sizes, vocabulary), traffic, min(rounds, 2))
-    different = {workload: bench.answers.differing(workload, FP32, TRANSFORMERS) for workload in (ONE, EIGHT, POISSON)}
+    compared = (ONE, EIGHT, POISSON) if TRANSFORMERS in bench.peers else ()
+    different = {workload: bench.answers.differing(workload, FP32, TRANSFORMERS) for workload in compared}
     print(f"\n{machine()}; {arguments.threads} threads a side\n")
     print(table(bench.results, "tokens per second"), verdicts(bench.results, targets(bench.results)), sep="\n\n")
     print(f"\n{waits(bench.answers, [FP32, INT8, SERVICE])}\n")

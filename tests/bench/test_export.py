@@ -15,5 +15,5 @@ def test_each_graph_has_a_line_with_nodes_size_and_error(tmp_path: Path, capsys:
     for graph in ("cuda fp16", "cpu int8-weights"):
         assert said.count(f"| mixer-base | {graph} |") == 1
     (found,) = json.loads((tmp_path / "found.json").read_text())["exports"]
-    assert found["peak_bytes"] > 100e6
+    assert 100e6 < found["peak_bytes"] < 2e9
     assert found["seconds"] > 0

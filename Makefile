@@ -40,6 +40,7 @@ test-large: .venv-dev ## run the tests on models of the published sizes: some mi
 
 bench: .venv-dev ## measure speed beside peers, those of `make bench-peers` among them if they are there
 	@$(BIN)/python -m tests.bench.encoders
+	@$(BIN)/python -m tests.bench.generation
 
 TRITON_PYTHON ?= /usr/bin/python3
 bench-peers: ## make environments for peers that cannot share ours: some gigabytes

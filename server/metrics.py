@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from server.generation.request import Usage
 from server.observer import Spent
@@ -66,8 +66,6 @@ class Nowhere:
 
     def observe(self, amount: float) -> None: ...
 
-    def set(self, value: float) -> None: ...
-
 
 NOWHERE = Nowhere()
 
@@ -84,9 +82,6 @@ class Metrics:
         }
         for name, (text, reasons) in COUNTERS.items():
             families[name] = Counter(name, text, MODEL + ("reason",) * bool(reasons), registry=self.registry)
-        families["affinity_slots_used"] = Gauge(
-            "affinity_slots_used", "Continuations that hold a slot.", MODEL, registry=self.registry
-        )
         self._families = families
         self.registry.register(TritonNames(self.statistics))
         families["affinity_requests"] = Counter(
@@ -127,7 +122,6 @@ class Metrics:
 
     def _from_zero(self, model: str, version: str) -> None:
         """Make all children of a model whose labels are known, so that Prometheus sees them before they count."""
-        self.of("affinity_slots_used", model, version)
         for name, (_, _, labels) in HISTOGRAMS.items():
             if not labels:
                 self.of(name, model, version)
@@ -237,10 +231,9 @@ class ModelObserver:
     def refused(self, reason: str) -> None:
         self._of("affinity_refused_requests", reason=reason).inc()
 
-    def step(self, *, kind: str, rows: int, tokens: int, seconds: float, slots: int) -> None:
+    def step(self, *, kind: str, rows: int, tokens: int, seconds: float) -> None:
         self._of("affinity_step_duration_seconds", kind=kind).observe(seconds)
         self._of("affinity_step_rows", kind=kind).observe(rows)
-        self._of("affinity_slots_used").set(slots)
         self._statistics.step(rows, Spent(run_seconds=seconds))
 
     def finished(self, *, reason: str, usage: Usage) -> None:

@@ -19,6 +19,10 @@ QUEUES: dict[str, tuple[str, Callable[[Model], int]]] = {
         "Inputs, or continuations, that run right now.",
         lambda model: sum(part.running_rows for part in model.doors.parts),
     ),
+    "affinity_slots_used": (
+        "Continuations that hold a slot.",
+        lambda model: sum(part.running_rows for part in model.doors.parts if part.slots),
+    ),
     "affinity_slots": (
         "Continuations that can run together.",
         lambda model: sum(part.slots for part in model.doors.parts),

@@ -48,8 +48,8 @@ class Observer(Protocol):
     def refused(self, reason: str) -> None:
         """A request was not let in. Reasons: overloaded."""
 
-    def step(self, *, kind: str, rows: int, tokens: int, seconds: float, slots: int) -> None:
-        """A step of generation ran, and then so many slots were in use.
+    def step(self, *, kind: str, rows: int, tokens: int, seconds: float) -> None:
+        """A step of generation ran.
 
         Kinds: `prefill` read so many tokens of one prompt, `decode` gave each of so many rows one token.
         """
@@ -81,7 +81,7 @@ class Silent:
 
     def refused(self, reason: str) -> None: ...
 
-    def step(self, *, kind: str, rows: int, tokens: int, seconds: float, slots: int) -> None: ...
+    def step(self, *, kind: str, rows: int, tokens: int, seconds: float) -> None: ...
 
     def finished(self, *, reason: str, usage: Usage) -> None: ...
 

@@ -71,15 +71,19 @@ class SlotCache:
 
         Raises NotEnoughMemory, and has as many as before.
         """
-        assert self.slots < slots <= self.layout.most_slots, "a number of slots that was not agreed; this is a bug"
+        self.check_growth(slots)
         larger = slots * self.layout.slot_bytes
-        more = self.layout.bytes(slots) - self.layout.bytes(self.slots) + larger
-        check_room(self.layout, self.memory, slots=slots, more=more)
         for name in self.layout.tensors:  # one after the other: of one tensor only there are two for a moment
             if self._sizes[name] < larger:
                 self._addresses[name] = self.memory.grow(self._addresses[name], self._sizes[name], larger)
                 self._sizes[name] = larger
         self.slots = slots
+
+    def check_growth(self, slots: int) -> None:
+        """Raise NotEnoughMemory if there is no room for so many slots: then nothing has moved."""
+        assert self.slots < slots <= self.layout.most_slots, "a number of slots that was not agreed; this is a bug"
+        more = self.layout.bytes(slots) - self.layout.bytes(self.slots) + slots * self.layout.slot_bytes
+        check_room(self.layout, self.memory, slots=slots, more=more)
 
     def bind(self, binding: onnxruntime.IOBinding, *, first: int, rows: int) -> None:
         """Make the slots [first, first + rows) past and present of the runs of this binding."""

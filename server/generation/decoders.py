@@ -33,10 +33,6 @@ class CapturingDecoder(Decoder):
         for rows in {self.rows_of(texts) for texts in range(1, self.cache.slots + 1)}:
             self.decode(np.zeros(rows, np.int64), np.ones(rows, np.int32))
 
-    def grow(self, slots: int) -> None:
-        self.release()
-        super().grow(slots)
-
     def release(self) -> None:
         """Forget the graphs: they know addresses that will be somebody else's."""
         while self._graphs:

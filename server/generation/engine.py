@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from server.admission import Call, Gate, Limits
@@ -99,9 +100,13 @@ class Engine:
             self._accepting = False
             await self._worker.idle()
         except asyncio.CancelledError:
-            self._accepting = False
-            self._worker.cancel_all()
+            self.give_up()
             raise
+
+    def give_up(self) -> None:
+        """Accept nothing more, and cancel what is under way."""
+        self._accepting = False
+        self._worker.cancel_all()
 
     async def generate(
         self, prompt_ids: Ids, sampling: Sampling, call: Call, *, field: str = "prompt"
@@ -114,11 +119,8 @@ class Engine:
         self._check_accepting()
         self._check_ids(field, prompt_ids, longest=self.context - 1)
         stream = self._stream(prompt_ids, sampling, call)
-        try:
+        with self._counting_refusals():
             self._worker.submit(stream)
-        except Overloaded:
-            self._observer.refused("overloaded")
-            raise
         try:
             while True:
                 step = await stream.queue.get()
@@ -140,7 +142,8 @@ class Engine:
         self._check_accepting()
         results: list[Floats] = []
         begun, run_seconds = self._clock(), 0.0
-        with self._worker.room(requests=len(rows), tokens=sum(map(len, rows)), field="input_ids"):
+        room = self._worker.room(requests=len(rows), tokens=sum(map(len, rows)), field="input_ids")
+        with self._counting_refusals(), room:
             for group in groups(rows, FORWARD_TOKENS):
                 call.check_deadline(self._clock())
                 logits, seconds = await self._worker.forward(group)
@@ -170,6 +173,14 @@ class Engine:
         if not 0 <= ids.min() <= ids.max() < self.vocabulary:
             wrong = ids[(ids < 0) | (ids >= self.vocabulary)][0]
             raise InvalidRequest(field, f"token {wrong}", f"0 to {self.vocabulary - 1}")
+
+    @contextmanager
+    def _counting_refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except Overloaded:
+            self._observer.refused("overloaded")
+            raise
 
     def _check_accepting(self) -> None:
         if not self._accepting:

@@ -44,8 +44,11 @@ class Engines:
         self.under_way.close()
         try:
             await self.under_way.finished()
-        finally:  # also when whoever waits for this has no more patience
             await asyncio.gather(*(engine.drain() for engine in self._engines))
+        except asyncio.CancelledError:
+            for engine in self._engines:
+                engine.give_up()
+            raise
 
     async def generate(
         self, prompt_ids: Ids, sampling: Sampling, call: Call, *, field: str = "prompt"

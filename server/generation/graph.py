@@ -69,7 +69,9 @@ class Decoder:
 
     def grow(self, slots: int) -> None:
         """Have more slots. Raises NotEnoughMemory, and has as many as before."""
-        self._slots.clear()  # whatever happens, the memory may have moved
+        self.cache.check_growth(slots)
+        self.release()  # whatever happens from here on, the memory may have moved
+        self._slots.clear()
         self._rows.clear()
         self.cache.grow(slots)
 
@@ -77,7 +79,7 @@ class Decoder:
         """Have done what the first steps would wait for. Nobody may hold a slot."""
 
     def release(self) -> None:
-        """Nobody will run it any more."""
+        """Forget what was prepared for the memory as it lies."""
 
     def prefill(self, slot: int, token_ids: Ids, past: int) -> Scores:
         """Read `token_ids` (t,) after the `past` tokens that the slot holds: one row, the scores after the last."""

@@ -187,6 +187,13 @@ class Scheduler:
         self.reading, self.decoding = None, []
         self.prefixes.kept.clear()
 
+    def clear(self) -> None:
+        """Nobody waits and nobody runs any more."""
+        for _, _, sequence in self.waiting:
+            self.gate.leave(requests=1, tokens=sequence.reserved_tokens)
+        self.waiting, self._look_again = [], math.inf
+        self.fail_all()
+
     # ---- the parts of a plan
 
     def _leave(self, now: float) -> tuple[tuple[Sequence, ...], tuple[Sequence, ...]]:

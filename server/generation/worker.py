@@ -115,21 +115,42 @@ class Worker:
     # ---- what follows runs on the thread
 
     def _run_until_idle(self) -> None:
-        while True:
-            self._grow()
-            with self._lock:
-                plan = self._scheduler.plan(self._clock())
-                forward = self._forwards.popleft() if self._forwards else None
-                if plan == Plan() and forward is None:
-                    self._work = None
-                    return
-                gone = [self._streams.pop(sequence) for sequence in plan.cancelled + plan.expired]
-                rows = [self._streams[sequence] for sequence in plan.step.sequences] if plan.step else []
-            self._tell_gone(gone)
-            if forward is not None:
-                self._run_forward(*forward)
-            if plan.step is not None:
-                self._run(plan.copies, plan.step, rows)
+        try:
+            while self._run_next():
+                pass
+        except Exception as error:  # a bug; without this everybody would wait for ever, and who comes after them
+            self._give_up(error)
+
+    def _run_next(self) -> bool:
+        """Do what is to be done next; False if there is nothing."""
+        self._grow()
+        with self._lock:
+            plan = self._scheduler.plan(self._clock())
+            forward = self._forwards.popleft() if self._forwards else None
+            if plan == Plan() and forward is None:
+                self._work = None
+                return False
+            gone = [self._streams.pop(sequence) for sequence in plan.cancelled + plan.expired]
+            rows = [self._streams[sequence] for sequence in plan.step.sequences] if plan.step else []
+        self._tell_gone(gone)
+        if forward is not None:
+            self._run_forward(*forward)
+        if plan.step is not None:
+            self._run(plan.copies, plan.step, rows)
+        return True
+
+    def _give_up(self, error: Exception) -> None:
+        """Tell everybody, those who wait included, and begin anew with whoever comes next."""
+        with self._lock:
+            rows, forwards = list(self._streams.values()), list(self._forwards)
+            self._streams.clear()
+            self._forwards.clear()
+            self._scheduler.clear()
+            self._work = None
+        for _, _, future in forwards:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+        self._fail("plan", error, rows)
 
     def _grow(self) -> None:
         """Make room for who waits, if there is memory; else they wait for a slot."""
@@ -139,8 +160,9 @@ class Worker:
             return
         try:
             self._runner.grow(slots)
-        except NotEnoughMemory as error:
-            log.warning("%s: no more slots for now: %s", self._scheduler.gate.name, error)
+        except Exception as error:  # whatever it is: there are as many slots as before
+            unexpected = None if isinstance(error, NotEnoughMemory) else error
+            log.warning("%s: no more slots for now: %s", self._scheduler.gate.name, error, exc_info=unexpected)
             self._grow_again = self._clock() + GROW_AGAIN_S
             return
         with self._lock:
@@ -194,7 +216,6 @@ class Worker:
             rows=len(rows),
             tokens=step.tokens,
             seconds=now - started,
-            slots=len(self._scheduler.running),
         )
         self._tell(events, [note, *(self._ending(row, step) for row, step in events if step.finish_reason)])
 

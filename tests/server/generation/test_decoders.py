@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from server.errors import NotEnoughMemory
 from server.generation.cache import SlotCache
 from server.generation.decoders import CapturingDecoder, layout_of
 from server.generation.graph import Decoder
@@ -75,6 +76,11 @@ def test_each_number_of_rows_is_a_graph_of_its_own_until_the_memory_moves(sessio
     for rows in (1, 2, 4, 4, 2, 1):
         decoder.decode(np.zeros(rows, np.int64), np.ones(rows, np.int32))
     assert len(decoder._graphs) == len(set(decoder._graphs)) == 3
+    decoder.cache.memory.available = lambda: 0
+    with pytest.raises(NotEnoughMemory):
+        decoder.grow(8)
+    assert len(decoder._graphs) == len(decoder._rows) == 3  # they are as good as before
+    del decoder.cache.memory.available
     decoder.grow(8)
     assert decoder._graphs == []
     assert decoder.rows_of(5) == 8

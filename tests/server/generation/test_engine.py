@@ -41,7 +41,7 @@ class Listener(Silent):
     """Writes down what it hears."""
 
     def __init__(self):
-        self.steps, self.endings, self.failures, self.drops = [], [], [], []
+        self.steps, self.endings, self.failures, self.drops, self.refusals = [], [], [], [], []
 
     def step(self, **step):
         self.steps.append(step)
@@ -54,6 +54,9 @@ class Listener(Silent):
 
     def dropped(self, reason):
         self.drops.append(reason)
+
+    def refused(self, reason):
+        self.refusals.append(reason)
 
 
 class Held(Decoder):
@@ -189,12 +192,13 @@ async def test_slots_become_more_while_others_run_and_nobody_notices(engine_of, 
     assert max(step["rows"] for step in listener.steps) > 4  # grew twice
 
 
-async def test_without_memory_for_more_slots_everybody_is_answered_all_the_same(engine_of, prompts, reference):
+@pytest.mark.parametrize("error", [NotEnoughMemory("nothing left"), RuntimeError("cudaMemcpy failed")], ids=repr)
+async def test_where_slots_cannot_become_more_everybody_is_answered_all_the_same(engine_of, prompts, reference, error):
     class Full(HostMemory):
         """Grows no more."""
 
         def grow(self, address, size, new):
-            raise NotEnoughMemory("nothing left")
+            raise error
 
     listener, asked = Listener(), prompts(8)
     engine = await engine_of(slots=2, most_slots=8, memory=Full(), observer=listener)
@@ -360,7 +364,8 @@ async def test_a_request_whose_time_is_up_leaves_with_what_it_has(engine_of):
 
 
 async def test_a_full_queue_refuses_and_says_when_to_come_back(engine_of):
-    engine, decoder = await held(engine_of, slots=1, waiting=1)
+    listener = Listener()
+    engine, decoder = await held(engine_of, slots=1, waiting=1, observer=listener)
     running = asyncio.create_task(tokens_of(engine, [1], max_tokens=3, ignore_eos=True))
     await decoder.has_arrived()
     waiting = asyncio.create_task(tokens_of(engine, [1], max_tokens=3, ignore_eos=True))
@@ -370,6 +375,7 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back(engine_of):
     assert refused.value.retry_after_s > 0
     with pytest.raises(Overloaded):
         await engine.logits([np.array([1])], Call())
+    assert listener.refusals == ["overloaded"] * 2
     decoder.let_go()
     assert len(await running) == len(await waiting) == 3
 
@@ -424,6 +430,28 @@ async def test_after_a_failed_copy_nothing_is_trusted_and_new_requests_are_answe
     with pytest.raises(StepFailed):
         await tokens_of(engine, prompt, max_tokens=9, **GREEDY)
     assert await tokens_of(engine, prompt, max_tokens=9, **GREEDY) == expected
+
+
+async def test_after_an_error_nobody_foresaw_who_is_there_is_told_and_who_comes_next_is_answered(engine_of, reference):
+    class Puzzling(Decoder):
+        """Does not know once with how many rows to run."""
+
+        puzzled = False
+
+        def rows_of(self, texts):
+            if texts == 2 and not self.puzzled:
+                self.puzzled = True
+                raise RuntimeError("two?")
+            return texts
+
+    listener = Listener()
+    engine = await engine_of(slots=2, decoder=Puzzling, observer=listener)
+    asked = [tokens_of(engine, [number], max_tokens=9, **GREEDY) for number in range(1, 6)]
+    found = await asyncio.gather(*asked, engine.logits([np.array([1])], Call()), return_exceptions=True)
+    assert [type(answer) for answer in found[:5]] == [StepFailed] * 5
+    assert (listener.failures, engine.waiting_rows, engine.running_rows) == ([5], 0, 0)
+    assert await tokens_of(engine, [7, 8], max_tokens=9, **GREEDY) == greedy_of(reference, [7, 8], 9)
+    assert len(await engine.logits([np.array([1])], Call())) == 1
 
 
 async def test_a_prefill_that_fails_fails_only_its_request(engine_of):

@@ -1,6 +1,7 @@
 """Engines on several devices share the requests; here they are two on the CPU."""
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,6 +48,22 @@ async def test_whole_texts_give_the_same_on_any(engines, prompts):
     rows = prompts(3)
     found, expected = await Engines(engines).logits(rows, Call()), await engines[1].logits(rows, Call())
     assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+async def test_draining_that_is_cut_short_ends_what_is_under_way(engines, prompts):
+    both = Engines(engines)
+    endless = replace(GREEDY, max_tokens=50)
+
+    async def last_of(prompt):
+        with both.under_way.one():
+            return [step async for step in both.generate(prompt[:5], endless, Call())][-1].finish_reason
+
+    running = [asyncio.create_task(last_of(prompt)) for prompt in prompts(6)]
+    await asyncio.sleep(0)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0):
+            await both.drain()
+    assert set(await asyncio.gather(*running)) == {"cancelled"}
 
 
 async def test_draining_answers_who_is_in_on_every_engine_and_lets_in_nobody(engines, prompts):

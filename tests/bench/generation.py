@@ -38,6 +38,7 @@ OTHERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "OpenVINO int8-weights": (PEERS, "optimum_openvino", ("bf16", "int8")),
 }
 ONE, EIGHT, POISSON = "one stream", "eight streams", "Poisson arrivals"
+WORKLOADS = (ONE, EIGHT, POISSON)
 LARGEST_SPREAD = 4.0  # of the 99th percentile of the time between tokens over the median
 
 
@@ -131,25 +132,40 @@ def main() -> None:
     parser.add_argument(
         "--peers", nargs="+", choices=OTHERS, default=list(OTHERS), metavar="PEER", help="; ".join(OTHERS)
     )
+    parser.add_argument(
+        "--workloads", nargs="+", choices=WORKLOADS, default=WORKLOADS, metavar="WORKLOAD", help="; ".join(WORKLOADS)
+    )
+    parser.add_argument("--folder", type=Path, help="where checkpoint and artifacts stay, for the next time")
     parser.add_argument("--output", type=Path, help="a file for all figures, as JSON")
     arguments = parser.parse_args()
     rounds = 1 if arguments.quick else arguments.rounds
     sizes = requests.SIZES[arguments.sizes]
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        checkpoint = published.SIZES[arguments.sizes](Path(folder), ["gpt2"])["gpt2"]
+    with ExitStack() as stack:
+        folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        checkpoint = folder / "gpt2"
+        if not checkpoint.exists():
+            published.SIZES[arguments.sizes](folder, ["gpt2"])
         vocabulary = requests.name_every_token(checkpoint)
-        artifacts = export(checkpoint, Path(folder) / "artifacts")
+        artifacts = export(checkpoint, folder / "artifacts")
         bench = open_peers(stack, checkpoint, artifacts, arguments.peers, arguments.threads)
         everyone = [*PRECISIONS, *arguments.peers]
-        bench.measure(in_rounds, requests.streams(ONE, 1, sizes, vocabulary), everyone, rounds)
-        bench.measure(in_rounds, requests.streams(EIGHT, 8, sizes, vocabulary), [*everyone, SERVICE], rounds)
-        traffic = [FP32, INT8, SERVICE, TRANSFORMERS, TRANSFORMERS_BF16]
-        bench.measure(in_turns, requests.poisson(POISSON, sizes, vocabulary), traffic, min(rounds, 2))
-    compared = (ONE, EIGHT, POISSON) if TRANSFORMERS in bench.peers else ()
-    different = {workload: bench.answers.differing(workload, FP32, TRANSFORMERS) for workload in compared}
+        traffic = [FP32, INT8, SERVICE, *(name for name in (TRANSFORMERS, TRANSFORMERS_BF16) if name in everyone)]
+        if ONE in arguments.workloads:
+            bench.measure(in_rounds, requests.streams(ONE, 1, sizes, vocabulary), everyone, rounds)
+        if EIGHT in arguments.workloads:
+            bench.measure(in_rounds, requests.streams(EIGHT, 8, sizes, vocabulary), [*everyone, SERVICE], rounds)
+        if POISSON in arguments.workloads:
+            bench.measure(in_turns, requests.poisson(POISSON, sizes, vocabulary), traffic, max(1, rounds // 3))
+    different = {
+        workload: bench.answers.differing(workload, FP32, TRANSFORMERS)
+        for workload in arguments.workloads
+        if TRANSFORMERS in bench.peers
+    }
     print(f"\n{machine()}; {arguments.threads} threads a side\n")
     print(table(bench.results, "tokens per second"), verdicts(bench.results, targets(bench.results)), sep="\n\n")
-    print(f"\n{waits(bench.answers, [FP32, INT8, SERVICE])}\n")
+    if POISSON in arguments.workloads:
+        print(f"\n{waits(bench.answers, [FP32, INT8, SERVICE])}")
+    print()
     for workload, (wrong, all_of_them) in different.items():
         print(f"{workload}: {all_of_them - wrong} of {all_of_them} continuations in fp32 are those of transformers")
     if arguments.output:

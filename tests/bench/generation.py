@@ -1,9 +1,9 @@
 """`python -m tests.bench.generation`: tokens in a second, of ours and of peers, side by side in one run.
 
-Makes a GPT-2 with random weights and exports it in fp32 and with weights in 8 and in 4 bits. Every side is a process
-with as many threads, one computes at a time, and all get the same requests, new ones in each round. First one stream
-and eight, then requests of all lengths that come when they come. Ends with an error if our fp32 continuations are not
-those of transformers. `--sizes tiny` rehearses it, `--quick` measures each side once.
+Makes a GPT-2 with random weights and exports it in fp32 and with weights in 8 and in 4 bits, those of the head too.
+Every side is a process with as many threads, one computes at a time, and all get the same requests, new ones in each
+round. First one stream and eight, then requests of all lengths that come when they come. Ends with an error if our fp32
+continuations are not those of transformers. `--sizes tiny` rehearses it, `--quick` measures each side once.
 """
 
 import argparse
@@ -85,6 +85,7 @@ def export(checkpoint: Path, artifacts: Path) -> dict[str, Path]:
     """Side → artifact, in each precision."""
     for precision in PRECISIONS.values():
         options = ["--name", f"gpt2-{precision}", "--target", f"cpu={precision}", "--artifacts", str(artifacts)]
+        options += ["--head-precision", "int4"] if precision == "int4-weights" else []
         if export_command([str(checkpoint), *options]):
             sys.exit("error: the export failed")
     return {side: artifacts / f"gpt2-{precision}" for side, precision in PRECISIONS.items()}

@@ -10,6 +10,7 @@ import onnxruntime
 
 from server.arrays import Array
 from server.artifact import Artifact
+from server.capturing import beside_captures
 from server.cpus import usable_cpus
 from server.cuda import CPU, CUDA, ERROR
 from server.errors import BadArtifact, ProviderUnavailable
@@ -42,6 +43,10 @@ class Session:
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """The named outputs. Blocks without holding the interpreter's lock."""
+        with beside_captures(self.provider):
+            return self._run(feeds, outputs)
+
+    def _run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         return dict(zip(outputs, self.ort.run(list(outputs), dict(feeds), self._eager), strict=True))
 
 
@@ -68,7 +73,7 @@ class BoundSession(Session):
         """For how many shapes of its inputs it holds memory."""
         return len(self._bound)
 
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+    def _run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         bound = self._bound_to(feeds)
         for name, value in feeds.items():
             bound.inputs[name].update_inplace(np.ascontiguousarray(value))
@@ -123,7 +128,8 @@ def open_session(
         providers = {"providers": _providers(choice, device, settings, capture=capture), "enable_fallback": 0}
     path = artifact.path(graph.file)
     try:
-        ort = onnxruntime.InferenceSession(path, options, **providers)
+        with beside_captures(choice.provider):
+            ort = onnxruntime.InferenceSession(path, options, **providers)
     except Exception as error:  # the runtime has no common base for its errors
         raise BadArtifact(f"{path}: does not load on {choice.provider}: {error}") from error
     found = PROVIDER_NAMES.get(ort.get_providers()[0], ort.get_providers()[0])

@@ -1,13 +1,15 @@
 """Which decoder goes with which provider, and the one for GPUs, which captures its steps."""
 
+from collections.abc import Sequence
 from itertools import count
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from server.capturing import CAPTURES
 from server.generation.cache import Layout, SlotCache
-from server.generation.graph import ELEMENTS, Decoder
+from server.generation.graph import ELEMENTS, Decoder, Floats, Ids, Scores
 from server.generation.memory import CudaMemory, HostMemory, Memory
 from server.session import Session, run_options
 
@@ -25,6 +27,7 @@ class CapturingDecoder(Decoder):
     def __init__(self, session: onnxruntime.InferenceSession, cache: SlotCache) -> None:
         super().__init__(session, cache)
         self._graphs: list[int] = []
+        self._captured: set[int] = set()  # the numbers of rows whose graphs are there
 
     def rows_of(self, texts: int) -> int:
         return min(1 << (texts - 1).bit_length(), self.cache.slots)
@@ -33,10 +36,27 @@ class CapturingDecoder(Decoder):
         for rows in {self.rows_of(texts) for texts in range(1, self.cache.slots + 1)}:
             self.decode(np.zeros(rows, np.int64), np.ones(rows, np.int32))
 
+    def prefill(self, slot: int, token_ids: Ids, past: int) -> Scores:
+        with CAPTURES.shared():
+            return super().prefill(slot, token_ids, past)
+
+    def decode(self, token_ids: Ids, lengths: NDArray[np.int32]) -> Scores:
+        rows = len(token_ids)
+        with CAPTURES.shared() if rows in self._captured else CAPTURES.alone():
+            scores = super().decode(token_ids, lengths)
+        self._captured.add(rows)
+        return scores
+
+    def forward(self, texts: Sequence[Ids]) -> list[Floats]:
+        with CAPTURES.shared():
+            return super().forward(texts)
+
     def release(self) -> None:
         """Forget the graphs: they know addresses that will be somebody else's."""
-        while self._graphs:
-            self._session.release_captured_graph(self._graphs.pop())
+        self._captured.clear()
+        with CAPTURES.shared():
+            while self._graphs:
+                self._session.release_captured_graph(self._graphs.pop())
 
     def _total_of_a_step(self, lengths: NDArray[np.int32]) -> int:
         return self.cache.layout.capacity

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from server.capturing import beside_captures
 from server.errors import NotEnoughMemory
 from server.host_memory import available_bytes
 
@@ -136,7 +137,8 @@ class CudaMemory:
         return found
 
     def _call(self, name: str, *arguments: Any) -> None:
-        status = getattr(self._cuda, name)(*arguments)
+        with beside_captures(self.device):
+            status = getattr(self._cuda, name)(*arguments)
         if status == OUT_OF_MEMORY:
             self._cuda.cudaGetLastError()  # or the runtime would take the error for its own
             raise NotEnoughMemory("the GPU has not as much memory left")

@@ -6,7 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from server.capturing import Captures
 from server.errors import NotEnoughMemory
+from server.generation import decoders
 from server.generation.cache import SlotCache
 from server.generation.decoders import CapturingDecoder, layout_of
 from server.generation.graph import Decoder
@@ -84,6 +86,47 @@ def test_each_number_of_rows_is_a_graph_of_its_own_until_the_memory_moves(sessio
     decoder.grow(8)
     assert decoder._graphs == []
     assert decoder.rows_of(5) == 8
+
+
+class Watched(Captures):
+    """Writes down how it was entered."""
+
+    def __init__(self):
+        super().__init__()
+        self.entered: list[str] = []
+
+    def shared(self):
+        self.entered.append("shared")
+        return super().shared()
+
+    def alone(self):
+        self.entered.append("alone")
+        return super().alone()
+
+
+def test_a_step_is_alone_in_the_process_until_its_graph_is_there(session, context, monkeypatch):
+    monkeypatch.setattr(decoders, "CAPTURES", watched := Watched())
+    decoder = CapturingDecoder(session.ort, SlotCache(replace(layout(session, context), most_slots=8), HostMemory()))
+
+    def decode(rows):
+        decoder.decode(np.zeros(rows, np.int64), np.ones(rows, np.int32))
+        return watched.entered.pop()
+
+    decoder.prefill(0, np.array([1, 2]), 0)
+    decoder.forward([np.array([1, 2])])
+    assert watched.entered == ["shared", "shared"]
+    assert [decode(rows) for rows in (1, 2, 1, 2)] == ["alone", "alone", "shared", "shared"]
+    decoder.grow(8)
+    assert [decode(rows) for rows in (2, 2)] == ["alone", "shared"]
+
+
+def test_a_capture_that_failed_is_tried_again_alone(session, context, monkeypatch):
+    monkeypatch.setattr(decoders, "CAPTURES", watched := Watched())
+    decoder = CapturingDecoder(session.ort, SlotCache(layout(session, context), HostMemory()))
+    with pytest.raises(RuntimeError, match="does not match"):
+        decoder.decode(np.zeros(2, np.int64), np.ones(3, np.int32))
+    decoder.decode(np.zeros(2, np.int64), np.ones(2, np.int32))
+    assert watched.entered == ["alone", "alone"]
 
 
 def layout(session, context):

@@ -1,5 +1,6 @@
 """One graph of an artifact: traced, fused, rounded where that is wanted, saved, and proven equal to its source."""
 
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,19 +44,16 @@ def make(
     What is to be rounded is proven in fp32 first: only then does the error of the rest tell what rounding costs.
     """
     path, label = directory / f"{target}.onnx", f"{target} {precision.name}"
+    exact = directory / f"exact-{target}.onnx" if precision.weights else path
     recipe.to(DTYPES[precision.datatype])
-    with progress.step(f"{label}: trace"):
-        traced = trace(recipe, precision.name)
-    with progress.step(f"{label}: fuse") as remarks:
-        before = node_counts(traced)
-        fused = optimize(traced)
-        remarks += [save(fused, path), changed(before, node_counts(fused))]
+    traced_nodes = fuse(exact, label, precision, recipe, progress)
+    gc.collect()  # a graph and its nodes hold each other, and the weights
     if precision.weights:
         with progress.step(f"{label}: compare") as remarks:
-            remarks.append(str(prove(path, PRECISIONS["fp32"], recipe, references)))
+            remarks.append(str(prove(exact, PRECISIONS["fp32"], recipe, references)))
         with progress.step(f"{label}: quantise") as remarks:
-            exact = node_counts(fused)
-            remarks += [save(quantize(fused, precision), path), changed(exact, node_counts(fused))]
+            remarks += round_off(exact, path, precision)
+        gc.collect()
     with progress.step(f"{label}: compare") as remarks:
         proven = prove(path, precision, recipe, references)
         remarks.append(str(proven))
@@ -66,7 +64,7 @@ def make(
         file=path.name,
         inputs=tensors(recipe.inputs(precision.name)),
         outputs=tensors(recipe.outputs(precision.name)),
-        traced_nodes=before,
+        traced_nodes=traced_nodes,
         parity=parity.message(proven),
     )
     if references.sample is not None and precision.weights:
@@ -82,6 +80,27 @@ def make(
             graph.calibration.parity.ClearField("tolerance")
             remarks.append(f"{own}")
     return graph
+
+
+def fuse(path: Path, label: str, precision: Precision, recipe: Recipe, progress: Progress) -> dict[str, int]:
+    """Trace, fuse and save; returns the nodes as traced. The graph itself is as large as the model: it ends here."""
+    with progress.step(f"{label}: trace"):
+        traced = trace(recipe, precision.name)
+        before = node_counts(traced)
+    with progress.step(f"{label}: fuse") as remarks:
+        fused = optimize(traced)
+        remarks += [save(fused, path), changed(before, node_counts(fused))]
+    return before
+
+
+def round_off(exact: Path, path: Path, precision: Precision) -> list[str]:
+    """The saved graph again, its matrices in fewer bits, in place of the exact one; returns remarks for a reader."""
+    model = onnx_ir.load(exact)
+    before = node_counts(model)
+    remarks = [save(quantize(model, precision), path), changed(before, node_counts(model))]
+    for file in (exact, *beside(exact)):
+        file.unlink()
+    return remarks
 
 
 def scored(path: Path, precision: Precision, recipe: Recipe, references: References) -> Score:
@@ -101,8 +120,6 @@ def changed(before: dict[str, int], after: dict[str, int]) -> str:
 
 def save(model: onnx_ir.Model, path: Path) -> str:
     """Write the graph; weights of more than 2 GiB go to files beside it. Returns its size, for a reader."""
-    for old in beside(path):  # of the graph before it was rounded
-        old.unlink()
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     if weights > EXTERNAL_BYTES:
         onnx_ir.save(model, path, external_data=f"{path.name}.data", max_shard_size_bytes=SHARD_BYTES)

@@ -15,7 +15,7 @@ SELECTED = 64  # positions of a batch at which words are compared: a row of logi
 def inputs_for(recipe: Recipe, manifest: Manifest, tokenizer: str | None, path: Path) -> list[Arrays]:
     """What the file holds, as inputs of the graph. ExportError if it holds nothing of the kind."""
     if isinstance(recipe, BertRecipe | GptRecipe) and tokenizer is not None:
-        encodings = preparation.encoded(tokenizer, samples.texts(path), manifest.text)
+        encodings = preparation.encoded(tokenizer, samples.texts(path), manifest.text, path)
         return [
             selected(recipe, preparation.padded(recipe, rows, manifest.text.pad_id))
             for rows in preparation.in_batches(encodings)

@@ -1,6 +1,7 @@
 """What rounding does to a model's score: measured on a small sample, beside the checkpoint, that training never saw.
 
 `held-out.txt` has a text on each line, `held-out.safetensors` has `images` (n, h, w), grey, and their `labels` (n).
+Memory is bounded, for a row of logits is as wide as the vocabulary: few are asked for at a time, fewer yet counted.
 """
 
 from collections.abc import Callable
@@ -10,17 +11,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from tokenizers import Encoding, Tokenizer
 
-from export import preparation
+from export import preparation, samples
 from export.cases import Arrays
+from export.errors import ExportError
 from export.parity import log_softmax
 from export.recipes import BertRecipe, GptRecipe, ImageRecipe, Recipe
 from protos.manifest_pb2 import Manifest
 
 TEXTS, IMAGES = "held-out.txt", "held-out.safetensors"
 MASKED_SHARE, GUESSES = 0.15, 5
+MOST = 512  # lines that are read, the first ones
+WRITTEN = 1024  # tokens of a batch of which every one is predicted: 200 MB of logits with the 50,257 words of GPT-2
+COUNTED = 64  # rows of logits that are in double precision at a time
 Logits = NDArray[np.generic]
 Targets = NDArray[np.int64]
 
@@ -36,22 +42,54 @@ class Sample:
 
     def score(self, answer: Callable[[Arrays], Logits]) -> float:
         """The score of whatever gives the logits."""
-        return sum(self.counted(answer(inputs), targets) for inputs, targets in self.batches) / self.units
+        return sum(self.counted_in_parts(answer(inputs), targets) for inputs, targets in self.batches) / self.units
+
+    def counted_in_parts(self, logits: Logits, targets: Targets) -> float:
+        """What a batch counts for."""
+        parts = (slice(start, start + COUNTED) for start in range(0, len(targets), COUNTED))
+        return sum(self.counted(logits[part], targets[part]) for part in parts)
 
 
 def read(directory: Path, recipe: Recipe, manifest: Manifest, tokenizer: str | None) -> Sample | None:
-    """The sample that lies beside a checkpoint; None if there is none, or none for this task."""
-    if isinstance(recipe, ImageRecipe) and (directory / IMAGES).is_file():
-        return images(load_file(directory / IMAGES), manifest)
-    if tokenizer is None or not (directory / TEXTS).is_file():
+    """The sample that lies beside a checkpoint; None if there is none, or none for this task. ExportError if broken."""
+    path = directory / (IMAGES if isinstance(recipe, ImageRecipe) else TEXTS)
+    if not path.is_file():
         return None
-    lines = (directory / TEXTS).read_text("utf-8").splitlines()
-    encodings = preparation.encoded(tokenizer, lines, manifest.text)
+    sample = sample_for(path, recipe, manifest, tokenizer)
+    if sample is not None and not sample.units:
+        raise ExportError(f"{path}: found nothing to count, expected texts of several words, or images")
+    return sample
+
+
+def sample_for(path: Path, recipe: Recipe, manifest: Manifest, tokenizer: str | None) -> Sample | None:
+    """What a file that is there holds for this task."""
+    if tokenizer is None:
+        return images(read_images(path), manifest)
+    encodings = preparation.encoded(tokenizer, samples.texts(path, MOST), manifest.text, path)
     if isinstance(recipe, GptRecipe):
         return written_on(recipe, manifest, encodings, Tokenizer.from_str(tokenizer))
     if isinstance(recipe, BertRecipe) and recipe.task == "fill-mask":
         return masked(recipe, manifest, encodings)
     return None
+
+
+def read_images(path: Path) -> Arrays:
+    """`images` and their `labels`."""
+    expected = "expected images, uint8 (n, h, w), and their labels, whole numbers (n)"
+    try:
+        arrays: Arrays = load_file(path)
+    except SafetensorError as error:
+        raise ExportError(f"{path}: found no safetensors file ({error}), {expected}") from error
+    found = {name: f"{array.dtype} {list(array.shape)}" for name, array in arrays.items()}
+    pictures, labels = arrays.get("images"), arrays.get("labels")
+    if (
+        pictures is None
+        or labels is None
+        or (pictures.dtype.name, pictures.ndim) != ("uint8", 3)
+        or (labels.dtype.kind, labels.shape) not in (("i", pictures.shape[:1]), ("u", pictures.shape[:1]))
+    ):
+        raise ExportError(f"{path}: found {found}, {expected}")
+    return arrays
 
 
 def images(arrays: Arrays, manifest: Manifest) -> Sample:
@@ -73,7 +111,7 @@ def right(logits: Logits, targets: Targets) -> float:
 def written_on(recipe: GptRecipe, manifest: Manifest, encodings: list[Encoding], tokenizer: Tokenizer) -> Sample:
     """How many bits it takes to write the texts down with the model's help; the first token of each is given."""
     batches = []
-    for rows in preparation.in_batches([encoding for encoding in encodings if len(encoding) > 1]):
+    for rows in preparation.in_batches([encoding for encoding in encodings if len(encoding) > 1], WRITTEN):
         arrays = preparation.padded(recipe, rows, manifest.text.pad_id)
         followed = preparation.real(arrays)[:, 1:]  # a word that another follows
         selected = np.flatnonzero(np.pad(followed, ((0, 0), (0, 1))))

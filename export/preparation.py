@@ -1,7 +1,8 @@
 """From texts and pictures to a graph's inputs, as the server will make them: tokens padded on the right, pixels."""
 
 from collections.abc import Iterator, Sequence
-from math import ceil
+from math import ceil, inf
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,21 +17,30 @@ from protos.manifest_pb2 import ImageInput, TextInput
 ROWS = 8
 
 
-def encoded(tokenizer: str, texts: Sequence[str], text: TextInput) -> list[Encoding]:
-    """The tokens of each text, cut where the model ends."""
+def encoded(tokenizer: str, texts: Sequence[str], text: TextInput, path: Path) -> list[Encoding]:
+    """The tokens of each text of a file, cut where the model ends. ExportError if the tokenizer cannot read them."""
     reader = Tokenizer.from_str(tokenizer)
     reader.enable_truncation(text.max_length)
-    found = [encoding for encoding in reader.encode_batch(list(texts)) if encoding.ids]
+    try:
+        found = [encoding for encoding in reader.encode_batch(list(texts)) if encoding.ids]
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise ExportError(
+            f"{path}: found what the tokenizer has no token for ({error}), expected only letters that the model knows"
+        ) from error
     if not found:
-        raise ExportError("the texts: found no tokens in them, expected some")
+        raise ExportError(f"{path}: found no tokens in its texts, expected some")
     return found
 
 
-def in_batches(encodings: Sequence[Encoding]) -> Iterator[Sequence[Encoding]]:
-    """A few rows at a time, the shortest first: so they need the least padding."""
+def in_batches(encodings: Sequence[Encoding], most: float = inf) -> Iterator[Sequence[Encoding]]:
+    """A few rows at a time, the shortest first: so they need the least padding. `most` bounds their tokens, too."""
     ordered = sorted(encodings, key=len)
-    for start in range(0, len(ordered), ROWS):
-        yield ordered[start : start + ROWS]
+    while ordered:
+        rows = min(ROWS, len(ordered))
+        while rows > 1 and rows * len(ordered[rows - 1]) > most:
+            rows -= 1
+        yield ordered[:rows]
+        ordered = ordered[rows:]
 
 
 def padded(recipe: BertRecipe | GptRecipe, rows: Sequence[Encoding], pad_id: int) -> Arrays:

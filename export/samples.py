@@ -5,6 +5,7 @@ Knows nothing of models and imports no torch.
 """
 
 import hashlib
+import os
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -15,8 +16,8 @@ MOST = 64  # inputs of a file that are looked at: the first ones
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 
 
-def texts(path: Path) -> list[str]:
-    """The lines of a file that are not empty. ExportError if there are none."""
+def texts(path: Path, most: int = MOST) -> list[str]:
+    """The first lines of a file that are not empty. ExportError if there are none."""
     try:
         lines = path.read_text("utf-8").splitlines()
     except UnicodeDecodeError as error:
@@ -26,7 +27,7 @@ def texts(path: Path) -> list[str]:
     found = [line for line in lines if line.strip()]
     if not found:
         raise ExportError(f"{path}: found no text, expected one on each line")
-    return found[:MOST]
+    return found[:most]
 
 
 def image_files(path: Path) -> list[Path]:
@@ -53,9 +54,25 @@ def picture(path: Path) -> Image.Image:
 
 
 def digest(path: Path) -> str:
-    """sha256 over what `path` and the images it may stand for hold. ExportError if there is nothing."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    """sha256 over what `path` holds and, if it stands for images, over those. ExportError if there is nothing.
+
+    Only a model knows whether lines are texts or the names of images: a line that names a file counts as an image.
+    """
     try:
-        return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+        files = image_files(path) if path.is_dir() else [path, *named(path)]
+        return hashlib.sha256(b"".join(map(contents, files))).hexdigest()
     except OSError as error:
-        raise ExportError(f"{path}: {error.strerror}, expected texts or images") from error
+        raise ExportError(f"{error.filename or path}: {error.strerror}, expected texts or images") from error
+
+
+def named(path: Path) -> list[Path]:
+    """The files that the lines of a list name, as far as they are there."""
+    if path.suffix.lower() in IMAGES:
+        return []
+    return [file for file in image_files(path) if os.path.isfile(file)]  # a text may be no possible name of a file
+
+
+def contents(path: Path) -> bytes:
+    """sha256 of one file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

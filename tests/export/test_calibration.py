@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from google.protobuf.json_format import Parse
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
+from tokenizers import Tokenizer
 
 from export import held_out, preparation
 from export.__main__ import main
@@ -92,6 +93,53 @@ def test_the_change_of_the_score_is_stated(export, checkpoints: dict[str, Path],
     assert 0 <= score.pytorch <= 1
     assert abs(score.graph - score.pytorch) <= 0.1
     assert f"accuracy {score.pytorch:.4g} → {score.graph:.4g}" in outcome.said
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "contents", "complaint"),
+    [
+        ("bert", "held-out.txt", b"caf\xe9", "held-out.txt: found other bytes at 3, expected text in UTF-8"),
+        ("gpt", "held-out.txt", b"a\n", "held-out.txt: found nothing to count, expected texts of several words"),
+        ("vit", "held-out.safetensors", b"broken", "held-out.safetensors: found no safetensors file ("),
+        ("vit", "held-out.safetensors", save({"images": np.zeros(3)}), "{'images': 'float64 [3]'}, expected images"),
+    ],
+)
+def test_a_sample_that_will_not_do_is_one_clear_error(
+    kind: str, name: str, contents: bytes, complaint: str, export, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(checkpoints[kind], source)
+    (source / name).write_bytes(contents)
+    outcome = export(source, "--target", "cpu=int8-weights")
+    assert (outcome.status, outcome.visible) == (1, [])
+    assert complaint in outcome.complained
+
+
+def test_what_a_list_of_images_names_is_looked_at_for_changes_and_nothing_beside(
+    export, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    (own / "beside").mkdir(parents=True)
+    (tmp_path / "list.txt").write_text("own/0.png\n")
+    for path in (own, tmp_path / "list.txt"):
+        Image.new("RGB", (40, 50), "red").save(own / "0.png")
+        command = (checkpoints["mixer"], "--target", "cpu", "--calibrate", path, "--name", path.name.split(".")[0])
+        assert export(*command).status == 0
+        (own / "notes.txt").write_text(f"of {path}")
+        assert "up to date" in export(*command).said
+        Image.new("RGB", (40, 50), "blue").save(own / "0.png")
+        assert "2 is ready" in export(*command).said
+
+
+def test_a_long_text_is_written_few_rows_at_a_time_and_its_score_is_the_same(checkpoints: dict[str, Path]) -> None:
+    tokenizer = Tokenizer.from_file(str(checkpoints["gpt"] / "tokenizer.json"))
+    encodings = tokenizer.encode_batch(["A list is a mutable sequence.", "The caller", "may catch it", "else"])
+    batches = list(preparation.in_batches(encodings, most=len(encodings[0])))
+    assert all(len(rows) == 1 or len(rows) * len(rows[-1]) <= len(encodings[0]) for rows in batches)
+    assert sum(map(len, batches)) == len(encodings)
+    logits, targets = np.random.default_rng(0).standard_normal((200, 9)), np.arange(200) % 9
+    sample = held_out.Sample("bits", [({}, targets)], held_out.bits, 1)
+    assert sample.score(lambda inputs: logits) == pytest.approx(held_out.bits(logits, targets), rel=1e-12)
 
 
 def test_scores_count_what_they_say() -> None:

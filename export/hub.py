@@ -7,7 +7,8 @@ HF_HOME, HF_HUB_OFFLINE.
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from export.errors import ExportError
@@ -15,6 +16,11 @@ from export.files import read_json
 from export.layout import MODEL, TOKENIZER, WEIGHTS, has_weights
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+HINTS = {  # by the status of an answer
+    401: "expected a token that is valid in HF_TOKEN (or none, for what is public): it may have expired",
+    403: "expected a token in HF_TOKEN that may read it",
+    429: "it wants fewer requests: try again later, with HF_TOKEN set",
+}
 
 
 def model(hub_id: str) -> Path:
@@ -44,13 +50,34 @@ def tokenizer(hub_id: str) -> Path:
 def snapshot(repository: str, revision: str, patterns: Sequence[str]) -> Path:
     """The files of a repository that match, at one commit."""
     # Imported here, for it takes a second that only a hub id needs.
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if not sys.stderr.isatty():  # its bars would fill a log
         disable_progress_bars()
-    try:
+    with asking(repository, revision):
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(patterns)))
+
+
+def listing(repository: str, commit: str) -> list[str]:
+    """The files of a repository."""
+    from huggingface_hub import list_repo_files
+
+    with asking(repository, commit):
+        return sorted(list_repo_files(repository, revision=commit))
+
+
+@contextmanager
+def asking(repository: str, revision: str) -> Iterator[None]:
+    """What the hub and its library raise, as ExportError; but OSError, with a file, where this machine is at fault."""
+    from huggingface_hub import constants, errors
+
+    try:
+        yield
+    except errors.HFValidationError as error:
+        raise ExportError(
+            f"{repository}: found no such directory, and no hub id either ({first_line(error)}), expected one of them"
+        ) from error
     except errors.GatedRepoError as error:
         found = "HF_TOKEN is set, and not let in" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
         raise ExportError(
@@ -60,27 +87,31 @@ def snapshot(repository: str, revision: str, patterns: Sequence[str]) -> Path:
         raise ExportError(f"{repository}: the hub has no such repository, or HF_TOKEN does not open it") from error
     except errors.RevisionNotFoundError as error:
         raise ExportError(f"{repository}: the hub has no revision {revision!r} of it") from error
-    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
-        raise unreachable(repository) from error
-
-
-def listing(repository: str, commit: str) -> list[str]:
-    """The files of a repository."""
-    from huggingface_hub import list_repo_files
-
-    try:
-        return sorted(list_repo_files(repository, revision=commit))
     except Exception as error:  # those of the HTTP library, too, which is another one from version to version
-        raise unreachable(repository) from error
+        if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError):
+            error.filename = error.filename or constants.HF_HUB_CACHE  # a full disk has no name
+            raise
+        raise refused(repository, error) from error
 
 
-def unreachable(repository: str) -> ExportError:
-    """What to say if there is no network."""
-    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+def refused(repository: str, error: Exception) -> ExportError:
+    """What to say if there is no network, or a hub that gives nothing; the library wraps the cause when it gives up."""
+    cause = error.__cause__ or error
+    missing = f"{repository}: it is not in the local cache, or not whole"
+    status = getattr(getattr(cause, "response", None), "status_code", None)
+    if status is not None:
+        hint = HINTS.get(status, "expected an answer: try again later")
+        return ExportError(f"{missing}, and the hub answers {status} ({first_line(cause)}); {hint}")
+    reason = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else first_line(cause)
     return ExportError(
-        f"{repository}: it is not in the local cache, or not whole, and the hub cannot be reached{offline}: "
+        f"{missing}, and the hub cannot be reached ({reason}): "
         "found no such directory here either, expected a path that exists or a network"
     )
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, as far as it fits in a line."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def check_architecture(repository: str, directory: Path) -> None:

@@ -10,13 +10,19 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote, urlsplit
 
+ANSWERS = {401: "Invalid credentials in Authorization header", 503: "Service Unavailable"}
+
 
 @dataclass
 class Repository:
-    """A repository with one commit, on the branch main and under the tag v1; `token` opens it if it is gated."""
+    """A repository with one commit, on the branch main and under the tag v1; `token` opens it if it is gated.
+
+    `status` is all that it answers, if it is not 200.
+    """
 
     directory: Path
     token: str | None = None
+    status: int = 200
 
     @property
     def commit(self) -> str:
@@ -61,6 +67,8 @@ class Handler(BaseHTTPRequestHandler):
         repository = hub.repositories.get("/".join(parts[:2]))
         if repository is None:
             return self.refuse(401, "RepoNotFound")
+        if repository.status != 200:
+            return self.refuse(repository.status, "", ANSWERS[repository.status])
         what, revision, rest = *parts[2:4], "/".join(parts[4:])
         if revision not in ("main", "v1", repository.commit):
             return self.refuse(404, "RevisionNotFound")
@@ -91,8 +99,8 @@ class Handler(BaseHTTPRequestHandler):
     def say(self, answer: object) -> None:
         self.reply(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
-    def refuse(self, status: int, code: str) -> None:
-        self.reply(status, b"", {"X-Error-Code": code, "X-Error-Message": code})
+    def refuse(self, status: int, code: str, message: str = "") -> None:
+        self.reply(status, b"", {"X-Error-Code": code, "X-Error-Message": message or code})
 
     def reply(self, status: int, content: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)

@@ -25,9 +25,7 @@ MIXER_HARMLESS = {"drop_rate", "proj_drop_rate", "drop_path_rate", "nlhb"}  # th
 
 def mixer(config: Json) -> MixerConfig:
     """timm's reading: the architecture's sizes, then what the weights were trained with, then `model_args`."""
-    name = config["architecture"]
-    if name not in MIXERS:
-        raise CheckpointError(f"config.json: architecture is {name!r}: expected one of {', '.join(MIXERS)}")
+    name = check_mixer(config["architecture"])
     overrides = {key: value for key, value in (config.get("model_args") or {}).items() if value is not None}
     arguments = {**MIXER_DEFAULTS, **MIXERS[name], **trained_with(config), **overrides}
     known = MIXER_DEFAULTS.keys() | MIXERS[name].keys() | MIXER_EXPECTED.keys()
@@ -49,6 +47,13 @@ def mixer(config: Json) -> MixerConfig:
         channels=arguments["in_chans"],
         classes=arguments["num_classes"],
     )
+
+
+def check_mixer(name: Any) -> str:
+    """The name of one of timm's mixers. CheckpointError if it is another model of timm's."""
+    if name not in MIXERS:
+        raise CheckpointError(f"config.json: architecture is {name!r}: expected one of {', '.join(MIXERS)}")
+    return str(name)
 
 
 def trained_with(config: Json) -> dict[str, Any]:

@@ -39,6 +39,10 @@ def hub(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     strange.mkdir()
     (strange / "config.json").write_text(json.dumps({"architectures": ["T5ForConditionalGeneration"]}))
     (strange / "model.safetensors").write_bytes(b"gigabytes")
+    other = root / "other"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps({"architecture": "vit_base_patch16_224"}))
+    (other / "model.safetensors").write_bytes(b"gigabytes")
     bare = root / "bare"
     bare.mkdir()
     shutil.copy(checkpoints["bert"] / "config.json", bare)
@@ -55,8 +59,11 @@ def hub(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
         MIXER: crowded(checkpoints["mixer"], root / "mixer"),
         "someone/both": both,
         "someone/gated": Repository(checkpoints["vit"], token="secret"),
+        "someone/expired": Repository(checkpoints["vit"], status=401),
+        "someone/down": Repository(checkpoints["vit"], status=503),
         "someone/untold": untold,
         "someone/strange": strange,
+        "timm/other": other,
         "someone/bare": bare,
     }
     with serving(repositories) as hub:
@@ -173,10 +180,14 @@ def test_the_token_of_the_environment_opens_a_gated_repository(hub: Hub, export:
         (
             MIXER,
             {"HF_ENDPOINT": closed_port()},
-            "not whole, and the hub cannot be reached: found no such directory here",
+            "not whole, and the hub cannot be reached ([Errno 111] Connection refused): found no such directory here",
         ),
+        ("someone/expired", {"HF_TOKEN": "old"}, "the hub answers 401 (Client error '401 Unauthorized'"),
+        ("someone/down", {}, "the hub answers 503 (Server error '503 Service Unavailable'"),
+        ("runs/exp--1", {}, "runs/exp--1: found no such directory, and no hub id either ("),
         ("someone/untold", {}, "RoBERTa); --tokenizer names another directory, a file or a hub id"),
         ("someone/strange", {}, "T5ForConditionalGeneration: expected one of BertForMaskedLM, "),
+        ("timm/other", {}, "architecture is 'vit_base_patch16_224': expected one of mixer_s32_224, "),
         ("someone/bare", {}, "found config.json, tf_model.h5, expected weights in one of model.safetensors, "),
     ],
 )
@@ -188,8 +199,16 @@ def test_what_cannot_be_had_is_said_in_one_line(
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert said in done.stderr
     assert "Traceback" not in done.stderr
-    if location == "someone/strange":
+    if location in ("someone/strange", "timm/other"):
         assert "model.safetensors" not in hub.fetched
+
+
+def test_a_cache_that_cannot_be_written_is_named(export: Export, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no directory")
+    done = export(MIXER, HF_HOME=str(tmp_path / "file"))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'file'}")
+    assert "Traceback" not in done.stderr
 
 
 def test_a_tokenizer_may_come_from_another_repository(hub: Hub, export: Export) -> None:

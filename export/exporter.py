@@ -18,7 +18,7 @@ from export.progress import Progress
 from export.recipes import BertRecipe, GptRecipe, ImageRecipe, Recipe, recipe_for
 from export.sources import Source
 from models import MixerConfig, VitConfig, checkpoints
-from models.checkpoints import CheckpointError, configuration, labels, load
+from models.checkpoints import CheckpointError, configuration, guessed, labels, load
 from protos.manifest_pb2 import CacheLayout, Calibration, Manifest
 from protos.manifest_pb2 import Source as SourceMessage
 
@@ -44,9 +44,11 @@ class Job:
 def export(job: Job, progress: Progress) -> Path:
     """Write the next version of `job.name` and return its directory. ExportError, and nothing written, if it fails."""
     with progress.step("read the source") as remarks:
-        recipe, manifest, tokenizer = read(job)
+        recipe, manifest, tokenizer, guess = read(job)
         parameters = sum(parameter.numel() for parameter in recipe.parameters())
         remarks.append(f"{recipe.architecture}, {recipe.task}, {parameters / MILLION:.1f} M weights")
+        if guess:
+            remarks.append(f"guessed: {guess}")
         refuse(recipe, job.targets)
     with progress.step("run PyTorch") as remarks:
         known = references(job, recipe, manifest, tokenizer, progress)
@@ -66,8 +68,8 @@ def export(job: Job, progress: Progress) -> Path:
     return published
 
 
-def read(job: Job) -> tuple[Recipe, Manifest, str | None]:
-    """The model as a recipe, the manifest as far as the source says it, and the tokenizer's file."""
+def read(job: Job) -> tuple[Recipe, Manifest, str | None, str | None]:
+    """The model as a recipe, the manifest as far as the source says it, the tokenizer's file, and what was guessed."""
     source, directory = job.source, job.source.directory
     pooled = pooling.read(directory) if directory else Pooling()
     try:
@@ -94,8 +96,8 @@ def read(job: Job) -> tuple[Recipe, Manifest, str | None]:
         sizes = {"image_size": recipe.config.image_size, "trained": trained.image_size}
         manifest.image.CopyFrom(images.read(directory, channels=recipe.config.channels, **sizes))
         manifest.labels.extend(names)
-        manifest.function_to_apply = "softmax"
-        return recipe, manifest, None
+        manifest.function_to_apply = function_to_apply(config, len(names))
+        return recipe, manifest, None, None
     found = read_text(source, recipe, pooled.longest)
     manifest.text.CopyFrom(found.manifest)
     if recipe.task == "classify-text":
@@ -108,7 +110,7 @@ def read(job: Job) -> tuple[Recipe, Manifest, str | None]:
     if isinstance(recipe, GptRecipe):
         layers, heads = recipe.config.depth, recipe.config.heads
         manifest.cache.CopyFrom(CacheLayout(layers=layers, heads=heads, head_width=recipe.config.width // heads))
-    return recipe, manifest, found.tokenizer
+    return recipe, manifest, found.tokenizer, guessed(config)
 
 
 def read_text(source: Source, recipe: Recipe, longest: int | None) -> text.Text:

@@ -95,7 +95,7 @@ def test_the_first_vector_of_a_text_is_as_long_as_it_is_unless_asked_otherwise(c
     assert not stub.ModelInfo(pb.ModelInfoRequest(model=name)).normalized
 
 
-@pytest.mark.parametrize("name", ["deit", "deit-with-teacher", "odd-vit"])
+@pytest.mark.parametrize("name", ["deit", "deit-with-teacher", "odd-vit", "multi-label-vit"])
 def test_images_are_classified_as_the_pipeline_classifies_them(name, checkpoints, stub, tmp_path) -> None:
     from tests.server.test_images import FILES
 

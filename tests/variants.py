@@ -125,6 +125,13 @@ def write_odd_vit(directory: Path) -> None:
     transformers.ViTImageProcessorPil(size={"height": 36, "width": 36}).save_pretrained(directory)
 
 
+def write_multi_label_vit(directory: Path) -> None:
+    """Of classes that do not exclude each other."""
+    config = transformers.ViTConfig(**VISION, image_size=32, **names(3), problem_type="multi_label_classification")
+    randomise(transformers.ViTForImageClassification(config)).save_pretrained(directory)
+    transformers.ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(directory)
+
+
 VARIANTS = {
     "roberta": write_roberta,
     "roberta-classifier": write_roberta_classifier,
@@ -137,4 +144,5 @@ VARIANTS = {
     "deit": write_deit,
     "deit-with-teacher": write_deit_with_teacher,
     "odd-vit": write_odd_vit,
+    "multi-label-vit": write_multi_label_vit,
 }

@@ -7,7 +7,7 @@ Read in this order: layout, tables, configs, files, weights, resize. Knows torch
 safetensors, and nothing of tokenizers, images or serving.
 """
 
-from models.checkpoints.configs import architecture, configuration, labels, published_config
+from models.checkpoints.configs import architecture, configuration, guessed, labels, published_config
 from models.checkpoints.errors import CheckpointError
 from models.checkpoints.files import read, save
 from models.checkpoints.weights import load, published
@@ -16,6 +16,7 @@ __all__ = [
     "CheckpointError",
     "architecture",
     "configuration",
+    "guessed",
     "labels",
     "load",
     "published",

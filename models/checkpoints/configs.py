@@ -12,8 +12,9 @@ from torch import nn
 from models.checkpoints.errors import CheckpointError, Json, expect, square
 from models.checkpoints.labels import labels
 from models.checkpoints.layout import POSITION_OFFSET
-from models.checkpoints.mixer_configs import MIXERS, mixer, published_mixer
+from models.checkpoints.mixer_configs import MIXERS, check_mixer, mixer, published_mixer
 from models.checkpoints.nanogpt import ARCHITECTURE as NANOGPT
+from models.checkpoints.nanogpt import activation
 from models.config import BertConfig, GptConfig, MixerConfig, StackConfig, VitConfig
 from models.mlp import ACTIVATIONS
 
@@ -139,6 +140,7 @@ def configuration(
 def architecture(config: Json) -> tuple[str, str | None]:
     """The family of a published architecture, and its head. (timm names one, transformers a list of them.)"""
     if "architecture" in config:
+        check_mixer(config["architecture"])
         return "mixer", None
     name = (config.get("architectures") or ["nothing"])[0]
     if name not in ARCHITECTURES:
@@ -147,6 +149,11 @@ def architecture(config: Json) -> tuple[str, str | None]:
     family, head = ARCHITECTURES[name]
     expect(config, {"model_type": MODEL_TYPES.get(family, family), **EXPECTED["all"], **EXPECTED[family]})
     return family, head
+
+
+def guessed(config: Json) -> str | None:
+    """What a file does not say and had to be guessed, and why so, for a reader; None if it says all."""
+    return activation(config)[1] if architecture(config)[0] == "nanogpt" else None
 
 
 def sizes(config: Json, family: str) -> dict[str, Any]:
@@ -193,9 +200,7 @@ def gpt(config: Json, head: str | None) -> GptConfig:
 
 def nanogpt(config: Json, head: str | None) -> GptConfig:
     ours = sizes(config, "nanogpt")
-    # nanoGPT has used the exact GELU since June 2023; what says nothing of biases is older than February of that year.
-    activation = "gelu" if "bias" in config else "gelu_new"
-    return GptConfig(**ours, mlp_width=4 * ours["width"], activation=activation)
+    return GptConfig(**ours, mlp_width=4 * ours["width"], activation=activation(config)[0])
 
 
 def vit(config: Json, head: str | None) -> VitConfig:

@@ -33,6 +33,13 @@ def unpacked(path: Path, saved: Any) -> tuple[dict[str, Any], dict[str, Tensor]]
     return {"architectures": [ARCHITECTURE], **arguments}, tensors
 
 
+def activation(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Which GELU a model was trained with, which no file says, and why: nanoGPT changed it in June 2023."""
+    if "bias" in config:
+        return "gelu", "the exact GELU, as nanoGPT's since June 2023 (those of the four months before had GELU by tanh)"
+    return "gelu_new", "GELU by tanh, for a file that says nothing of biases is older than February 2023"
+
+
 def with_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A layer without a bias is one whose bias is zero. (It costs nothing: the runtime's fused nodes add it anyway.)"""
     layers = [name for name in tensors if ".h." in name or ".ln_f" in name]

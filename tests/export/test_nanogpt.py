@@ -113,6 +113,30 @@ def test_letters_must_be_all_that_the_model_knows(export, words: tuple, letters:
     assert "meta.pkl: found 61 letters, expected the model's 448" in outcome.complained
 
 
+def test_a_letter_that_the_model_has_never_seen_is_refused_in_a_file_too(
+    export, letters: tuple, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.txt").write_text("naïve")
+    outcome = export(letters[1], "--calibrate", tmp_path / "mine.txt")
+    assert outcome.status == 1
+    assert "mine.txt: found what the tokenizer has no token for" in outcome.complained
+
+
+@pytest.mark.parametrize(
+    ("biases", "said"), [(True, "guessed: the exact GELU, as"), (False, "guessed: GELU by tanh, for")]
+)
+def test_which_gelu_was_taken_is_said(
+    biases: bool, said: str, export, words: tuple, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    saved = torch.load(words[1], weights_only=True)
+    if not biases:
+        del saved["model_args"]["bias"]
+    torch.save(saved, tmp_path / "model.pt")
+    outcome = export(tmp_path / "model.pt", "--tokenizer", checkpoints["gpt"], "--target", "cpu")
+    assert said in outcome.said
+    assert outcome.status == 0, outcome.complained
+
+
 class Malicious:
     def __reduce__(self) -> tuple:
         return (exec, ("raise SystemExit('the code of a pickle was run')",))

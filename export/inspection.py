@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.json_format import MessageToDict, Parse, ParseError
+from google.protobuf.message import DecodeError
 from safetensors.numpy import load_file
 
 from export import artifact
@@ -41,9 +42,17 @@ def inspect(directory: Path) -> Account:
         manifest, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
     for graph in account["graphs"]:
-        loaded = onnx.load(directory / graph["file"], load_external_data=False).graph
-        graph["nodes"] = dict(Counter(node.op_type for node in loaded.node).most_common())
+        loaded = nodes_of(directory / graph["file"])
+        graph["nodes"] = dict(Counter(loaded).most_common())
     return account
+
+
+def nodes_of(path: Path) -> list[str]:
+    """The kind of each node of a graph. ExportError if the file is missing or cut short."""
+    try:
+        return [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
+    except (OSError, DecodeError) as error:
+        raise ExportError(f"{path}: found no ONNX graph ({error}), expected it as exported: export again") from error
 
 
 def described(account: Account) -> list[str]:
@@ -87,7 +96,10 @@ def errors(parity: Account) -> str:
 
 
 def verify(directory: Path) -> Account:
-    """Check every hash and run the golden inputs through every graph; ExportError says what is not as it was."""
+    """Check every hash and run the golden inputs through every graph; ExportError says what is not as it was.
+
+    Each graph runs on the provider that it was made for, if it runs on this machine; else on the CPU.
+    """
     manifest = read(directory)
     for file in manifest.files:
         path = directory / file.path
@@ -104,9 +116,15 @@ def verified(account: Account) -> list[str]:
     """What `verify` found, for a reader."""
     return [f"{account['name']} {account['version']}: all {account['files']} files are as they were exported"] + [
         f"  {graph['target']} {graph['precision']}: maximum {graph['maximum']:.1e}, root mean square "
-        f"{graph['root_mean_square']:.1e}, {graph['cases']} cases, {graph['measured_on']}"
+        f"{graph['root_mean_square']:.1e}, {graph['cases']} cases, {graph['measured_on']}{through_casts(graph)}"
         for graph in account["graphs"]
     ]
+
+
+def through_casts(graph: Account) -> str:
+    """That a graph for CUDA was not checked there, and why not."""
+    why = graph.get("not_on_cuda")
+    return f"; not on CUDA ({why}): checked on the CPU, half precision through casts" if why else ""
 
 
 def measured(directory: Path, graph: Graph, tensors: dict[str, np.ndarray[Any, Any]]) -> Account:
@@ -127,18 +145,31 @@ def measured(directory: Path, graph: Graph, tensors: dict[str, np.ndarray[Any, A
             prefix = f"{number}/input/"
             inputs = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
             cases.append((result, Case(inputs, tensors[key])))
-    session = runtime.Runtime(directory / graph.file)
+    bound = replace(PRECISIONS[graph.precision], tolerance=graph.parity.tolerance)
     scale = parity.deviation([case for _, case in cases])
-    differences = [
-        parity.difference(result, session.run(runtime.filled(ports, case.inputs))[result], case.reference, scale)
-        for result, case in cases
-    ]
-    proven = parity.judge(differences, replace(PRECISIONS[graph.precision], tolerance=graph.parity.tolerance))
-    return {
-        "target": graph.target,
-        "precision": graph.precision,
-        "maximum": proven.maximum,
-        "root_mean_square": proven.root_mean_square,
-        "cases": proven.cases,
-        "measured_on": runtime.described(),
-    }
+
+    def proven(session: runtime.Runtime) -> Account:
+        differences = [
+            parity.difference(result, session.run(runtime.filled(ports, case.inputs))[result], case.reference, scale)
+            for result, case in cases
+        ]
+        found = parity.judge(differences, bound)
+        return {
+            "target": graph.target,
+            "precision": graph.precision,
+            "maximum": found.maximum,
+            "root_mean_square": found.root_mean_square,
+            "cases": found.cases,
+            "measured_on": runtime.described(session.provider),
+        }
+
+    path = directory / graph.file
+    if graph.target != "cuda":
+        return proven(runtime.Runtime(path))
+    try:
+        session = runtime.on_cuda(path)
+        session.run(runtime.filled(ports, cases[0][1].inputs))
+    except Exception as error:  # without a GPU: the runtime has no common base for its errors
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        return proven(runtime.Runtime(path)) | {"not_on_cuda": why}
+    return proven(session)

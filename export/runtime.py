@@ -1,8 +1,11 @@
-"""A saved graph under ONNX Runtime's CPU provider: what an artifact is measured with.
+"""A saved graph under ONNX Runtime, on its CPU provider unless told otherwise: what an artifact is measured with.
 
 Half precision is computed there through casts: slow, but near enough to show whether the graph is right.
 """
 
+import contextlib
+import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +20,26 @@ ERRORS_ONLY = 3
 TYPES = {"INT64": "tensor(int64)", "INT32": "tensor(int32)", "FP32": "tensor(float)", "FP16": "tensor(float16)"}
 NUMPY: dict[str, type[np.generic]] = {"INT64": np.int64, "INT32": np.int32, "FP32": np.float32, "FP16": np.float16}
 PROVIDER = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+FATAL = 4
 
 
 class Runtime:
-    """One graph, loaded. ExportError if it does not load."""
+    """One graph, loaded. ExportError if it does not load, or the provider is not there."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, provider: str = PROVIDER) -> None:
+        self.provider = provider
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others may need the cores
         try:
-            self.session = onnxruntime.InferenceSession(path, options, providers=[PROVIDER])
+            self.session = onnxruntime.InferenceSession(
+                path, options, providers=list(dict.fromkeys((provider, PROVIDER))), enable_fallback=0
+            )
         except Exception as error:  # the runtime has no common base for its errors
             raise ExportError(f"{path.name}: ONNX Runtime does not load it: {error}") from error
+        if self.session.get_providers()[0] != provider:
+            raise ExportError(f"{path.name}: ONNX Runtime does not load {provider} on this machine")
 
     def run(self, inputs: Arrays) -> Arrays:
         """All outputs by name."""
@@ -58,9 +68,29 @@ class Runtime:
                     raise ExportError(f"the graph's {side}s, {what}: found {found}, expected {expected}")
 
 
-def described() -> str:
+def on_cuda(path: Path) -> Runtime:
+    """A graph on this machine's GPU. ExportError if there is none, or none that the runtime can use."""
+    if CUDA not in onnxruntime.get_available_providers():
+        raise ExportError(f"{path.name}: the installed ONNX Runtime has no {CUDA}")
+    with quiet():
+        onnxruntime.preload_dlls()
+        return Runtime(path, CUDA)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the runtime from telling the terminal that there is no GPU."""
+    onnxruntime.set_default_logger_severity(FATAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        onnxruntime.set_default_logger_severity(ERRORS_ONLY)
+
+
+def described(provider: str = PROVIDER) -> str:
     """Where a measurement was made."""
-    return f"onnxruntime {onnxruntime.__version__}, {PROVIDER}"
+    return f"onnxruntime {onnxruntime.__version__}, {provider}"
 
 
 def empty_cache(ports: Ports, rows: int, capacity: int) -> Arrays:

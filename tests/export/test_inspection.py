@@ -59,6 +59,33 @@ def test_verify_finds_a_changed_file(
     assert "cpu.onnx: found no such file" in capsys.readouterr().err
 
 
+def test_verify_says_on_which_provider_each_graph_was_checked(
+    artifacts: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = artifacts("classifier")
+    capsys.readouterr()
+    assert main(["verify", str(directory)]) == 0
+    _, cpu, cuda = capsys.readouterr().out.splitlines()
+    assert cpu.endswith("CPUExecutionProvider")
+    if not cuda.endswith("CUDAExecutionProvider"):  # without a GPU
+        assert "CPUExecutionProvider; not on CUDA (" in cuda
+        assert cuda.endswith("): checked on the CPU, half precision through casts")
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1000])])
+def test_inspect_names_a_graph_that_is_missing_or_cut_short(
+    damage: Callable[[Path], object],
+    artifacts: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    copy = tmp_path / "1"
+    shutil.copytree(artifacts("mixer"), copy)
+    damage(copy / "cpu.onnx")
+    assert main(["inspect", str(copy)]) == 1
+    assert f"{copy / 'cpu.onnx'}: found no ONNX graph (" in capsys.readouterr().err
+
+
 def test_what_is_no_artifact_is_one_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(tmp_path)]) == 1
     assert "found no manifest, expected an artifact" in capsys.readouterr().err

@@ -7,7 +7,9 @@ BIN := .venv/bin
 ARTIFACTS ?= artifacts
 
 MODEL ?=
-NAME ?= $(notdir $(MODEL:%/=%))
+# What the export would call it: a hub id without its revision; ckpt.pt after its folder, any other .pt by its own name.
+PLACE := $(abspath $(firstword $(subst @, ,$(MODEL))))
+NAME ?= $(notdir $(patsubst %/ckpt,%,$(patsubst %.pt,%,$(PLACE:%.pth=%))))
 BUNDLED := bert-mini gpt-mini vit-digits mixer-digits
 
 .PHONY: help install serve test test-large bench bench-peers docker-test docker-test-large check format protos

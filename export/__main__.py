@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -19,7 +20,8 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m export",
         description="Make artifacts of models: graphs for the server, proven equal to their PyTorch source.",
-        epilog="python -m export inspect|verify ARTIFACT [--json] looks at an artifact that is there.",
+        epilog="python -m export inspect|verify ARTIFACT [--json] looks at an artifact: what is inside, or whether it "
+        "still is as it was exported, on every provider of this machine that its graphs are made for.",
     )
     parser.add_argument(
         "sources",
@@ -28,14 +30,18 @@ def parser() -> argparse.ArgumentParser:
         help="a bundled model's name, a directory in the Hugging Face layout, a hub id (owner/name[@revision]), or "
         "nanoGPT's ckpt.pt",
     )
-    parser.add_argument("--list", action="store_true", help="say what can be exported, and what each family needs")
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="say what can be exported, and what each family needs; with --json for machines",
+    )
     parser.add_argument("--name", help="what the server calls the model (one SOURCE only; default: the source's name)")
     parser.add_argument(
         "--artifacts",
         type=Path,
-        default=Path("artifacts"),
+        default=Path(os.environ.get("AFFINITY_ARTIFACTS") or "artifacts"),
         metavar="DIR",
-        help="where artifacts are kept (default: %(default)s)",
+        help="where artifacts are kept (default: AFFINITY_ARTIFACTS, or else artifacts)",
     )
     parser.add_argument(
         "--target",
@@ -98,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
     if "--list" in arguments:
         return say(families.account(), families.described(), as_json="--json" in arguments)
     options = parser().parse_args(arguments)
-    progress = Progress()
+    progress, done = Progress(), list[str]()
     try:
         targets = precisions.parse(options.target, head=options.head_precision, tolerance=options.tolerance)
         if options.name and len(options.sources) > 1:
@@ -111,12 +117,14 @@ def main(arguments: list[str] | None = None) -> int:
         for location in options.sources:
             source = sources.resolve(location, options.tokenizer)
             export_one(source, options, targets, progress)
+            done.append(location)
     except ExportError as error:
         return report(error, FAILED)
     except OSError as error:
-        return report(ExportError(f"{error.filename or options.artifacts}: {error.strerror or error}"), FAILED)
+        return report(of_system(error, options.artifacts), FAILED)
     except KeyboardInterrupt:
-        return report(ExportError("interrupted, nothing was written"), FAILED)
+        before = f"; finished before: {', '.join(done)}" if done else ""
+        return report(ExportError(f"interrupted, nothing was written of {options.sources[len(done)]}{before}"), FAILED)
     return 0
 
 
@@ -169,6 +177,8 @@ def look(arguments: list[str]) -> int:
             lines = inspection.verified(account)
     except ExportError as error:
         return report(error, FAILED)
+    except OSError as error:
+        return report(of_system(error, options.artifact), FAILED)
     return say(account, lines, as_json=options.json)
 
 
@@ -176,6 +186,11 @@ def say(account: object, lines: list[str], *, as_json: bool) -> int:
     """The same for machines or for a reader."""
     print(json.dumps(account, indent=2) if as_json else "\n".join(lines))
     return 0
+
+
+def of_system(error: OSError, path: Path) -> ExportError:
+    """A full disk, a missing permission and the like, with the file or, where there is none, what was worked on."""
+    return ExportError(f"{error.filename or path}: {error.strerror or error}")
 
 
 def report(error: ExportError, status: int) -> int:

@@ -1,6 +1,7 @@
 """`python -m export` as its user meets it: what it says, what it leaves, and what it does not do twice."""
 
 import fcntl
+import gc
 import io
 import json
 import pty
@@ -15,10 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import onnx_ir
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from export import graph
+from export import graph, sources
 from export.__main__ import main
 from export.progress import Progress
 
@@ -91,6 +93,26 @@ def test_a_store_with_small_files_gets_several_and_they_still_are_one_model(
     assert max(weights) <= 100_000
     assert main(["verify", str(directory)]) == 0
     assert f"all {len(sizes)} files" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8-weights"])
+def test_no_graph_is_in_memory_while_its_file_is_proven(
+    precision: str, export, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive, prove = [], graph.prove
+
+    def counted(*arguments: object) -> object:
+        alive.append(sum(type(each) is onnx_ir.Model for each in gc.get_objects()))
+        return prove(*arguments)
+
+    monkeypatch.setattr(graph, "prove", counted)
+    gc.collect()
+    before = sum(type(each) is onnx_ir.Model for each in gc.get_objects())
+    outcome = export(checkpoints["gpt"], "--target", f"cpu={precision}")
+    assert outcome.status == 0, outcome.complained
+    assert set(alive) == {before}
+    names = {path.name for path in (outcome.artifacts / "tiny-gpt/1").iterdir()}
+    assert names == {"cpu.onnx", "golden.safetensors", "manifest.json", "tokenizer.json"}
 
 
 def test_the_up_to_date_check_does_not_wait_for_torch(
@@ -204,6 +226,11 @@ def change_config(directory: Path, **changes: object) -> None:
         ("bert", lambda d: (d / "tokenizer.json").unlink(), "tokenizer: found none, expected tokenizer.json"),
         ("bert", lambda d: (d / "tokenizer.json").write_text("{}"), "tokenizer: its files cannot be read"),
         ("vit", lambda d: (d / "preprocessor_config.json").unlink(), "preprocessor_config.json: found none"),
+        (
+            "mixer",
+            lambda d: change_config(d, architecture="vit_base_patch16_224"),
+            "architecture is 'vit_base_patch16_224'",
+        ),
         ("embedder", lambda d: (d / "1_Pooling/config.json").write_text("{}"), "1_Pooling/config.json: found []"),
     ],
 )
@@ -267,6 +294,50 @@ def test_an_export_killed_while_it_writes_is_never_seen(export, checkpoints: dic
 
     assert export(checkpoints["mixer"]).visible == ["1"]
     assert [path.name for path in (tmp_path / "artifacts").iterdir()] == ["tiny-mixer"]
+
+
+def test_artifacts_are_kept_where_the_environment_says_unless_the_command_does(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AFFINITY_ARTIFACTS", str(tmp_path / "of-environment"))
+    assert main([str(checkpoints["mixer"]), "--target", "cpu"]) == 0
+    assert main([str(checkpoints["mixer"]), "--target", "cpu", "--artifacts", str(tmp_path / "of-command")]) == 0
+    for place in ("of-environment", "of-command"):
+        assert (tmp_path / place / "tiny-mixer/1/manifest.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("bert-mini", "bert-mini"),
+        ("someone/thing.v2@v1", "thing.v2"),
+        ("someone/thing@refs/pr/1", "thing"),
+        ("./my-checkpoint/", "my-checkpoint"),
+        ("out/shakespeare/ckpt.pt", "shakespeare"),
+        ("out/gpt2.pt", "gpt2"),
+    ],
+)
+def test_make_serves_the_model_under_the_name_that_the_export_would_give_it(model: str, name: str) -> None:
+    command = ["make", "--dry-run", "serve", f"MODEL={model}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f'python -m export "{model}" --name "{name}" ' in done.stdout
+    assert f'--models "{name}"' in done.stdout
+
+
+def test_an_interrupted_command_says_what_was_finished_before(
+    export, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve = sources.resolve
+
+    def interrupted(location: str, tokenizer: str | None) -> sources.Source:
+        if location == "bert-mini":
+            raise KeyboardInterrupt
+        return resolve(location, tokenizer)
+
+    monkeypatch.setattr(sources, "resolve", interrupted)
+    outcome = export(checkpoints["mixer"], "bert-mini", "--target", "cpu")
+    expected = f"error: interrupted, nothing was written of bert-mini; finished before: {checkpoints['mixer']}\n"
+    assert (outcome.status, outcome.visible, outcome.complained) == (1, ["1"], expected)
 
 
 def test_a_person_at_a_terminal_sees_a_bar_and_a_log_does_not() -> None:

@@ -104,7 +104,7 @@ def look_up(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
         name=node.name,
     )
     replace_nodes_and_values(graph, node, [node], [gather], node.outputs, gather.outputs)
-    reshape = onnx_ir.node("Reshape", [flat, shape])
+    reshape = onnx_ir.node("Reshape", [flat, shape], name=f"{words.name}.int8.blocks")
     reshape.outputs[0].name = f"{words.name}.int8.blocks"
     stored.replace_all_uses_with(reshape.outputs[0])
     graph.insert_before(graph[0], reshape)

@@ -51,6 +51,11 @@ class Artifact:
     def path(self, file: str) -> Path:
         return self.directory / file
 
+    def graph_bytes(self, target: str) -> int:
+        """Of the graph for a kind of machine with its weights, which may lie beside it: all their names begin alike."""
+        stem = Path(self.graph(target).file).stem
+        return sum(self.path(file.path).stat().st_size for file in self.manifest.files if file.path.startswith(stem))
+
     def golden(self) -> list[GoldenCase]:
         """The golden cases, in order; tensors are named `<case>/input/<name>` and `<case>/output/<name>`."""
         try:

@@ -173,8 +173,7 @@ def open_model(
 def _memory_limit(artifact: Artifact, session: Session, settings: Settings) -> int | None:
     if not settings.gpu_memory_mb:
         return None
-    graph = artifact.graph("cuda" if session.provider == "cuda" else "cpu")
-    return (settings.gpu_memory_mb << 20) - artifact.path(graph.file).stat().st_size
+    return (settings.gpu_memory_mb << 20) - artifact.graph_bytes("cuda" if session.provider == "cuda" else "cpu")
 
 
 # ---- the tasks

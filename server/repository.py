@@ -149,6 +149,7 @@ class Repository:
         What is served already, and has not changed on disk, stays; what is not chosen any more goes when all others are
         ready, and answers who is in.
         """
+        self._chosen(name)  # a name that somebody made up takes no lock
         async with self._locks.setdefault(name, asyncio.Lock()):
             old, chosen = self._models.get(name, {}), self._chosen(name)
             for number in chosen.keys() - old.keys():
@@ -169,7 +170,9 @@ class Repository:
 
     async def unload(self, name: str) -> None:
         """Forget the model, and let requests under way finish. They do, even if whoever waits for this is cancelled."""
-        async with self._locks.setdefault(name, asyncio.Lock()):
+        if name not in self._locks:
+            raise self._missing(name, "")
+        async with self._locks[name]:
             self.get(name)
             leaving = self._let_go(self._models.pop(name), but={})
         await self.changed()
@@ -219,6 +222,7 @@ class Repository:
         reason = str(error) if isinstance(error, AffinityError) else "could not be loaded"
         for number in waiting:
             self._note(name, number, UNAVAILABLE, reason if number == failed else f"version {failed}: {reason}")
+            self.gone(name, str(number))
 
     def _let_go(self, models: Mapping[int, Model], *, but: Mapping[int, Model]) -> list[asyncio.Task[None]]:
         """Let these answer who is in, and forget them, but for those that are also among the others."""

@@ -4,6 +4,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -25,7 +26,12 @@ NUMPY_TYPES = {
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
 }
-MAX_BOUND_SHAPES = 1024  # the batcher makes fewer (server/batching/shapes.py)
+# What inputs may hold of the device, beside the arena that `gpu_mem_limit` bounds. By the steps of server/batching/
+# shapes.py, the inputs of all shapes of 64 images of 224 x 224 pixels are 240 MB; all those of texts are far less.
+MAX_BOUND_BYTES = 256 << 20
+MAX_BOUND_SHAPES = 1024
+NODES_NAMED = 3  # of those that a provider does not run
+BOUND_SHARE = 8  # of a limit on the session's memory, inputs may hold one part in so many
 
 
 class Session:
@@ -60,11 +66,21 @@ def run_options(graph: int = -1) -> onnxruntime.RunOptions:
 class BoundSession(Session):
     """Keeps its inputs on the device, in memory that runs of the same shapes share, and fetches what is wanted alone.
 
-    The other outputs stay where they are. To be used by one thread at a time.
+    The other outputs stay where they are. Inputs hold up to `most_bytes`, or as much as one run needs if that is more:
+    shapes that were not seen for long make room. To be used by one thread at a time.
     """
 
-    def __init__(self, ort: onnxruntime.InferenceSession, *, provider: str, precision: str, device: int = 0) -> None:
+    def __init__(
+        self,
+        ort: onnxruntime.InferenceSession,
+        *,
+        provider: str,
+        precision: str,
+        device: int = 0,
+        most_bytes: int = MAX_BOUND_BYTES,
+    ) -> None:
         super().__init__(ort, provider=provider, precision=precision, device=device)
+        self._most_bytes, self._bytes = most_bytes, 0
         self._place = ("cuda", device) if provider == "cuda" else ("cpu", 0)
         self._bound: OrderedDict[object, _Bound] = OrderedDict()  # the one used last at the end
 
@@ -88,18 +104,24 @@ class BoundSession(Session):
     def _bound_to(self, feeds: Mapping[str, Array]) -> "_Bound":
         key = tuple((name, value.shape) for name, value in feeds.items())
         if key not in self._bound:
+            self._make_room(sum(value.nbytes for value in feeds.values()))
             self._bound[key] = self._bind(feeds)
+            self._bytes += self._bound[key].bytes
         self._bound.move_to_end(key)
-        while len(self._bound) > MAX_BOUND_SHAPES:
-            self._bound.popitem(last=False)
         return self._bound[key]
+
+    def _make_room(self, size: int) -> None:
+        """Before it is taken: what was used last goes last."""
+        while self._bound and (self._bytes + size > self._most_bytes or self.shapes >= MAX_BOUND_SHAPES):
+            _, forgotten = self._bound.popitem(last=False)
+            self._bytes -= forgotten.bytes
 
     def _bind(self, feeds: Mapping[str, Array]) -> "_Bound":
         binding, inputs = self.ort.io_binding(), {}
         for name, value in feeds.items():
             inputs[name] = onnxruntime.OrtValue.ortvalue_from_shape_and_type(value.shape, value.dtype, *self._place)
             binding.bind_ortvalue_input(name, inputs[name])
-        return _Bound(binding, inputs)
+        return _Bound(binding, inputs, sum(value.nbytes for value in feeds.values()))
 
 
 @dataclass(frozen=True)
@@ -108,6 +130,7 @@ class _Bound:
 
     binding: onnxruntime.IOBinding
     inputs: dict[str, onnxruntime.OrtValue]
+    bytes: int  # of the inputs
 
 
 def open_session(
@@ -124,8 +147,8 @@ def open_session(
         _add_openvino(options, precision=precision, threads=options.intra_op_num_threads)
         providers: dict[str, object] = {}
     else:
-        capture = artifact.manifest.task == "generate"
-        providers = {"providers": _providers(choice, device, settings, capture=capture), "enable_fallback": 0}
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        providers = {"providers": _providers(artifact, choice, device, settings), "enable_fallback": 0}
     path = artifact.path(graph.file)
     try:
         with beside_captures(choice.provider):
@@ -135,8 +158,36 @@ def open_session(
     found = PROVIDER_NAMES.get(ort.get_providers()[0], ort.get_providers()[0])
     if found != choice.provider:
         raise ProviderUnavailable(f"{path}: found provider {found}, expected {choice.provider}")
-    kind = BoundSession if found == "cuda" and not artifact.manifest.HasField("cache") else Session
-    return kind(ort, provider=found, precision=precision or graph.precision, device=device)
+    if found == "cuda":
+        _check_placement(ort, path)
+    precision = precision or graph.precision
+    if found == "cuda" and _is_bound(artifact):
+        most_bytes = _bound_bytes(settings)
+        return BoundSession(ort, provider=found, precision=precision, device=device, most_bytes=most_bytes)
+    return Session(ort, provider=found, precision=precision, device=device)
+
+
+def _check_placement(ort: onnxruntime.InferenceSession, path: Path) -> None:
+    """What CUDA has no kernel for goes to the CPU in silence, and copies with it."""
+    elsewhere = [
+        f"{node.op_type} {node.name} on {PROVIDER_NAMES.get(part.ep_name, part.ep_name)}"
+        for part in ort.get_provider_graph_assignment_info()
+        if part.ep_name != CUDA
+        for node in part.get_nodes()
+    ]
+    if elsewhere:
+        named = ", ".join(elsewhere[:NODES_NAMED]) + (", …" if len(elsewhere) > NODES_NAMED else "")
+        raise ProviderUnavailable(f"{path}: found {len(elsewhere)} nodes elsewhere ({named}), expected all on cuda")
+
+
+def _is_bound(artifact: Artifact) -> bool:
+    """Of a model with a cache the decoder binds."""
+    return not artifact.manifest.HasField("cache")
+
+
+def _bound_bytes(settings: Settings) -> int:
+    limit = settings.gpu_memory_mb << 20
+    return min(MAX_BOUND_BYTES, limit // BOUND_SHARE) if limit else MAX_BOUND_BYTES
 
 
 def _options(settings: Settings) -> onnxruntime.SessionOptions:
@@ -145,13 +196,13 @@ def _options(settings: Settings) -> onnxruntime.SessionOptions:
     options.intra_op_num_threads = settings.threads or usable_cpus()
     options.inter_op_num_threads = 1
     # Idle models must not burn the others' CPUs. With one pool for all sessions (set_global_thread_pool_sizes) they
-    # would: its threads spin, and Python cannot tell them not to. BERT-base and ViT-B/16 side by side then took 30 to
-    # 50 % more CPU time for the same batches (2-core Xeon, busy with other work, 22 November 2026).
+    # would: its threads spin, and Python cannot tell them not to. On a 2-core Xeon that also did other work, BERT-base
+    # and ViT-B/16 side by side were then seen to take 30 to 50 % more CPU time for the same batches (22 November 2026).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
 
-def _providers(choice: ProviderChoice, device: int, settings: Settings, *, capture: bool) -> list[object]:
+def _providers(artifact: Artifact, choice: ProviderChoice, device: int, settings: Settings) -> list[object]:
     if choice.provider == "cpu":
         return [CPU]
     cuda = {
@@ -159,10 +210,11 @@ def _providers(choice: ProviderChoice, device: int, settings: Settings, *, captu
         "arena_extend_strategy": "kSameAsRequested",  # lengths vary: powers of two would hold twice what is needed
         "cudnn_conv_algo_search": "HEURISTIC",  # an exhaustive search would run again for each new shape
     }
-    if capture:
+    if artifact.manifest.task == "generate":
         cuda["enable_cuda_graph"] = "1"  # for the runs that ask for it
     if settings.gpu_memory_mb:
-        cuda["gpu_mem_limit"] = str(settings.gpu_memory_mb << 20)
+        inputs = _bound_bytes(settings) if _is_bound(artifact) else 0  # they are not of the arena that this bounds
+        cuda["gpu_mem_limit"] = str((settings.gpu_memory_mb << 20) - inputs)
     return [(CUDA, cuda), CPU]
 
 

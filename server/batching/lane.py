@@ -11,7 +11,14 @@ from server.batching.queue import tokens_of
 from server.batching.rows import Outputs, Row, split, wanted
 from server.batching.scheduler import Waiting
 
-OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "bad_alloc", "bad allocation")
+# The last is what an arena with a limit says: "Available memory of N is smaller than requested bytes of M".
+OUT_OF_MEMORY = (
+    "out of memory",
+    "failed to allocate memory",
+    "bad_alloc",
+    "bad allocation",
+    "is smaller than requested bytes",
+)
 
 
 class Runs(Protocol):

@@ -2,11 +2,12 @@
 
 from server.batching.shapes import EXACT, Shapes, steps_to
 
-# Tokens of one batch: as many as the provider gains by; more would only let callers wait for each other. BERT-base on a
-# 2-core Xeon, 22 November 2026: 1,230 tokens a second with 128 together, 1,450 with 512, 1,390 with 4,096; with
-# OpenVINO 1,200, 1,230 with 1,024, 1,390 with 2,048 and with 4,096. For CUDA no machine was at hand.
+# Tokens of one batch: about as many as a provider may gain by; more would only let callers wait for each other. These
+# are guesses. What was seen of BERT-base, once, on a 2-core Xeon that also did other work (22 November 2026): 1,230
+# tokens a second with 128 together, 1,450 with 512, 1,390 with 4,096; with OpenVINO 1,200 with 128, 1,230 with 1,024,
+# 1,390 with 2,048 and with 4,096. Such a machine may differ as much from run to run.
 MAX_BATCH_TOKENS = {"cpu": 1024, "openvino": 2048, "cuda": 32768}
-# Up to how many tokens a batch costs no more for being larger, because the weights have to be read anyway.
+# Up to how many tokens a batch is taken to cost no more for being larger, because the weights have to be read anyway.
 FREE_TOKENS = {"cpu": 64, "openvino": 64, "cuda": 1024}
 SHORTEST = 8  # tokens that a text is padded to at least, where lengths have steps
 

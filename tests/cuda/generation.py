@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from server.artifact import read_artifact
-from server.errors import NotEnoughMemory
+from server.errors import NotEnoughMemory, ProviderUnavailable
 from server.generation.decoders import CapturingDecoder, decoder_of, layout_of, memory_of
 from server.generation.memory import CudaMemory
 from server.providers import ProviderChoice
@@ -30,7 +30,20 @@ def show(directory: Path) -> dict[str, object]:
         "moved": moved(),
         "refused": refused(session),
         "graphs": captured(session),
+        "placement": misplaced(directory),
     }
+
+
+def misplaced(directory: Path) -> str:
+    """What is said of a graph of which only a part can run there: GroupQueryAttention in fp32."""
+    artifact = read_artifact(directory)
+    artifact.manifest.task = "embed"  # or the runtime would refuse to capture it
+    next(graph for graph in artifact.manifest.graphs if graph.target == "cuda").file = "cpu.onnx"
+    try:
+        open_session(artifact, ProviderChoice("cuda"), Settings(provider="cuda"))
+    except ProviderUnavailable as error:
+        return str(error)
+    return ""
 
 
 def moved() -> list[int]:

@@ -40,3 +40,9 @@ def test_steps_of_each_number_of_rows_are_a_graph_of_their_own_and_another_when_
     graphs = [int(graph) for graph in shown["graphs"]]
     assert len(set(graphs)) == 4
     assert min(graphs) > 0  # 0 and -1 have meanings of their own
+
+
+def test_a_graph_with_nodes_that_run_elsewhere_is_refused_and_they_are_named(shown: dict) -> None:
+    assert "GroupQueryAttention" in shown["placement"]
+    assert "on cpu" in shown["placement"]
+    assert shown["placement"].endswith("expected all on cuda")

@@ -1,5 +1,6 @@
 """An artifact is read whole and unaltered, or refused with the reason."""
 
+import hashlib
 import json
 import shutil
 
@@ -32,9 +33,21 @@ def test_an_export_can_be_read(artifacts):
         assert case.outputs["logits"].shape == (len(case.inputs["selected"]), artifact.manifest.text.vocabulary)
 
 
+def test_a_graph_is_as_large_as_it_is_with_the_weights_beside_it(copy):
+    files = json.loads((copy / "manifest.json").read_text())["files"]
+    graph = (copy / "cpu.onnx").stat().st_size
+    assert read_artifact(copy).graph_bytes("cpu") == graph
+    for name in ("cpu.onnx.data", "cpu.onnx-1.data"):
+        (copy / name).write_bytes(bytes(1000))
+        files.append({"path": name, "sha256": hashlib.sha256(bytes(1000)).hexdigest()})
+    change(copy, files=files)
+    assert read_artifact(copy).graph_bytes("cpu") == graph + 2000
+
+
 def test_a_graph_that_is_not_there_is_refused_by_name(artifacts):
-    with pytest.raises(BadArtifact, match="found graphs for cpu, expected one for cuda"):
-        read_artifact(artifacts / "tiny-classifier" / "1").graph("cuda")
+    artifact = read_artifact(artifacts / "tiny-classifier" / "1")
+    with pytest.raises(BadArtifact, match=r"found graphs for cpu.*, expected one for npu"):
+        artifact.graph("npu")
 
 
 def test_another_format_is_to_be_exported_again(copy):

@@ -30,6 +30,7 @@ class Sums:
         self.open.set()
         self.batches = []  # the input ids of each run
         self.memory_rows = 1000
+        self.no_memory = ""  # what is said of more rows than that
 
     def run(self, feeds, outputs):
         assert self.open.wait(30)
@@ -37,7 +38,7 @@ class Sums:
         if POISON in feeds["input_ids"]:
             raise RuntimeError("poison")
         if len(feeds["input_ids"]) > self.memory_rows:
-            raise RuntimeError("Failed to allocate memory for requested buffer of size 1")
+            raise RuntimeError(self.no_memory)
         return {name: feeds["input_ids"].sum(axis=1) for name in outputs}
 
 
@@ -180,8 +181,15 @@ async def test_the_rest_of_a_failed_request_does_not_run(make, session, notes):
     assert session.batches == [[[POISON]]]
 
 
-async def test_rows_for_which_there_is_no_memory_together_run_in_halves(make, session, notes):
-    session.memory_rows = 2
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Failed to allocate memory for requested buffer of size 1",
+        "Available memory of 1048576 is smaller than requested bytes of 4194304",
+    ],
+)
+async def test_rows_for_which_there_is_no_memory_together_run_in_halves(make, session, notes, said):
+    session.memory_rows, session.no_memory = 2, said
     batcher = await make(max_delay_s=0.05)
     assert sums(await batcher.run([row(number) for number in range(8)], Call())) == list(range(8))
     assert [len(batch) for batch in session.batches] == [8, 4, 2, 2, 4, 2, 2]

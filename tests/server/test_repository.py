@@ -9,6 +9,7 @@ import pytest
 
 from server.admission import Call
 from server.errors import BadArtifact, InvalidRequest, ModelNotFound, NotReady, ProviderUnavailable, WrongTask
+from server.observer import silence
 from server.repository import Entry
 from server.versions import Versions
 from tests.server.conftest import opened
@@ -141,6 +142,25 @@ async def test_a_bad_new_version_leaves_the_old_one_in_place(root):
             repository.get("tiny-bert", "2")
         assert repository.get("tiny-bert").version == "1"
         assert await repository.get("tiny-bert").task([ASK], call=CALL)
+
+
+async def test_a_version_that_fails_leaves_nothing_to_count_for_it(root):
+    counted = set()
+    async with opened(root, observe=lambda *key: counted.add(key) or silence(*key)) as repository:
+        repository.gone = lambda *key: counted.discard(key)
+        next_version(root, "tiny-bert", task="translate")
+        with pytest.raises(BadArtifact):
+            await repository.load("tiny-bert")
+        assert counted == {("tiny-bert", "1"), ("tiny-embedder", "1")}
+
+
+async def test_names_that_nobody_has_leave_nothing_behind(root):
+    async with opened(root) as repository:
+        known = repository.index(), repository.names(), set(repository._locks)
+        for attempt in (repository.load, repository.unload):
+            with pytest.raises(ModelNotFound):
+                await attempt("made-up")
+        assert (repository.index(), repository.names(), set(repository._locks)) == known
 
 
 async def test_an_unloaded_model_is_gone_and_can_come_back(root):

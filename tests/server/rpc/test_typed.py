@@ -87,7 +87,7 @@ def test_a_seed_that_nobody_chose_is_told(stub):
 
 def test_prompts_of_one_request_are_continued_side_by_side(stub):
     prompts = [pb.Prompt(text=text) for text in ("A list is", "The statement", "Attention")]
-    fields = {"max_tokens": 10, "temperature": 0.0, "ignore_eos": True}
+    fields = {"max_tokens": 40, "temperature": 0.0, "ignore_eos": True}  # so long that the last has begun by then
     together = list(stub.Generate(pb.GenerateRequest(prompts=prompts, **fields)))
     for number, prompt in enumerate(prompts):
         alone = stub.Generate(pb.GenerateRequest(prompts=[prompt], **fields))

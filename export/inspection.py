@@ -6,7 +6,7 @@ Needs no torch: an artifact can be looked at where no model could be exported.
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -15,8 +15,12 @@ from google.protobuf.message import DecodeError
 from safetensors.numpy import load_file
 
 from export import artifact
-from export.errors import ExportError
+from export.errors import ExportError, ParityError
 from protos.manifest_pb2 import Graph, Manifest
+
+if TYPE_CHECKING:
+    from export.cases import Case
+    from export.runtime import Runtime
 
 MILLION = 1e6
 Account = dict[str, Any]
@@ -124,15 +128,30 @@ def verified(account: Account) -> list[str]:
 def through_casts(graph: Account) -> str:
     """That a graph for CUDA was not checked there, and why not."""
     why = graph.get("not_on_cuda")
-    return f"; not on CUDA ({why}): checked on the CPU, half precision through casts" if why else ""
+    casts = ", through casts" if graph["precision"] == "fp16" else ""
+    return f"; not on CUDA ({why}): checked on the CPU{casts}" if why else ""
 
 
 def measured(directory: Path, graph: Graph, tensors: dict[str, np.ndarray[Any, Any]]) -> Account:
-    """How far one graph is from the golden outputs, on this machine."""
-    from export import parity, runtime  # they bring torch with them, which `inspect` does without
+    """How far one graph is from the golden outputs, on this machine: on CUDA if it is made for that and runs there."""
+    from export import runtime  # brings torch with it, which `inspect` does without
+
+    path, why = directory / graph.file, ""
+    if graph.target == "cuda":
+        try:
+            return distance(runtime.on_cuda(path), graph, tensors)
+        except ParityError:
+            raise
+        except Exception as error:  # without a GPU: the runtime has no common base for its errors
+            why = next(iter(str(error).splitlines()), type(error).__name__)
+    return distance(runtime.Runtime(path), graph, tensors) | ({"not_on_cuda": why} if why else {})
+
+
+def golden(graph: Graph, tensors: dict[str, np.ndarray[Any, Any]]) -> list[tuple[str, "Case"]]:
+    """The cases that travel with an artifact as inputs of this graph, each with the name of the result."""
     from export.cases import Case
-    from export.precisions import PRECISIONS
     from export.recipes import Port
+    from export.runtime import filled
 
     ports = {
         tensor.name: Port(tensor.datatype, tuple(int(size) if size.isdecimal() else size for size in tensor.shape))
@@ -144,32 +163,26 @@ def measured(directory: Path, graph: Graph, tensors: dict[str, np.ndarray[Any, A
         if side == "output":
             prefix = f"{number}/input/"
             inputs = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
-            cases.append((result, Case(inputs, tensors[key])))
-    bound = replace(PRECISIONS[graph.precision], tolerance=graph.parity.tolerance)
+            cases.append((result, Case(filled(ports, inputs), tensors[key])))
+    return cases
+
+
+def distance(session: "Runtime", graph: Graph, tensors: dict[str, np.ndarray[Any, Any]]) -> Account:
+    """How far a graph is from the golden outputs in this session. ParityError if it is further than when exported."""
+    from export import parity, runtime
+    from export.precisions import PRECISIONS
+
+    cases = golden(graph, tensors)
     scale = parity.deviation([case for _, case in cases])
-
-    def proven(session: runtime.Runtime) -> Account:
-        differences = [
-            parity.difference(result, session.run(runtime.filled(ports, case.inputs))[result], case.reference, scale)
-            for result, case in cases
-        ]
-        found = parity.judge(differences, bound)
-        return {
-            "target": graph.target,
-            "precision": graph.precision,
-            "maximum": found.maximum,
-            "root_mean_square": found.root_mean_square,
-            "cases": found.cases,
-            "measured_on": runtime.described(session.provider),
-        }
-
-    path = directory / graph.file
-    if graph.target != "cuda":
-        return proven(runtime.Runtime(path))
-    try:
-        session = runtime.on_cuda(path)
-        session.run(runtime.filled(ports, cases[0][1].inputs))
-    except Exception as error:  # without a GPU: the runtime has no common base for its errors
-        why = next(iter(str(error).splitlines()), type(error).__name__)
-        return proven(runtime.Runtime(path)) | {"not_on_cuda": why}
-    return proven(session)
+    differences = [
+        parity.difference(result, session.run(case.inputs)[result], case.reference, scale) for result, case in cases
+    ]
+    proven = parity.judge(differences, replace(PRECISIONS[graph.precision], tolerance=graph.parity.tolerance))
+    return {
+        "target": graph.target,
+        "precision": graph.precision,
+        "maximum": proven.maximum,
+        "root_mean_square": proven.root_mean_square,
+        "cases": proven.cases,
+        "measured_on": runtime.described(session.provider),
+    }

@@ -16,11 +16,13 @@ from pathlib import Path
 import grpc
 import numpy as np
 
+from export import inspection
 from protos import affinity_pb2 as pb
 from protos import open_inference_pb2 as oip
 from protos.affinity_pb2_grpc import AffinityStub
 from server.artifact import Artifact, read_artifact
 from server.client import OPEN_INFERENCE, Client
+from server.cuda import CPU, CUDA
 from server.golden import measure
 from server.providers import find_providers
 from server.session import BoundSession, Session, open_session
@@ -119,6 +121,14 @@ def asked(server: Served) -> None:
             assert client.classify_image([image], model=model)[0].classes[0].label == "4"
 
 
+def verified(artifacts: Path) -> set[str]:
+    """Where `python -m export verify` has run the graphs, which are those of this provider alone."""
+    accounts = [inspection.verify(directory) for directory in sorted(artifacts.glob("*/1"))]
+    for account in accounts:
+        print("\n".join(inspection.verified(account)))
+    return {graph["measured_on"].rsplit(", ")[-1] for account in accounts for graph in account["graphs"]}
+
+
 def table(rows: list[Row]) -> str:
     """Markdown."""
     lines = ["| model | | batch | ms | per second |", "|---|---|---|---|---|"]
@@ -158,11 +168,14 @@ def main() -> None:
             asked(server)
             sizes = {"tokens": 128, "side": 224} if arguments.sizes == "published" else {"tokens": 48, "side": 32}
             rows += through_grpc(server, *timing, **sizes)
+        places = verified(artifacts)
     print(table(rows))
     if arguments.output:
         arguments.output.mkdir(parents=True, exist_ok=True)
         (arguments.output / "table.md").write_text(table(rows) + "\n")
         (arguments.output / "table.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    expected = {"cuda": CUDA, "cpu": CPU}[arguments.provider]
+    assert places == {expected}, f"verify: found {places}, expected {expected}"
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ It takes arrays and plain values only. What decides is scheduler.py, what works 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 
 from server.admission import Call, Gate, Limits
@@ -28,6 +28,8 @@ from server.settings import ModelSettings
 from server.under_way import UnderWay
 
 log = logging.getLogger(__name__)
+
+Steps = AsyncGenerator[Step, None]
 
 FORWARD_TOKENS = 1024  # of whole texts, padding included, that run between two steps
 SLOTS = {"cuda": 128}  # at most, by provider
@@ -108,19 +110,44 @@ class Engine:
         self._accepting = False
         self._worker.cancel_all()
 
-    async def generate(
-        self, prompt_ids: Ids, sampling: Sampling, call: Call, *, field: str = "prompt"
-    ) -> AsyncGenerator[Step, None]:
-        """Continue `prompt_ids` (t,), token by token. Closing the generator frees the slot by the next step.
+    @contextmanager
+    def room(self, requests: int, *, field: str) -> Iterator[None]:
+        """Places in the queue for so many prompts, before anything is made of them; for a while.
 
-        Where prompt and `max_tokens` together exceed the context, the continuation ends with the context, and with
-        `finish_reason` "length". Raises InvalidRequest, Overloaded, NotReady, DeadlineExceeded, StepFailed.
+        Raises Overloaded, and InvalidRequest if there can never be so many.
+        """
+        with self._counting_refusals(), self._worker.room(requests=requests, tokens=0, field=field):
+            yield
+
+    @contextmanager
+    def admit(
+        self, prompts: Mapping[str, Ids], sampling: Sampling, call: Call, *, field: str = "prompts"
+    ) -> Iterator[dict[str, Steps]]:
+        """Let in all of a request's prompts (t,), by name, or none of them. Leaving ends those that are not done.
+
+        Each is continued token by token; closing its steps frees its slot by the next step. Where prompt and
+        `max_tokens` together exceed the context, the continuation ends with the context, and with `finish_reason`
+        "length". Raises InvalidRequest, Overloaded, NotReady, DeadlineExceeded; the steps DeadlineExceeded, StepFailed.
         """
         self._check_accepting()
-        self._check_ids(field, prompt_ids, longest=self.context - 1)
-        stream = self._stream(prompt_ids, sampling, call)
+        for name, prompt_ids in prompts.items():
+            self._check_ids(name, prompt_ids, longest=self.context - 1)
+        streams = [self._stream(prompt_ids, sampling, call) for prompt_ids in prompts.values()]
         with self._counting_refusals():
-            self._worker.submit(stream)
+            self._worker.submit(*streams, field=field)
+        try:
+            yield {name: self._steps(stream) for name, stream in zip(prompts, streams, strict=True)}
+        finally:
+            self._worker.cancel(*streams)
+
+    async def generate(self, prompt_ids: Ids, sampling: Sampling, call: Call) -> Steps:
+        """As `admit`, of one prompt. Closing the generator ends it."""
+        with self.admit({"prompt": prompt_ids}, sampling, call) as steps:
+            async with aclosing(steps["prompt"]) as its:
+                async for step in its:
+                    yield step
+
+    async def _steps(self, stream: Stream) -> Steps:
         try:
             while True:
                 step = await stream.queue.get()

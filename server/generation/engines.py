@@ -1,13 +1,14 @@
 """Several engines over the same model, one for each device, that look like one: a request goes to the least loaded."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 from server.admission import Call
-from server.generation.engine import Engine
+from server.generation.engine import Engine, Steps
 from server.generation.graph import Floats, Ids
-from server.generation.request import Sampling, Step
+from server.generation.request import Sampling
 from server.under_way import UnderWay
 
 
@@ -50,26 +51,40 @@ class Engines:
                 engine.give_up()
             raise
 
-    async def generate(
-        self, prompt_ids: Ids, sampling: Sampling, call: Call, *, field: str = "prompt"
-    ) -> AsyncGenerator[Step, None]:
-        """As `Engine.generate`."""
-        with self._least_loaded() as engine:
-            async with aclosing(engine.generate(prompt_ids, sampling, call, field=field)) as steps:
-                async for step in steps:
-                    yield step
+    @contextmanager
+    def room(self, requests: int, *, field: str) -> Iterator[None]:
+        """As `Engine.room`."""
+        with self._spread(requests) as engines, ExitStack() as stack:
+            for engine, share in Counter(engines).items():
+                stack.enter_context(engine.room(share, field=field))
+            yield
+
+    @contextmanager
+    def admit(
+        self, prompts: Mapping[str, Ids], sampling: Sampling, call: Call, *, field: str = "prompts"
+    ) -> Iterator[dict[str, Steps]]:
+        """As `Engine.admit`; if one of the engines has no room, what others have begun ends by the next step."""
+        with self._spread(len(prompts)) as engines, ExitStack() as stack:
+            found: dict[str, Steps] = {}
+            for engine in dict.fromkeys(engines):
+                share = {name: ids for (name, ids), its in zip(prompts.items(), engines, strict=True) if its is engine}
+                found |= stack.enter_context(engine.admit(share, sampling, call, field=field))
+            yield {name: found[name] for name in prompts}
 
     async def logits(self, rows: Sequence[Ids], call: Call) -> list[Floats]:
         """As `Engine.logits`."""
-        with self._least_loaded() as engine:
+        with self._spread(1) as (engine,):
             return await engine.logits(rows, call)
 
     @contextmanager
-    def _least_loaded(self) -> Iterator[Engine]:
-        """The engine for one more request, which it has until it is answered."""
-        number = self._requests.index(min(self._requests))
-        self._requests[number] += 1
+    def _spread(self, requests: int) -> Iterator[list[Engine]]:
+        """An engine for each of so many more requests; they count as theirs until all of them are answered."""
+        numbers = []
+        for _ in range(requests):
+            numbers.append(self._requests.index(min(self._requests)))
+            self._requests[numbers[-1]] += 1
         try:
-            yield self._engines[number]
+            yield [self._engines[number] for number in numbers]
         finally:
-            self._requests[number] -= 1
+            for number in numbers:
+                self._requests[number] -= 1

@@ -139,12 +139,14 @@ class Scheduler:
         """There are more slots now."""
         self.slots = self.prefixes.slots = slots
 
-    def submit(self, sequence: Sequence) -> None:
-        """Let a request wait for its turn. Raises Overloaded, and InvalidRequest for what the queue can never hold."""
-        self.gate.enter(requests=1, tokens=sequence.reserved_tokens, field="prompt")
-        heapq.heappush(self.waiting, (sequence.call.rank(sequence.arrived), self._arrivals, sequence))
-        self._arrivals += 1
-        self._look_again = min(self._look_again, _deadline(sequence))
+    def submit(self, *sequences: Sequence, field: str = "prompts") -> None:
+        """Let all wait for their turns, or none. Overloaded; InvalidRequest if the queue can never hold them."""
+        reserved = sum(sequence.reserved_tokens for sequence in sequences)
+        self.gate.enter(requests=len(sequences), tokens=reserved, field=field)
+        for sequence in sequences:
+            heapq.heappush(self.waiting, (sequence.call.rank(sequence.arrived), self._arrivals, sequence))
+            self._arrivals += 1
+            self._look_again = min(self._look_again, _deadline(sequence))
 
     def cancel(self, sequence: Sequence) -> None:
         """It leaves at the next `plan`. Harmless if it is gone already."""

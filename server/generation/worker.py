@@ -60,11 +60,11 @@ class Worker:
         """Have done, on the thread that will step, what the first steps would wait for."""
         await asyncio.wrap_future(self._executor.submit(self._runner.warm_up))
 
-    def submit(self, stream: Stream) -> None:
-        """Let it wait for its turn. Raises Overloaded."""
+    def submit(self, *streams: Stream, field: str) -> None:
+        """Let all of them wait for their turns, or none. Raises what `Scheduler.submit` raises."""
         with self._lock:
-            self._scheduler.submit(stream.sequence)
-            self._streams[stream.sequence] = stream
+            self._scheduler.submit(*(stream.sequence for stream in streams), field=field)
+            self._streams.update({stream.sequence: stream for stream in streams})
             self._wake()
 
     def cancel(self, *streams: Stream) -> None:

@@ -1,4 +1,4 @@
-"""The continuation of one prompt, as both doors get it: counted piece by piece, and closed with its reader."""
+"""The continuations of one request, as both doors get them: counted piece by piece, and closed with their reader."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -6,24 +6,26 @@ from contextlib import aclosing
 from server.admission import Call
 from server.metrics import Tokens
 from server.repository import Model
+from server.rpc.calls import interleave
 from server.rpc.sampling import Continuation
-from server.tasks.generate import Piece
+from server.tasks.generate import Piece, Pieces, Prompt
 
 
-async def continue_text(
-    model: Model,
-    prompt: str | Sequence[int],
-    how: Continuation,
-    *,
-    call: Call,
-    tokens: Tokens,
-    number: int = 0,
-    field: str,
-) -> AsyncGenerator[Piece, None]:
-    """Pieces of text as they come. `number` is the prompt's in the request, `field` what the caller knows it as."""
-    stream = model.task.stream(
-        prompt, how.sampling, stop=how.stop, include_stop=how.include_stop, call=call, field=field
+async def continue_texts(
+    model: Model, prompts: Sequence[Prompt], how: Continuation, *, call: Call, tokens: Tokens, field: str
+) -> AsyncGenerator[tuple[int, Piece], None]:
+    """Pieces of text as they come, each with the number of its prompt. `field` is what the caller knows these as."""
+    admitted = model.task.streams(
+        prompts, how.sampling, stop=how.stop, include_stop=how.include_stop, call=call, field=field
     )
+    async with admitted as streams:
+        counted = [_counted(stream, tokens, number) for number, stream in enumerate(streams)]
+        async with aclosing(interleave(counted)) as pieces:
+            async for number, piece in pieces:
+                yield number, piece
+
+
+async def _counted(stream: Pieces, tokens: Tokens, number: int) -> Pieces:
     async with aclosing(stream) as pieces:
         async for piece in pieces:
             tokens.came(len(piece.token_ids), prompt=number)

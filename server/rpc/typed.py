@@ -13,8 +13,8 @@ from protos.affinity_pb2_grpc import AffinityServicer
 from server.errors import InvalidRequest
 from server.metrics import Metrics
 from server.repository import Repository
-from server.rpc.calls import Context, call_of, interleave
-from server.rpc.continuation import continue_text
+from server.rpc.calls import Context, call_of
+from server.rpc.continuation import continue_texts
 from server.rpc.description import describe
 from server.rpc.sampling import from_request
 from server.tasks.classes import Class
@@ -55,19 +55,9 @@ class Typed(AffinityServicer):
         model = self._repository.for_task(request.model, request.model_version, "generate")
         with self._metrics.request(model.name, model.version, "generate") as tokens:
             how, call = from_request(request), call_of(context)
-            streams = [
-                continue_text(
-                    model,
-                    _prompt(number, prompt),
-                    how,
-                    call=call,
-                    tokens=tokens,
-                    number=number,
-                    field=f"prompts[{number}]",
-                )
-                for number, prompt in enumerate(_some("prompts", request.prompts))
-            ]
-            async with aclosing(interleave(streams)) as pieces:
+            prompts = [_prompt(number, prompt) for number, prompt in enumerate(_some("prompts", request.prompts))]
+            continued = continue_texts(model, prompts, how, call=call, tokens=tokens, field="prompts")
+            async with aclosing(continued) as pieces:
                 async for number, piece in pieces:
                     yield _piece(
                         pb.GenerateResponse(model=model.name, model_version=model.version, index=number), piece
@@ -123,7 +113,9 @@ class Typed(AffinityServicer):
         counter = model.counter
         assert counter is not None, "a model on text has a tokenizer; this is a bug"
         texts = _some("inputs", request.inputs)
-        tokens = await counter(texts, request.text_pairs, field="inputs", pair_field="text_pairs")
+        tokens = await counter(
+            texts, request.text_pairs, most=model.limits.requests, field="inputs", pair_field="text_pairs"
+        )
         return pb.CountTokensResponse(
             model=model.name, model_version=model.version, tokens=tokens, max_tokens=counter.max_tokens
         )

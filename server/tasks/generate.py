@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from server.admission import Call
 from server.arrays import Array
-from server.generation.engine import Engine
+from server.generation.engine import Engine, Steps
 from server.generation.engines import Engines
 from server.generation.graph import Ids
 from server.generation.request import Sampling, Step, Usage
@@ -46,48 +46,65 @@ class Piece:
     usage: Usage | None = None
 
 
+Prompt = str | Sequence[int]
+Pieces = AsyncGenerator[Piece, None]
+
+
 class Generate:
     """Text in, text out, over an engine that knows only tokens."""
 
     def __init__(self, engine: Engine | Engines, encoder: TextEncoder, prepare: Executor) -> None:
         self._engine, self._encoder, self._prepare = engine, encoder, prepare
 
-    async def stream(
+    @asynccontextmanager
+    async def streams(
         self,
-        prompt: str | Sequence[int],
+        prompts: Sequence[Prompt],
         sampling: Sampling,
         *,
         stop: Sequence[str] = (),
         include_stop: bool = False,
         call: Call,
-        field: str = "prompt",
-    ) -> AsyncGenerator[Piece, None]:
-        """Pieces as they come. Closing the generator ends the request.
+        field: str = "prompts",
+    ) -> AsyncIterator[list[Pieces]]:
+        """The continuations of all prompts, or of none, in pieces as they come. Leaving ends those that are not done.
 
-        Raises what `Engine.generate` raises. `field` is what the caller knows the prompt as.
+        Raises what `Engine.admit` raises, before anything is read. `field` is what the caller knows the prompts as.
         """
-        writer = _Writer(self._encoder.piece_by_piece(), StopStrings(stop, include=include_stop), include_stop)
         with self._engine.under_way.one():
-            prompt_ids = await self._prompt_ids(prompt, field)
-            async with aclosing(self._engine.generate(prompt_ids, sampling, call, field=field)) as steps:
-                async for step in steps:
-                    piece = writer.write(step)
-                    yield piece if sampling.logprobs else replace(piece, logprobs=[])
-                    if piece.finish_reason:
-                        return
+            with self._engine.room(len(prompts), field=field):
+                encode = partial(self._prompt_ids, prompts, field)
+                prompt_ids = await asyncio.get_running_loop().run_in_executor(self._prepare, encode)
+                writers = [_Writer(self._encoder.piece_by_piece(), stop, include_stop) for _ in prompts]
+            with self._engine.admit(prompt_ids, sampling, call, field=field) as steps:  # nobody came in between
+                yield [_pieces(its, writer, sampling) for its, writer in zip(steps.values(), writers, strict=True)]
 
-    async def _prompt_ids(self, prompt: str | Sequence[int], field: str) -> Ids:
-        if not isinstance(prompt, str):
-            return np.array(prompt, np.int64)
-        encode = partial(self._encoder.encode_one, prompt, field=field)
-        return (await asyncio.get_running_loop().run_in_executor(self._prepare, encode)).input_ids
+    def _prompt_ids(self, prompts: Sequence[Prompt], field: str) -> dict[str, Ids]:
+        """Off the event loop: each prompt by the name that errors tell."""
+        names = [f"{field}[{number}]" for number in range(len(prompts))]
+        return {
+            name: self._encoder.encode_one(prompt, field=name).input_ids
+            if isinstance(prompt, str)
+            else np.array(prompt, np.int64)
+            for name, prompt in zip(names, prompts, strict=True)
+        }
+
+
+async def _pieces(steps: Steps, writer: "_Writer", sampling: Sampling) -> Pieces:
+    async with aclosing(steps):
+        async for step in steps:
+            piece = writer.write(step)
+            yield piece if sampling.logprobs else replace(piece, logprobs=[])
+            if piece.finish_reason:
+                return
 
 
 class _Writer:
     """Steps of one request into pieces of text."""
 
-    def __init__(self, detokenizer: Detokenizer, stops: StopStrings, include_stop: bool) -> None:
-        self._detokenizer, self._stops, self._include_stop = detokenizer, stops, include_stop
+    def __init__(self, detokenizer: Detokenizer, stop: Sequence[str], include_stop: bool) -> None:
+        self._detokenizer, self._include_stop = detokenizer, include_stop
+        self._stops = StopStrings(stop, include=include_stop)
         self._tokens = 0
         self._first: Step | None = None
         self._first_at = 0.0

@@ -16,6 +16,7 @@ from server.generation.text import Detokenizer
 
 # A token is seldom longer than a few characters: what is longer than this is refused before it is read, or cut there.
 MAX_CHARACTERS_PER_TOKEN = 250
+MAX_COUNTED_CHARACTERS = 1 << 22  # of one request to count tokens: a few books
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +166,16 @@ class TokenCounter:
         self.max_tokens = encoder.max_length
         self._encoder, self._prepare = encoder, prepare
 
-    async def __call__(self, texts: Sequence[str], pairs: Sequence[str], *, field: str, pair_field: str) -> list[int]:
+    async def __call__(
+        self, texts: Sequence[str], pairs: Sequence[str], *, most: int, field: str, pair_field: str
+    ) -> list[int]:
+        """Of each text, or pair. InvalidRequest if they are more than `most`, or too long together."""
+        if len(texts) > most:
+            raise InvalidRequest(field, f"{len(texts)} texts", f"at most {most} in a request")
+        characters = sum(map(len, (*texts, *pairs)))
+        if characters > MAX_COUNTED_CHARACTERS:
+            raise InvalidRequest(field, f"{characters} characters together", f"at most {MAX_COUNTED_CHARACTERS}")
+
         def count() -> list[int]:
             return self._encoder.count(texts, pairs, field=field, pair_field=pair_field)
 

@@ -380,6 +380,24 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back(engine_of):
     assert len(await running) == len(await waiting) == 3
 
 
+async def test_prompts_are_let_in_together_or_not_at_all(engine_of):
+    listener = Listener()
+    engine, decoder = await held(engine_of, slots=1, waiting=3, observer=listener)
+    running = asyncio.create_task(tokens_of(engine, [1], max_tokens=3, ignore_eos=True))
+    await decoder.has_arrived()
+    waiting = asyncio.create_task(tokens_of(engine, [1], max_tokens=3, ignore_eos=True))
+    await asyncio.sleep(0)
+    three, four = ({f"prompts[{number}]": np.array([1]) for number in range(count)} for count in (3, 4))
+    with pytest.raises(Overloaded), engine.admit(three, Sampling(), Call()):
+        pass
+    never = pytest.raises(InvalidRequest, match="prompts: found 4 inputs, expected at most 3")
+    with never, engine.admit(four, Sampling(), Call()):
+        pass
+    assert (engine.waiting_rows, listener.refusals) == (1, ["overloaded"])
+    decoder.let_go()
+    assert len(await running) == len(await waiting) == 3
+
+
 # ---- failures and ends
 
 

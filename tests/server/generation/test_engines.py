@@ -16,7 +16,8 @@ GREEDY = Sampling(temperature=0.0, ignore_eos=True, max_tokens=12)
 
 
 async def tokens_of(engine, prompt):
-    return [step.token_id async for step in engine.generate(prompt, GREEDY, Call())]
+    with engine.admit({"it": prompt}, GREEDY, Call()) as steps:
+        return [step.token_id async for step in steps["it"]]
 
 
 class Listener(Silent):
@@ -44,6 +45,16 @@ async def test_requests_go_to_the_engine_with_the_least_to_do(engines, listeners
     assert answers == [await tokens_of(engines[0], prompt) for prompt in asked]
 
 
+async def test_the_prompts_of_one_request_are_spread_over_the_engines(engines, listeners, prompts):
+    both, asked = Engines(engines), {str(number): prompt for number, prompt in enumerate(prompts(6))}
+    with both.room(6, field="prompts"):
+        assert [engine.waiting_rows for engine in engines] == [3, 3]
+    with both.admit(asked, GREEDY, Call()) as steps:
+        found = {name: [step.token_id async for step in its] for name, its in steps.items()}
+    assert [len(listener.endings) for listener in listeners] == [3, 3]
+    assert found == {name: await tokens_of(engines[0], prompt) for name, prompt in asked.items()}
+
+
 async def test_whole_texts_give_the_same_on_any(engines, prompts):
     rows = prompts(3)
     found, expected = await Engines(engines).logits(rows, Call()), await engines[1].logits(rows, Call())
@@ -55,8 +66,8 @@ async def test_draining_that_is_cut_short_ends_what_is_under_way(engines, prompt
     endless = replace(GREEDY, max_tokens=50)
 
     async def last_of(prompt):
-        with both.under_way.one():
-            return [step async for step in both.generate(prompt[:5], endless, Call())][-1].finish_reason
+        with both.under_way.one(), both.admit({"it": prompt[:5]}, endless, Call()) as steps:
+            return [step async for step in steps["it"]][-1].finish_reason
 
     running = [asyncio.create_task(last_of(prompt)) for prompt in prompts(6)]
     await asyncio.sleep(0)

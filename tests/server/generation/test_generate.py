@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from contextlib import aclosing
 
 import numpy as np
 import pytest
@@ -25,8 +24,10 @@ async def task(engine_of, artifact, prepare):
 
 
 async def pieces_of(task, prompt=PROMPT, *, stop=(), include_stop=False, **sampling):
-    pieces = task.stream(prompt, Sampling(**sampling), stop=stop, include_stop=include_stop, call=Call())
-    return [piece async for piece in pieces]
+    async with task.streams([prompt], Sampling(**sampling), stop=stop, include_stop=include_stop, call=Call()) as (
+        pieces,
+    ):
+        return [piece async for piece in pieces]
 
 
 def text_of(pieces):
@@ -102,8 +103,10 @@ async def test_the_text_of_a_stop_token_is_shown_only_on_demand(task, artifact, 
 
 
 async def test_leaving_in_the_middle_leaves_nothing_behind(task):
-    async with aclosing(task.stream(PROMPT, Sampling(max_tokens=40), call=Call())) as pieces:
+    async with task.streams([PROMPT], Sampling(max_tokens=40), call=Call()) as (pieces,):
         await anext(pieces)
+    async with task.streams([PROMPT], Sampling(max_tokens=40), call=Call()):
+        pass  # never asked for anything
     assert len(await pieces_of(task, max_tokens=3, ignore_eos=True)) == 3
 
 
@@ -119,7 +122,8 @@ async def test_leaving_in_the_middle_leaves_nothing_behind(task):
 )
 async def test_a_refusal_names_the_field_as_the_caller_knows_it(task, prompt, options, message):
     with pytest.raises(InvalidRequest, match=message):
-        await anext(task.stream(prompt, Sampling(), **options, call=Call(), field="prompts[3]"))
+        async with task.streams(["a", "b", "c", prompt], Sampling(), **options, call=Call()):
+            raise AssertionError("nothing may begin")
 
 
 async def test_the_tensor_door_gives_torchs_logits_and_zeros_at_padding(engine_of, reference):

@@ -237,6 +237,10 @@ def test_what_has_no_tokens_cannot_be_counted(stub):
     refused(stub.CountTokens, pb.CountTokensRequest(model="tiny-bert"), "inputs: found nothing, expected at least one")
     long = pb.CountTokensRequest(model="tiny-bert", inputs=["x" * 20_000])
     refused(stub.CountTokens, long, "inputs[0]: found 20000 characters")
+    many = pb.CountTokensRequest(model="tiny-bert", inputs=["x"] * 1025)
+    refused(stub.CountTokens, many, "inputs: found 1025 texts, expected at most 1024 in a request")
+    much = pb.CountTokensRequest(model="tiny-bert", inputs=["x" * 15_000] * 300)
+    refused(stub.CountTokens, much, "inputs: found 4500000 characters together, expected at most 4194304")
     with pytest.raises(grpc.RpcError, match="found task classify-image, expected fill-mask or generate"):
         stub.CountTokens(pb.CountTokensRequest(model="tiny-vit", inputs=["a"]))
 

@@ -163,6 +163,12 @@ WRONG = {
         "images[0]: found ",
     ),
     "no prompt": ("Generate", pb.GenerateRequest(), "INVALID_ARGUMENT", "prompts: found nothing"),
+    "more prompts than the queue can hold": (
+        "Generate",
+        pb.GenerateRequest(prompts=[pb.Prompt(text="A list")] * 1025),
+        "INVALID_ARGUMENT",
+        "prompts: found 1025 inputs, expected at most 1024",
+    ),
     "empty prompt": ("Generate", pb.GenerateRequest(prompts=[pb.Prompt()]), "INVALID_ARGUMENT", "prompts[0]: found "),
     "temperature": (
         "Generate",

@@ -24,10 +24,11 @@ from server.generation.replay import check_decoding
 from server.golden import Measured
 from server.images import ImageDecoder
 from server.observer import Observer
-from server.providers import Providers
+from server.providers import ProviderChoice
 from server.session import Session
 from server.sessions import open_sessions
 from server.settings import ModelSettings, Settings
+from server.stop import Stop
 from server.tasks.classify_image import ClassifyImage
 from server.tasks.classify_text import ClassifyText
 from server.tasks.embed import Embed
@@ -69,6 +70,7 @@ class Opening:
     memory_limit: int | None  # bytes of the device that are left for what is not the graph; None: all that is free
     prepare: Executor  # for work that must not hold up the event loop
     observer: Observer
+    stop: Stop
 
     @property
     def session(self) -> Session:
@@ -132,13 +134,17 @@ class Model:
 
 
 def open_model(
-    artifact: Artifact, providers: Providers, settings: Settings, *, prepare: Executor, observer: Observer
+    artifact: Artifact, choice: ProviderChoice, settings: Settings, *, prepare: Executor, observer: Observer, stop: Stop
 ) -> Model:
-    """Open sessions, check them with the golden inputs, make the doors. Blocks; BadArtifact or ProviderUnavailable."""
+    """Open sessions, check them with the golden inputs, make the doors. Blocks.
+
+    BadArtifact, ProviderUnavailable or NotEnoughMemory; NotReady after a stop; and what the runtime raises.
+    """
+    stop.check()
     task = artifact.manifest.task
     if task not in TASKS:
         raise BadArtifact(f"{artifact.directory}: found task {task!r}, expected one of {', '.join(TASKS)}")
-    checked = open_sessions(artifact, providers, settings)
+    checked = open_sessions(artifact, choice, settings, stop=stop)
     sessions = [session for session, _ in checked]
     session, measured = max(checked, key=lambda pair: pair[1].error)
     log.info(
@@ -159,6 +165,7 @@ def open_model(
         memory_limit=_memory_limit(artifact, session, settings),
         prepare=prepare,
         observer=observer,
+        stop=stop,
     )
     return Model(
         name=artifact.name,
@@ -211,6 +218,7 @@ def _generate(opening: Opening) -> Doors:
     artifact, text = opening.artifact, opening.artifact.manifest.text
     engines = []
     for session in opening.sessions:
+        opening.stop.check()
         check_decoding(session, artifact, device=session.device)
         engines.append(
             open_engine(
@@ -239,7 +247,7 @@ def _batcher(opening: Opening, *, tokens_of_a_row: int) -> Batcher:
     settings, artifact = opening.settings, opening.artifact
     budget = _budget(opening, tokens_of_a_row)
     for session in opening.sessions:
-        warmed = warm_up(session, artifact, budget)
+        warmed = warm_up(session, artifact, budget, stop=opening.stop)
         if warmed.of:
             log.info("%s: %d of %d shapes warmed up in %.1f s", artifact.name, warmed.shapes, warmed.of, warmed.seconds)
     return Batcher(

@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.artifact import newest, read_artifact, versions
+from server.artifact import newest, versions
 from server.cpus import usable_cpus
 from server.errors import AffinityError, BadArtifact, InvalidRequest, ModelNotFound, NotReady, WrongTask
-from server.model import Model, open_model
+from server.model import Model
 from server.observer import Observe, silence
-from server.providers import Providers, find_providers
+from server.opener import Opener
 from server.settings import EVERY_MODEL, Settings
 
 __all__ = ["Entry", "Model", "Repository"]
@@ -45,15 +45,13 @@ class Repository:
 
     def __init__(self, settings: Settings, observe: Observe = silence) -> None:
         self._settings = settings
-        self._observe = observe
         # Name → version → model, the lowest first. What is in here is replaced, never changed: other threads read it.
         self._models: dict[str, dict[int, Model]] = {}
         self._entries: dict[tuple[str, int], Entry] = {}
         self._locks: dict[str, asyncio.Lock] = {}  # one load or unload of a model at a time
         self._leaving: set[asyncio.Task[None]] = set()  # unloaded, and still answering who is in
-        self._providers: Providers | None = None
         self._prepare = ThreadPoolExecutor(usable_cpus() + 1, thread_name_prefix="prepare")
-        self._opener = ThreadPoolExecutor(1, thread_name_prefix="open")
+        self._opener = Opener(settings, observe, self._prepare)
         self.ready = False
         self.changed: Callable[[], Awaitable[None]] = nobody  # called when models have come or gone
         self.gone: Callable[[str, str], None] = no_one  # called when a version has answered all who were in
@@ -157,7 +155,7 @@ class Repository:
             new: dict[int, Model] = {}
             try:
                 for number, directory in chosen.items():
-                    new[number] = await self._bring(directory, old.get(number))
+                    new[number] = await self._opener.open(directory, old.get(number))
             except BaseException as error:
                 self._give_up(name, number, error, waiting=chosen.keys() - old.keys())
                 self._let_go(new, but=old)
@@ -181,8 +179,8 @@ class Repository:
     async def drain(self) -> None:
         """Answer who is in, let in nobody any more."""
         self.ready = False
+        self._opener.stop()
         await asyncio.gather(*(model.drain() for model in self.models()), *self._leaving)
-        self._opener.shutdown(wait=False, cancel_futures=True)
         self._prepare.shutdown(wait=False, cancel_futures=True)
 
     def _chosen(self, name: str) -> dict[int, Path]:
@@ -197,25 +195,6 @@ class Repository:
                 f"{', '.join(map(str, sorted(missing)))}: --set {name}.versions={wanted}"
             )
         return {number: found[number] for number in wanted.choose(found)}
-
-    async def _bring(self, directory: Path, old: Model | None) -> Model:
-        """A model that is ready: the old one if nothing has changed."""
-        model = await asyncio.get_running_loop().run_in_executor(self._opener, self._open, directory, old)
-        if model is not old:
-            await model.start()
-        return model
-
-    def _open(self, directory: Path, old: Model | None) -> Model:
-        """In the opener's thread."""
-        if self._providers is None:
-            self._providers = find_providers(self._settings)
-            if self._providers.reason:
-                log.warning("running on %s: %s", self._providers, self._providers.reason)
-        artifact = read_artifact(directory)
-        if old is not None and artifact.manifest == old.artifact.manifest:
-            return old
-        observer = self._observe(artifact.name, artifact.version)
-        return open_model(artifact, self._providers, self._settings, prepare=self._prepare, observer=observer)
 
     def _give_up(self, name: str, failed: int, error: BaseException, *, waiting: set[int]) -> None:
         """Note why those that were to come do not: one of them failed."""

@@ -1,37 +1,31 @@
-"""The sessions that a model runs in: on the best provider that can run it, one for each device, and checked there."""
+"""The sessions that a model runs in on a provider: one for each device, and checked there."""
 
 import logging
 
 from server.artifact import Artifact
 from server.errors import BadArtifact, ProviderUnavailable
 from server.golden import Measured, measure
-from server.providers import ProviderChoice, Providers, cpu_has_bf16
+from server.providers import ProviderChoice, cpu_has_bf16
 from server.session import Session, open_session
 from server.settings import Settings
+from server.stop import Stop
 
 log = logging.getLogger(__name__)
 
 CheckedSession = tuple[Session, Measured]
 
 
-def open_sessions(artifact: Artifact, providers: Providers, settings: Settings) -> list[CheckedSession]:
-    """A session on each device of the first provider that can run the model as it was exported.
-
-    BadArtifact or ProviderUnavailable says why the last of them cannot. Why the others could not is in the log.
-    """
-    *better, last = providers.choices
-    for choice, instead in zip(better, providers.choices[1:], strict=True):
-        try:
-            return _open(artifact, choice, settings)
-        except (BadArtifact, ProviderUnavailable) as error:
-            log.warning("%s; running on %s instead", error, instead.provider)
-    return _open(artifact, last, settings)
-
-
-def _open(artifact: Artifact, choice: ProviderChoice, settings: Settings) -> list[CheckedSession]:
+def open_sessions(
+    artifact: Artifact, choice: ProviderChoice, settings: Settings, *, stop: Stop
+) -> list[CheckedSession]:
+    """BadArtifact or ProviderUnavailable says why the provider cannot run the model as it was exported."""
     if choice.provider == "openvino":
         return [_open_openvino(artifact, choice, settings)]
-    return [_checked(open_session(artifact, choice, settings, device=device), artifact) for device in choice.devices]
+    sessions = []
+    for device in choice.devices:
+        stop.check()
+        sessions.append(_checked(open_session(artifact, choice, settings, device=device), artifact))
+    return sessions
 
 
 def _open_openvino(artifact: Artifact, choice: ProviderChoice, settings: Settings) -> CheckedSession:

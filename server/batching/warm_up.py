@@ -3,6 +3,7 @@
 The largest is first: then the device's memory is taken at once and in one piece, or it is known now that it is short.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,11 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from server.artifact import Artifact
+from server.batching.lane import out_of_memory
 from server.batching.rows import ImageRow, Row, TextRow, collate
 from server.batching.scheduler import Budget
 from server.session import Session
+from server.stop import Stop
 
 LONGEST_S = 30.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,17 +32,33 @@ class WarmUp:
 
 
 def warm_up(
-    session: Session, artifact: Artifact, budget: Budget, *, clock: Callable[[], float] = time.monotonic
+    session: Session,
+    artifact: Artifact,
+    budget: Budget,
+    *,
+    stop: Stop | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> WarmUp:
-    """Run batches of all shapes of the budget that have steps, or as many as `LONGEST_S` allows."""
-    begun, done = clock(), 0
+    """Run batches of all shapes of the budget that have steps, or as many as `LONGEST_S` allows.
+
+    Shapes of several rows for which there is no memory are left out: the batcher runs them in halves. NotReady after a
+    stop.
+    """
+    begun, done, stop = clock(), 0, stop or Stop()
     shapes = sorted(_shapes(budget), key=lambda shape: shape[0] * shape[1], reverse=True)
     for count, length in shapes:
+        stop.check()
         if clock() - begun > LONGEST_S:
             break
         rows = [_row(session, artifact, length)] * count
-        session.run(collate(rows, session.input_names, budget.shapes), rows[0].outputs)
-        done += 1
+        try:
+            session.run(collate(rows, session.input_names, budget.shapes), rows[0].outputs)
+        except Exception as error:
+            if count == 1 or not out_of_memory(error):
+                raise
+            log.warning("%s: no memory to warm up %d rows of length %d", artifact.name, count, length)
+        else:
+            done += 1
     return WarmUp(done, len(shapes), clock() - begun)
 
 

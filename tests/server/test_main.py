@@ -83,6 +83,24 @@ def test_a_second_signal_ends_it_at_once(artifacts):
         assert running.process.wait(timeout=10) != 0
 
 
+def test_a_signal_while_models_are_loaded_is_a_stop_like_any_other(artifacts):
+    command = [sys.executable, "-m", "server", "--artifacts", artifacts, "--provider", "cpu"]
+    with subprocess.Popen(
+        [*command, "--port", "0", "--http-port", "0"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        said = process.stderr.readline()  # of the first model
+        assert "tiny-bert version 1" in said
+        process.send_signal(signal.SIGTERM)
+        said += process.communicate(timeout=20)[1]
+    assert process.returncode == 0, said
+    assert "stopped" in said
+    assert "Traceback" not in said
+
+
 # ---- what keeps it from starting: one line, exit status 1
 
 

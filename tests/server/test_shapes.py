@@ -2,6 +2,7 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from server.batching.rows import ImageRow, TextRow, collate
 from server.batching.scheduler import Budget
 from server.batching.tuning import shapes_of
 from server.batching.warm_up import warm_up
+from server.errors import NotReady
 from server.providers import ProviderChoice
 from server.session import BoundSession, open_session
 from server.settings import Settings
+from server.stop import Stop
 
 OUTPUTS = {
     "tiny-bert": ("top_scores", "top_ids", "logsumexp"),
@@ -96,6 +99,38 @@ def test_warming_up_meets_every_shape_once_the_largest_first(name, bound):
     assert warmed.shapes == warmed.of == session.shapes == 6 * lengths
     assert warm_up(session, artifact, budget_of(artifact, "openvino")).of == (lengths if lengths > 1 else 0)
     assert warm_up(session, artifact, budget_of(artifact, "cpu")).of == 0
+
+
+def test_warming_up_leaves_out_what_there_is_no_memory_for_but_not_a_single_row(bound, monkeypatch, caplog):
+    artifact, session = bound("tiny-bert")
+    run, most = session.run, 3
+
+    def short_of_memory(feeds, outputs):
+        if len(feeds["input_ids"]) > most:
+            raise RuntimeError("CUDA out of memory")
+        return run(feeds, outputs)
+
+    monkeypatch.setattr(session, "run", short_of_memory)
+    warmed = warm_up(session, artifact, budget_of(artifact, "cuda"))
+    assert warmed.shapes == warmed.of // 2
+    assert "tiny-bert: no memory to warm up 6 rows of length" in caplog.text
+    most = 0
+    with pytest.raises(RuntimeError, match="out of memory"):
+        warm_up(session, artifact, budget_of(artifact, "cuda"))
+
+
+def test_warming_up_ends_when_it_is_asked_to(bound):
+    artifact, session = bound("tiny-bert")
+    stop, looks = Stop(), count()
+
+    def clock():
+        if next(looks) == 3:
+            stop.set()
+        return 0.0
+
+    with pytest.raises(NotReady):
+        warm_up(session, artifact, budget_of(artifact, "cuda"), stop=stop, clock=clock)
+    assert session.shapes == 3
 
 
 def test_warming_up_ends_when_it_takes_too_long(bound):

@@ -25,7 +25,7 @@ from server.golden import Measured
 from server.images import ImageDecoder
 from server.observer import Observer
 from server.providers import ProviderChoice
-from server.session import Session
+from server.session import Session, bytes_beside
 from server.sessions import open_sessions
 from server.settings import ModelSettings, Settings
 from server.stop import Stop
@@ -67,7 +67,7 @@ class Opening:
     artifact: Artifact
     sessions: Sequence[Session]  # over the same graph, one for each device
     settings: ModelSettings
-    memory_limit: int | None  # bytes of the device that are left for what is not the graph; None: all that is free
+    memory_limit: int | None  # bytes of a GPU for what the runtime does not take; None: all that is free
     prepare: Executor  # for work that must not hold up the event loop
     observer: Observer
     stop: Stop
@@ -178,9 +178,8 @@ def open_model(
 
 
 def _memory_limit(artifact: Artifact, session: Session, settings: Settings) -> int | None:
-    if not settings.gpu_memory_mb:
-        return None
-    return (settings.gpu_memory_mb << 20) - artifact.graph_bytes("cuda" if session.provider == "cuda" else "cpu")
+    limited = settings.gpu_memory_mb and session.provider == "cuda"
+    return bytes_beside(artifact, settings) if limited else None
 
 
 # ---- the tasks

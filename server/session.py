@@ -31,6 +31,7 @@ NUMPY_TYPES = {
 MAX_BOUND_BYTES = 256 << 20
 MAX_BOUND_SHAPES = 1024
 NODES_NAMED = 3  # of those that a provider does not run
+RUNTIME_SHARE = 4  # of what such a limit leaves beside the graph of generation, the runtime has one part in so many
 BOUND_SHARE = 8  # of a limit on the session's memory, inputs may hold one part in so many
 
 
@@ -185,6 +186,14 @@ def _is_bound(artifact: Artifact) -> bool:
     return not artifact.manifest.HasField("cache")
 
 
+def bytes_beside(artifact: Artifact, settings: Settings) -> int:
+    """Of a limit on a GPU's memory, what the arena may not take: it is for bound inputs, or for generation's cache."""
+    if _is_bound(artifact):
+        return _bound_bytes(settings)
+    beside_graph = max(0, (settings.gpu_memory_mb << 20) - artifact.graph_bytes("cuda"))
+    return beside_graph - beside_graph // RUNTIME_SHARE
+
+
 def _bound_bytes(settings: Settings) -> int:
     limit = settings.gpu_memory_mb << 20
     return min(MAX_BOUND_BYTES, limit // BOUND_SHARE) if limit else MAX_BOUND_BYTES
@@ -213,8 +222,7 @@ def _providers(artifact: Artifact, choice: ProviderChoice, device: int, settings
     if artifact.manifest.task == "generate":
         cuda["enable_cuda_graph"] = "1"  # for the runs that ask for it
     if settings.gpu_memory_mb:
-        inputs = _bound_bytes(settings) if _is_bound(artifact) else 0  # they are not of the arena that this bounds
-        cuda["gpu_mem_limit"] = str((settings.gpu_memory_mb << 20) - inputs)
+        cuda["gpu_mem_limit"] = str((settings.gpu_memory_mb << 20) - bytes_beside(artifact, settings))
     return [(CUDA, cuda), CPU]
 
 

@@ -16,17 +16,22 @@ from server.errors import NotEnoughMemory, ProviderUnavailable
 from server.generation.decoders import CapturingDecoder, decoder_of, layout_of, memory_of
 from server.generation.memory import CudaMemory
 from server.providers import ProviderChoice
-from server.session import Session, open_session
+from server.session import Session, bytes_beside, open_session
 from server.settings import Settings
 
 TO_DEVICE = 1
 
 
 def show(directory: Path) -> dict[str, object]:
-    settings = Settings(provider="cuda")
-    session = open_session(read_artifact(directory), ProviderChoice("cuda"), settings)
+    settings, narrow = Settings(provider="cuda"), Settings(provider="cuda", gpu_memory_mb=64)
+    artifact = read_artifact(directory)
+    session = open_session(artifact, ProviderChoice("cuda"), settings)
+    limited = open_session(artifact, ProviderChoice("cuda"), narrow)
     return {
         "options": session.ort.get_provider_options()["CUDAExecutionProvider"],
+        "arena_limit": int(limited.ort.get_provider_options()["CUDAExecutionProvider"]["gpu_mem_limit"]),
+        "cache_limit": bytes_beside(artifact, narrow),
+        "graph_bytes": artifact.graph_bytes("cuda"),
         "moved": moved(),
         "refused": refused(session),
         "graphs": captured(session),

@@ -25,6 +25,12 @@ def test_the_session_may_capture(shown: dict) -> None:
     assert shown["options"]["enable_cuda_graph"] == "1"
 
 
+def test_the_cache_and_the_runtime_stay_within_the_limit_together(shown: dict) -> None:
+    assert shown["arena_limit"] + shown["cache_limit"] == 64 << 20
+    assert shown["arena_limit"] > shown["graph_bytes"] + (10 << 20)
+    assert shown["cache_limit"] > 40 << 20
+
+
 def test_memory_keeps_what_it_holds_when_it_grows_and_copies_beginnings_of_rows(shown: dict) -> None:
     first = [*range(1, 17), *[0] * 16]
     second = [1, 2, 3, 0, 0, 0, 0, 0, 9, 10, 11, 0, 0, 0, 0, 0]

@@ -258,7 +258,6 @@ def _batcher(opening: Opening, *, tokens_of_a_row: int) -> Batcher:
             tokens=settings.max_queue_tokens or settings.max_queue_requests * tokens_of_a_row,
         ),
         max_delay_s=settings.max_delay_seconds,
-        prepare=opening.prepare,
         observer=opening.observer,
     )
 

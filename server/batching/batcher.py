@@ -1,8 +1,8 @@
 """Runs what the scheduler chooses: the thin part, with the clock, the threads and the callers.
 
-There is one queue, and a lane for each session: whichever is free takes the next batch. While all of them run, the next
-batch is planned and collated; its rows still wait, and can be cancelled or joined. If a larger batch can be made of
-what waits by the time it could run, that one runs instead.
+There is one queue, and a lane for each session: whichever is free takes the next batch, and collates it in its own
+thread. While all of them run, the next batch is planned and collated ahead; its rows still wait, and can be cancelled
+or joined. If a larger batch can be made of what waits by the time it could run, that one runs instead.
 """
 
 import asyncio
@@ -10,13 +10,13 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from server.admission import Call, Limits
-from server.batching.lane import Batch, Lane, Runs, out_of_memory
+from server.batching.lane import Batch, Collated, Lane, Runs, out_of_memory
 from server.batching.queue import Place, Queue, Request
-from server.batching.rows import Outputs, Row, collate
+from server.batching.rows import Outputs, Row
 from server.batching.scheduler import NEVER, Budget, Scheduler, Waiting
 from server.errors import DeadlineExceeded
 from server.observer import Observer, Silent, Spent
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class Batcher:
-    """Answers rows, several callers' together. `prepare` is the pool that collates."""
+    """Answers rows, several callers' together."""
 
     def __init__(
         self,
@@ -35,7 +35,6 @@ class Batcher:
         name: str,
         budget: Budget,
         limits: Limits,
-        prepare: Executor,
         max_delay_s: float = 0.0,
         observer: Observer | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -43,14 +42,15 @@ class Batcher:
         self.name = name
         self.slots = 0
         self.under_way = UnderWay(f"{name} is being unloaded")
-        self._input_names = sessions[0].input_names
         self._shapes = budget.shapes
         self._observer = observer or Silent()
         self._scheduler = Scheduler(budget, max_delay_s=max_delay_s)
         self._queue = Queue(name, self._scheduler, limits, self._observer)
         self.gate = self._queue.gate
-        self._prepare = prepare
-        self._lanes = [Lane(session, f"{name}-{number}", clock) for number, session in enumerate(sessions)]
+        self._lanes = [
+            Lane(session, f"{name}-{number}", self._shapes, clock) for number, session in enumerate(sessions)
+        ]
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix=f"collate-{name}")
         self._free: asyncio.Queue[Lane] = asyncio.Queue()
         self._running: set[asyncio.Task[None]] = set()
         self._clock = clock
@@ -138,6 +138,7 @@ class Batcher:
                 await asyncio.gather(self._loop, return_exceptions=True)
             for lane in self._lanes:
                 lane.end()
+            self._ahead.shutdown(wait=False)
 
     # ---- the loop
 
@@ -145,15 +146,13 @@ class Batcher:
         while True:
             await self._until_due()
             planned = self._scheduler.plan()
-            batch = await self._collated(planned)
+            collated = await self._collated(planned) if self._free.empty() else None
             lane = await self._free.get()
             chosen = self._queue.take(planned, self._clock())
-            if chosen and chosen != planned:
-                batch = await self._collated(chosen)
             if not chosen:
                 self._free.put_nowait(lane)
                 continue
-            run = asyncio.create_task(self._run(lane, batch))
+            run = asyncio.create_task(self._run(lane, self._batch(chosen, collated if chosen == planned else None)))
             self._running.add(run)
             run.add_done_callback(self._running.discard)
 
@@ -165,21 +164,21 @@ class Batcher:
                 async with asyncio.timeout(None if delay == NEVER else delay):
                     await self._arrived.wait()
 
-    async def _collated(self, members: list[Waiting]) -> Batch:
-        """Collate in the pool. What goes wrong is kept for the run to raise: it is these rows' misfortune only."""
-        rows, begun = self._queue.rows(members), self._clock()
-        feeds: Outputs | Exception
+    async def _collated(self, members: list[Waiting]) -> Collated | None:
+        """Collate ahead. None if that goes wrong: the lane will try again, and these rows' callers are told why."""
         try:
-            feeds = await asyncio.get_running_loop().run_in_executor(
-                self._prepare, collate, rows, self._input_names, self._shapes
+            return await asyncio.get_running_loop().run_in_executor(
+                self._ahead, self._lanes[0].collate, self._queue.rows(members)
             )
-        except Exception as error:
-            feeds = error
+        except Exception:
+            return None
+
+    def _batch(self, members: list[Waiting], collated: Collated | None = None) -> Batch:
+        rows = self._queue.rows(members)
         return Batch(
             members=members,
             rows=rows,
-            feeds=feeds,
-            collate_seconds=self._clock() - begun,
+            collated=collated,
             padded_tokens=self._shapes.row_count(len(rows)) * max(member.length for member in members),
         )
 
@@ -207,13 +206,11 @@ class Batcher:
             tokens=batch.tokens,
             padded_tokens=batch.padded_tokens,
             queue_seconds=[begun - member.arrived for member in batch.members],
-            collate_seconds=batch.collate_seconds,
+            collate_seconds=ran.collate_seconds,
             run_seconds=ran.run_seconds,
             split_seconds=ran.split_seconds,
         )
-        spent = Spent(
-            collate_seconds=batch.collate_seconds, run_seconds=ran.run_seconds, split_seconds=ran.split_seconds
-        )
+        spent = Spent(collate_seconds=ran.collate_seconds, run_seconds=ran.run_seconds, split_seconds=ran.split_seconds)
         self._queue.answer(batch.members, ran.answers, spent)
 
     async def _answer_halves(self, lane: Lane, batch: Batch) -> None:
@@ -221,4 +218,4 @@ class Batcher:
         log.warning("%s: no memory for %d rows together; trying in halves", self.name, len(batch.rows))
         middle = len(batch.rows) // 2
         for half in (batch.members[:middle], batch.members[middle:]):
-            await self._answer(lane, await self._collated(half))
+            await self._answer(lane, self._batch(half))

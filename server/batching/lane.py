@@ -1,4 +1,4 @@
-"""Where batches run: a session and the one thread that uses it. There is a lane for each device."""
+"""Where batches are collated and run: a session and the one thread that uses it. There is a lane for each device."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -8,8 +8,9 @@ from typing import Protocol
 
 from server.arrays import Array
 from server.batching.queue import tokens_of
-from server.batching.rows import Outputs, Row, split, wanted
+from server.batching.rows import Outputs, Row, collate, split, wanted
 from server.batching.scheduler import Waiting
+from server.batching.shapes import Shapes
 
 # The last is what an arena with a limit says: "Available memory of N is smaller than requested bytes of M".
 OUT_OF_MEMORY = (
@@ -30,14 +31,21 @@ class Runs(Protocol):
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]: ...
 
 
+@dataclass(frozen=True, eq=False)
+class Collated:
+    """The feeds of a run."""
+
+    feeds: Outputs
+    seconds: float
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Batch:
-    """Rows that were chosen to run together, with the feeds of the run."""
+    """Rows that were chosen to run together."""
 
     members: list[Waiting]
     rows: list[Row]
-    feeds: Outputs | Exception  # what went wrong with collating them
-    collate_seconds: float
+    collated: Collated | None  # if it was done ahead
     padded_tokens: int
 
     @property
@@ -50,6 +58,7 @@ class Ran:
     """What a batch came to: the answers of its rows, in order, with what each wants."""
 
     answers: list[Outputs]
+    collate_seconds: float
     run_seconds: float
     split_seconds: float
 
@@ -57,8 +66,9 @@ class Ran:
 class Lane:
     """Runs one batch at a time."""
 
-    def __init__(self, session: Runs, name: str, clock: Callable[[], float]) -> None:
+    def __init__(self, session: Runs, name: str, shapes: Shapes, clock: Callable[[], float]) -> None:
         self._session = session
+        self._shapes = shapes
         self._clock = clock
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"run-{name}")
 
@@ -66,18 +76,22 @@ class Lane:
         """Raises what collating the rows or running them raised."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, batch)
 
+    def collate(self, rows: Sequence[Row]) -> Collated:
+        """In any thread."""
+        begun = self._clock()
+        return Collated(collate(rows, self._session.input_names, self._shapes), self._clock() - begun)
+
     def end(self) -> None:
         self._thread.shutdown(wait=False)
 
     def _compute(self, batch: Batch) -> Ran:
         """In the session's thread."""
-        if isinstance(batch.feeds, Exception):
-            raise batch.feeds
+        collated = batch.collated or self.collate(batch.rows)
         begun = self._clock()
-        outputs = self._session.run(batch.feeds, wanted(batch.rows))
+        outputs = self._session.run(collated.feeds, wanted(batch.rows))
         ran = self._clock()
         answers = split(outputs, batch.rows)
-        return Ran(answers, ran - begun, self._clock() - ran)
+        return Ran(answers, collated.seconds, ran - begun, self._clock() - ran)
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -5,7 +5,6 @@ import contextlib
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -86,7 +85,6 @@ def notes():
 async def make(session, notes):
     """A started batcher; ended, whatever the test did to it."""
     async with contextlib.AsyncExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(2))
 
         async def made(*, rows=8, tokens=64, limits=None, sessions=None, **settings):
             batcher = Batcher(
@@ -94,7 +92,6 @@ async def make(session, notes):
                 name="sums",
                 budget=Budget(rows=rows, tokens=tokens, heads=64, padding=0.5),
                 limits=limits or Limits(requests=2000, tokens=100_000),
-                prepare=pool,
                 observer=notes,
                 **settings,
             )

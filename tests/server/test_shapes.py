@@ -1,7 +1,6 @@
 """Batches padded to few shapes, run as on CUDA with everything bound, give what single inputs give."""
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 
 import numpy as np
@@ -73,17 +72,15 @@ def bound(artifacts):
 async def test_padded_batches_answer_as_single_inputs_do(name, bound):
     artifact, session = bound(name)
     rows = rows_of(artifact, 60)
-    with ThreadPoolExecutor(2) as pool:
-        batcher = Batcher(
-            [session],
-            name=name,
-            budget=budget_of(artifact, "cuda"),
-            limits=Limits(requests=1000, tokens=100_000),
-            prepare=pool,
-        )
-        await batcher.start()
-        answers = await asyncio.gather(*(batcher.run([row], Call()) for row in rows))
-        await batcher.drain()
+    batcher = Batcher(
+        [session],
+        name=name,
+        budget=budget_of(artifact, "cuda"),
+        limits=Limits(requests=1000, tokens=100_000),
+    )
+    await batcher.start()
+    answers = await asyncio.gather(*(batcher.run([row], Call()) for row in rows))
+    await batcher.drain()
     for row, (answer,) in zip(rows, answers, strict=True):
         alone = session.run(collate([row], session.input_names), row.outputs)
         for output in row.outputs:

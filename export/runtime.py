@@ -21,6 +21,7 @@ TYPES = {"INT64": "tensor(int64)", "INT32": "tensor(int32)", "FP32": "tensor(flo
 NUMPY: dict[str, type[np.generic]] = {"INT64": np.int64, "INT32": np.int32, "FP32": np.float32, "FP16": np.float16}
 PROVIDER = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+OPTIONS: dict[str, dict[str, str]] = {CUDA: {"use_tf32": "0"}}  # fp32 with all of its bits, as the server computes it
 FATAL = 4
 
 
@@ -34,7 +35,10 @@ class Runtime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others may need the cores
         try:
             self.session = onnxruntime.InferenceSession(
-                path, options, providers=list(dict.fromkeys((provider, PROVIDER))), enable_fallback=0
+                path,
+                options,
+                providers=[(name, OPTIONS.get(name, {})) for name in dict.fromkeys((provider, PROVIDER))],
+                enable_fallback=0,
             )
         except Exception as error:  # the runtime has no common base for its errors
             raise ExportError(f"{path.name}: ONNX Runtime does not load it: {error}") from error

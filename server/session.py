@@ -218,6 +218,7 @@ def _providers(artifact: Artifact, choice: ProviderChoice, device: int, settings
         "device_id": str(device),
         "arena_extend_strategy": "kSameAsRequested",  # lengths vary: powers of two would hold twice what is needed
         "cudnn_conv_algo_search": "HEURISTIC",  # an exhaustive search would run again for each new shape
+        "use_tf32": "0",  # it would multiply with ten bits what a graph in fp32 has been proven with
     }
     if artifact.manifest.task == "generate":
         cuda["enable_cuda_graph"] = "1"  # for the runs that ask for it

@@ -69,6 +69,9 @@ async def test_fill_mask_answers_as_the_pipeline_does(repository, fill_mask_pipe
             (candidate.score for candidate in mask.candidates), reverse=True
         )
         for one in candidates:
+            if one["token"] not in scores:  # as likely as the last, which took its place
+                assert mask.candidates[-1].score == pytest.approx(one["score"], rel=1e-4)
+                continue
             same = scores[one["token"]]
             assert same.score == pytest.approx(one["score"], rel=1e-4)
             assert (same.token, same.sequence) == (one["token_str"], one["sequence"])

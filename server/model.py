@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from server.admission import Gate, Limits
@@ -38,6 +39,10 @@ from server.tasks.raw import MAX_LOGITS, RawImage, RawText
 from server.tasks.text import TextEncoder, TokenCounter
 
 log = logging.getLogger(__name__)
+
+
+# What answers texts once they are tokens: fill-mask, classify-text, embed.
+TextTask = Callable[[Artifact, Batcher, TextEncoder, Executor], Any]
 
 
 class Part(Protocol):
@@ -185,23 +190,9 @@ def _memory_limit(artifact: Artifact, session: Session, settings: Settings) -> i
 # ---- the tasks
 
 
-def _fill_mask(opening: Opening) -> Doors:
+def _text(make: TextTask, opening: Opening) -> Doors:
     batcher, encoder = _text_batcher(opening), TextEncoder(opening.artifact)
-    task = FillMask(opening.artifact, batcher, encoder, opening.prepare)
-    counter = TokenCounter(encoder, opening.prepare)
-    return Doors(task=task, raw=RawText(opening.artifact, batcher), counter=counter, parts=(batcher,))
-
-
-def _classify_text(opening: Opening) -> Doors:
-    batcher, encoder = _text_batcher(opening), TextEncoder(opening.artifact)
-    task = ClassifyText(opening.artifact, batcher, encoder, opening.prepare)
-    counter = TokenCounter(encoder, opening.prepare)
-    return Doors(task=task, raw=RawText(opening.artifact, batcher), counter=counter, parts=(batcher,))
-
-
-def _embed(opening: Opening) -> Doors:
-    batcher, encoder = _text_batcher(opening), TextEncoder(opening.artifact)
-    task = Embed(opening.artifact, batcher, encoder, opening.prepare)
+    task = make(opening.artifact, batcher, encoder, opening.prepare)
     counter = TokenCounter(encoder, opening.prepare)
     return Doors(task=task, raw=RawText(opening.artifact, batcher), counter=counter, parts=(batcher,))
 
@@ -278,9 +269,9 @@ def _budget(opening: Opening, tokens_of_a_row: int) -> Budget:
 
 
 TASKS: dict[str, Callable[[Opening], Doors]] = {
-    "fill-mask": _fill_mask,
-    "classify-text": _classify_text,
-    "embed": _embed,
+    "fill-mask": partial(_text, FillMask),
+    "classify-text": partial(_text, ClassifyText),
+    "embed": partial(_text, Embed),
     "classify-image": _classify_image,
     "generate": _generate,
 }

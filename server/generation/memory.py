@@ -4,6 +4,7 @@ Two of a kind: `HostMemory` and `CudaMemory`. What does not fit is NotEnoughMemo
 """
 
 import ctypes
+import mmap
 import weakref
 from typing import Any, Protocol
 
@@ -48,7 +49,11 @@ class Memory(Protocol):
 
 
 class HostMemory:
-    """Memory of this process. The system gives it when it is written to, so what may be needed is reserved at once."""
+    """Memory of this process. The system gives it when it is written to, so what may be needed is reserved at once.
+
+    It gives it in small pages: a prompt touches a little of each head's memory, and to be given, and zeroed, 2 MB for
+    each of these places let the first request in a slot of GPT-2 wait for 0.1 to 0.3 seconds.
+    """
 
     device, device_id = "cpu", 0
 
@@ -60,9 +65,12 @@ class HostMemory:
 
     def take(self, size: int, most: int) -> int:
         try:
-            taken = np.zeros(most, np.uint8)
-        except MemoryError as error:
+            reserved = mmap.mmap(-1, most, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
             raise NotEnoughMemory(f"{most} bytes of memory cannot be reserved") from error
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):
+            reserved.madvise(mmap.MADV_NOHUGEPAGE)
+        taken = np.frombuffer(reserved, np.uint8)
         self._taken[taken.ctypes.data] = taken
         return taken.ctypes.data
 

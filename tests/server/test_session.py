@@ -60,11 +60,11 @@ def test_a_graph_that_does_not_load_is_refused(artifacts, tmp_path):
         open_session(artifact, CPU, Settings())
 
 
-def test_a_session_keeps_to_its_threads_and_does_not_spin(artifacts):
+def test_a_session_keeps_to_its_threads_which_sleep_between_runs(artifacts):
     session = open_session(read_artifact(artifacts / "tiny-vit" / "1"), CPU, Settings(threads=1))
     options = session.ort.get_session_options()
     assert options.intra_op_num_threads == 1
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "tiny-gpt"])

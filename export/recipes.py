@@ -186,13 +186,18 @@ def word_ports(vocabulary: int) -> Ports:
 
 
 def words(logits: Tensor) -> Tensors:
-    """The best words beside all of them. The log-probability of a word is its score minus `logsumexp`."""
+    """The best words beside all of them. The log-probability of a word is its score minus `logsumexp`.
+
+    That comes by way of one word's log-probability: the runtime's ReduceLogSumExp adds word by word, which for 50,257
+    of them is ten times slower than its LogSoftmax and errs by 5e-5 and not by 2e-6.
+    """
+    log_probabilities = torch.log_softmax(logits, dim=-1)  # (n, v)
     top_scores, top_ids = torch.topk(logits, min(TOP, logits.shape[-1]))  # (n, top), sorted
     return {
         "logits": logits,  # (n, v)
         "top_scores": top_scores,
         "top_ids": top_ids,
-        "logsumexp": torch.logsumexp(logits, dim=-1),  # (n)
+        "logsumexp": logits[:, 0] - log_probabilities[:, 0],  # (n)
     }
 
 

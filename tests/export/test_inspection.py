@@ -21,7 +21,7 @@ def test_inspect_shows_what_is_inside(artifacts: Callable[[str], Path], capsys: 
     assert said.startswith("tiny-gpt 1: gpt, generate\n")
     for text in (
         "cuda.onnx",
-        "29 nodes, 40 as traced",
+        "32 nodes, 43 as traced",
         "SkipLayerNormalization      0 → 5",
         "maximum bound by 0.0001",
         "KL",

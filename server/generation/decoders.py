@@ -7,9 +7,10 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from server.arrays import Array
 from server.capturing import CAPTURES
 from server.generation.cache import Layout, SlotCache
-from server.generation.graph import ELEMENTS, Decoder, Floats, Ids, Scores
+from server.generation.graph import ELEMENTS, Decoder, Ids, Scores
 from server.generation.memory import CudaMemory, HostMemory, Memory
 from server.session import Session, run_options
 
@@ -47,9 +48,11 @@ class CapturingDecoder(Decoder):
         self._captured.add(rows)
         return scores
 
-    def forward(self, texts: Sequence[Ids]) -> list[Floats]:
+    def _run_apart(
+        self, input_ids: Ids, lengths: NDArray[np.int32], past: Sequence[Array], *, start: int, more: bool
+    ) -> list[Array]:
         with CAPTURES.shared():
-            return super().forward(texts)
+            return super()._run_apart(input_ids, lengths, past, start=start, more=more)
 
     def release(self) -> None:
         """Forget the graphs: they know addresses that will be somebody else's."""

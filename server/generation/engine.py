@@ -10,8 +10,10 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 
+import numpy as np
+
 from server.admission import Call, Gate, Limits
-from server.errors import InvalidRequest, NotEnoughMemory, NotReady, Overloaded
+from server.errors import DeadlineExceeded, InvalidRequest, NotEnoughMemory, NotReady, Overloaded
 from server.generation.cache import SlotCache, check_room, megabytes, room_in
 from server.generation.decoders import decoder_of, layout_of, memory_of
 from server.generation.graph import Decoder, Floats, Ids
@@ -23,6 +25,7 @@ from server.generation.scheduler import Sequence as Scheduled
 from server.generation.stream import Stream
 from server.generation.worker import Clock, Worker
 from server.observer import Observer, Silent, Spent
+from server.room import Room
 from server.session import Session
 from server.settings import ModelSettings
 from server.under_way import UnderWay
@@ -31,12 +34,13 @@ log = logging.getLogger(__name__)
 
 Steps = AsyncGenerator[Step, None]
 
-FORWARD_TOKENS = 1024  # of whole texts, padding included, that run between two steps
 SLOTS = {"cuda": 128}  # at most, by provider
 SLOTS_AT_FIRST = 8
 CHUNK_TOKENS = {"cuda": 512}
+FORWARD_TOKENS = {"cuda": 1024}  # of whole texts, padding included, that run between two steps
+LOGITS_AT_ONCE = 1 << 26  # of whole texts, for all who ask together: 256 MiB
 SHARED_TOKENS = 16  # from as many on, what two prompts begin with is copied and not read again
-SLOTS_ELSEWHERE, CHUNK_TOKENS_ELSEWHERE = 32, 64
+SLOTS_ELSEWHERE, CHUNK_TOKENS_ELSEWHERE, FORWARD_TOKENS_ELSEWHERE = 32, 64, 64
 
 
 class Engine:
@@ -52,6 +56,7 @@ class Engine:
         *,
         gate: Gate,
         chunk_tokens: int,
+        forward_tokens: int = FORWARD_TOKENS_ELSEWHERE,
         end_id: int | None = None,
         shared_tokens: int = SHARED_TOKENS,
         observer: Observer | None = None,
@@ -62,6 +67,8 @@ class Engine:
         self.slots = layout.most_slots
         self.vocabulary = decoder.vocabulary
         self.gate = gate
+        self._forward_tokens = forward_tokens
+        self._logits = Room(LOGITS_AT_ONCE)
         self._end_id = end_id
         self._observer = observer or Silent()
         scheduler = Scheduler(
@@ -159,26 +166,39 @@ class Engine:
         finally:
             self._worker.cancel(stream)
 
-    async def logits(self, rows: Sequence[Ids], call: Call) -> list[Floats]:
-        """The logits (t, vocabulary) after every token of each row (t,), computed between the steps of generation.
+    async def logits(self, ids: Ids, lengths: Ids, call: Call) -> Floats:
+        """The logits (n, t, vocabulary) after the first `lengths` (n,) tokens of each row of `ids` (n, t), 0 elsewhere.
 
-        Raises InvalidRequest, Overloaded, NotReady, DeadlineExceeded, and the runtime's own error if a run fails.
+        They are computed in parts between the steps of generation. Raises InvalidRequest, Overloaded, NotReady,
+        DeadlineExceeded, and the runtime's own error if a run fails.
         """
-        for index, row in enumerate(rows):
-            self._check_ids(f"input_ids[{index}]", row, longest=self.context)
         self._check_accepting()
-        results: list[Floats] = []
-        begun, run_seconds = self._clock(), 0.0
-        room = self._worker.room(requests=len(rows), tokens=sum(map(len, rows)), field="input_ids")
-        with self._counting_refusals(), room:
-            for group in groups(rows, FORWARD_TOKENS):
-                call.check_deadline(self._clock())
-                logits, seconds = await self._worker.forward(group)
-                results += logits
-                run_seconds += seconds
+        begun = self._clock()
+        call.check_deadline(begun)
+        patience = None if call.deadline is None else call.deadline - begun
+        place = self._worker.room(requests=len(ids), tokens=int(lengths.sum()), field="input_ids")
+        try:
+            with self._counting_refusals(), place:
+                async with asyncio.timeout(patience), self._logits.taken(ids.size * self.vocabulary):
+                    logits, run_seconds = await self._forward(ids, lengths)
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline of the request passed before its answer was there") from None
         waited = max(0.0, self._clock() - begun - run_seconds)
         self._observer.answered(Spent(queue_seconds=waited, run_seconds=run_seconds))
-        return results
+        return logits
+
+    async def _forward(self, ids: Ids, lengths: Ids) -> tuple[Floats, float]:
+        """The logits, and the seconds that it took to compute them."""
+        logits, run_seconds, first = np.zeros((*ids.shape, self.vocabulary), np.float32), 0.0, 0
+        for texts in groups([row[:length] for row, length in zip(ids, lengths, strict=True)], self._forward_tokens):
+            parts = self._worker.parts(texts, self._forward_tokens)
+            for start in range(0, max(map(len, texts)), self._forward_tokens):
+                found, seconds = await self._worker.forward(parts)
+                for row, part in zip(logits[first:, start:], found, strict=False):
+                    await asyncio.to_thread(np.copyto, row[: len(part)], part)
+                run_seconds += seconds
+            first += len(texts)
+        return logits, run_seconds
 
     def _stream(self, prompt_ids: Ids, sampling: Sampling, call: Call) -> Stream:
         sampling.check_vocabulary(self.vocabulary)
@@ -257,6 +277,7 @@ def open_engine(
         decoder,
         gate=Gate(name, limits),
         chunk_tokens=max(chunk_tokens, 3),
+        forward_tokens=FORWARD_TOKENS.get(session.provider, FORWARD_TOKENS_ELSEWHERE),
         end_id=end_id,
         shared_tokens=SHARED_TOKENS if settings.prefix_cache else capacity,  # no two prompts share a whole slot
         observer=observer,

@@ -71,10 +71,10 @@ class Engines:
                 found |= stack.enter_context(engine.admit(share, sampling, call, field=field))
             yield {name: found[name] for name in prompts}
 
-    async def logits(self, rows: Sequence[Ids], call: Call) -> list[Floats]:
+    async def logits(self, ids: Ids, lengths: Ids, call: Call) -> Floats:
         """As `Engine.logits`."""
         with self._spread(1) as (engine,):
-            return await engine.logits(rows, call)
+            return await engine.logits(ids, lengths, call)
 
     @contextmanager
     def _spread(self, requests: int) -> Iterator[list[Engine]]:

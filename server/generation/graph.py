@@ -5,13 +5,14 @@ costs more than a small model takes to compute. `logits` stays on the device unt
 it to one place.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from server.arrays import Array
 from server.generation.cache import SlotCache
 from server.session import run_options
 
@@ -109,25 +110,46 @@ class Decoder:
         top_scores, top_ids, logsumexp = (rows.outputs[name].numpy() for name in TOP)
         return Scores(top_scores, top_ids, logsumexp, self._read_logits)
 
-    def forward(self, texts: Sequence[Ids]) -> list[Floats]:
-        """The logits (t, vocabulary) of whole texts of any lengths, apart from the cache."""
+    def forward(self, texts: Sequence[Ids], longest: int) -> Iterator[list[Floats]]:
+        """The logits (t, vocabulary) of whole texts, apart from the slots: of all of them in one run.
+
+        A single text of more than `longest` tokens is read in so many runs, each of which gives the logits of its part.
+        """
         lengths = np.array([len(text) for text in texts], np.int32)
-        longest = int(lengths.max())
-        input_ids = np.zeros((len(texts), longest), np.int64)
+        input_ids = np.zeros((len(texts), int(lengths.max())), np.int64)
         for row, text in zip(input_ids, texts, strict=True):
             row[: len(text)] = text
-        layout, shape = self.cache.layout, (len(texts), self.cache.layout.heads, longest, self.cache.layout.head_width)
+        if len(texts) > 1:
+            longest = input_ids.shape[1]
+        past: list[Array] = []
+        for start in range(0, input_ids.shape[1], longest):
+            part = input_ids[:, start : start + longest]
+            here = np.minimum(lengths - start, part.shape[1])
+            more = start + longest < input_ids.shape[1]
+            logits, *past = self._run_apart(part, here, past, start=start, more=more)
+            yield list(np.split(logits, np.cumsum(here)[:-1]))
+
+    def _run_apart(
+        self, input_ids: Ids, lengths: NDArray[np.int32], past: Sequence[Array], *, start: int, more: bool
+    ) -> list[Array]:
+        """The logits of the tokens (n, t) after the `start` tokens whose keys and values `past` has.
+
+        If there are `more` to come, the keys and values of all of them are behind the logits.
+        """
+        layout, (rows, count) = self.cache.layout, input_ids.shape
+        names = [f"{kind}.{layer}" for layer in range(layout.layers) for kind in ("key", "value")]
+        empty = np.zeros((rows, layout.heads, count, layout.head_width), layout.dtype)
         feeds = {
             "input_ids": input_ids,
-            "position_ids": np.tile(np.arange(longest), (len(texts), 1)),
-            "lengths": lengths,
-            "total_sequence_length": self._total(longest),
-            "selected": np.flatnonzero(np.arange(longest) < lengths[:, None]),
+            "position_ids": np.tile(np.arange(start, start + count), (rows, 1)),
+            "lengths": lengths + np.int32(start),
+            "total_sequence_length": self._total(start + count),
+            "selected": np.flatnonzero(np.arange(count) < lengths[:, None]),
         }
-        empty = np.zeros(shape, self.cache.layout.dtype)
-        feeds |= {f"past_{kind}.{layer}": empty for layer in range(layout.layers) for kind in ("key", "value")}
-        (logits,) = self._session.run(["logits"], feeds, self._eager)
-        return list(np.split(logits, np.cumsum(lengths)[:-1]))
+        feeds |= {f"past_{name}": value for name, value in zip(names, past or [empty] * len(names), strict=True)}
+        wanted = ["logits", *(f"present_{name}" for name in names if more)]
+        found: list[Array] = self._session.run(wanted, feeds, self._eager)
+        return found
 
     def _total(self, tokens: int) -> NDArray[np.int32]:
         return np.full(self._total_shape, tokens, np.int32)

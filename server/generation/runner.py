@@ -1,6 +1,6 @@
 """One step of the batch on the device: move, run, choose. Decides nothing and knows no callers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Several
 
 import numpy as np
@@ -48,9 +48,9 @@ class Runner:
             self._sampler = self._sampler_of(draws)
         return self._sampler.choose(scores)
 
-    def forward(self, texts: Several[Ids]) -> list[Floats]:
-        """The logits (t, vocabulary) of whole texts, apart from the slots."""
-        return self._decoder.forward(texts)
+    def forward(self, texts: Several[Ids], longest: int) -> Iterator[list[Floats]]:
+        """As `Decoder.forward`."""
+        return self._decoder.forward(texts, longest)
 
     def _sampler_of(self, draws: list[Draws]) -> Sampler:
         return Sampler(draws, likeliest=self._decoder.likeliest, vocabulary=self._decoder.vocabulary)

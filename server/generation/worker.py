@@ -27,8 +27,9 @@ from server.observer import Observer
 
 log = logging.getLogger(__name__)
 
-Forwarded = tuple[list[Floats], float]  # logits, and the seconds that the run took
-Forward = tuple[Sequence[Ids], float, "Future[Forwarded]"]  # texts, and since when they wait
+Parts = Iterator[list[Floats]]  # of whole texts: their logits, a run for each part
+Forwarded = tuple[list[Floats], float]  # the logits of a part, and the seconds that the run took
+Forward = tuple[Parts, float, "Future[Forwarded]"]  # a part to run, and since when it waits
 Event = tuple[Stream, Step | Exception]
 Note = Callable[[], None]
 Clock = Callable[[], float]
@@ -78,11 +79,15 @@ class Worker:
     def running_rows(self) -> int:
         return len(self._scheduler.running)
 
-    def forward(self, texts: Sequence[Ids]) -> "asyncio.Future[Forwarded]":
-        """The logits of whole texts, computed between two steps; never if the future is cancelled before."""
+    def parts(self, texts: Sequence[Ids], longest: int) -> Parts:
+        """Whole texts to `forward`, as `Decoder.forward` reads them: nothing is computed yet."""
+        return self._runner.forward(texts, longest)
+
+    def forward(self, parts: Parts) -> "asyncio.Future[Forwarded]":
+        """The next part, computed between two steps; never if the future is cancelled before."""
         future: Future[Forwarded] = Future()
         with self._lock:
-            self._forwards.append((texts, self._clock(), future))
+            self._forwards.append((parts, self._clock(), future))
             self._wake()
         return asyncio.wrap_future(future)
 
@@ -169,22 +174,22 @@ class Worker:
             self._scheduler.grow(slots)
         log.info("%s: %d slots", self._scheduler.gate.name, slots)
 
-    def _run_forward(self, texts: Sequence[Ids], arrived: float, future: "Future[Forwarded]") -> None:
+    def _run_forward(self, parts: Parts, arrived: float, future: "Future[Forwarded]") -> None:
         if not future.set_running_or_notify_cancel():
             return
         started = self._clock()
         try:
-            logits = self._runner.forward(texts)
+            logits = next(parts)
         except Exception as error:  # the caller's to see
             future.set_exception(error)
             return
         seconds = self._clock() - started
         note = partial(
             self._observer.batch,
-            rows=len(texts),
-            tokens=sum(map(len, texts)),
-            padded_tokens=len(texts) * max(map(len, texts)),
-            queue_seconds=[started - arrived] * len(texts),
+            rows=len(logits),
+            tokens=sum(map(len, logits)),
+            padded_tokens=len(logits) * max(map(len, logits)),
+            queue_seconds=[started - arrived] * len(logits),
             collate_seconds=0.0,
             run_seconds=seconds,
             split_seconds=0.0,

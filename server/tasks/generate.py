@@ -150,10 +150,5 @@ class RawGpt:
         vocabulary = self._engine.vocabulary
         ids, lengths, _ = read_text(inputs, vocabulary=vocabulary, max_length=self._engine.context, segments=0)
         check_size(ids, vocabulary)
-        rows = [row[:length] for row, length in zip(ids, lengths, strict=True)]
-        logits = np.zeros((*ids.shape, vocabulary), np.float32)  # (n, t, v)
         with self._engine.under_way.one():
-            answers = await self._engine.logits(rows, call)
-        for row, found in zip(logits, answers, strict=True):
-            row[: len(found)] = found
-        return {"logits": logits}
+            return {"logits": await self._engine.logits(ids, lengths, call)}

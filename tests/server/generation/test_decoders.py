@@ -113,8 +113,8 @@ def test_a_step_is_alone_in_the_process_until_its_graph_is_there(session, contex
         return watched.entered.pop()
 
     decoder.prefill(0, np.array([1, 2]), 0)
-    decoder.forward([np.array([1, 2])])
-    assert watched.entered == ["shared", "shared"]
+    assert len(list(decoder.forward([np.array([1, 2, 3, 4])], 2))) == 2
+    assert watched.entered == ["shared"] * 3
     assert [decode(rows) for rows in (1, 2, 1, 2)] == ["alone", "alone", "shared", "shared"]
     decoder.grow(8)
     assert [decode(rows) for rows in (2, 2)] == ["alone", "shared"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -35,6 +36,14 @@ def greedy_of(reference, prompt, count: int) -> list[int]:
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, eos_token_id=None
         )
     return whole[0, ids.shape[1] :].tolist()
+
+
+def padded(rows):
+    """Rows of token ids as the raw door takes them: (n, t), and the length of each."""
+    ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    for row, its in zip(ids, rows, strict=True):
+        row[: len(its)] = its
+    return ids, np.array([len(row) for row in rows])
 
 
 class Listener(Silent):
@@ -146,15 +155,68 @@ async def test_log_probabilities_are_those_of_torch(engine_of, prompts, referenc
         )
 
 
-async def test_raw_logits_are_those_of_torch_for_rows_of_any_length(engine_of, prompts, reference, context):
-    engine, rows = await engine_of(), [*prompts(20, longest=60), np.arange(1, context + 1)]
+@pytest.mark.parametrize("forward_tokens", [1024, 21])
+async def test_raw_logits_are_those_of_torch_for_rows_of_any_length(
+    engine_of, prompts, reference, context, forward_tokens
+):
+    engine, rows = await engine_of(forward_tokens=forward_tokens), [*prompts(20, longest=60), np.arange(1, context + 1)]
     generating = asyncio.create_task(tokens_of(engine, rows[0], max_tokens=4))
-    found = await engine.logits(rows, Call())
+    found = await engine.logits(*padded(rows), Call())
     await generating
     for row, logits in zip(rows, found, strict=True):
         with torch.no_grad():
             expected = reference(torch.tensor(row)[None]).logits[0].numpy()
-        assert np.abs(logits - expected).max() / expected.std() < 1e-4
+        assert np.abs(logits[: len(row)] - expected).max() / expected.std() < 1e-4
+        assert not logits[len(row) :].any()
+
+
+class Reading(Decoder):
+    """Writes down what runs: the first token of a part of a whole text, or a step."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.ran = []
+
+    def decode(self, *arguments):
+        self.ran.append("decode")
+        return super().decode(*arguments)
+
+    def _run_apart(self, input_ids, *arguments, **options):
+        self.ran.append(int(input_ids[0, 0]))
+        return super()._run_apart(input_ids, *arguments, **options)
+
+
+async def reading(engine_of, **options) -> tuple[Engine, Reading]:
+    decoders = []
+
+    def make(*arguments):
+        decoders.append(Reading(*arguments))
+        return decoders[0]
+
+    return await engine_of(decoder=make, **options), decoders[0]
+
+
+async def test_those_who_stream_go_on_while_a_long_text_is_read_for_the_raw_door(engine_of, context):
+    engine, decoder = await reading(engine_of, forward_tokens=8)
+    streaming = engine.generate(np.array([1]), Sampling(max_tokens=context - 1, ignore_eos=True), Call())
+    await anext(streaming)
+    await engine.logits(*padded([np.arange(1, 65)]), Call())
+    parts = [decoder.ran.index(token) for token in range(1, 65, 8)]
+    assert all("decode" in decoder.ran[one:other] for one, other in pairwise(parts))
+    await streaming.aclose()
+
+
+@pytest.mark.parametrize(
+    ("room", "order"),
+    [(2 * 24 * 400, [1, 31, 9, 39, 17, 47, 101, 109, 117]), (1, [1, 9, 17, 31, 39, 47, 101, 109, 117])],
+)
+async def test_only_so_many_logits_are_in_memory_at_once_and_the_rest_waits(engine_of, monkeypatch, room, order):
+    monkeypatch.setattr("server.generation.engine.LOGITS_AT_ONCE", room)
+    engine, decoder = await reading(engine_of, forward_tokens=8)
+    texts = [np.arange(first, first + 24) for first in (1, 31, 101)]
+    await asyncio.gather(*(engine.logits(*padded([text]), Call()) for text in texts))
+    assert decoder.ran == order
+    assert engine.waiting_rows == 0
 
 
 def test_rows_of_the_raw_door_run_together_up_to_a_number_of_padded_tokens():
@@ -374,7 +436,7 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back(engine_of):
         await tokens_of(engine, [1])
     assert refused.value.retry_after_s > 0
     with pytest.raises(Overloaded):
-        await engine.logits([np.array([1])], Call())
+        await engine.logits(*padded([[1]]), Call())
     assert listener.refusals == ["overloaded"] * 2
     decoder.let_go()
     assert len(await running) == len(await waiting) == 3
@@ -465,11 +527,11 @@ async def test_after_an_error_nobody_foresaw_who_is_there_is_told_and_who_comes_
     listener = Listener()
     engine = await engine_of(slots=2, decoder=Puzzling, observer=listener)
     asked = [tokens_of(engine, [number], max_tokens=9, **GREEDY) for number in range(1, 6)]
-    found = await asyncio.gather(*asked, engine.logits([np.array([1])], Call()), return_exceptions=True)
+    found = await asyncio.gather(*asked, engine.logits(*padded([[1]]), Call()), return_exceptions=True)
     assert [type(answer) for answer in found[:5]] == [StepFailed] * 5
     assert (listener.failures, engine.waiting_rows, engine.running_rows) == ([5], 0, 0)
     assert await tokens_of(engine, [7, 8], max_tokens=9, **GREEDY) == greedy_of(reference, [7, 8], 9)
-    assert len(await engine.logits([np.array([1])], Call())) == 1
+    assert len(await engine.logits(*padded([[1]]), Call())) == 1
 
 
 async def test_a_prefill_that_fails_fails_only_its_request(engine_of):

@@ -2,7 +2,7 @@
 
 There is one queue, and a lane for each session: whichever is free takes the next batch, and collates it in its own
 thread. While all of them run, the next batch is planned and collated ahead; its rows still wait, and can be cancelled
-or joined. If a larger batch can be made of what waits by the time it could run, that one runs instead.
+or joined. If by the time it could run another's turn has come, or a larger batch can be made, that one runs instead.
 """
 
 import asyncio
@@ -145,8 +145,7 @@ class Batcher:
     async def _serve(self) -> None:
         while True:
             await self._until_due()
-            planned = self._scheduler.plan()
-            collated = await self._collated(planned) if self._free.empty() else None
+            planned, collated = await self._planned() if self._free.empty() else ([], None)
             lane = await self._free.get()
             chosen = self._queue.take(planned, self._clock())
             if not chosen:
@@ -164,14 +163,14 @@ class Batcher:
                 async with asyncio.timeout(None if delay == NEVER else delay):
                     await self._arrived.wait()
 
-    async def _collated(self, members: list[Waiting]) -> Collated | None:
-        """Collate ahead. None if that goes wrong: the lane will try again, and these rows' callers are told why."""
+    async def _planned(self) -> tuple[list[Waiting], Collated | None]:
+        """A batch, collated ahead. None if that goes wrong: the lane tries again, and tells these rows' callers why."""
+        planned = self._scheduler.plan()
+        rows, collate = self._queue.rows(planned), self._lanes[0].collate
         try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._ahead, self._lanes[0].collate, self._queue.rows(members)
-            )
+            return planned, await asyncio.get_running_loop().run_in_executor(self._ahead, collate, rows)
         except Exception:
-            return None
+            return planned, None
 
     def _batch(self, members: list[Waiting], collated: Collated | None = None) -> Batch:
         rows = self._queue.rows(members)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from server.arrays import Array
-from server.batching.queue import tokens_of
 from server.batching.rows import Outputs, Row, collate, split, wanted
-from server.batching.scheduler import Waiting
+from server.batching.scheduler import Waiting, tokens_of
 from server.batching.shapes import Shapes
 
 # The last is what an arena with a limit says: "Available memory of N is smaller than requested bytes of M".

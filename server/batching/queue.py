@@ -107,13 +107,10 @@ class Queue:
         owners = (self._owners[member.key] for member in members)
         return [request.rows[number] for request, number in owners]
 
-    def take(self, planned: list[Waiting], now: float) -> list[Waiting]:
-        """Take what was planned, or what is better by now. Empty if everybody is gone."""
-        better = self.scheduler.plan()
-        keep = self.scheduler.all_wait(planned) and tokens_of(better) <= tokens_of(planned)
-        members = planned if keep else better
+    def take(self, planned: Sequence[Waiting], now: float) -> list[Waiting]:
+        """The next batch, as the scheduler takes it, out of the queue. Empty if everybody is gone."""
+        members = self.scheduler.take(planned)
         for member in members:
-            self.scheduler.drop(member.key)
             self.gate.leave(requests=1, tokens=member.tokens, waited_s=now - member.arrived)
         return members
 
@@ -135,7 +132,3 @@ class Queue:
             failure = RuntimeError(f"{self.gate.name}: a run of {len(members)} rows failed")
             failure.__cause__ = error
             request.fail(failure)
-
-
-def tokens_of(members: Sequence[Waiting]) -> int:
-    return sum(member.tokens for member in members)

@@ -105,9 +105,6 @@ class Scheduler:
         """Forget a row; None if it does not wait (any more)."""
         return self._waiting.pop(key, None)
 
-    def all_wait(self, rows: Sequence[Waiting]) -> bool:
-        return all(row.key in self._waiting for row in rows)
-
     def due(self, now: float) -> float:
         """In how many seconds the next batch should be taken: 0 for now, infinity for not at all."""
         if not self._waiting:
@@ -116,15 +113,27 @@ class Scheduler:
             return 0.0
         return max(0.0, min(row.arrived for row in self._waiting.values()) + self.max_delay_s - now)
 
-    def take(self) -> list[Waiting]:
-        """The next batch, which waits no longer; empty if nothing waits."""
+    def take(self, planned: Sequence[Waiting] = ()) -> list[Waiting]:
+        """The next batch, which waits no longer; empty if nothing waits.
+
+        It is what was planned before, unless one of those is gone, another's turn has come, or more can run by now.
+        """
         batch = self.plan()
+        if self._is_as_good(planned, batch):
+            batch = list(planned)
         for row in batch:
             del self._waiting[row.key]
         return batch
 
+    def _is_as_good(self, planned: Sequence[Waiting], batch: Sequence[Waiting]) -> bool:
+        same_leader = list(planned[:1]) == list(batch[:1])
+        return same_leader and self._all_wait(planned) and tokens_of(planned) >= tokens_of(batch)
+
+    def _all_wait(self, rows: Sequence[Waiting]) -> bool:
+        return all(row.key in self._waiting for row in rows)
+
     def plan(self) -> list[Waiting]:
-        """What `take` would give."""
+        """What `take` would give now. The first of them is the one whose turn it is."""
         if not self._waiting:
             return []
         leader = min(self._waiting.values(), key=lambda row: row.turn)
@@ -156,6 +165,10 @@ class Scheduler:
         """Whether another row like the longest of them would not fit."""
         longest, budget = max(row.length for row in batch), self.budget
         return len(batch) >= budget.rows or budget.shapes.row_count(len(batch) + 1) * longest > budget.tokens
+
+
+def tokens_of(rows: Sequence[Waiting]) -> int:
+    return sum(row.tokens for row in rows)
 
 
 def _padding(batch: _Batch, row: Waiting) -> int:

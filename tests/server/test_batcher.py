@@ -22,14 +22,18 @@ POISON = 666
 class Sums:
     """Answers each row with the sum of its tokens. Runs only while the gate is open."""
 
-    input_names = ("input_ids", "lengths")
-
     def __init__(self):
+        self.collated = 0  # batches
         self.open = threading.Event()
         self.open.set()
         self.batches = []  # the input ids of each run
         self.memory_rows = 1000
         self.no_memory = ""  # what is said of more rows than that
+
+    @property
+    def input_names(self):
+        self.collated += 1  # nobody else asks
+        return "input_ids", "lengths"
 
     def run(self, feeds, outputs):
         assert self.open.wait(30)
@@ -146,9 +150,7 @@ async def test_a_batch_is_collated_while_another_runs_and_joined_by_who_comes_in
     tasks = [asyncio.create_task(batcher.run([row(1)], Call()))]
     await until(lambda: batcher.waiting_rows == 0 and batcher.running_rows)
     tasks.append(asyncio.create_task(batcher.run([row(2)], Call())))
-    await until(lambda: batcher.waiting_rows == 1)
-    for _ in range(20):  # it is planned and collated by now
-        await asyncio.sleep(0)
+    await until(lambda: session.collated == 2)
     tasks.append(asyncio.create_task(batcher.run([row(3)], Call())))
     await until(lambda: batcher.waiting_rows == 2)
     session.open.set()
@@ -279,6 +281,7 @@ async def test_a_cancelled_caller_frees_its_place_before_it_runs(make, session, 
     assert sums(await running) == [1]
     assert session.batches == [[[1]]]
     assert notes.counts == {"cancelled": 2}
+    assert sums(await batcher.run([row(4)], Call())) == [4]
 
 
 async def test_an_expired_row_does_not_run(make, session, notes):
@@ -310,6 +313,20 @@ async def test_a_high_priority_overtakes(make, session):
     order = [batch[0][0] for batch in session.batches]
     assert order.index(4) < order.index(3)
     assert sorted(order) == [1, 2, 3, 4]
+
+
+async def test_a_high_priority_overtakes_the_batch_that_is_collated_already(make, session):
+    batcher = await make(rows=4)
+    session.open.clear()
+    tasks = [asyncio.create_task(batcher.run([row(1)], Call()))]
+    await until(lambda: batcher.waiting_rows == 0 and batcher.running_rows)
+    tasks += [asyncio.create_task(batcher.run([row(*[1] * 16)], Call())) for _ in range(4)]
+    await until(lambda: session.collated == 2)
+    tasks.append(asyncio.create_task(batcher.run([row(4)], Call(priority=1))))
+    await until(lambda: batcher.waiting_rows == 5)
+    session.open.set()
+    await asyncio.gather(*tasks)
+    assert [4] in [ids[:1] for ids in session.batches[1]]
 
 
 async def test_draining_answers_who_is_in_and_lets_in_nobody(make, session):

@@ -90,53 +90,119 @@ BUDGETS = st.builds(
     free_tokens=st.sampled_from([0, 100, 1000]),
     shapes=st.sampled_from([EXACT, Shapes(lengths=steps_to(64, first=8), row_counts=steps_to(9))]),
 )
-ROWS = st.lists(st.tuples(st.integers(1, 64), st.integers(0, 16), st.floats(0, 5)), max_size=40)
+ROWS = st.lists(st.tuples(st.integers(1, 64), st.integers(0, 16)), min_size=1, max_size=6)
+REQUESTS = st.tuples(st.floats(0, 5), ROWS)
+EVENTS = st.lists(st.one_of(REQUESTS, st.sampled_from(["plan", "take", "take"]), st.integers(0, 50)), max_size=40)
 
 
-@given(BUDGETS, ROWS)
-def test_every_row_runs_once_and_no_batch_exceeds_its_budget(budget, rows):
-    scheduler = Scheduler(budget)
-    for key, (tokens, heads, rank) in enumerate(rows):
-        scheduler.add(Waiting(key=key, tokens=tokens, length=budget.shapes.length(tokens), heads=heads, rank=rank))
-    taken = []
-    while batch := scheduler.take():
-        padded = len(batch) * max(row.length for row in batch)
+class Day:
+    """A scheduler as it is used: requests come, batches are planned and taken, rows dropped; until all ran."""
+
+    def __init__(self, budget, events):
+        self.rows, self.dropped, self.batches = {}, set(), []
+        self.came_to = {}  # key → how many batches had been taken when it came
+        self.before = {}  # key → whose turn was before its own while it waited
+        self._scheduler, self._shapes, self._planned = Scheduler(budget), budget.shapes, []
+        for event in events:
+            match event:
+                case "plan":
+                    self._planned = self._scheduler.plan()
+                case "take":
+                    self._take()
+                case int(key):
+                    self.dropped |= {row.key for row in [self._scheduler.drop(key)] if row}
+                case rank, request:
+                    self._come(rank, request)
+        while len(self._scheduler):
+            self._take()
+
+    @property
+    def taken(self):
+        return [row.key for batch in self.batches for row in batch]
+
+    def _come(self, rank, request):
+        for tokens, heads in request:
+            key, length = len(self.rows), self._shapes.length(tokens)
+            row = self.rows[key] = Waiting(key=key, tokens=tokens, length=length, heads=heads, rank=rank)
+            others = [self.rows[other] for other in self.before.keys() - self.dropped - set(self.taken)]
+            self.before[key] = {other.key for other in others if other.turn < row.turn}
+            for other in others:
+                if row.turn < other.turn:
+                    self.before[other.key].add(key)
+            self.came_to[key] = len(self.batches)
+            self._scheduler.add(row)
+
+    def _take(self):
+        if batch := self._scheduler.take(self._planned):
+            self.batches.append(batch)
+
+
+@given(BUDGETS, EVENTS)
+def test_every_row_runs_once_or_was_dropped(budget, events):
+    day = Day(budget, events)
+    assert sorted([*day.taken, *day.dropped]) == list(day.rows)
+
+
+@given(BUDGETS, EVENTS)
+def test_no_batch_exceeds_its_budget(budget, events):
+    for batch in Day(budget, events).batches:
+        longest = max(row.length for row in batch)
+        padded, lengths = len(batch) * longest, sum(row.length for row in batch)  # padding: beyond that of each alone
         assert len(batch) <= budget.rows
-        assert len(batch) == 1 or budget.shapes.row_count(len(batch)) * padded // len(batch) <= budget.tokens
         assert sum(row.heads for row in batch) <= budget.heads
-        padding = padded - sum(row.length for row in batch)  # beyond that of each for itself
-        assert len(batch) == 1 or padded <= budget.free_tokens or padding <= budget.padding * padded
-        taken += [row.key for row in batch]
-    assert sorted(taken) == list(range(len(rows)))
-    assert len(scheduler) == 0
+        assert len(batch) == 1 or budget.shapes.row_count(len(batch)) * longest <= budget.tokens
+        assert len(batch) == 1 or padded <= budget.free_tokens or padded - lengths <= budget.padding * padded
 
 
-@given(BUDGETS, st.data())
-def test_a_steady_stream_of_others_starves_nobody(budget, data):
-    """However many rows keep coming behind it, a row runs within one batch more than there were rows before it."""
+@given(BUDGETS, EVENTS)
+def test_a_row_waits_for_no_more_batches_than_rows_had_their_turn_before_it(budget, events):
+    day = Day(budget, events)
+    for number, batch in enumerate(day.batches):
+        for row in batch:
+            assert number - day.came_to[row.key] <= len(day.before[row.key])
+
+
+@given(BUDGETS, EVENTS)
+def test_rows_of_a_request_that_are_of_one_length_run_in_their_order(budget, events):
+    """So do those of several requests, as long as they have one rank."""
+    day, orders = Day(budget, events), {}
+    for key in day.taken:
+        orders.setdefault((day.rows[key].rank, day.rows[key].length), []).append(key)
+    assert all(order == sorted(order) for order in orders.values())
+
+
+@given(BUDGETS, EVENTS)
+def test_a_plan_is_what_is_taken_if_nothing_happens_between(budget, events):
     scheduler = Scheduler(budget)
-    ahead = data.draw(st.integers(0, 6))
-    for key in range(ahead):
-        scheduler.add(Waiting(key=key, tokens=data.draw(st.integers(1, 64)), rank=0.0))
-    scheduler.add(Waiting(key=ahead, tokens=data.draw(st.integers(1, 64)), rank=0.0))
-    key = ahead + 1
-    for _ in range(ahead + 1):
-        for _ in range(data.draw(st.integers(0, 5))):
-            scheduler.add(Waiting(key=key, tokens=data.draw(st.integers(1, 64)), rank=1.0))
-            key += 1
-        if ahead in {row.key for row in scheduler.take()}:
-            return
-    pytest.fail("it still waits")
-
-
-@given(BUDGETS, ROWS)
-def test_a_plan_is_what_will_be_taken(budget, rows):
-    scheduler = Scheduler(budget)
-    for key, (tokens, heads, rank) in enumerate(rows):
-        scheduler.add(Waiting(key=key, tokens=tokens, heads=heads, rank=rank))
+    for row in Day(budget, events).rows.values():
+        scheduler.add(row)
     plan = scheduler.plan()
-    assert scheduler.all_wait(plan)
-    assert scheduler.take() == plan
+    assert scheduler.take(plan) == plan
+
+
+def test_a_plan_is_kept_for_rows_that_came_later_and_would_not_fit():
+    scheduler = scheduler_of([5, 5], Budget(rows=2, tokens=512, heads=1))
+    planned = scheduler.plan()
+    scheduler.add(Waiting(key=2, tokens=5))
+    assert [row.key for row in scheduler.take(planned)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("happens", "expected"),
+    [
+        (lambda scheduler: scheduler.add(Waiting(key=3, tokens=5)), [0, 2, 3]),  # there is room for it
+        (lambda scheduler: scheduler.add(Waiting(key=3, tokens=1, rank=-1.0)), [3]),  # it is its turn, alone as it is
+        (lambda scheduler: scheduler.drop(2), [0]),
+        (lambda scheduler: scheduler.drop(0), [1]),  # it led
+    ],
+    ids=["joined", "overtaken", "left", "led no more"],
+)
+def test_a_plan_is_given_up_for_a_better_one(happens, expected):
+    scheduler = scheduler_of([5, 50, 5], Budget(rows=3, tokens=512, heads=1))
+    planned = scheduler.plan()
+    assert [row.key for row in planned] == [0, 2]
+    happens(scheduler)
+    assert [row.key for row in scheduler.take(planned)] == expected
 
 
 @pytest.mark.parametrize("shapes", [EXACT, Shapes(lengths=steps_to(512, first=8))], ids=["exact", "steps"])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from server.errors import InvalidRequest
 
-LIKELIEST_LIMIT = 1000  # of `logprobs`: more than anyone reads, less than what would fill the network
+LIKELIEST_LIMIT = 20  # of `logprobs`, as in vLLM: all of them are among the likeliest that a graph gives (64)
 
 
 @dataclass(frozen=True, kw_only=True)

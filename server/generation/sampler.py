@@ -196,11 +196,6 @@ class Sampler:
         reports = {}
         for index in self._reporting:
             count = self.rows[index].sampling.logprobs
-            ids, likeliest = scores.top_ids[index], scores.top_scores[index]
-            if count > len(ids) and not self._all_known:
-                logits = scores.logits([index])[0]
-                ids = np.argsort(-logits, kind="stable")[:count]
-                likeliest = logits[ids]
-            logprobs = (likeliest[:count] - scores.logsumexp[index]).tolist()
-            reports[index] = tuple(zip(ids[:count].tolist(), logprobs, strict=True))
+            logprobs = scores.top_scores[index, :count] - scores.logsumexp[index]
+            reports[index] = tuple(zip(scores.top_ids[index, :count].tolist(), logprobs.tolist(), strict=True))
         return reports

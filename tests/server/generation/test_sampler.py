@@ -190,9 +190,9 @@ def test_logits_are_fetched_when_all_the_likeliest_are_discouraged(logits):
 
 
 def test_a_graph_that_ranks_the_whole_vocabulary_leaves_nothing_to_fetch(logits):
-    row = draws_of(Sampling(top_k=0, logit_bias={2: 3.0}, logprobs=60))
+    row = draws_of(Sampling(top_k=0, logit_bias={2: 3.0}, logprobs=20))
     scores = without_logits(scores_of(logits[None], likeliest=VOCABULARY))
-    assert len(sampler_of(row, likeliest=VOCABULARY).choose(scores)[0].top) == VOCABULARY
+    assert len(sampler_of(row, likeliest=VOCABULARY).choose(scores)[0].top) == 20
 
 
 def test_of_equal_scores_the_lowest_id_is_the_likeliest():
@@ -200,7 +200,7 @@ def test_of_equal_scores_the_lowest_id_is_the_likeliest():
     assert chosen.token_id == 0
 
 
-@pytest.mark.parametrize("count", [1, 5, LIKELIEST, 40])
+@pytest.mark.parametrize("count", [1, 5, LIKELIEST])
 @pytest.mark.parametrize("case", ["hot", "all", "favoured"])
 def test_log_probabilities_are_those_of_the_model(case, count, logits):
     row = draws_of(Sampling(**{**CASES[case]}, logprobs=count, seed=1))

@@ -31,6 +31,7 @@ SAMPLING: dict[str, tuple[Any, str]] = {  # field of GenerateRequest → how its
     "frequency_penalty": (float, "avoid new tokens the more often they came"),
     "presence_penalty": (float, "avoid new tokens that came"),
     "seed": (_count, "the same seed gives the same text"),
+    "priority": (_count, "who comes before others that wait: 1 is the highest, 5 the usual"),
 }
 
 Ask = Callable[[Client, argparse.Namespace], None]

@@ -41,7 +41,7 @@ class Typed(AffinityServicer):
                 **_given(request, "top_k"),
                 targets=request.targets,
                 truncate=request.truncate,
-                call=call_of(context),
+                call=call_of(context, priority=request.priority),
                 field="inputs",
             )
             results = [
@@ -54,7 +54,7 @@ class Typed(AffinityServicer):
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         model = self._repository.for_task(request.model, request.model_version, "generate")
         with self._metrics.request(model.name, model.version, "generate") as tokens:
-            how, call = from_request(request), call_of(context)
+            how, call = from_request(request), call_of(context, priority=request.priority)
             prompts = [_prompt(number, prompt) for number, prompt in enumerate(_some("prompts", request.prompts))]
             continued = continue_texts(model, prompts, how, call=call, tokens=tokens, field="prompts")
             async with aclosing(continued) as pieces:
@@ -70,7 +70,7 @@ class Typed(AffinityServicer):
                 _some("images", request.images),
                 **_given(request, "top_k"),
                 function_to_apply=request.function_to_apply,
-                call=call_of(context),
+                call=call_of(context, priority=request.priority),
                 field="images",
             )
             results = [pb.Classification(classes=_classes(classes)) for classes in images]
@@ -85,7 +85,7 @@ class Typed(AffinityServicer):
                 **_given(request, "top_k"),
                 function_to_apply=request.function_to_apply,
                 truncate=request.truncate,
-                call=call_of(context),
+                call=call_of(context, priority=request.priority),
                 field="inputs",
                 pair_field="text_pairs",
             )
@@ -99,7 +99,7 @@ class Typed(AffinityServicer):
                 _some("inputs", request.inputs),
                 **_given(request, "normalize", "dimensions"),
                 truncate=request.truncate,
-                call=call_of(context),
+                call=call_of(context, priority=request.priority),
                 field="inputs",
             )
             results = [

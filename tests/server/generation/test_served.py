@@ -1,10 +1,14 @@
 """Generation on a real server, through gRPC."""
 
+import asyncio
 import re
 
+import grpc
 import numpy as np
 import pytest
 
+from protos.affinity_pb2 import GenerateRequest, Prompt
+from protos.affinity_pb2_grpc import AffinityStub
 from tests.continuations import continued, greedy_of, tokens_of
 from tests.serving import served
 
@@ -46,6 +50,25 @@ async def test_prompts_that_begin_alike_are_read_once_if_the_prefix_cache_is_on(
         found = await continued(running.target, asked, max_tokens=5, **GREEDY)
     assert [tokens_of(pieces) for pieces in found] == [greedy_of(reference, ids, 5) for ids in asked]
     assert least <= sum(pieces[-1].usage.cached_tokens for pieces in found) <= most
+
+
+async def test_who_has_a_higher_priority_comes_before_those_who_wait(serve):
+    ended = []
+
+    async def ask(stub, name, *, prompts=1, begun=None, **asked):
+        request = GenerateRequest(prompts=[Prompt(text="A")] * prompts, max_tokens=20, ignore_eos=True, **asked)
+        async for _ in stub.Generate(request):
+            if begun:
+                begun.set()
+        ended.append(name)
+
+    with serve("slots=1") as running:
+        async with grpc.aio.insecure_channel(running.target) as channel:
+            stub, begun = AffinityStub(channel), asyncio.Event()
+            many = asyncio.create_task(ask(stub, "many", prompts=100, begun=begun))
+            await begun.wait()
+            await asyncio.gather(many, *(ask(stub, rank, priority=rank) for rank in (9, 1)))
+    assert ended == [1, "many", 9]
 
 
 def test_the_start_says_how_much_memory_texts_will_take(serve):

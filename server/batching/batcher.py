@@ -9,9 +9,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager
 
 from server.admission import Call, Limits
 from server.batching.lane import Batch, Collated, Lane, Runs, out_of_memory
@@ -71,44 +71,43 @@ class Batcher:
     def running_rows(self) -> int:
         return self._queue.running
 
-    @contextmanager
-    def place(self, inputs: int, *, field: str = "inputs") -> Iterator[Place]:
+    @asynccontextmanager
+    async def place(self, inputs: int, call: Call, *, field: str = "inputs") -> AsyncIterator[Place]:
         """A request under way, with a place for each of its inputs before anything is made of them.
 
-        InvalidRequest and Overloaded as with `run`, which takes the place over: so nothing is prepared in vain.
+        InvalidRequest if so many can never fit, Overloaded if they do not now: so nothing is prepared in vain.
+        DeadlineExceeded wherever the request is when its time is up.
         """
         with self.under_way.one():
+            now = self._clock()
+            call.check_deadline(now)
             self._queue.pass_gate(requests=inputs, tokens=0, field=field)
-            place = Place(inputs)
+            timeout = asyncio.timeout(None if call.deadline is None else call.deadline - now)
+            place = Place(inputs, call, field, timeout)
             try:
-                yield place
+                async with timeout:
+                    yield place
+            except TimeoutError:
+                raise DeadlineExceeded("the deadline of the request passed before its answer was there") from None
             finally:
                 self.gate.leave(requests=place.inputs, tokens=0)
 
-    async def run(
-        self, rows: Sequence[Row], call: Call, *, field: str = "inputs", place: Place | None = None
-    ) -> list[Outputs]:
-        """The outputs that each row wants, in the order of the rows.
+    async def run(self, rows: Sequence[Row], place: Place) -> list[Outputs]:
+        """The outputs that each row wants, in the order of the rows, which take the place over.
 
-        Call it while the request is `under_way`, with the `place` of the rows if they have one. InvalidRequest if they
-        can never fit, Overloaded if they do not now, DeadlineExceeded.
+        InvalidRequest if their tokens can never fit, Overloaded if they do not now.
         """
         if not rows:
             return []
         now = self._clock()
-        call.check_deadline(now)
         request = Request(rows, [None] * len(rows), len(rows), asyncio.get_running_loop().create_future())
-        self._enter(rows, field, place or Place(0))
-        keys = self._queue.wait(request, call, now)
+        self._enter(rows, place)
+        keys = self._queue.wait(request, place.call, now)
         self._arrived.set()
         try:
-            async with asyncio.timeout(None if call.deadline is None else call.deadline - now):
-                await request.done
-        except TimeoutError:
-            self._queue.drop(keys, "expired")
-            raise DeadlineExceeded("the deadline of the request passed before its answer was there") from None
+            await request.done
         except asyncio.CancelledError:
-            self._queue.drop(keys, "cancelled")
+            self._queue.drop(keys, "expired" if place.late(self._clock()) else "cancelled")
             raise
         except Exception:
             self._queue.drop(keys, "failed")
@@ -116,10 +115,10 @@ class Batcher:
         self._observer.answered(request.spent(self._clock() - now))
         return [answer for answer in request.answers if answer is not None]
 
-    def _enter(self, rows: Sequence[Row], field: str, place: Place) -> None:
-        self._queue.check(rows, field)
-        tokens = sum(row.tokens for row in rows)
-        self._queue.pass_gate(requests=len(rows) - place.inputs, tokens=tokens, field=field)
+    def _enter(self, rows: Sequence[Row], place: Place) -> None:
+        assert place.inputs == len(rows), f"a place for {place.inputs} inputs, and {len(rows)} rows; this is a bug"
+        self._queue.check(rows, place.field)
+        self._queue.pass_gate(requests=0, tokens=sum(row.tokens for row in rows), field=place.field)
         place.inputs = 0
 
     async def start(self) -> None:

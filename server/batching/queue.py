@@ -45,9 +45,15 @@ class Request:
 
 @dataclass(eq=False)
 class Place:
-    """Room in the queue for inputs that are being prepared, until their rows take it over."""
+    """Room in the queue for inputs that are being prepared, until their rows take it over; and how long there is."""
 
     inputs: int
+    call: Call
+    field: str  # what the caller knows the inputs as
+    timeout: asyncio.Timeout
+
+    def late(self, now: float) -> bool:
+        return self.timeout.expired() or self.call.expired(now)  # a timer may be a little early
 
 
 class Queue:

@@ -42,9 +42,9 @@ class ClassifyImage:
     ) -> list[list[Class]]:
         """For each image its `top_k` classes, the likeliest first; `function_to_apply` makes scores of logits."""
         most, scores = check_top_k(top_k), scores_of(function_to_apply, self.function)
-        with self._batcher.place(len(images), field=field) as place:
+        async with self._batcher.place(len(images), call, field=field) as place:
             rows = await self._rows(images, field)
-            answers = await self._batcher.run(rows, call, field=field, place=place)
+            answers = await self._batcher.run(rows, place)
         return [rank(scores(answer["logits"]), self.labels, top_k=most) for answer in answers]
 
     async def _rows(self, images: Sequence[bytes], field: str) -> list[ImageRow]:

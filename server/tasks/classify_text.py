@@ -46,10 +46,10 @@ class ClassifyText:
         most = len(self.labels) if top_k is None else check_top_k(top_k)
         scores = scores_of(function_to_apply, self.function)
         encode = partial(self._encoder.encode, texts, pairs, truncate=truncate, field=field, pair_field=pair_field)
-        with self._batcher.place(len(texts), field=field) as place:
+        async with self._batcher.place(len(texts), call, field=field) as place:
             tokens = await asyncio.get_running_loop().run_in_executor(self._prepare, encode)
             rows = [self._row(each, f"{pair_field}[{number}]") for number, each in enumerate(tokens)]
-            answers = await self._batcher.run(rows, call, field=field, place=place)
+            answers = await self._batcher.run(rows, place)
         return [
             ClassifiedText(rank(scores(answer["logits"]), self.labels, top_k=most), each.reading)
             for answer, each in zip(answers, tokens, strict=True)

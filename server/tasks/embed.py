@@ -49,13 +49,13 @@ class Embed:
         """
         width = self._checked(dimensions)
         encode = partial(self._encoder.encode, texts, truncate=truncate, field=field)
-        with self._batcher.place(len(texts), field=field) as place:
+        async with self._batcher.place(len(texts), call, field=field) as place:
             tokens = await asyncio.get_running_loop().run_in_executor(self._prepare, encode)
             rows = [
                 TextRow(input_ids=each.input_ids, token_type_ids=each.token_type_ids, outputs=("embedding",))
                 for each in tokens
             ]
-            answers = await self._batcher.run(rows, call, field=field, place=place)
+            answers = await self._batcher.run(rows, place)
         vectors = np.array([answer["embedding"][:width] for answer in answers], np.float32).reshape(len(rows), width)
         scaled = self.normalise if normalize is None else normalize
         return Embeddings(normalised(vectors) if scaled else vectors, [each.reading for each in tokens])

@@ -72,13 +72,13 @@ class FillMask:
         """
         most = min(check_top_k(top_k), self.vocabulary)
         in_pool = partial(asyncio.get_running_loop().run_in_executor, self._prepare)
-        with self._batcher.place(len(texts), field=field) as place:
+        async with self._batcher.place(len(texts), call, field=field) as place:
             among = await in_pool(self._target_ids, targets) if targets else None
             outputs = TOP if among is None and most <= self._ranked else ALL
             tokens = await in_pool(partial(self._encoder.encode, texts, truncate=truncate, field=field))
             rows = [self._row(each, outputs, f"{field}[{number}]") for number, each in enumerate(tokens)]
             check_sequences(rows, most if among is None else min(most, len(among)))
-            answers = await self._batcher.run(rows, call, field=field, place=place)
+            answers = await self._batcher.run(rows, place)
             masks = await in_pool(self._filled, rows, answers, most, among)
         return [FilledText(found, each.reading) for found, each in zip(masks, tokens, strict=True)]
 

@@ -17,7 +17,7 @@ from server.generation.engines import Engines
 from server.generation.graph import Ids
 from server.generation.request import Sampling, Step, Usage
 from server.generation.text import Detokenizer, StopStrings
-from server.tasks.raw import check_size, read_text
+from server.tasks.raw import check_size, read_ids, read_lengths
 from server.tasks.text import TextEncoder
 
 
@@ -148,7 +148,8 @@ class RawGpt:
 
     async def __call__(self, inputs: Mapping[str, Array], *, call: Call) -> dict[str, Array]:
         vocabulary = self._engine.vocabulary
-        ids, lengths, _ = read_text(inputs, vocabulary=vocabulary, max_length=self._engine.context, segments=0)
+        ids = read_ids(inputs, max_length=self._engine.context)
         check_size(ids, vocabulary)
+        lengths = read_lengths(ids, inputs, vocabulary=vocabulary)
         with self._engine.under_way.one():
             return {"logits": await self._engine.logits(ids, lengths, call)}

@@ -33,12 +33,24 @@ class RawText:
         self._batcher = batcher
 
     async def __call__(self, inputs: Mapping[str, Array], *, call: Call) -> dict[str, Array]:
-        ids, lengths, segments = read_text(
-            inputs, vocabulary=self.text.vocabulary, max_length=self.text.max_length, segments=self.text.segments
-        )
+        ids = read_ids(inputs, max_length=self.text.max_length)
         if self.per_token:
             check_size(ids, self.text.vocabulary)
-        rows = [
+        async with self._batcher.place(len(ids), call, field="input_ids") as place:
+            rows = self._rows(ids, inputs)
+            answers = [answer[self.output] for answer in await self._batcher.run(rows, place)]
+        if not self.per_token:
+            found = np.stack(answers)
+            return {self.output: normalised(found) if self.normalise else found}
+        logits = np.zeros((*ids.shape, self.text.vocabulary), np.float32)  # (n, t, v)
+        for number, answer in enumerate(answers):
+            logits[number, : len(answer)] = answer
+        return {self.output: logits}
+
+    def _rows(self, ids: NDArray[np.int64], inputs: Mapping[str, Array]) -> list[TextRow]:
+        lengths = read_lengths(ids, inputs, vocabulary=self.text.vocabulary)
+        segments = read_segments(ids, lengths, inputs, segments=self.text.segments)
+        return [
             TextRow(
                 input_ids=row[:length],
                 token_type_ids=None if segments is None else segments[number, :length],
@@ -47,15 +59,6 @@ class RawText:
             )
             for number, (row, length) in enumerate(zip(ids, lengths, strict=True))
         ]
-        with self._batcher.under_way.one():
-            answers = [answer[self.output] for answer in await self._batcher.run(rows, call, field="input_ids")]
-        if not self.per_token:
-            found = np.stack(answers)
-            return {self.output: normalised(found) if self.normalise else found}
-        logits = np.zeros((*ids.shape, self.text.vocabulary), np.float32)  # (n, t, v)
-        for number, answer in enumerate(answers):
-            logits[number, : len(answer)] = answer
-        return {self.output: logits}
 
 
 class RawImage:
@@ -70,32 +73,41 @@ class RawImage:
         if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != self.shape or not len(pixels):
             expected = f"float32 of shape [n, {', '.join(map(str, self.shape))}], n at least 1"
             raise InvalidRequest("pixel_values", f"{pixels.dtype} of shape {list(pixels.shape)}", expected)
-        if not np.isfinite(pixels).all():
-            raise InvalidRequest("pixel_values", "values that are not finite", "finite numbers")
-        rows = [ImageRow(pixel_values=image, outputs=("logits",)) for image in pixels.astype(np.float32, copy=False)]
-        with self._batcher.under_way.one():
-            answers = await self._batcher.run(rows, call, field="pixel_values")
+        async with self._batcher.place(len(pixels), call, field="pixel_values") as place:
+            if not np.isfinite(pixels).all():
+                raise InvalidRequest("pixel_values", "values that are not finite", "finite numbers")
+            rows = [ImageRow(pixel_values=image, outputs=("logits",)) for image in pixels.astype("f4", copy=False)]
+            answers = await self._batcher.run(rows, place)
         return {"logits": np.stack([answer["logits"] for answer in answers])}
 
 
-def read_text(
-    inputs: Mapping[str, Array], *, vocabulary: int, max_length: int, segments: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64] | None]:
-    """Token ids (n, t), the length of each row (n), segments (n, t) if given; InvalidRequest names what is wrong."""
+def read_ids(inputs: Mapping[str, Array], *, max_length: int) -> NDArray[np.int64]:
+    """Token ids (n, t) of the right shape: nothing is computed yet. InvalidRequest names what is wrong."""
     ids = _integers("input_ids", inputs["input_ids"])
     if ids.shape[1] > max_length:
         raise InvalidRequest("input_ids", f"{ids.shape[1]} tokens in a row", f"at most {max_length}")
+    return ids
+
+
+def read_lengths(ids: NDArray[np.int64], inputs: Mapping[str, Array], *, vocabulary: int) -> NDArray[np.int64]:
+    """The length of each row (n), whose tokens are of the vocabulary; InvalidRequest names what is wrong."""
     mask = _integers("attention_mask", inputs["attention_mask"], ids.shape) if "attention_mask" in inputs else None
     lengths = np.full(len(ids), ids.shape[1]) if mask is None else _lengths(mask)
-    real = np.arange(ids.shape[1]) < lengths[:, None]
-    _check_range("input_ids", ids, real, vocabulary)
+    _check_range("input_ids", ids, lengths, vocabulary)
+    return lengths
+
+
+def read_segments(
+    ids: NDArray[np.int64], lengths: NDArray[np.int64], inputs: Mapping[str, Array], *, segments: int
+) -> NDArray[np.int64] | None:
+    """Segments (n, t) if they are given; InvalidRequest names what is wrong."""
     if "token_type_ids" not in inputs:
-        return ids, lengths, None
+        return None
     if not segments:
         raise InvalidRequest("token_type_ids", "a tensor", "none: the model knows no segments")
     types = _integers("token_type_ids", inputs["token_type_ids"], ids.shape)
-    _check_range("token_type_ids", types, real, segments)
-    return ids, lengths, types
+    _check_range("token_type_ids", types, lengths, segments)
+    return types
 
 
 def check_size(ids: NDArray[np.int64], vocabulary: int) -> None:
@@ -123,7 +135,8 @@ def _lengths(mask: NDArray[np.int64]) -> NDArray[np.int64]:
     return lengths
 
 
-def _check_range(field: str, ids: NDArray[np.int64], real: NDArray[np.bool_], bound: int) -> None:
-    wrong = real & ((ids < 0) | (ids >= bound))
-    for row, column in np.argwhere(wrong):
+def _check_range(field: str, ids: NDArray[np.int64], lengths: NDArray[np.int64], bound: int) -> None:
+    """What stands in the padding does not matter."""
+    real = np.arange(ids.shape[1]) < lengths[:, None]
+    for row, column in np.argwhere(real & ((ids < 0) | (ids >= bound))):
         raise InvalidRequest(f"{field}[{row}, {column}]", str(ids[row, column]), f"0 to {bound - 1}")

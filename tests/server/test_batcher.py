@@ -17,6 +17,7 @@ from server.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded
 from server.observer import Silent
 
 POISON = 666
+NO_HURRY = Call()
 
 
 class Sums:
@@ -75,6 +76,11 @@ def sums(answers):
     return [int(answer["sum"]) for answer in answers]
 
 
+async def ask(batcher, rows, call=NO_HURRY, *, field="inputs"):
+    async with batcher.place(len(rows), call, field=field) as place:
+        return await batcher.run(rows, place)
+
+
 @pytest.fixture
 def session():
     return Sums()
@@ -120,7 +126,7 @@ async def test_every_caller_gets_the_answer_to_what_it_asked(make, session):
         [row(*random.integers(0, 100, random.integers(1, 30))) for _ in range(random.integers(1, 5))]
         for _ in range(400)
     ]
-    answers = await asyncio.gather(*(batcher.run(rows, Call()) for rows in requests))
+    answers = await asyncio.gather(*(ask(batcher, rows) for rows in requests))
     for rows, answer in zip(requests, answers, strict=True):
         assert sums(answer) == [int(each.input_ids.sum()) for each in rows]
     assert len(session.batches) < sum(len(rows) for rows in requests) / 2
@@ -128,16 +134,16 @@ async def test_every_caller_gets_the_answer_to_what_it_asked(make, session):
 
 async def test_a_request_of_many_rows_is_split_and_put_together_in_order(make, session):
     batcher = await make(rows=3)
-    assert sums(await batcher.run([row(number) for number in range(10)], Call())) == list(range(10))
+    assert sums(await ask(batcher, [row(number) for number in range(10)])) == list(range(10))
     assert max(len(batch) for batch in session.batches) <= 3
 
 
 async def test_what_comes_while_a_batch_runs_runs_together(make, session):
     batcher = await make()
     session.open.clear()
-    first = asyncio.create_task(batcher.run([row(1)], Call()))
+    first = asyncio.create_task(ask(batcher, [row(1)]))
     await until(lambda: batcher.waiting_rows == 0 and batcher.running_rows)
-    others = [asyncio.create_task(batcher.run([row(number)], Call())) for number in range(2, 7)]
+    others = [asyncio.create_task(ask(batcher, [row(number)])) for number in range(2, 7)]
     await until(lambda: batcher.waiting_rows == 5)
     session.open.set()
     assert [sums(answer) for answer in await asyncio.gather(first, *others)] == [[1], [2], [3], [4], [5], [6]]
@@ -147,11 +153,11 @@ async def test_what_comes_while_a_batch_runs_runs_together(make, session):
 async def test_a_batch_is_collated_while_another_runs_and_joined_by_who_comes_in_time(make, session, notes):
     batcher = await make()
     session.open.clear()
-    tasks = [asyncio.create_task(batcher.run([row(1)], Call()))]
+    tasks = [asyncio.create_task(ask(batcher, [row(1)]))]
     await until(lambda: batcher.waiting_rows == 0 and batcher.running_rows)
-    tasks.append(asyncio.create_task(batcher.run([row(2)], Call())))
+    tasks.append(asyncio.create_task(ask(batcher, [row(2)])))
     await until(lambda: session.collated == 2)
-    tasks.append(asyncio.create_task(batcher.run([row(3)], Call())))
+    tasks.append(asyncio.create_task(ask(batcher, [row(3)])))
     await until(lambda: batcher.waiting_rows == 2)
     session.open.set()
     await asyncio.gather(*tasks)
@@ -161,20 +167,18 @@ async def test_a_batch_is_collated_while_another_runs_and_joined_by_who_comes_in
 
 async def test_a_failing_run_fails_its_own_rows_only(make, session, notes):
     batcher = await make(rows=1)
-    answers = await asyncio.gather(
-        *(batcher.run([row(number)], Call()) for number in (1, POISON, 2)), return_exceptions=True
-    )
+    answers = await asyncio.gather(*(ask(batcher, [row(number)]) for number in (1, POISON, 2)), return_exceptions=True)
     assert sums(answers[0]) + sums(answers[2]) == [1, 2]
     assert isinstance(answers[1], RuntimeError)
     assert str(answers[1].__cause__) == "poison"
     assert notes.counts == {"rows that failed": 1}
-    assert sums(await batcher.run([row(3)], Call())) == [3]
+    assert sums(await ask(batcher, [row(3)])) == [3]
 
 
 async def test_the_rest_of_a_failed_request_does_not_run(make, session, notes):
     batcher = await make(rows=1)
     with pytest.raises(RuntimeError):
-        await batcher.run([row(POISON), *(row(number) for number in range(5))], Call())
+        await ask(batcher, [row(POISON), *(row(number) for number in range(5))])
     assert batcher.waiting_rows == 0
     assert notes.counts == {"rows that failed": 1, "failed": 5}
     assert session.batches == [[[POISON]]]
@@ -190,7 +194,7 @@ async def test_the_rest_of_a_failed_request_does_not_run(make, session, notes):
 async def test_rows_for_which_there_is_no_memory_together_run_in_halves(make, session, notes, said):
     session.memory_rows, session.no_memory = 2, said
     batcher = await make(max_delay_s=0.05)
-    assert sums(await batcher.run([row(number) for number in range(8)], Call())) == list(range(8))
+    assert sums(await ask(batcher, [row(number) for number in range(8)])) == list(range(8))
     assert [len(batch) for batch in session.batches] == [8, 4, 2, 2, 4, 2, 2]
     assert not notes.counts
 
@@ -198,41 +202,39 @@ async def test_rows_for_which_there_is_no_memory_together_run_in_halves(make, se
 async def test_a_full_queue_refuses_and_hints_when_to_come_back(make, session, notes):
     batcher = await make(limits=Limits(requests=3, tokens=20))
     session.open.clear()
-    running = asyncio.create_task(batcher.run([row(1)], Call()))
+    running = asyncio.create_task(ask(batcher, [row(1)]))
     await until(lambda: batcher.waiting_rows == 0 and batcher.running_rows)
-    waiting = asyncio.create_task(batcher.run([row(2), row(3)], Call()))
+    waiting = asyncio.create_task(ask(batcher, [row(2), row(3)]))
     await until(lambda: batcher.waiting_rows == 2)
     with pytest.raises(Overloaded, match="the queue of sums is full: 2 of 3 inputs") as refusal:
-        await batcher.run([row(4), row(5)], Call())
+        await ask(batcher, [row(4), row(5)])
     assert refusal.value.retry_after_s > 0
     assert notes.counts["overloaded"] == 1
     with pytest.raises(InvalidRequest, match="found 4 inputs"):
-        await batcher.run([row(4)] * 4, Call())
+        await ask(batcher, [row(4)] * 4)
     session.open.set()
     assert sums(await running) + sums(await waiting) == [1, 2, 3]
 
 
 async def test_a_place_is_counted_before_there_are_rows_and_goes_over_to_them(make):
     batcher = await make(limits=Limits(requests=3, tokens=20))
-    with batcher.place(2) as place:
-        with pytest.raises(Overloaded, match="the queue of sums is full: 2 of 3 inputs"), batcher.place(2):
-            pass
-        assert sums(await batcher.run([row(1), row(2)], Call(), place=place)) == [1, 2]
+    async with batcher.place(2, Call()) as place:
+        with pytest.raises(Overloaded, match="the queue of sums is full: 2 of 3 inputs"):
+            await ask(batcher, [row(3), row(4)])
+        assert sums(await batcher.run([row(1), row(2)], place)) == [1, 2]
         assert (batcher.waiting_rows, place.inputs) == (0, 0)
-    with pytest.raises(ValueError, match="unreadable"), batcher.place(3):
-        raise ValueError("unreadable")
-    with (
-        pytest.raises(InvalidRequest, match="texts: found 4 inputs, expected at most 3"),
-        batcher.place(4, field="texts"),
-    ):
-        pass
+    with pytest.raises(ValueError, match="unreadable"):
+        async with batcher.place(3, Call()):
+            raise ValueError("unreadable")
+    with pytest.raises(InvalidRequest, match="texts: found 4 inputs, expected at most 3"):
+        await ask(batcher, [row(1)] * 4, field="texts")
     assert (batcher.waiting_rows, batcher.waiting_tokens, batcher.under_way.count) == (0, 0, 0)
 
 
 async def test_rows_that_do_not_get_in_give_their_place_back(make):
     batcher = await make(limits=Limits(requests=3, tokens=20))
-    with pytest.raises(InvalidRequest, match="found 30 tokens together"), batcher.place(2) as place:
-        await batcher.run([row(*range(15)), row(*range(15))], Call(), place=place)
+    with pytest.raises(InvalidRequest, match="found 30 tokens together"):
+        await ask(batcher, [row(*range(15)), row(*range(15))])
     assert (batcher.waiting_rows, batcher.waiting_tokens) == (0, 0)
 
 
@@ -241,9 +243,9 @@ async def test_whichever_session_is_free_takes_the_next_batch(make, session):
     other = Sums()
     batcher = await make(rows=1, sessions=[session, other])
     session.open.clear()
-    stuck = asyncio.create_task(batcher.run([row(1)], Call()))
+    stuck = asyncio.create_task(ask(batcher, [row(1)]))
     await until(lambda: batcher.waiting_rows == 0 and batcher.running_rows)
-    assert sums(await batcher.run([row(number) for number in range(2, 9)], Call())) == list(range(2, 9))
+    assert sums(await ask(batcher, [row(number) for number in range(2, 9)])) == list(range(2, 9))
     assert (other.batches, stuck.done()) == ([[[number]] for number in range(2, 9)], False)
     session.open.set()
     assert sums(await stuck) == [1]
@@ -258,21 +260,21 @@ async def test_two_sessions_run_at_the_same_time(make):
             return super().run(feeds, outputs)
 
     batcher = await make(rows=1, sessions=[Together(), Together()])
-    assert sums(await batcher.run([row(number) for number in range(10)], Call())) == list(range(10))
+    assert sums(await ask(batcher, [row(number) for number in range(10)])) == list(range(10))
 
 
 async def test_what_no_batch_can_hold_is_refused_at_the_door(make):
     batcher = await make(tokens=10)
     with pytest.raises(InvalidRequest, match=r"texts\[1\]: found 11 tokens"):
-        await batcher.run([row(1), row(*range(11))], Call(), field="texts")
+        await ask(batcher, [row(1), row(*range(11))], field="texts")
 
 
 async def test_a_cancelled_caller_frees_its_place_before_it_runs(make, session, notes):
     batcher = await make()
     session.open.clear()
-    running = asyncio.create_task(batcher.run([row(1)], Call()))
+    running = asyncio.create_task(ask(batcher, [row(1)]))
     await until(lambda: batcher.waiting_rows == 0 and batcher.running_rows)
-    gone = asyncio.create_task(batcher.run([row(2), row(3)], Call()))
+    gone = asyncio.create_task(ask(batcher, [row(2), row(3)]))
     await until(lambda: batcher.waiting_rows == 2)
     gone.cancel()
     await until(gone.done)
@@ -281,18 +283,18 @@ async def test_a_cancelled_caller_frees_its_place_before_it_runs(make, session, 
     assert sums(await running) == [1]
     assert session.batches == [[[1]]]
     assert notes.counts == {"cancelled": 2}
-    assert sums(await batcher.run([row(4)], Call())) == [4]
+    assert sums(await ask(batcher, [row(4)])) == [4]
 
 
 async def test_an_expired_row_does_not_run(make, session, notes):
     batcher = await make()
     session.open.clear()
-    running = asyncio.create_task(batcher.run([row(1)], Call()))
+    running = asyncio.create_task(ask(batcher, [row(1)]))
     await until(lambda: batcher.waiting_rows == 0 and batcher.running_rows)
     with pytest.raises(DeadlineExceeded):
-        await batcher.run([row(2)], Call(deadline=time.monotonic() + 0.01))
+        await ask(batcher, [row(2)], Call(deadline=time.monotonic() + 0.01))
     with pytest.raises(DeadlineExceeded):
-        await batcher.run([row(3)], Call(deadline=time.monotonic()))
+        await ask(batcher, [row(3)], Call(deadline=time.monotonic()))
     assert batcher.waiting_rows == 0
     session.open.set()
     await running
@@ -300,13 +302,21 @@ async def test_an_expired_row_does_not_run(make, session, notes):
     assert notes.counts == {"expired": 1}
 
 
+async def test_a_deadline_is_kept_also_before_there_are_rows(make, session):
+    batcher = await make()
+    with pytest.raises(DeadlineExceeded, match="passed before its answer"):
+        async with batcher.place(2, Call(deadline=time.monotonic() + 0.01)):
+            await asyncio.Event().wait()  # what is never prepared
+    assert (batcher.waiting_rows, batcher.under_way.count, session.batches) == (0, 0, [])
+
+
 async def test_a_high_priority_overtakes(make, session):
     batcher = await make(rows=1)
     session.open.clear()
-    tasks = [asyncio.create_task(batcher.run([row(1)], Call()))]
+    tasks = [asyncio.create_task(ask(batcher, [row(1)]))]
     await until(lambda: batcher.waiting_rows == 0 and batcher.running_rows)
     for number, priority in ((2, 0), (3, 9), (4, 1)):
-        tasks.append(asyncio.create_task(batcher.run([row(number)], Call(priority=priority))))
+        tasks.append(asyncio.create_task(ask(batcher, [row(number)], Call(priority=priority))))
     await until(lambda: batcher.waiting_rows == 3)
     session.open.set()
     await asyncio.gather(*tasks)
@@ -318,7 +328,7 @@ async def test_a_high_priority_overtakes(make, session):
 async def test_a_high_priority_overtakes_the_batch_that_is_collated_already(make, session):
     batcher = await make(rows=4)
     session.open.clear()
-    tasks = [asyncio.create_task(batcher.run([row(1)], Call()))]
+    tasks = [asyncio.create_task(ask(batcher, [row(1)]))]
     await until(lambda: batcher.waiting_rows == 0 and batcher.running_rows)
     tasks += [asyncio.create_task(batcher.run([row(*[1] * 16)], Call())) for _ in range(4)]
     await until(lambda: session.collated == 2)
@@ -334,19 +344,19 @@ async def test_draining_answers_who_is_in_and_lets_in_nobody(make, session):
     session.open.clear()
     tokenised = asyncio.Event()
 
-    async def ask(number):
-        with batcher.under_way.one():
+    async def tokenise_and_ask(number):
+        async with batcher.place(1, Call()) as place:
             await tokenised.wait()  # a request that has begun is in, though none of its rows waits yet
-            return await batcher.run([row(number)], Call())
+            return await batcher.run([row(number)], place)
 
-    tasks = [asyncio.create_task(ask(number)) for number in range(4)]
+    tasks = [asyncio.create_task(tokenise_and_ask(number)) for number in range(4)]
     await asyncio.sleep(0)
     ending = asyncio.create_task(batcher.drain())
     await asyncio.sleep(0)
     with pytest.raises(NotReady, match="sums is being unloaded"):
-        await ask(9)
+        await ask(batcher, [row(9)])
     tokenised.set()
-    await until(lambda: batcher.running_rows + batcher.waiting_rows == 4)
+    await until(lambda: batcher.running_rows)
     assert not ending.done()
     session.open.set()
     assert [sums(answer) for answer in await asyncio.gather(*tasks)] == [[0], [1], [2], [3]]
@@ -355,7 +365,7 @@ async def test_draining_answers_who_is_in_and_lets_in_nobody(make, session):
 
 async def test_the_observer_hears_of_rows_tokens_padding_and_time(make, notes):
     batcher = await make(max_delay_s=0.05)
-    await batcher.run([row(1, 2, 3, 4), row(1, 2)], Call())
+    await ask(batcher, [row(1, 2, 3, 4), row(1, 2)])
     (facts,) = notes.batches
     assert (facts["rows"], facts["tokens"], facts["padded_tokens"]) == (2, 6, 8)
     assert len(facts["queue_seconds"]) == 2
@@ -365,7 +375,7 @@ async def test_the_observer_hears_of_rows_tokens_padding_and_time(make, notes):
 async def test_a_request_spent_the_time_of_all_its_batches_and_waited_the_rest(make, notes):
     batcher = await make(rows=2)
     begun = time.monotonic()
-    await batcher.run([row(1), row(2), row(3)], Call())
+    await ask(batcher, [row(1), row(2), row(3)])
     seconds = time.monotonic() - begun
     (spent,) = notes.answers
     assert len(notes.batches) == 2

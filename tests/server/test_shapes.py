@@ -6,7 +6,7 @@ from itertools import count
 import numpy as np
 import pytest
 
-from server.admission import Call, Limits
+from server.admission import Limits
 from server.artifact import read_artifact
 from server.batching.batcher import Batcher
 from server.batching.rows import ImageRow, TextRow, collate
@@ -18,6 +18,7 @@ from server.providers import ProviderChoice
 from server.session import BoundSession, open_session
 from server.settings import Settings
 from server.stop import Stop
+from tests.server.test_batcher import ask
 
 OUTPUTS = {
     "tiny-bert": ("top_scores", "top_ids", "logsumexp"),
@@ -79,7 +80,7 @@ async def test_padded_batches_answer_as_single_inputs_do(name, bound):
         limits=Limits(requests=1000, tokens=100_000),
     )
     await batcher.start()
-    answers = await asyncio.gather(*(batcher.run([row], Call()) for row in rows))
+    answers = await asyncio.gather(*(ask(batcher, [row]) for row in rows))
     await batcher.drain()
     for row, (answer,) in zip(rows, answers, strict=True):
         alone = session.run(collate([row], session.input_names), row.outputs)

@@ -1,6 +1,9 @@
 """The tasks of encoders and vision models give what transformers gives for the same checkpoints."""
 
 import asyncio
+import threading
+import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ import transformers
 from PIL import Image
 
 from server.admission import Call
-from server.errors import InvalidRequest
+from server.errors import DeadlineExceeded, InvalidRequest
 from server.tasks.embed import Embeddings
 from server.tasks.fill_mask import FilledText
 from tests.server.conftest import opened
@@ -217,6 +220,17 @@ async def test_wrong_tensors_are_refused_by_name(repository, inputs, said):
         await repository.get("tiny-bert").raw(inputs, call=CALL)
 
 
+async def test_too_many_rows_are_refused_before_anything_is_made_of_them(repository):
+    inputs = {"input_ids": np.full((100_000, 1), 7)}
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest, match="input_ids: found 100000 inputs, expected at most 1024"):
+            await repository.get("tiny-embedder").raw(inputs, call=CALL)
+        assert tracemalloc.get_traced_memory()[1] < 100_000  # bytes: not one for each row
+    finally:
+        tracemalloc.stop()
+
+
 async def test_what_stands_in_the_padding_does_not_matter(repository):
     ids = np.array([[5, 6, 7], [5, 6, 9999]])
     mask = np.array([[1, 1, 1], [1, 1, 0]])
@@ -232,6 +246,27 @@ async def test_what_stands_in_the_padding_does_not_matter(repository):
 async def test_wrong_pixels_are_refused(repository, pixels):
     with pytest.raises(InvalidRequest, match=r"pixel_values: .* expected float32 of shape \[n, 3, 32, 32\]"):
         await repository.get("tiny-vit").raw({"pixel_values": pixels}, call=CALL)
+
+
+# ---- in time
+
+
+@pytest.mark.parametrize(
+    ("name", "given"), [("tiny-bert", "[MASK]"), ("tiny-classifier", "a"), ("tiny-embedder", "a"), ("tiny-vit", b"")]
+)
+async def test_a_deadline_that_passes_before_an_input_is_read_is_told_at_once(repository, busy, name, given):
+    call = Call(deadline=time.monotonic() + 0.05)
+    with pytest.raises(DeadlineExceeded):
+        await repository.get(name).task([given], call=call)
+    assert not any(work.done() for work in busy)
+
+
+@pytest.fixture
+def busy(repository):
+    """All threads that read inputs have something else to do until the test is over."""
+    over, pool = threading.Event(), repository._prepare
+    yield [pool.submit(over.wait, 30) for _ in range(pool._max_workers)]
+    over.set()
 
 
 # ---- many at once

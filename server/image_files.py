@@ -1,18 +1,31 @@
 """From the bytes of an image file to a picture in RGB, upright, as `transformers` loads it.
 
 The header is read, and judged, before anything is decoded: a few bytes can stand for gigabytes of pixels, or for hours.
+Between the two nothing stays open: what Pillow keeps of an opened file can be many times as large as the file.
 """
 
 import io
 import math
+from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from server.errors import InvalidRequest
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+# How a file begins → what reads it. Not by Image.open: of a JPEG of several pictures (MPO) that reads all headers.
+READERS: tuple[tuple[bytes, type[ImageFile]], ...] = (
+    (b"\xff\xd8\xff", JpegImageFile),
+    (b"\x89PNG\r\n\x1a\n", PngImageFile),
+    (b"RIFF", WebPImageFile),
+    (b"GIF8", GifImageFile),
+)
+FORMATS = tuple(reader.format or "" for _, reader in READERS)
 EXPECTED = "a JPEG, PNG, WebP or GIF file"
 MAX_SIDE = 1 << 16  # more, and the filters of a resize alone take gigabytes
 MAX_PIXELS = 50_000_000  # 200 MB decoded; twice as much while it is turned or converted
@@ -20,36 +33,75 @@ MAX_JPEG_PIXELS = 150_000_000  # decoded at half the size
 # A JPEG in many scans (progressive) goes over all of its pixels once for each, and a scan takes but some 70 bytes.
 MAX_SCANNED_PIXELS = 1_000_000_000
 SCAN = b"\xff\xda"
+# Bytes for each pixel while it is decoded, at the most, as measured: 4, and as many again while it is turned or
+# converted; beside them the coefficients of a JPEG in scans (12.1 in CMYK), or the two canvases of a WebP and a copy.
+BYTES_PER_PIXEL, WEBP_BYTES_PER_PIXEL = 12, 18
+
+TURNS = {  # what EXIF calls orientation → how the picture becomes upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-def open_image(file: bytes, field: str = "image") -> Image.Image:
-    """The picture, its pixels still to be decoded. InvalidRequest if there is none, or if it is too large."""
+@dataclass(frozen=True)
+class Header:
+    """What is known of a picture before it is decoded: its size then, and how much memory decoding takes."""
+
+    width: int
+    height: int
+    decoding_bytes: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.width, self.height
+
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
+
+
+def read_header(file: bytes, field: str = "image") -> Header:
+    """InvalidRequest if the file is no image, or one that would take too much time or memory."""
+    picture = _opened(file, field)
+    each = WEBP_BYTES_PER_PIXEL if isinstance(picture, WebPImageFile) else BYTES_PER_PIXEL
+    return Header(*picture.size, decoding_bytes=each * math.prod(picture.size))
+
+
+def decode(file: bytes, field: str = "image") -> Image.Image:
+    """The picture in RGB, upright. InvalidRequest as by `read_header`, or if it is cut off or broken."""
+    picture: Image.Image = _opened(file, field)
+    try:
+        picture.load()
+        turn = TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+        if turn is not None:
+            picture = picture.transpose(turn)
+        return _rgb(picture)
+    except Exception as error:
+        raise _broken(field, error) from None
+
+
+def _opened(file: bytes, field: str) -> ImageFile:
+    """The picture, its pixels still to be decoded."""
     if not file:
         raise InvalidRequest(field, "no bytes", EXPECTED)
+    reader = next((reader for start, reader in READERS if file.startswith(start)), None)
+    if reader is None:
+        raise InvalidRequest(field, f"{len(file)} bytes that are no image", EXPECTED)
     try:
-        picture = Image.open(io.BytesIO(file), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InvalidRequest(field, "more pixels than any photograph has", f"at most {MAX_PIXELS} pixels") from None
-    except UnidentifiedImageError:
-        raise InvalidRequest(field, f"{len(file)} bytes that are no image", EXPECTED) from None
+        picture = reader(io.BytesIO(file))
     except Exception as error:
         raise _broken(field, error) from None
     _check_size(picture, field)
     if isinstance(picture, JpegImageFile):
         _check_jpeg(picture, file, field)
-    if math.prod(picture.size) > MAX_PIXELS:
-        picture.draft(None, (picture.width // 2, picture.height // 2))
+        if math.prod(picture.size) > MAX_PIXELS:
+            picture.draft(None, (picture.width // 2, picture.height // 2))
     return picture
-
-
-def decode(picture: Image.Image, field: str = "image") -> Image.Image:
-    """The picture in RGB, upright. InvalidRequest if it is cut off or broken."""
-    try:
-        picture.load()
-        ImageOps.exif_transpose(picture, in_place=True)
-        return _rgb(picture)
-    except Exception as error:
-        raise _broken(field, error) from None
 
 
 def _check_size(picture: Image.Image, field: str) -> None:
@@ -85,6 +137,8 @@ def _rgb(picture: Image.Image) -> Image.Image:
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
-def _broken(field: str, error: Exception) -> InvalidRequest:
+def _broken(field: str, error: Exception) -> Exception:
     """Whatever Pillow raises on a file is the file's fault: broken data comes as a dozen kinds of exceptions."""
+    if isinstance(error, MemoryError):
+        return error
     return InvalidRequest(field, f"a broken image ({error})", EXPECTED)

@@ -1,5 +1,6 @@
 """From a picture to pixels as a model wants them, as `transformers` makes them."""
 
+from dataclasses import replace
 from math import ceil
 
 import numpy as np
@@ -8,9 +9,11 @@ from PIL import Image
 
 from protos.manifest_pb2 import ImageInput, Size
 from server.errors import BadArtifact, InvalidRequest
-from server.image_files import decode, open_image
+from server.image_files import Header, decode, read_header
 
 MAX_RESIZED_PIXELS = 16_000_000  # before a crop
+BYTES_PER_RESIZED_PIXEL = 10  # Pillow's 4, and two copies without the fourth
+BYTES_PER_PIXEL_IN_FP32 = 36  # three copies of three colours
 Pixels = NDArray[np.float32]
 
 
@@ -25,15 +28,22 @@ class ImageDecoder:
         if image.HasField("resize") and image.HasField("crop") and image.crop.HasField("shortest_edge"):
             raise BadArtifact("image.crop: found a shortest edge, expected height and width")
 
+    def header(self, file: bytes, field: str = "image") -> Header:
+        """What decoding this file takes, resizing included. InvalidRequest if it is none, or cannot be resized."""
+        header, image = read_header(file, field), self._image
+        more = BYTES_PER_PIXEL_IN_FP32 * image.height * image.width
+        if image.HasField("resize"):
+            width, height = _target(header.size, image.resize, field)
+            # One side after the other: which one first depends on whether EXIF turns the picture.
+            between = max(width * header.height, height * header.width)
+            more += BYTES_PER_RESIZED_PIXEL * (width * height + between)
+        return replace(header, decoding_bytes=header.decoding_bytes + more)
+
     def decode(self, file: bytes, field: str = "image") -> Pixels:
         """(3, h, w), FP32, in the order in which a model takes it. InvalidRequest if the bytes are no such image."""
-        return self.pixels(open_image(file, field), field)
-
-    def pixels(self, picture: Image.Image, field: str = "image") -> Pixels:
-        """The same of a picture that `open_image` opened."""
-        picture, image = decode(picture, field), self._image
+        picture, image = decode(file, field), self._image
         if image.HasField("resize"):
-            picture = picture.resize(_target(picture, image.resize, field), self._resample)
+            picture = picture.resize(_target(picture.size, image.resize, field), self._resample)
         values = np.asarray(picture)  # (h, w, 3)
         if image.HasField("crop"):
             values = _crop(values, image.crop.height, image.crop.width)
@@ -48,15 +58,15 @@ class ImageDecoder:
         return np.ascontiguousarray(result)
 
 
-def _target(picture: Image.Image, size: Size, field: str) -> tuple[int, int]:
+def _target(found: tuple[int, int], size: Size, field: str) -> tuple[int, int]:
     """Width and height to resize to. Of a line of pixels, a shortest edge would make gigabytes."""
     if not size.HasField("shortest_edge"):
         return size.width, size.height
-    short, long = sorted(picture.size)
+    short, long = sorted(found)
     edges = size.shortest_edge, int(size.shortest_edge * long / short)
     if edges[0] * edges[1] > MAX_RESIZED_PIXELS:
-        raise InvalidRequest(field, f"{picture.width} x {picture.height} pixels", "sides that differ less")
-    return edges if picture.width <= picture.height else edges[::-1]
+        raise InvalidRequest(field, f"{found[0]} x {found[1]} pixels", "sides that differ less")
+    return edges if found[0] <= found[1] else edges[::-1]
 
 
 def _crop(values: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

@@ -23,6 +23,7 @@ from server.generation.engine import open_engine
 from server.generation.engines import Engines
 from server.generation.replay import check_decoding
 from server.golden import Measured
+from server.image_pool import ImagePool
 from server.images import ImageDecoder
 from server.observer import Observer
 from server.providers import ProviderChoice
@@ -74,6 +75,7 @@ class Opening:
     settings: ModelSettings
     memory_limit: int | None  # bytes of a GPU for what the runtime does not take; None: all that is free
     prepare: Executor  # for work that must not hold up the event loop
+    images: ImagePool  # for images
     observer: Observer
     stop: Stop
 
@@ -139,7 +141,14 @@ class Model:
 
 
 def open_model(
-    artifact: Artifact, choice: ProviderChoice, settings: Settings, *, prepare: Executor, observer: Observer, stop: Stop
+    artifact: Artifact,
+    choice: ProviderChoice,
+    settings: Settings,
+    *,
+    prepare: Executor,
+    images: ImagePool,
+    observer: Observer,
+    stop: Stop,
 ) -> Model:
     """Open sessions, check them with the golden inputs, make the doors. Blocks.
 
@@ -169,6 +178,7 @@ def open_model(
         settings=settings.of(artifact.name),
         memory_limit=_memory_limit(artifact, session, settings),
         prepare=prepare,
+        images=images,
         observer=observer,
         stop=stop,
     )
@@ -200,7 +210,7 @@ def _text(make: TextTask, opening: Opening) -> Doors:
 def _classify_image(opening: Opening) -> Doors:
     image = opening.artifact.manifest.image
     batcher = _batcher(opening, tokens_of_a_row=max(1, image.height * image.width // PIXELS_PER_TOKEN))
-    task = ClassifyImage(opening.artifact, batcher, ImageDecoder(image), opening.prepare)
+    task = ClassifyImage(opening.artifact, batcher, ImageDecoder(image), opening.images)
     return Doors(task=task, raw=RawImage(opening.artifact, batcher), parts=(batcher,))
 
 

@@ -11,6 +11,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
 from server.artifact import Artifact, read_artifact
 from server.errors import BadArtifact, NotEnoughMemory, ProviderUnavailable
+from server.image_pool import ImagePool
 from server.model import Model, open_model
 from server.observer import Observe
 from server.providers import ProviderChoice, Providers, find_providers
@@ -30,10 +31,10 @@ log = logging.getLogger(__name__)
 
 
 class Opener:
-    """Opens in a thread of its own. `prepare` is the pool of the models for work before they run."""
+    """Opens in a thread of its own. `prepare` and `images` are the pools of the models for work before they run."""
 
-    def __init__(self, settings: Settings, observe: Observe, prepare: Executor) -> None:
-        self._settings, self._observe, self._prepare = settings, observe, prepare
+    def __init__(self, settings: Settings, observe: Observe, *, prepare: Executor, images: ImagePool) -> None:
+        self._settings, self._observe, self._prepare, self._images = settings, observe, prepare, images
         self._providers: Providers | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="open")
         self._stop = Stop()
@@ -65,7 +66,13 @@ class Opener:
         try:
             model = await self._in_thread(
                 lambda: open_model(
-                    artifact, choice, self._settings, prepare=self._prepare, observer=observer, stop=self._stop
+                    artifact,
+                    choice,
+                    self._settings,
+                    prepare=self._prepare,
+                    images=self._images,
+                    observer=observer,
+                    stop=self._stop,
                 )
             )
             await model.start()

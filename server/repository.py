@@ -10,6 +10,7 @@ from pathlib import Path
 from server.artifact import newest, versions
 from server.cpus import usable_cpus
 from server.errors import AffinityError, BadArtifact, InvalidRequest, ModelNotFound, NotReady, WrongTask
+from server.image_pool import ImagePool
 from server.model import Model
 from server.observer import Observe, silence
 from server.opener import Opener
@@ -51,7 +52,8 @@ class Repository:
         self._locks: dict[str, asyncio.Lock] = {}  # one load or unload of a model at a time
         self._leaving: set[asyncio.Task[None]] = set()  # unloaded, and still answering who is in
         self._prepare = ThreadPoolExecutor(usable_cpus() + 1, thread_name_prefix="prepare")
-        self._opener = Opener(settings, observe, self._prepare)
+        self._images = ImagePool(usable_cpus() + 1)
+        self._opener = Opener(settings, observe, prepare=self._prepare, images=self._images)
         self.ready = False
         self.changed: Callable[[], Awaitable[None]] = nobody  # called when models have come or gone
         self.gone: Callable[[str, str], None] = no_one  # called when a version has answered all who were in
@@ -182,6 +184,7 @@ class Repository:
         self._opener.stop()
         await asyncio.gather(*(model.drain() for model in self.models()), *self._leaving)
         self._prepare.shutdown(wait=False, cancel_futures=True)
+        self._images.end()
 
     def _chosen(self, name: str) -> dict[int, Path]:
         """The versions to serve → where they lie. ModelNotFound if there are none, or not all that are named."""

@@ -16,18 +16,31 @@ class Room:
 
     @asynccontextmanager
     async def taken(self, size: int) -> AsyncIterator[None]:
-        """So much of the room, once those who came before have theirs."""
-        size = min(size, self.size)
+        """So much of the room, for as long as this lasts."""
+        await self.enter(size)
+        try:
+            yield
+        finally:
+            self.leave(size)
+
+    async def enter(self, size: int) -> None:
+        """Take so much of the room, once those who came before have theirs. Who is cancelled meanwhile has nothing."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((size, turn))
+        self._waiting.append((min(size, self.size), turn))
         self._let_in()
         try:
             await turn
-            yield
-        finally:
-            if turn.done() and not turn.cancelled():
-                self.free += size
-            self._let_in()
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._let_in()
+            else:
+                self.leave(size)
+            raise
+
+    def leave(self, size: int) -> None:
+        """Give back what `enter` took."""
+        self.free += min(size, self.size)
+        self._let_in()
 
     def _let_in(self) -> None:
         """All whose turn it is. Who has gone away meanwhile is passed over."""

@@ -1,35 +1,32 @@
 """Classes of images, given as the bytes of files."""
 
 import asyncio
-import math
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from functools import partial
-
-from PIL import Image
 
 from server.admission import Call
 from server.artifact import Artifact
 from server.batching.batcher import Batcher
 from server.batching.rows import ImageRow
 from server.errors import InvalidRequest
-from server.image_files import MAX_PIXELS, open_image
+from server.image_files import MAX_PIXELS, Header
+from server.image_pool import ImagePool
 from server.images import ImageDecoder
-from server.room import Room
 from server.tasks.classes import Class, check_top_k, rank, scores_of
 
 PIXELS_OF_A_REQUEST = 20 * MAX_PIXELS  # together: some ten seconds of decoding
-PIXELS_AT_ONCE = 4 * MAX_PIXELS  # being decoded for one model: 4 bytes each, twice that while they are turned
+HEADER_BYTES = (
+    200_000_000  # that reading a header can take: a GIF's frame may be filled then, a PNG's texts be unpacked
+)
 
 
 class ClassifyImage:
     """What an image shows, by the model's own labels."""
 
-    def __init__(self, artifact: Artifact, batcher: Batcher, decoder: ImageDecoder, prepare: Executor) -> None:
+    def __init__(self, artifact: Artifact, batcher: Batcher, decoder: ImageDecoder, pool: ImagePool) -> None:
         self.labels = tuple(artifact.manifest.labels)
         self.function = artifact.manifest.function_to_apply or "softmax"
-        self._batcher, self._decoder, self._prepare = batcher, decoder, prepare
-        self._room = Room(PIXELS_AT_ONCE)
+        self._batcher, self._decoder, self._pool = batcher, decoder, pool
 
     async def __call__(
         self,
@@ -49,25 +46,24 @@ class ClassifyImage:
 
     async def _rows(self, images: Sequence[bytes], field: str) -> list[ImageRow]:
         """All headers are judged before the first image is decoded; then several threads decode."""
-        in_pool = partial(asyncio.get_running_loop().run_in_executor, self._prepare)
-        pictures = await in_pool(_opened, images, field)
+        headers = await self._pool.run(partial(self._headers, images, field), decoding_bytes=HEADER_BYTES)
 
-        async def decoded(number: int, picture: Image.Image) -> ImageRow:
-            async with self._room.taken(math.prod(picture.size)):
-                pixels = await in_pool(self._decoder.pixels, picture, f"{field}[{number}]")
+        async def decoded(number: int, file: bytes, header: Header) -> ImageRow:
+            work = partial(self._decoder.decode, file, f"{field}[{number}]")
+            pixels = await self._pool.run(work, decoding_bytes=header.decoding_bytes)
             return ImageRow(pixel_values=pixels, outputs=("logits",))
 
-        tasks = [asyncio.ensure_future(decoded(number, picture)) for number, picture in enumerate(pictures)]
+        pairs = enumerate(zip(images, headers, strict=True))
+        tasks = [asyncio.ensure_future(decoded(number, file, header)) for number, (file, header) in pairs]
         try:
             return await asyncio.gather(*tasks)
         finally:
             for task in tasks:  # where one failed, nobody waits for the others
                 task.cancel()
 
-
-def _opened(images: Sequence[bytes], field: str) -> list[Image.Image]:
-    pictures = [open_image(image, f"{field}[{number}]") for number, image in enumerate(images)]
-    pixels = sum(math.prod(picture.size) for picture in pictures)
-    if pixels > PIXELS_OF_A_REQUEST:
-        raise InvalidRequest(field, f"{pixels} pixels together", f"at most {PIXELS_OF_A_REQUEST} in a request")
-    return pictures
+    def _headers(self, images: Sequence[bytes], field: str) -> list[Header]:
+        headers = [self._decoder.header(image, f"{field}[{number}]") for number, image in enumerate(images)]
+        pixels = sum(header.pixels for header in headers)
+        if pixels > PIXELS_OF_A_REQUEST:
+            raise InvalidRequest(field, f"{pixels} pixels together", f"at most {PIXELS_OF_A_REQUEST} in a request")
+        return headers

@@ -1,0 +1,84 @@
+"""Images sent to a real server, of a few bytes and many pixels: what it takes while it decodes them is bounded."""
+
+import io
+import os
+import struct
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from PIL import Image
+
+from protos import affinity_pb2 as pb
+from protos.affinity_pb2_grpc import AffinityStub
+from server.image_files import BYTES_PER_PIXEL, WEBP_BYTES_PER_PIXEL
+from tests.serving import served
+
+PIXELS = 3000 * 2000
+IMAGES, THREADS = 20, 2
+BESIDE = 60e6  # for what is none of Pillow's
+
+
+@contextmanager
+def on_one_cpu():
+    """A process that is started meanwhile has one CPU: of its threads that decode there are two."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+@pytest.fixture(scope="module")
+def server_on_one_cpu(artifacts):
+    with on_one_cpu():
+        running = served(artifacts, "--models", "tiny-vit")
+        server = running.__enter__()
+    yield server
+    running.__exit__(None, None, None)
+
+
+def bomb(form):
+    """A file of a few kilobytes, or bytes."""
+    if form == "WEBP":  # lossless: six numbers of codes, each with the one symbol 0
+        width, height = 3000 - 1, 2000 - 1
+        data = b"\x2f" + struct.pack("<I", width | height << 14) + bytes([0b10001000, 0b10001000, 0b00001000, 0])
+        data += bytes(len(data) % 2)
+        chunk = b"VP8L" + struct.pack("<I", len(data)) + data
+        return b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk
+    file = io.BytesIO()
+    Image.new("RGB", (3000, 2000)).save(file, form)
+    return file.getvalue()
+
+
+def memory(process, name):
+    """In bytes: VmRSS, what it takes; VmHWM, the most it took since `forget_peak`."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def forget_peak(process):
+    Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+
+
+@pytest.mark.parametrize(
+    ("form", "bytes_per_pixel"),
+    [
+        ("PNG", BYTES_PER_PIXEL),
+        ("JPEG", BYTES_PER_PIXEL),
+        ("GIF", BYTES_PER_PIXEL),
+        ("WEBP", WEBP_BYTES_PER_PIXEL),
+    ],
+)
+def test_decoding_takes_memory_for_as_many_images_as_there_are_threads(server_on_one_cpu, form, bytes_per_pixel):
+    file, process = bomb(form), server_on_one_cpu.process
+    with grpc.insecure_channel(server_on_one_cpu.target) as channel:
+        classify = AffinityStub(channel).ClassifyImage
+        classify(pb.ClassifyImageRequest(images=[file]))
+        before = memory(process, "VmRSS")
+        forget_peak(process)
+        assert len(classify(pb.ClassifyImageRequest(images=[file] * IMAGES)).results) == IMAGES
+    taken = memory(process, "VmHWM") - before
+    assert taken <= THREADS * bytes_per_pixel * PIXELS + BESIDE

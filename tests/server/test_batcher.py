@@ -330,9 +330,9 @@ async def test_a_high_priority_overtakes_the_batch_that_is_collated_already(make
     session.open.clear()
     tasks = [asyncio.create_task(ask(batcher, [row(1)]))]
     await until(lambda: batcher.waiting_rows == 0 and batcher.running_rows)
-    tasks += [asyncio.create_task(batcher.run([row(*[1] * 16)], Call())) for _ in range(4)]
+    tasks += [asyncio.create_task(ask(batcher, [row(*[1] * 16)])) for _ in range(4)]
     await until(lambda: session.collated == 2)
-    tasks.append(asyncio.create_task(batcher.run([row(4)], Call(priority=1))))
+    tasks.append(asyncio.create_task(ask(batcher, [row(4)], Call(priority=1))))
     await until(lambda: batcher.waiting_rows == 5)
     session.open.set()
     await asyncio.gather(*tasks)

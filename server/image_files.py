@@ -4,7 +4,6 @@ The header is read, and judged, before anything is decoded: a few bytes can stan
 Between the two nothing stays open: what Pillow keeps of an opened file can be many times as large as the file.
 """
 
-import io
 import math
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from server.errors import InvalidRequest
+from server.metered_file import MeteredFile
 
 # How a file begins → what reads it. Not by Image.open: of a JPEG of several pictures (MPO) that reads all headers.
 READERS: tuple[tuple[bytes, type[ImageFile]], ...] = (
@@ -33,11 +33,15 @@ MAX_JPEG_PIXELS = 150_000_000  # decoded at half the size
 # A JPEG in many scans (progressive) goes over all of its pixels once for each, and a scan takes but some 70 bytes.
 MAX_SCANNED_PIXELS = 1_000_000_000
 SCAN = b"\xff\xda"
+# Of a JPEG, Pillow puts all parts with EXIF data together one by one, in quadratic time: cameras write one, of at most
+# 64 KiB, and more in pictures behind the first or within it. Orientation is all that is wanted of it.
+EXIF, MAX_EXIF_PARTS, MAX_EXIF_BYTES = b"Exif\0\0", 16, 1 << 20
+PACKED, MAX_PACKED_PARTS = (b"zTXt", b"iTXt", b"iCCP"), 16  # of a PNG: each may be a megabyte when unpacked
 # Bytes for each pixel while it is decoded, at the most, as measured: 4, and as many again while it is turned or
 # converted; beside them the coefficients of a JPEG in scans (12.1 in CMYK), or the two canvases of a WebP and a copy.
 BYTES_PER_PIXEL, WEBP_BYTES_PER_PIXEL = 12, 18
 
-TURNS = {  # what EXIF calls orientation → how the picture becomes upright
+TURNS: dict[object, Image.Transpose] = {  # what EXIF calls orientation → how the picture becomes upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -77,9 +81,9 @@ def decode(file: bytes, field: str = "image") -> Image.Image:
     picture: Image.Image = _opened(file, field)
     try:
         picture.load()
-        turn = TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+        turn = TURNS.get(_orientation(picture))
         if turn is not None:
-            picture = picture.transpose(turn)
+            picture = picture.transpose(turn)  # what was opened is let go of, with all that it holds
         return _rgb(picture)
     except Exception as error:
         raise _broken(field, error) from None
@@ -92,8 +96,9 @@ def _opened(file: bytes, field: str) -> ImageFile:
     reader = next((reader for start, reader in READERS if file.startswith(start)), None)
     if reader is None:
         raise InvalidRequest(field, f"{len(file)} bytes that are no image", EXPECTED)
+    _check_parts(reader, file, field)
     try:
-        picture = reader(io.BytesIO(file))
+        picture = reader(MeteredFile(file))
     except Exception as error:
         raise _broken(field, error) from None
     _check_size(picture, field)
@@ -102,6 +107,22 @@ def _opened(file: bytes, field: str) -> ImageFile:
         if math.prod(picture.size) > MAX_PIXELS:
             picture.draft(None, (picture.width // 2, picture.height // 2))
     return picture
+
+
+def _check_parts(reader: type[ImageFile], file: bytes, field: str) -> None:
+    """Refuse what would take long to read before the size of the picture is known."""
+    if reader is JpegImageFile and (parts := file.count(EXIF)) > MAX_EXIF_PARTS:
+        raise InvalidRequest(field, f"{parts} parts with EXIF data", f"at most {MAX_EXIF_PARTS}")
+    if reader is PngImageFile and (parts := sum(map(file.count, PACKED))) > MAX_PACKED_PARTS:
+        raise InvalidRequest(field, f"{parts} parts with packed texts and profiles", f"at most {MAX_PACKED_PARTS}")
+
+
+def _orientation(picture: Image.Image) -> object:
+    """What EXIF data, or a text in their place, say. Nothing else of them is looked at: they can be anything."""
+    size = max(len(picture.info.get(name, b"")) for name in ("exif", "Raw profile type exif"))
+    if size > MAX_EXIF_BYTES:
+        raise ValueError(f"{size} bytes of EXIF data, more than {MAX_EXIF_BYTES}")
+    return picture.getexif().get(ExifTags.Base.Orientation)
 
 
 def _check_size(picture: Image.Image, field: str) -> None:

@@ -239,6 +239,55 @@ def test_text_in_a_png_cannot_be_blown_up():
         decoder().decode(file[:33] + bomb + file[33:])
 
 
+def segment(marker, data):
+    """A part of a JPEG."""
+    return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
+
+
+def with_parts(kind, parts):
+    """A file with more parts, in front of its pixels."""
+    at = {"jpeg": 2, "png": 33, "gif": FILES["gif"].index(b"!")}[kind]
+    return FILES[kind][:at] + parts + FILES[kind][at:]
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        (
+            with_parts("jpeg", segment(0xE1, b"Exif\0\0" + b"x" * 9) * 40_000),
+            "40000 parts with EXIF data, expected at most 16",
+        ),
+        (with_parts("jpeg", segment(0xE5, b"") * 100_000), "in more than"),
+        (with_parts("jpeg", segment(0xE5, b"") + b"-" * 100_000), "in more than"),
+        (with_parts("png", png_chunk(b"prVt", b"") * 50_000), "in more than"),
+        (
+            with_parts("png", png_chunk(b"zTXt", b"a\0\0" + zlib.compress(b"a" * 1_000_000)) * 17),
+            "17 parts with packed",
+        ),
+        (with_parts("png", png_chunk(b"eXIf", b"MM" + b"x" * 2_000_000)), "2000008 bytes of EXIF data"),
+        (FILES["png"].replace(b"\0\0\0\0IEND", png_chunk(b"IDAT", b"") * 50_000 + b"\0\0\0\0IEND"), "in more than"),
+        (with_parts("gif", b"!\xfe" + b"\x01a" * 50_000 + b"\0"), "in more than"),
+    ],
+    ids=range(8),
+)
+def test_a_file_of_very_many_parts_is_refused(file, said):
+    """Some of them are read in quadratic time, others in hundreds of bytes of memory for each of theirs."""
+    with pytest.raises(InvalidRequest, match=said):
+        decoder().decode(file)
+
+
+def test_as_many_parts_as_cameras_and_programs_write_are_read():
+    large = segment(0xE1, b"http://ns.adobe.com/xmp/extension/\0" + b"x" * 65_000) * 200 + segment(0xE5, b"") * 200
+    exif = segment(0xE1, b"Exif\0\0" + TURNED.tobytes().removeprefix(b"Exif\0\0") + b"x" * 65_000)
+    found = decoder().decode(with_parts("jpeg", exif + large))
+    assert np.abs(found - expected(FILES["turned"])).max() <= 1e-6
+    pixels = FILES["png"][FILES["png"].index(b"IDAT") + 4 : FILES["png"].index(b"IEND") - 8]
+    pieces = b"".join(png_chunk(b"IDAT", pixels[at : at + 256]) for at in range(0, len(pixels), 256))
+    texts = png_chunk(b"tEXt", b"key\0" + b"value" * 20) * 1000
+    found = decoder().decode(FILES["png"][:33] + texts + pieces + png_chunk(b"IEND", b""))
+    assert np.abs(found - expected(FILES["png"])).max() <= 1e-6
+
+
 def test_of_a_hundred_thousand_frames_one_is_read():
     file = file_of(Image.new("L", (1, 1)), "GIF")
     start = file.index(b",")

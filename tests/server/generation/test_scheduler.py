@@ -1,12 +1,9 @@
-"""Decisions as tables, then properties over random days of work. No clock, no thread, no tensor."""
+"""Decisions as tables: no clock, no thread, no tensor. What must hold on any day is in test_scheduler_days.py."""
 
 import itertools
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from server.admission import Call, Gate, Limits
 from server.errors import InvalidRequest, Overloaded
@@ -16,8 +13,14 @@ from server.generation.scheduler import Decode, Plan, Prefill, Scheduler, Sequen
 PLENTY = Limits(requests=1000, tokens=1_000_000)
 
 
-def scheduler(slots=4, chunk_tokens=8, limits=PLENTY, shared_tokens=3) -> Scheduler:
-    return Scheduler(Gate("gpt", limits), slots=slots, chunk_tokens=chunk_tokens, shared_tokens=shared_tokens)
+def scheduler(slots=4, chunk_tokens=8, limits=PLENTY, shared_tokens=3, most_slots=0) -> Scheduler:
+    return Scheduler(
+        Gate("gpt", limits),
+        slots=slots,
+        most_slots=most_slots,
+        chunk_tokens=chunk_tokens,
+        shared_tokens=shared_tokens,
+    )
 
 
 NEVER_SEEN = itertools.count(1000)  # tokens
@@ -254,134 +257,3 @@ def test_a_failed_step_leaves_nothing_to_use_again():
     plans.fail(failing)
     plans.submit(same)
     assert plans.plan(1.0).step == Prefill(same, 0, 8)
-
-
-@dataclass
-class Day:
-    """A scheduler at work: runs its plans on imaginary slots, and checks what must always hold."""
-
-    plans: Scheduler
-    slots: dict[int, list[int]] = field(default_factory=dict)  # the tokens whose keys and values are in each
-    made: dict[Sequence, list[int]] = field(default_factory=dict)
-    ended: list[Sequence] = field(default_factory=list)
-    now: float = 0.0
-    steps: list[Prefill | Decode] = field(default_factory=list)
-
-    def step(self) -> bool:
-        plan = self.plans.plan(self.now)
-        self.ended += [*plan.cancelled, *plan.expired]
-        for copy in plan.copies:
-            assert len(self.slots[copy.source]) >= copy.tokens
-            self.slots[copy.target] = self.slots[copy.source][: copy.tokens]
-        running = self.plans.running
-        assert len({sequence.slot for sequence in running}) == len(running) <= self.plans.slots
-        assert all(0 <= sequence.slot < self.plans.slots for sequence in running)
-        for slot, kept in self.plans.prefixes.kept.items():
-            assert slot not in {sequence.slot for sequence in running}
-            assert self.slots[slot][: len(kept.prompt)] == kept.prompt.tolist()
-        if plan.step is None:
-            assert self.plans.idle, "there is work, and nothing is done"
-            return False
-        if isinstance(plan.step, Decode):
-            assert not (self.plans.reading and self.steps and isinstance(self.steps[-1], Decode)), (
-                "a prompt stands still"
-            )
-            self.decode(plan.step)
-        else:
-            self.prefill(plan.step)
-        self.steps.append(plan.step)
-        return True
-
-    def check(self, sequence: Sequence) -> None:
-        """Its keys and values are where they should be."""
-        whole = [*sequence.prompt.tolist(), *self.made.get(sequence, [])]
-        assert self.slots.get(sequence.slot, [])[: sequence.cached] == whole[: sequence.cached]
-
-    def decode(self, step: Decode) -> None:
-        assert step.sequences, "an empty batch kills the process"
-        assert [sequence.slot for sequence in step.sequences] == list(range(len(step.sequences)))
-        for sequence in step.sequences:
-            self.check(sequence)
-            held = self.slots[sequence.slot][: sequence.cached]
-            self.slots[sequence.slot] = [*held, self.made[sequence][-1]]
-        self.plans.advance(step)
-        for sequence in step.sequences:
-            self.give_token(sequence)
-
-    def prefill(self, step: Prefill) -> None:
-        sequence = step.sequence
-        assert 0 < step.tokens <= self.plans.chunk_tokens
-        assert step.tokens > 1 or sequence.prompt_tokens == 1, "one token alone comes out different"
-        assert step.start == sequence.cached
-        assert sequence.slot >= len(self.plans.decoding), "it would be in the way of those that decode"
-        self.check(sequence)
-        self.slots[sequence.slot] = sequence.prompt[: step.stop].tolist()
-        self.plans.advance(step)
-        if step.last:
-            self.give_token(sequence)
-
-    def give_token(self, sequence: Sequence) -> None:
-        made = self.made.setdefault(sequence, [])
-        made.append(next(NEVER_SEEN))
-        if len(made) == sequence.max_tokens:
-            self.plans.finish(sequence)
-            self.ended.append(sequence)
-
-
-PROMPTS = st.integers(1, 40) | st.lists(st.integers(1, 2), min_size=1, max_size=20)  # of two tokens: they often share
-REQUESTS = st.tuples(PROMPTS, st.integers(1, 12), st.integers(0, 10), st.none() | st.floats(0, 60))
-EVENTS = st.one_of(REQUESTS, st.just("step"), st.just("step"), st.tuples(st.just("cancel"), st.integers(0, 30)))
-
-
-@settings(max_examples=300)
-@given(slots=st.integers(1, 5), chunk_tokens=st.integers(3, 16), events=st.lists(EVENTS, max_size=60))
-def test_every_request_ends_exactly_once_and_slots_are_never_over_committed(slots, chunk_tokens, events):
-    day = Day(scheduler(slots=slots, chunk_tokens=chunk_tokens))
-    sequences: list[Sequence] = []
-    for event in events:
-        day.now += 0.5
-        match event:
-            case "step":
-                day.step()
-            case ("cancel", number):
-                if sequences:
-                    day.plans.cancel(sequences[number % len(sequences)])
-            case (prompt, tokens, priority, deadline):
-                until = None if deadline is None else day.now + deadline
-                sequences.append(request(prompt, tokens, arrived=day.now, priority=priority, deadline=until))
-                day.plans.submit(sequences[-1])
-    while day.step():
-        day.now += 0.5
-    assert sorted(map(id, day.ended)) == sorted(map(id, sequences))
-    assert day.plans.gate.requests == day.plans.gate.tokens == 0
-    assert day.plans.plan(day.now) == Plan()
-
-
-@given(
-    slots=st.integers(1, 5),
-    prompts=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 12)), min_size=1, max_size=20),
-)
-def test_nobody_waits_longer_than_the_work_before_takes(slots, prompts):
-    day = Day(scheduler(slots=slots, chunk_tokens=8))
-    for prompt, tokens in prompts:
-        day.plans.submit(request(prompt, tokens))
-    while day.step():
-        pass
-    chunks = sum(1 for step in day.steps if isinstance(step, Prefill))
-    assert chunks <= sum(prompt // 7 + 1 for prompt, _ in prompts)
-    assert len(day.steps) <= chunks + sum(tokens for _, tokens in prompts)
-
-
-@given(prompts=st.lists(st.integers(1, 60), min_size=1, max_size=20))
-def test_a_stream_waits_for_one_chunk_of_tokens_at_most(prompts):
-    day = Day(scheduler(slots=8, chunk_tokens=8))
-    day.plans.submit(request(prompt=2, tokens=200))
-    day.step()
-    for prompt in prompts:
-        day.plans.submit(request(prompt, tokens=3))
-    while day.step():
-        pass
-    between = 0
-    for step in day.steps[1:]:
-        between = 0 if isinstance(step, Decode) else between + step.tokens
-        assert between <= 8

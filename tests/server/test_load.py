@@ -12,11 +12,12 @@ import pytest
 from protos import affinity_pb2 as pb
 from protos.affinity_pb2_grpc import AffinityStub
 from server.rpc.status import RETRY_AFTER
+from tests.server.test_images import file_of, picture
 from tests.server.test_tasks import WORDS
 from tests.serving import served
 
 OK, FULL = grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED
-MASKED, CLASSIFIED, EMBEDDED = 1400, 800, 800
+MASKED, CLASSIFIED, EMBEDDED, PICTURES = 1400, 800, 800, 400
 EVERYBODY = ("--set", "*.max_queue_requests=10000")
 
 
@@ -26,6 +27,15 @@ def distinct_texts(count, seed, start=""):
     while len(found) < count:
         found[f"{start} {' '.join(random.choice(WORDS, random.integers(2, 30)))}"] = None
     return list(found)
+
+
+def distinct_images(count):
+    """So many small files of three formats and many sizes, no two alike."""
+    random = np.random.default_rng(4)
+    return [
+        file_of(picture(*random.integers(30, 60, 2), seed=seed), ("PNG", "JPEG", "WEBP")[seed % 3])
+        for seed in range(count)
+    ]
 
 
 async def ask_all(target, requests):
@@ -54,8 +64,8 @@ def numbers(answer):
     return [], dict(enumerate(result.values))
 
 
-async def test_thousands_of_callers_of_three_models_get_what_they_get_unbatched(artifacts):
-    """Distinct texts of mixed lengths, all at once; beside a server in which each runs alone."""
+async def test_thousands_of_callers_of_four_models_get_what_they_get_unbatched(artifacts):
+    """Distinct texts of mixed lengths and image files, all at once; beside a server in which each runs alone."""
     requests = [
         *(("FillMask", pb.FillMaskRequest(inputs=[text], top_k=3)) for text in distinct_texts(MASKED, 1, "[MASK] a")),
         *(("ClassifyText", pb.ClassifyTextRequest(inputs=[text])) for text in distinct_texts(CLASSIFIED, 2)),
@@ -63,10 +73,11 @@ async def test_thousands_of_callers_of_three_models_get_what_they_get_unbatched(
             ("Embed", pb.EmbedRequest(inputs=[text], truncate=True, dimensions=24))
             for text in distinct_texts(EMBEDDED, 3)
         ),
+        *(("ClassifyImage", pb.ClassifyImageRequest(images=[file], top_k=10)) for file in distinct_images(PICTURES)),
     ]
     order = np.random.default_rng(0).permutation(len(requests))
     requests = [requests[number] for number in order]
-    models = ("--models", "tiny-bert,tiny-classifier,tiny-embedder")
+    models = ("--models", "tiny-bert,tiny-classifier,tiny-embedder,tiny-vit")
     with served(artifacts, *models, *EVERYBODY) as batching:
         together = await ask_all(batching.target, requests)
         metrics = urllib.request.urlopen(batching.url("/metrics")).read().decode()

@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from protos import open_inference_pb2  # beside tritonclient's own `inference` package
 from server.client import Client
-from tests.server.rpc.test_typed import TEXT, picture
+from tests.server.rpc.test_typed import TEXT, assert_are_those, picture, pictures
 from tests.serving import served
 
 
@@ -128,10 +128,20 @@ def test_a_batch_dimension_may_be_there(client):
 
 
 def test_images_are_classified(client):
-    answer = infer(client, "tiny-vit", [("image", [picture(), picture()])], parameters={"top_k": 3})
+    answer = infer(client, "tiny-vit", [("image", [picture(), picture(seed=1)])], parameters={"top_k": 3})
     assert answer.as_numpy("label").shape == (2, 3)
     labels = [[f"digit {number}".encode() for number in row] for row in answer.as_numpy("class_id")]
     assert answer.as_numpy("label").tolist() == labels
+
+
+def test_images_are_classified_each_for_itself(client):
+    def scores(images):  # in the order of the classes, [n, 10]
+        answer = infer(client, "tiny-vit", [("image", images)], parameters={"top_k": 10})
+        order = answer.as_numpy("class_id").argsort(axis=-1)
+        return np.take_along_axis(answer.as_numpy("score"), order, axis=-1)
+
+    images = pictures(12)
+    assert_are_those(scores(images), np.concatenate([scores([image]) for image in images]))
 
 
 def test_texts_are_classified_and_embedded(client):

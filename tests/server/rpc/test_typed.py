@@ -19,11 +19,25 @@ def stub(server):
         yield AffinityStub(channel)
 
 
-def picture(size=(40, 30), form="PNG"):
-    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+def picture(size=(40, 30), form="PNG", seed=0):
+    """Large spots of colours."""
+    spots = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8))
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, form)
+    spots.resize(size, Image.Resampling.NEAREST).save(file, form)
     return file.getvalue()
+
+
+def pictures(count):
+    """Of all formats, and of sizes that take differently long to decode: the last is done first."""
+    forms = ("PNG", "JPEG", "WEBP", "GIF")
+    return [picture((40 * (count - n), 30 * (count - n)), forms[n % 4], seed=n) for n in range(count)]
+
+
+def assert_are_those(together, alone):
+    """Scores (n, k) of images in one request, and of each by itself; no two images have the same."""
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    apart = np.abs(together[:, None] - together[None]).max(axis=-1)  # (n, n)
+    assert apart[~np.eye(len(apart), dtype=bool)].min() > 1e-4
 
 
 def continuation(stub, **fields):
@@ -44,12 +58,19 @@ def test_five_candidates_are_the_default(stub):
     assert len(stub.FillMask(pb.FillMaskRequest(inputs=[TEXT])).results[0].masks[0].candidates) == 5
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
-def test_images_are_classified(stub, form):
-    answer = stub.ClassifyImage(pb.ClassifyImageRequest(model="tiny-vit", images=[picture(form=form)] * 2, top_k=10))
-    assert len(answer.results) == 2
-    assert sum(each.score for each in answer.results[0].classes) == pytest.approx(1, abs=1e-5)
-    assert answer.results[0].classes[0].label.startswith("digit ")
+def test_images_are_classified_each_for_itself(stub):
+    def classified(images):
+        answer = stub.ClassifyImage(pb.ClassifyImageRequest(model="tiny-vit", images=images, top_k=10))
+        for result in answer.results:
+            assert sum(each.score for each in result.classes) == pytest.approx(1, abs=1e-5)
+            assert all(each.label == f"digit {each.class_id}" for each in result.classes)
+        return [[each.score for each in sorted(result.classes, key=class_id)] for result in answer.results]
+
+    def class_id(each):
+        return each.class_id
+
+    images = pictures(12)
+    assert_are_those(np.array(classified(images)), np.concatenate([classified([image]) for image in images]))
 
 
 def test_texts_are_classified_into_all_classes(stub):

@@ -1,6 +1,6 @@
 """Matrices stored in 8 or 4 bits: MatMulNBits in place of the products with a constant matrix.
 
-Each column is cut into blocks of up to 128 numbers, rounded to the nearest of a few steps of a scale of their own. The
+Each column is cut into blocks of up to 256 numbers, rounded to the nearest of a few steps of a scale of their own. The
 kernels are those behind `onnxruntime.quantization`'s MatMulNBitsQuantizer, called by themselves: the module around them
 configures the process's logging when it is imported, and works on another representation of the graph.
 Norms, biases, positions and the attention's own products keep their precision; words do where the head has others. So
@@ -20,9 +20,10 @@ from export.precisions import BITS, Precision
 
 KERNELS = {4: quantize_matmul_4bits, 8: quantize_matmul_8bits}
 PRODUCTS = ("MatMul", "FusedMatMul", "Gemm")
-# Numbers that share a scale, the first that fits. Blocks of 32 would err by a fifth less and take the runtime a third
-# longer (768 × 3072 in 4 bits on AVX512-VNNI, 8 rows: 0.33 ms of a core and not 0.20; 64 rows: 2.4 and not 1.6).
-BLOCKS = (128, 64, 32)
+# Numbers that share a scale, by bits, the first that fits: smaller blocks err less and take the runtime longer. In 4
+# bits blocks of 32 would err by a fifth less than those of 128 and take 64 rows a third longer; in 8 bits blocks of 128
+# would take a quarter longer than those of 256 (768 × 3072, 2 cores with AVX512-VNNI: 0.95 ms and not 0.76).
+BLOCKS = {8: (256, 128, 64, 32), 4: (128, 64, 32)}
 INT8_INPUTS = 4  # the accuracy level at which inputs are rounded to int8 too, block by block: the fast way
 HEAD = "model.head."  # what the names of the head's weights begin with: see `models`
 
@@ -72,7 +73,7 @@ def replace(graph: onnx_ir.Graph, node: onnx_ir.Node, weight: onnx_ir.Value, bit
     product = onnx_ir.node(
         "MatMulNBits",
         inputs,
-        {"K": rows, "N": columns, "bits": bits, "block_size": block_of(rows), "accuracy_level": INT8_INPUTS},
+        {"K": rows, "N": columns, "bits": bits, "block_size": block_of(rows, bits), "accuracy_level": INT8_INPUTS},
         domain="com.microsoft",
         name=node.name,
     )
@@ -91,7 +92,7 @@ def look_up(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
     if words is None or words.shape is None or stored is None or stored.const_value is None:
         return
     width = words.shape[-1]
-    if not isinstance(width, int) or width % block_of(width):  # a row would end in the middle of a block
+    if not isinstance(width, int) or width % block_of(width, 8):  # a row would end in the middle of a block
         return
     blocks = stored.const_value.numpy()
     flat = constant(graph, f"{words.name}.int8.rows", blocks.reshape(len(blocks), -1))
@@ -99,7 +100,7 @@ def look_up(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
     gather = onnx_ir.node(
         "GatherBlockQuantized",
         [flat, ids, graph.initializers[f"{words.name}.scales"]],
-        {"bits": 8, "block_size": block_of(width), "gather_axis": 0, "quantize_axis": 1},
+        {"bits": 8, "block_size": block_of(width, 8), "gather_axis": 0, "quantize_axis": 1},
         domain="com.microsoft",
         name=node.name,
     )
@@ -124,15 +125,15 @@ def constant(graph: onnx_ir.Graph, name: str, array: NDArray[Any]) -> onnx_ir.Va
     return graph.initializers[name]
 
 
-def block_of(rows: int) -> int:
+def block_of(rows: int, bits: int) -> int:
     """How many numbers of a column of so many share a scale: as many as leave no block half empty, if that can be."""
-    return next((block for block in BLOCKS if rows % block == 0), BLOCKS[-1])
+    return next((block for block in BLOCKS[bits] if rows % block == 0), BLOCKS[bits][-1])
 
 
 def rounded(matrix: NDArray[np.float32], bits: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """A matrix (k, n) as whole numbers (n, blocks, bytes of a block) and their scales (n, blocks)."""
     k, n = matrix.shape
-    block = block_of(k)
+    block = block_of(k, bits)
     blocks = -(-k // block)
     padded = np.ascontiguousarray(np.pad(matrix, ((0, blocks * block - k), (0, 0))))
     quantised: NDArray[np.uint8] = np.zeros((n, blocks, block * bits // 8), np.uint8)

@@ -6,9 +6,9 @@ A request waits, then its prompt is read in chunks (prefill), then it gets a tok
                 slot n or above             slots [0, n), no holes
 
 A request has its slot, and with it room for its prompt and all its tokens, from the moment it leaves the queue: nothing
-is ever evicted. Between two decode steps at most `chunk_tokens` of prompts are read, and after each decode step one
-chunk at least, so that neither those who stream nor those who wait stand still. What a prompt shares with one that was
-read before is not read again (prefix.py).
+is ever evicted. Between two decode steps at most `chunk_tokens` of prompts are read, in a few runs at most, and after
+each decode step one chunk at least, so that neither those who stream nor those who wait stand still. What a prompt
+shares with one that was read before is not read again (prefix.py).
 """
 
 import heapq
@@ -19,6 +19,8 @@ from typing import ClassVar
 
 from server.admission import Call, Gate
 from server.generation.prefix import Copy, Ids, Prefixes
+
+MOST_PREFILLS = 4  # between two decode steps
 
 
 @dataclass(eq=False, kw_only=True)
@@ -166,7 +168,7 @@ class Scheduler:
             for sequence in step.sequences:
                 sequence.cached += 1
             return
-        self._read_since_decode += step.stop - step.start
+        self._read_since_decode += self._cost(step.tokens)
         step.sequence.cached = step.stop
         if step.last:
             self.decoding.append(step.sequence)
@@ -249,13 +251,17 @@ class Scheduler:
         if self.reading:
             start = self.reading.cached
             stop = start + chunk_length(self.reading.prompt_tokens - start, self.chunk_tokens)
-            enough = self._read_since_decode and self._read_since_decode + stop - start > self.chunk_tokens
+            enough = self._read_since_decode and self._read_since_decode + self._cost(stop - start) > self.chunk_tokens
             if not (self.decoding and enough):
                 return Prefill(self.reading, start, stop)
         if not self.decoding:
             return None
         rows = len(self.decoding)
         return Decode(tuple(self.decoding), tuple(map(self._held, range(rows, self.step_rows(rows)))))
+
+    def _cost(self, tokens: int) -> int:
+        """Of a run over so many tokens, in tokens: it has to read all weights, be they ever so few."""
+        return max(tokens, self.chunk_tokens // MOST_PREFILLS)
 
     def _held(self, slot: int) -> int:
         """How many tokens of a slot in which nobody decodes are still needed."""

@@ -29,9 +29,10 @@ from tests.serving import Served, served
 CONCURRENCY = 16
 FILL_MASK, VISION, LENGTHS = "fill-mask", "images", "lengths"
 FP32, BF16 = "transformers fp32", "transformers bf16"
-RUNTIME, OPENVINO = "ONNX Runtime fp32, ready tensors", "OpenVINO bf16, ready tensors"
+RUNTIME = "ONNX Runtime fp32, ready tensors"
+OPENVINO, OPENVINO_FP32 = "OpenVINO bf16, ready tensors", "OpenVINO fp32, ready tensors"
 FIRST_COME, TRITON_CORE = "first come, first served", "Triton core, ONNX Runtime fp32"
-EVERY_PEER = (FP32, BF16, RUNTIME, OPENVINO, FIRST_COME, TRITON_CORE)
+EVERY_PEER = (FP32, BF16, RUNTIME, OPENVINO, OPENVINO_FP32, FIRST_COME, TRITON_CORE)
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def fill_mask(bench: Bench) -> list[Result]:
             arguments = (OURS, "pipelines", checkpoint, "fill-mask", dtype)
             work.add_peer(side, *arguments, texts=[each.text for each in texts], batch=CONCURRENCY)
         work.add_peer(RUNTIME, OURS, "plain_runtime", checkpoint, "text", bench.folder / "text.onnx", **ready)
-        work.add_peer(OPENVINO, PEERS, "bare_openvino", checkpoint, "text", "bf16", **ready)
+        for side, precision in ((OPENVINO, "bf16"), (OPENVINO_FP32, "f32")):
+            work.add_peer(side, PEERS, "bare_openvino", checkpoint, "text", precision, **ready)
         for ours in bench.ours:
             work.add(ours.name, filling(ours.server, texts), ours.server.process.pid)
         return work.measured(bench.rounds)
@@ -107,7 +109,8 @@ def images(bench: Bench) -> list[Result]:
             arguments = (OURS, "pipelines", checkpoint, "image-classification", dtype)
             work.add_peer(side, *arguments, files=[str(file) for file in files], batch=CONCURRENCY)
         work.add_peer(RUNTIME, OURS, "plain_runtime", checkpoint, "image", bench.folder / "image.onnx", **ready)
-        work.add_peer(OPENVINO, PEERS, "bare_openvino", checkpoint, "image", "bf16", **ready)
+        for side, precision in ((OPENVINO, "bf16"), (OPENVINO_FP32, "f32")):
+            work.add_peer(side, PEERS, "bare_openvino", checkpoint, "image", precision, **ready)
         for ours in bench.ours:
             work.add(ours.name, classifying(ours.server, files), ours.server.process.pid)
         return work.measured(bench.rounds)

@@ -81,6 +81,16 @@ def test_streams_and_prompts_alternate():
     assert [type(run(plans)) for _ in range(6)] == [Prefill, Decode, Prefill, Decode, Prefill, Decode]
 
 
+def test_of_tiny_prompts_too_only_a_few_are_read_between_two_steps():
+    plans = scheduler(slots=40, chunk_tokens=64)
+    decoding(plans, request())
+    run(plans)
+    for _ in range(31):
+        plans.submit(request(prompt=2))
+    kinds = "".join(run(plans).kind[0] for _ in range(10))
+    assert kinds == "ppppdppppd"
+
+
 def test_several_short_prompts_are_read_between_two_steps_up_to_a_chunk():
     plans = scheduler(chunk_tokens=8)
     decoding(plans, request())

@@ -2,8 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from server.errors import DeadlineExceeded, InvalidRequest, Overloaded
+
+Gone = Literal["expired", "cancelled"]
 
 DEFAULT_PRIORITY = 5
 SECONDS_PER_PRIORITY = 1.0  # one level lower is worth having come one second later, so that nobody waits for ever
@@ -15,6 +18,7 @@ class Call:
     """What the front door knows about one request."""
 
     deadline: float | None = None  # on time.monotonic()'s clock
+    leeway_s: float = 0.0  # how long before it the caller may already leave because of it
     priority: int = 0  # 1 is the highest, 0 means the default
 
     def __post_init__(self) -> None:
@@ -23,6 +27,10 @@ class Call:
 
     def expired(self, now: float) -> bool:
         return self.deadline is not None and now >= self.deadline
+
+    def why_gone(self, now: float) -> Gone:
+        """Why a caller leaves now who did not wait for the answer."""
+        return "expired" if self.deadline is not None and now >= self.deadline - self.leeway_s else "cancelled"
 
     def check_deadline(self, now: float) -> None:
         """Raise DeadlineExceeded if nobody waits for the answer any more."""

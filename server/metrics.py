@@ -4,6 +4,7 @@ Triton's names stand in server/triton_metrics.py. The registry is its own: nothi
 what is loaded becomes a label: a name that a client made up never does.
 """
 
+import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,9 +12,10 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from server.admission import Call
 from server.generation.request import Usage
 from server.observer import Spent
-from server.rpc.status import code_of
+from server.rpc.status import GONE, code_of
 from server.statistics import Statistics
 from server.triton_metrics import TritonNames
 
@@ -130,14 +132,14 @@ class Metrics:
                 self.of(name, model, version, **labelled)
 
     @contextmanager
-    def request(self, model: str, version: str, task: str) -> Iterator["Tokens"]:
+    def request(self, model: str, version: str, task: str, call: Call) -> Iterator["Tokens"]:
         """Count and time one request to a model that exists; however it ends, by its status."""
         started = time.perf_counter()
         status, tokens = "OK", Tokens(self, model, version, started)
         try:
             yield tokens
-        except GeneratorExit:
-            status = "CANCELLED"
+        except (GeneratorExit, asyncio.CancelledError):
+            status = GONE[call.why_gone(time.monotonic())].name
             raise
         except BaseException as error:
             status = code_of(error).name

@@ -107,7 +107,7 @@ class Batcher:
         try:
             await request.done
         except asyncio.CancelledError:
-            self._queue.drop(keys, "expired" if place.late(self._clock()) else "cancelled")
+            self._queue.drop(keys, place.why_gone(self._clock()))
             raise
         except Exception:
             self._queue.drop(keys, "failed")

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from server.admission import Call, Gate, Limits
+from server.admission import Call, Gate, Gone, Limits
 from server.batching.rows import Outputs, Row
 from server.batching.scheduler import Scheduler, Waiting
 from server.errors import InvalidRequest, Overloaded
@@ -52,8 +52,9 @@ class Place:
     field: str  # what the caller knows the inputs as
     timeout: asyncio.Timeout
 
-    def late(self, now: float) -> bool:
-        return self.timeout.expired() or self.call.expired(now)  # a timer may be a little early
+    def why_gone(self, now: float) -> Gone:
+        """Why a caller leaves now."""
+        return "expired" if self.timeout.expired() else self.call.why_gone(now)
 
 
 class Queue:

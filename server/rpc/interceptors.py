@@ -12,8 +12,8 @@ from typing import Any, Protocol, TypeAlias
 
 import grpc
 
-from server.rpc.calls import Context
-from server.rpc.status import answer_of
+from server.rpc.calls import Context, call_of
+from server.rpc.status import GONE, answer_of
 from server.under_way import UnderWay
 
 Behaviour = Callable[[Any, Context], Any]
@@ -85,6 +85,7 @@ class Watch(grpc.aio.ServerInterceptor):
     async def _watched(self, kind: str, path: str, context: Context) -> AsyncIterator[None]:
         _, service, method = path.split("/")
         self._listener.call_started(kind, service, method)
+        call = call_of(context)
         started = time.perf_counter()
         code = grpc.StatusCode.OK
         try:
@@ -93,7 +94,7 @@ class Watch(grpc.aio.ServerInterceptor):
                     stack.enter_context(self._under_way.one())
                 yield
         except asyncio.CancelledError:
-            code = _why_cancelled(context)
+            code = GONE[call.why_gone(time.monotonic())]
             raise
         except grpc.aio.AbortError:
             code = context.code()
@@ -104,10 +105,3 @@ class Watch(grpc.aio.ServerInterceptor):
             await context.abort(answer.code, answer.text, answer.trailers)
         finally:
             self._listener.call_ended(kind, service, method, code.name, time.perf_counter() - started)
-
-
-def _why_cancelled(context: Context) -> grpc.StatusCode:
-    """gRPC cancels a call both when its client goes away and when its deadline passes."""
-    remaining_s: float | None = context.time_remaining()
-    expired = remaining_s is not None and remaining_s <= 0
-    return grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED

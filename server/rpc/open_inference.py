@@ -145,7 +145,7 @@ class OpenInference:
 
     async def ModelInfer(self, request: oip.ModelInferRequest, context: Context) -> oip.ModelInferResponse:
         model, door = self._find(request.model_name, request.model_version)
-        with self._metrics.request(model.name, model.version, _task(request, model)) as tokens:
+        with self._metrics.request(model.name, model.version, _task(request, model), call_of(context)) as tokens:
             ask = _ask(model, door, request, context, tokens)
             wanted = wanted_outputs(door, request)
             return answer(door, wanted, await door.infer(ask), _response(request, model))
@@ -178,7 +178,7 @@ class OpenInference:
     ) -> AsyncGenerator[oip.ModelInferResponse, None]:
         """The answers to one request of a stream; the last one says that it is."""
         model, door = self._find(request.model_name, request.model_version)
-        with self._metrics.request(model.name, model.version, _task(request, model)) as tokens:
+        with self._metrics.request(model.name, model.version, _task(request, model), call_of(context)) as tokens:
             ask = _ask(model, door, request, context, tokens)
             wanted = wanted_outputs(door, request)
             if door.stream is None:

@@ -1,12 +1,12 @@
 """The one table from errors to gRPC's status codes. Nothing else in the server chooses a code."""
 
-import asyncio
 import logging
 from dataclasses import dataclass
 
 import grpc
 
 from server import errors
+from server.admission import Gone
 
 RETRY_AFTER = "retry-after-ms"  # trailing metadata of RESOURCE_EXHAUSTED: when to come back
 INTERNAL_TEXT = "internal error; the server's log has the details"
@@ -21,7 +21,12 @@ STATUS: dict[type[BaseException], grpc.StatusCode] = {
     errors.BadArtifact: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ProviderUnavailable: grpc.StatusCode.FAILED_PRECONDITION,
     errors.NotEnoughMemory: grpc.StatusCode.FAILED_PRECONDITION,
-    asyncio.CancelledError: grpc.StatusCode.CANCELLED,
+}
+
+# gRPC cancels a call both when its deadline passes and when its client goes away.
+GONE: dict[Gone, grpc.StatusCode] = {
+    "expired": grpc.StatusCode.DEADLINE_EXCEEDED,
+    "cancelled": grpc.StatusCode.CANCELLED,
 }
 
 log = logging.getLogger(__name__)

@@ -35,13 +35,14 @@ class Typed(AffinityServicer):
 
     async def FillMask(self, request: pb.FillMaskRequest, context: Context) -> pb.FillMaskResponse:
         model = self._repository.for_task(request.model, request.model_version, "fill-mask")
-        with self._metrics.request(model.name, model.version, "fill-mask"):
+        call = call_of(context, priority=request.priority)
+        with self._metrics.request(model.name, model.version, "fill-mask", call):
             texts = await model.task(
                 _some("inputs", request.inputs),
                 **_given(request, "top_k"),
                 targets=request.targets,
                 truncate=request.truncate,
-                call=call_of(context, priority=request.priority),
+                call=call,
                 field="inputs",
             )
             results = [
@@ -53,8 +54,9 @@ class Typed(AffinityServicer):
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         model = self._repository.for_task(request.model, request.model_version, "generate")
-        with self._metrics.request(model.name, model.version, "generate") as tokens:
-            how, call = from_request(request), call_of(context, priority=request.priority)
+        call = call_of(context, priority=request.priority)
+        with self._metrics.request(model.name, model.version, "generate", call) as tokens:
+            how = from_request(request)
             prompts = [_prompt(number, prompt) for number, prompt in enumerate(_some("prompts", request.prompts))]
             continued = continue_texts(model, prompts, how, call=call, tokens=tokens, field="prompts")
             async with aclosing(continued) as pieces:
@@ -65,12 +67,13 @@ class Typed(AffinityServicer):
 
     async def ClassifyImage(self, request: pb.ClassifyImageRequest, context: Context) -> pb.ClassifyResponse:
         model = self._repository.for_task(request.model, request.model_version, "classify-image")
-        with self._metrics.request(model.name, model.version, "classify-image"):
+        call = call_of(context, priority=request.priority)
+        with self._metrics.request(model.name, model.version, "classify-image", call):
             images = await model.task(
                 _some("images", request.images),
                 **_given(request, "top_k"),
                 function_to_apply=request.function_to_apply,
-                call=call_of(context, priority=request.priority),
+                call=call,
                 field="images",
             )
             results = [pb.Classification(classes=_classes(classes)) for classes in images]
@@ -78,14 +81,15 @@ class Typed(AffinityServicer):
 
     async def ClassifyText(self, request: pb.ClassifyTextRequest, context: Context) -> pb.ClassifyResponse:
         model = self._repository.for_task(request.model, request.model_version, "classify-text")
-        with self._metrics.request(model.name, model.version, "classify-text"):
+        call = call_of(context, priority=request.priority)
+        with self._metrics.request(model.name, model.version, "classify-text", call):
             texts = await model.task(
                 _some("inputs", request.inputs),
                 request.text_pairs,
                 **_given(request, "top_k"),
                 function_to_apply=request.function_to_apply,
                 truncate=request.truncate,
-                call=call_of(context, priority=request.priority),
+                call=call,
                 field="inputs",
                 pair_field="text_pairs",
             )
@@ -94,12 +98,13 @@ class Typed(AffinityServicer):
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
         model = self._repository.for_task(request.model, request.model_version, "embed")
-        with self._metrics.request(model.name, model.version, "embed"):
+        call = call_of(context, priority=request.priority)
+        with self._metrics.request(model.name, model.version, "embed", call):
             found = await model.task(
                 _some("inputs", request.inputs),
                 **_given(request, "normalize", "dimensions"),
                 truncate=request.truncate,
-                call=call_of(context, priority=request.priority),
+                call=call,
                 field="inputs",
             )
             results = [

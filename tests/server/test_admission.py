@@ -51,6 +51,12 @@ def test_a_negative_priority_is_refused():
         Call(priority=-1)
 
 
+def test_who_leaves_shortly_before_the_deadline_leaves_because_of_it():
+    call = Call(deadline=5.0, leeway_s=0.25)
+    assert [call.why_gone(now) for now in (4.0, 4.8, 6.0)] == ["cancelled", "expired", "expired"]
+    assert Call().why_gone(now=4.0) == "cancelled"
+
+
 def test_a_call_expires_at_its_deadline():
     call = Call(deadline=5.0)
     call.check_deadline(4.9)

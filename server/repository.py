@@ -55,7 +55,7 @@ class Repository:
         self._images = ImagePool(usable_cpus() + 1)
         self._opener = Opener(settings, observe, prepare=self._prepare, images=self._images)
         self.ready = False
-        self.changed: Callable[[], Awaitable[None]] = nobody  # called when models have come or gone
+        self.changed: Callable[[], Awaitable[None]] = nobody  # called when models have come, failed to come, or gone
         self.gone: Callable[[str, str], None] = no_one  # called when a version has answered all who were in
 
     # ---- which model
@@ -138,6 +138,7 @@ class Repository:
         for name in names:
             for number in self._chosen(name):
                 self._note(name, number, LOADING)
+        await self.changed()
         for name in names:
             await self.load(name)
         self.ready = True
@@ -156,11 +157,13 @@ class Repository:
                 self._note(name, number, LOADING)
             new: dict[int, Model] = {}
             try:
+                await self.changed()
                 for number, directory in chosen.items():
                     new[number] = await self._opener.open(directory, old.get(number))
             except BaseException as error:
                 self._give_up(name, number, error, waiting=chosen.keys() - old.keys())
                 self._let_go(new, but=old)
+                await self.changed()
                 raise
             self._models[name] = new
             for number in new:

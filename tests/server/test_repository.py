@@ -6,11 +6,13 @@ import shutil
 from importlib.util import find_spec
 
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from server.admission import Call
 from server.errors import BadArtifact, InvalidRequest, ModelNotFound, NotReady, ProviderUnavailable, WrongTask
 from server.observer import silence
 from server.repository import Entry
+from server.rpc.health import Health
 from server.versions import Versions
 from tests.server.conftest import opened
 
@@ -152,6 +154,38 @@ async def test_a_version_that_fails_leaves_nothing_to_count_for_it(root):
         with pytest.raises(BadArtifact):
             await repository.load("tiny-bert")
         assert counted == {("tiny-bert", "1"), ("tiny-embedder", "1")}
+
+
+async def test_the_health_of_a_model_is_known_from_when_its_first_load_begins(root):
+    shutil.move(root / "tiny-bert", root.parent / "elsewhere")
+    async with opened(root) as repository:
+        health = Health(repository)
+        repository.changed = health.refresh
+        await health.refresh()
+
+        async def state():
+            return (await health.Check(HealthCheckRequest(service="model/tiny-bert"), None)).status
+
+        shutil.move(root.parent / "elsewhere", root / "tiny-bert")
+        with pytest.raises(ModelNotFound):
+            await state()
+        loading = asyncio.create_task(repository.load("tiny-bert"))
+        while not repository.names().count("tiny-bert"):
+            await asyncio.sleep(0)
+        assert await state() == HealthCheckResponse.NOT_SERVING
+        await loading
+        assert await state() == HealthCheckResponse.SERVING
+
+
+async def test_the_health_of_a_model_whose_first_load_failed_is_not_serving(root):
+    async with opened(root, "tiny-embedder") as repository:
+        health = Health(repository)
+        repository.changed = health.refresh
+        (root / "tiny-bert" / "1" / "cpu.onnx").write_bytes(b"altered")
+        with pytest.raises(BadArtifact):
+            await repository.load("tiny-bert")
+        found = await health.Check(HealthCheckRequest(service="model/tiny-bert"), None)
+        assert found.status == HealthCheckResponse.NOT_SERVING
 
 
 async def test_names_that_nobody_has_leave_nothing_behind(root):

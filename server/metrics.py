@@ -178,12 +178,12 @@ class Tokens:
         if not count:
             return
         now = time.perf_counter()
-        if prompt not in self._last:
+        first = prompt not in self._last
+        if first:
             self._of("affinity_time_to_first_token_seconds").observe(now - self._started)
-        else:
-            between = self._of("affinity_inter_token_seconds")
-            for _ in range(count):
-                between.observe((now - self._last[prompt]) / count)
+        between = self._of("affinity_inter_token_seconds")
+        for _ in range(count - first):
+            between.observe((now - self._last.get(prompt, now)) / count)
         self._last[prompt] = now
         self._of("affinity_generated_tokens").inc(count)
 

@@ -6,8 +6,8 @@ It takes arrays and plain values only. What decides is scheduler.py, what works 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -17,12 +17,12 @@ from server.errors import DeadlineExceeded, InvalidRequest, NotEnoughMemory, Not
 from server.generation.cache import SlotCache, check_room, megabytes, room_in
 from server.generation.decoders import decoder_of, layout_of, memory_of
 from server.generation.graph import Decoder, Floats, Ids
-from server.generation.request import Sampling, Step
+from server.generation.request import Sampling
 from server.generation.runner import Runner
 from server.generation.sampler import Draws
 from server.generation.scheduler import Scheduler
 from server.generation.scheduler import Sequence as Scheduled
-from server.generation.stream import Stream
+from server.generation.stream import Entrant, Stream
 from server.generation.worker import Clock, Worker
 from server.observer import Observer, Silent, Spent
 from server.room import Room
@@ -31,8 +31,6 @@ from server.settings import ModelSettings
 from server.under_way import UnderWay
 
 log = logging.getLogger(__name__)
-
-Steps = AsyncGenerator[Step, None]
 
 SLOTS = {"cuda": 128}  # at most, by provider
 SLOTS_AT_FIRST = 8
@@ -128,43 +126,25 @@ class Engine:
 
     @contextmanager
     def admit(
-        self, prompts: Mapping[str, Ids], sampling: Sampling, call: Call, *, field: str = "prompts"
-    ) -> Iterator[dict[str, Steps]]:
-        """Let in all of a request's prompts (t,), by name, or none of them. Leaving ends those that are not done.
+        self, entrants: Sequence[Entrant], sampling: Sampling, call: Call, *, field: str = "prompts"
+    ) -> Iterator[None]:
+        """Let in all of a request's prompts, or none of them. Leaving ends those that are not done by the next step.
 
-        Each is continued token by token; closing its steps frees its slot by the next step. Where prompt and
-        `max_tokens` together exceed the context, the continuation ends with the context, and with `finish_reason`
-        "length". Raises InvalidRequest, Overloaded, NotReady, DeadlineExceeded; the steps DeadlineExceeded, StepFailed.
+        Each is continued token by token, until a step has a `finish_reason`, an error comes instead, or who takes the
+        steps wants no more. Where prompt and `max_tokens` together exceed the context, the continuation ends with the
+        context, and with `finish_reason` "length". Raises InvalidRequest, Overloaded, NotReady, DeadlineExceeded; what
+        may come is DeadlineExceeded or StepFailed.
         """
         self._check_accepting()
-        for name, prompt_ids in prompts.items():
-            self._check_ids(name, prompt_ids, longest=self.context - 1)
-        streams = [self._stream(prompt_ids, sampling, call) for prompt_ids in prompts.values()]
+        for entrant in entrants:
+            self._check_ids(entrant.name, entrant.ids, longest=self.context - 1)
+        streams = [self._stream(entrant, sampling, call) for entrant in entrants]
         with self._counting_refusals():
             self._worker.submit(*streams, field=field)
         try:
-            yield {name: self._steps(stream) for name, stream in zip(prompts, streams, strict=True)}
+            yield
         finally:
             self._worker.cancel(*streams)
-
-    async def generate(self, prompt_ids: Ids, sampling: Sampling, call: Call) -> Steps:
-        """As `admit`, of one prompt. Closing the generator ends it."""
-        with self.admit({"prompt": prompt_ids}, sampling, call) as steps:
-            async with aclosing(steps["prompt"]) as its:
-                async for step in its:
-                    yield step
-
-    async def _steps(self, stream: Stream) -> Steps:
-        try:
-            while True:
-                step = await stream.queue.get()
-                if isinstance(step, Exception):
-                    raise step
-                yield step
-                if step.finish_reason:
-                    return
-        finally:
-            self._worker.cancel(stream)
 
     async def logits(self, ids: Ids, lengths: Ids, call: Call) -> Floats:
         """The logits (n, t, vocabulary) after the first `lengths` (n,) tokens of each row of `ids` (n, t), 0 elsewhere.
@@ -200,18 +180,19 @@ class Engine:
             first += len(texts)
         return logits, run_seconds
 
-    def _stream(self, prompt_ids: Ids, sampling: Sampling, call: Call) -> Stream:
+    def _stream(self, entrant: Entrant, sampling: Sampling, call: Call) -> Stream:
         sampling.check_vocabulary(self.vocabulary)
         now = self._clock()
         call.check_deadline(now)
         ends = set(sampling.stop_token_ids)
         if self._end_id is not None and not sampling.ignore_eos:
             ends.add(self._end_id)
-        room = self.context - len(prompt_ids)
+        max_tokens = min(sampling.max_tokens, self.context - len(entrant.ids))
         return Stream(
-            sequence=Scheduled(prompt=prompt_ids, max_tokens=min(sampling.max_tokens, room), call=call, arrived=now),
-            draws=Draws(sampling, prompt_ids, vocabulary=self.vocabulary, end_ids=sorted(ends)),
+            sequence=Scheduled(prompt=entrant.ids, max_tokens=max_tokens, call=call, arrived=now),
+            draws=Draws(sampling, entrant.ids, vocabulary=self.vocabulary, end_ids=sorted(ends)),
             end_ids=frozenset(ends),
+            take=entrant.take,
         )
 
     def _check_ids(self, field: str, ids: Ids, *, longest: int) -> None:

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from server.admission import Call
-from server.generation.engine import Engine, Steps
+from server.generation.engine import Engine
 from server.generation.graph import Floats, Ids
 from server.generation.request import Sampling
+from server.generation.stream import Entrant
 from server.under_way import UnderWay
 
 
@@ -61,15 +62,14 @@ class Engines:
 
     @contextmanager
     def admit(
-        self, prompts: Mapping[str, Ids], sampling: Sampling, call: Call, *, field: str = "prompts"
-    ) -> Iterator[dict[str, Steps]]:
+        self, entrants: Sequence[Entrant], sampling: Sampling, call: Call, *, field: str = "prompts"
+    ) -> Iterator[None]:
         """As `Engine.admit`; if one of the engines has no room, what others have begun ends by the next step."""
-        with self._spread(len(prompts)) as engines, ExitStack() as stack:
-            found: dict[str, Steps] = {}
+        with self._spread(len(entrants)) as engines, ExitStack() as stack:
             for engine in dict.fromkeys(engines):
-                share = {name: ids for (name, ids), its in zip(prompts.items(), engines, strict=True) if its is engine}
-                found |= stack.enter_context(engine.admit(share, sampling, call, field=field))
-            yield {name: found[name] for name in prompts}
+                share = [entrant for entrant, its in zip(entrants, engines, strict=True) if its is engine]
+                stack.enter_context(engine.admit(share, sampling, call, field=field))
+            yield
 
     async def logits(self, ids: Ids, lengths: Ids, call: Call) -> Floats:
         """As `Engine.logits`."""

@@ -84,5 +84,5 @@ class Step:
     top: tuple[tuple[int, float], ...] = ()
     finish_reason: str = ""  # on the last: stop, length or cancelled
     stop_reason: str = ""  # on the last: the token of `stop_token_ids` that ended it
-    seed: int | None = None  # on the first and the last
-    usage: Usage | None = None  # so far: on the first and the last
+    seed: int
+    usage: Usage  # so far

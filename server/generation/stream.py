@@ -1,25 +1,37 @@
 """One request on its way: from its prompt to the steps its caller reads. Knows nothing of other requests."""
 
-import asyncio
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
+from server.generation.graph import Ids
 from server.generation.request import Sampling, Step, Usage
 from server.generation.sampler import Chosen, Draws
 from server.generation.scheduler import Sequence
 
+# Called on the event loop with what comes, in order; must return at once and never raise. True: no more is wanted, for
+# the text has come to its end.
+Take = Callable[[Step | Exception], bool]
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A prompt at the door: what errors call it, its tokens (t,), and who takes what comes."""
+
+    name: str
+    ids: Ids
+    take: Take
+
 
 @dataclass(eq=False, kw_only=True)
 class Stream:
-    """A sequence of the scheduler, what it chooses with, and the queue to its caller.
-
-    The queue holds at most one step for each of `max_tokens`, so that a slow caller costs little and slows nobody.
-    """
+    """A sequence of the scheduler, what it chooses with, and who takes its steps."""
 
     sequence: Sequence
     draws: Draws
     end_ids: frozenset[int]  # tokens after which it ends
+    take: Take
     last_token: int = -1
-    queue: "asyncio.Queue[Step | Exception]" = field(default_factory=asyncio.Queue)
+    stopped: bool = False  # its caller wants no more; belongs to the event loop
 
     @property
     def sampling(self) -> Sampling:
@@ -29,15 +41,14 @@ class Stream:
         """The step of a token that was chosen."""
         self.last_token = chosen.token_id
         reason, stop_reason = self._ending(chosen.token_id)
-        telling = reason or self.draws.generated == 1
         return Step(
             token_id=chosen.token_id,
             logprob=chosen.logprob,
             top=chosen.top,
             finish_reason=reason,
             stop_reason=stop_reason,
-            seed=self.draws.seed if telling else None,
-            usage=self.usage(now) if telling else None,
+            seed=self.draws.seed,
+            usage=self.usage(now),
         )
 
     def cancelled(self, now: float) -> Step:

@@ -52,7 +52,7 @@ class StopStrings:
             if not stop:
                 raise InvalidRequest(f"stop[{index}]", "an empty string", "at least one character")
         self._stops = tuple(stops)
-        self._include = include
+        self.include = include
         self._held = ""  # may be the beginning of a stop string
         self.matched = ""
 
@@ -64,7 +64,7 @@ class StopStrings:
         ends = [(at + len(stop), -len(stop), stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if ends:
             end, _, self.matched = min(ends)
-            return self._release(end if self._include else end - len(self.matched), keep=False)
+            return self._release(end if self.include else end - len(self.matched), keep=False)
         return self._release(len(self._held) - self._partial_match(), keep=True)
 
     def flush(self) -> str:

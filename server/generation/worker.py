@@ -1,7 +1,7 @@
 """The thread that steps. It works as long as there is something to do, and is gone when there is not.
 
 It takes its decisions from the scheduler and hands tokens to the event loop, once for all rows of a step. Nobody it
-serves can hold it up: what it hands over waits in the queue of each request.
+serves can hold it up: who takes the tokens there returns at once.
 """
 
 import asyncio
@@ -74,6 +74,11 @@ class Worker:
             for stream in streams:
                 if stream.sequence in self._streams:
                     self._scheduler.cancel(stream.sequence)
+
+    def _stop(self, stream: Stream) -> None:
+        """Its text has come to its end, which only the caller can see."""
+        stream.stopped = True
+        self.cancel(stream)
 
     @property
     def running_rows(self) -> int:
@@ -269,16 +274,22 @@ class Worker:
 
     def _ending(self, row: Stream, last: Step) -> Note:
         """What the observer hears when a generation that had a slot has ended."""
-        assert last.usage is not None, "the last step has the usage; this is a bug"
-        return partial(self._observer.finished, reason=last.finish_reason, usage=last.usage)
+
+        def note() -> None:  # when the caller has taken all before it
+            reason = "stop" if row.stopped else last.finish_reason
+            self._observer.finished(reason=reason, usage=last.usage)
+
+        return note
 
     def _tell(self, events: Sequence[Event], notes: Sequence[Note]) -> None:
         assert self._loop is not None, "nobody woke the thread; this is a bug"
-        self._loop.call_soon_threadsafe(_deliver, events, notes)
+        self._loop.call_soon_threadsafe(self._deliver, events, notes)
 
+    # ---- and this on the event loop again
 
-def _deliver(events: Sequence[Event], notes: Sequence[Note]) -> None:
-    for stream, event in events:
-        stream.queue.put_nowait(event)
-    for note in notes:
-        note()
+    def _deliver(self, events: Sequence[Event], notes: Sequence[Note]) -> None:
+        for stream, event in events:
+            if not stream.stopped and stream.take(event):
+                self._stop(stream)
+        for note in notes:
+            note()

@@ -1,4 +1,4 @@
-"""The continuations of one request, as both doors get them: counted piece by piece, and closed with their reader."""
+"""The continuations of one request, as both doors get them: counted as they are read, and ended with their reader."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -6,29 +6,21 @@ from contextlib import aclosing
 from server.admission import Call
 from server.metrics import Tokens
 from server.repository import Model
-from server.rpc.calls import interleave
 from server.rpc.sampling import Continuation
-from server.tasks.generate import Piece, Pieces, Prompt
+from server.tasks.generate import Prompt
+from server.tasks.pieces import Piece
 
 
 async def continue_texts(
     model: Model, prompts: Sequence[Prompt], how: Continuation, *, call: Call, tokens: Tokens, field: str
 ) -> AsyncGenerator[tuple[int, Piece], None]:
     """Pieces of text as they come, each with the number of its prompt. `field` is what the caller knows these as."""
-    admitted = model.task.streams(
+    admitted = model.task.continued(
         prompts, how.sampling, stop=how.stop, include_stop=how.include_stop, call=call, field=field
     )
-    async with admitted as streams:
-        counted = [_counted(stream, tokens, number) for number, stream in enumerate(streams)]
-        async with aclosing(interleave(counted)) as pieces:
-            async for number, piece in pieces:
-                yield number, piece
-
-
-async def _counted(stream: Pieces, tokens: Tokens, number: int) -> Pieces:
-    async with aclosing(stream) as pieces:
-        async for piece in pieces:
+    async with admitted as continued, aclosing(continued.read()) as pieces:
+        async for number, piece in pieces:
             tokens.came(len(piece.token_ids), prompt=number)
             if piece.usage is not None:
                 tokens.usages.append(piece.usage)
-            yield piece
+            yield number, piece

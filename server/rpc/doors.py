@@ -21,7 +21,7 @@ from server.rpc.continuation import continue_texts
 from server.rpc.parameters import Kind, Value
 from server.rpc.sampling import PARAMETERS as SAMPLING
 from server.rpc.sampling import from_parameters, strings
-from server.tasks.generate import Piece
+from server.tasks.pieces import Piece
 from server.tasks.text import Reading
 
 Arrays = Mapping[str, Array]

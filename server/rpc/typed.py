@@ -19,7 +19,7 @@ from server.rpc.description import describe
 from server.rpc.sampling import from_request
 from server.tasks.classes import Class
 from server.tasks.fill_mask import FilledMask
-from server.tasks.generate import Piece
+from server.tasks.pieces import Piece
 from server.tasks.text import Reading
 
 TEXT_TASKS = ("fill-mask", "generate", "classify-text", "embed")

@@ -9,9 +9,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from server.admission import Call
 from server.artifact import read_artifact
 from server.generation.engine import open_engine
 from server.generation.request import Sampling
@@ -19,6 +16,7 @@ from server.providers import ProviderChoice
 from server.session import open_session
 from server.settings import ModelSettings, Settings
 from tests.bench.peers import answering, traffic
+from tests.generating import generate
 
 
 def open_peer() -> answering.Work:
@@ -32,7 +30,7 @@ def open_peer() -> answering.Work:
 
     async def stream(prompt: list[int], new_tokens: int) -> AsyncIterator[list[int]]:
         sampling = Sampling(max_tokens=new_tokens, temperature=0)
-        async for step in engine.generate(np.array(prompt), sampling, Call()):
+        async for step in generate(engine, prompt, sampling):
             yield [step.token_id]
 
     def work(request: dict[str, Any]) -> dict[str, Any]:

@@ -16,12 +16,13 @@ from server.generation.memory import HostMemory
 from server.generation.request import Sampling, Step
 from server.generation.worker import StepFailed
 from server.observer import Silent
+from tests.generating import generate, generate_all
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
 
 
 async def steps_of(engine: Engine, prompt, call=Call(), **sampling) -> list[Step]:  # noqa: B008  # it is frozen
-    return [step async for step in engine.generate(np.asarray(prompt), Sampling(**sampling), call)]
+    return [step async for step in generate(engine, prompt, Sampling(**sampling), call)]
 
 
 async def tokens_of(engine: Engine, prompt, **sampling) -> list[int]:
@@ -111,7 +112,7 @@ async def test_greedy_tokens_are_those_of_transformers_for_prompts_that_come_whi
         async with came:
             await came.wait_for(lambda: made >= number * 5)  # those before have made so many tokens
         tokens = []
-        async for step in engine.generate(prompt, Sampling(max_tokens=20, **GREEDY), Call()):
+        async for step in generate(engine, prompt, Sampling(max_tokens=20, **GREEDY), Call()):
             tokens.append(step.token_id)
             async with came:
                 made += 1
@@ -198,7 +199,7 @@ async def reading(engine_of, **options) -> tuple[Engine, Reading]:
 
 async def test_those_who_stream_go_on_while_a_long_text_is_read_for_the_raw_door(engine_of, context):
     engine, decoder = await reading(engine_of, forward_tokens=8)
-    streaming = engine.generate(np.array([1]), Sampling(max_tokens=context - 1, ignore_eos=True), Call())
+    streaming = generate(engine, np.array([1]), Sampling(max_tokens=context - 1, ignore_eos=True), Call())
     await anext(streaming)
     await engine.logits(*padded([np.arange(1, 65)]), Call())
     parts = [decoder.ran.index(token) for token in range(1, 65, 8)]
@@ -360,7 +361,7 @@ def test_sampling_that_makes_no_sense_is_refused_by_name(sampling):
 async def test_a_caller_who_leaves_frees_the_slot_by_the_next_step(engine_of):
     listener = Listener()
     engine, decoder = await held(engine_of, slots=2, observer=listener)
-    leaving = engine.generate(np.array([1, 2]), Sampling(max_tokens=50, ignore_eos=True), Call())
+    leaving = generate(engine, np.array([1, 2]), Sampling(max_tokens=50, ignore_eos=True), Call())
     await anext(leaving)
     await decoder.has_arrived()  # in the first step, alone
     staying = asyncio.create_task(tokens_of(engine, [3], max_tokens=10, ignore_eos=True))
@@ -393,7 +394,7 @@ async def test_a_caller_who_leaves_while_waiting_never_runs(engine_of):
 
 async def test_a_slow_caller_slows_nobody_and_gets_everything(engine_of, reference):
     engine = await engine_of()
-    slow = engine.generate(np.array([1, 2]), Sampling(max_tokens=30, **GREEDY), Call())
+    slow = generate(engine, np.array([1, 2]), Sampling(max_tokens=30, **GREEDY), Call())
     first = await anext(slow)
     assert len(await tokens_of(engine, [3, 4], max_tokens=40, **GREEDY)) == 40
     found = [first.token_id, *[step.token_id async for step in slow]]
@@ -414,7 +415,7 @@ async def test_a_request_whose_time_is_up_leaves_with_what_it_has(engine_of):
     engine, got = await engine_of(decoder=Ticking, clock=lambda: now), []
 
     async def hurried():
-        async for step in engine.generate(np.array([1]), Sampling(max_tokens=50), Call(deadline=3.5)):
+        async for step in generate(engine, np.array([1]), Sampling(max_tokens=50), Call(deadline=3.5)):
             got.append(step)
 
     patient = asyncio.create_task(tokens_of(engine, [2], max_tokens=20, ignore_eos=True))
@@ -450,12 +451,11 @@ async def test_prompts_are_let_in_together_or_not_at_all(engine_of):
     await decoder.has_arrived()
     waiting = asyncio.create_task(tokens_of(engine, [1], max_tokens=3, ignore_eos=True))
     await asyncio.sleep(0)
-    three, four = ({f"prompts[{number}]": np.array([1]) for number in range(count)} for count in (3, 4))
-    with pytest.raises(Overloaded), engine.admit(three, Sampling(), Call()):
-        pass
-    never = pytest.raises(InvalidRequest, match="prompts: found 4 inputs, expected at most 3")
-    with never, engine.admit(four, Sampling(), Call()):
-        pass
+    three, four = ({f"prompts[{number}]": [1] for number in range(count)} for count in (3, 4))
+    with pytest.raises(Overloaded):
+        await anext(generate_all(engine, three, Sampling()))
+    with pytest.raises(InvalidRequest, match="prompts: found 4 inputs, expected at most 3"):
+        await anext(generate_all(engine, four, Sampling()))
     assert (engine.waiting_rows, listener.refusals) == (1, ["overloaded"])
     decoder.let_go()
     assert len(await running) == len(await waiting) == 3

@@ -1,6 +1,7 @@
 """Engines on several devices share the requests; here they are two on the CPU."""
 
 import asyncio
+from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -11,14 +12,14 @@ from server.errors import NotReady
 from server.generation.engines import Engines
 from server.generation.request import Sampling
 from server.observer import Silent
+from tests.generating import generate, generate_all
 from tests.server.generation.test_engine import padded
 
 GREEDY = Sampling(temperature=0.0, ignore_eos=True, max_tokens=12)
 
 
 async def tokens_of(engine, prompt):
-    with engine.admit({"it": prompt}, GREEDY, Call()) as steps:
-        return [step.token_id async for step in steps["it"]]
+    return [step.token_id async for step in generate(engine, prompt, GREEDY)]
 
 
 class Listener(Silent):
@@ -50,8 +51,9 @@ async def test_the_prompts_of_one_request_are_spread_over_the_engines(engines, l
     both, asked = Engines(engines), {str(number): prompt for number, prompt in enumerate(prompts(6))}
     with both.room(6, field="prompts"):
         assert [engine.waiting_rows for engine in engines] == [3, 3]
-    with both.admit(asked, GREEDY, Call()) as steps:
-        found = {name: [step.token_id async for step in its] for name, its in steps.items()}
+    found = defaultdict(list)
+    async for name, step in generate_all(both, asked, GREEDY):
+        found[name].append(step.token_id)
     assert [len(listener.endings) for listener in listeners] == [3, 3]
     assert found == {name: await tokens_of(engines[0], prompt) for name, prompt in asked.items()}
 
@@ -67,8 +69,7 @@ async def test_draining_that_is_cut_short_ends_what_is_under_way(engines, prompt
     endless = replace(GREEDY, max_tokens=50)
 
     async def last_of(prompt):
-        with both.under_way.one(), both.admit({"it": prompt[:5]}, endless, Call()) as steps:
-            return [step async for step in steps["it"]][-1].finish_reason
+        return [step async for step in generate(both, prompt[:5], endless)][-1].finish_reason
 
     running = [asyncio.create_task(last_of(prompt)) for prompt in prompts(6)]
     await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""What callers see, over gRPC, when a step fails; and what a caller who vanishes leaves behind."""
+"""What callers see, over gRPC, when a step fails; and what those do to others who vanish, or do not read."""
 
 import threading
 from contextlib import asynccontextmanager
@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 
+from protos.affinity_pb2 import GenerateRequest, Prompt, TokenIds
 from protos.affinity_pb2_grpc import AffinityStub
 from server.metrics import Metrics
 from server.repository import Repository
@@ -77,3 +78,23 @@ async def test_a_caller_who_vanishes_frees_the_slot_by_the_next_step(root):
         await engine._worker.idle()
         assert len(steps) == 1
         assert engine.running_rows == 0
+
+
+def much():
+    """A request whose answer no buffer of gRPC holds."""
+    prompts = [Prompt(token_ids=TokenIds(ids=[number])) for number in range(1, 201)]
+    return GenerateRequest(prompts=prompts, max_tokens=60, logprobs=20, ignore_eos=True)
+
+
+async def test_a_client_that_does_not_read_holds_up_nobody_and_gets_everything(root):
+    async with serving(root) as (stub, engine):
+        slow = stub.Generate(much())
+        others = [stub.Generate(request_of([number], max_tokens=60)) for number in range(1, 9)]
+        for other in others:
+            assert len(tokens_of([piece async for piece in other])) == 60
+        await engine._worker.idle()  # all slots are free again
+        assert not slow.done()
+        pieces = [piece async for piece in slow]
+    assert [piece.finish_reason for piece in pieces if piece.finish_reason] == ["length"] * 200
+    assert len(tokens_of(pieces)) == sum(len(piece.logprobs) for piece in pieces) == 200 * 60
+    assert len(pieces) < 200 * 60 / 4  # what waited came in few pieces

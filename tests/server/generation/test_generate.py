@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from server.admission import Call
 from server.errors import InvalidRequest, NotReady
+from server.generation.graph import Decoder
 from server.generation.request import Sampling
 from server.tasks.generate import Generate, RawGpt
 from server.tasks.text import TextEncoder
+from tests.server.generation.test_engine import Listener, held
 
 PROMPT = "A list is"
 
@@ -24,10 +26,13 @@ async def task(engine_of, artifact, prepare):
 
 
 async def pieces_of(task, prompt=PROMPT, *, stop=(), include_stop=False, **sampling):
-    async with task.streams([prompt], Sampling(**sampling), stop=stop, include_stop=include_stop, call=Call()) as (
-        pieces,
-    ):
-        return [piece async for piece in pieces]
+    asked = task.continued([prompt], Sampling(**sampling), stop=stop, include_stop=include_stop, call=Call())
+    async with asked as continued:
+        return [piece async for _, piece in continued.read()]
+
+
+def ids_of(pieces):
+    return [token for piece in pieces for token in piece.token_ids]
 
 
 def text_of(pieces):
@@ -36,15 +41,15 @@ def text_of(pieces):
 
 async def test_pieces_are_the_text_of_the_tokens(task, artifact):
     pieces = await pieces_of(task, max_tokens=20, seed=1, ignore_eos=True)
-    ids = [token for piece in pieces for token in piece.token_ids]
+    ids = ids_of(pieces)
     assert len(ids) == 20
     assert text_of(pieces) == TextEncoder(artifact).decode(ids, skip_special_tokens=True)
-    assert [piece.finish_reason for piece in pieces] == [""] * 19 + ["length"]
+    assert [piece.finish_reason for piece in pieces] == [""] * (len(pieces) - 1) + ["length"]
 
 
 async def test_only_the_last_piece_has_seed_and_usage(task, artifact):
     *others, last = await pieces_of(task, max_tokens=5, seed=1, ignore_eos=True)
-    assert {(piece.seed, piece.usage) for piece in others} == {(None, None)}
+    assert all((piece.seed, piece.usage) == (None, None) for piece in others)
     (tokens,) = TextEncoder(artifact).encode([PROMPT])
     assert (last.seed, last.usage.prompt_tokens, last.usage.completion_tokens) == (1, len(tokens), 5)
 
@@ -84,12 +89,64 @@ async def test_a_stop_string_ends_the_text_before_it_wherever_tokens_end(task, d
     assert last.usage.inference_seconds > 0
 
 
-async def test_a_stop_string_frees_the_slot(engine_of, artifact, prepare):
-    task = Generate(await engine_of(slots=1), TextEncoder(artifact), prepare)
-    text = text_of(await pieces_of(task, max_tokens=20, seed=3))
-    for _ in range(3):
-        stopped = await pieces_of(task, max_tokens=20, seed=3, stop=[text[2]])
-        assert stopped[-1].finish_reason == "stop"
+class Polite(Decoder):
+    """A step takes a second, and waits until the event loop has what came before it."""
+
+    now = 0.0
+
+    def decode(self, *arguments):
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self.loop).result()
+        Polite.now += 1.0
+        return super().decode(*arguments)
+
+
+class Ending(Listener):
+    """Says when a generation has ended."""
+
+    def __init__(self):
+        super().__init__()
+        self.ended = asyncio.Event()
+
+    def finished(self, **how):
+        super().finished(**how)
+        self.ended.set()
+
+
+async def test_a_stop_string_ends_the_work_though_nobody_reads_yet(engine_of, artifact, prepare, monkeypatch):
+    monkeypatch.setattr(Polite, "loop", asyncio.get_running_loop(), raising=False)
+    listener, how = Ending(), Sampling(max_tokens=40, seed=3, ignore_eos=True)
+    engine = await engine_of(decoder=Polite, observer=listener, clock=lambda: Polite.now)
+    task = Generate(engine, TextEncoder(artifact), prepare)
+    text = text_of(await pieces_of(task, max_tokens=40, seed=3, ignore_eos=True))
+    listener.__init__()
+    async with task.continued([PROMPT], how, stop=[text[9]], call=Call()) as continued:
+        await listener.ended.wait()
+        ((_, piece),) = [each async for each in continued.read()]
+    assert piece.text == text[: text.index(text[9])]
+    assert [reason for reason, _ in listener.endings] == ["stop"]
+    steps = sum(step["kind"] == "decode" for step in listener.steps)
+    assert piece.usage.completion_tokens == piece.usage.inference_seconds + 1  # on the engine's clock
+    assert steps - piece.usage.inference_seconds in (0, 1)  # its slot is free by the next step
+    assert steps < 39
+
+
+async def test_what_waits_for_its_reader_is_one_piece(engine_of, artifact, prepare):
+    engine, decoder = await held(engine_of)
+    task = Generate(engine, TextEncoder(artifact), prepare)
+    async with task.continued([PROMPT], Sampling(max_tokens=9, logprobs=1, ignore_eos=True), call=Call()) as continued:
+        pieces, counts = continued.read(), []
+        for steps in (0, 1, 4):
+            for _ in range(steps):
+                await decoder.has_arrived()
+                decoder.go.release()
+            await decoder.has_arrived()  # in the next step: all before it has come
+            decoder.arrived.release()
+            _, piece = await anext(pieces)
+            counts.append((len(piece.token_ids), len(piece.logprobs), piece.finish_reason))
+        decoder.let_go()
+        *_, (_, last) = [each async for each in pieces]
+    assert counts == [(1, 1, ""), (1, 1, ""), (4, 4, "")]
+    assert (last.finish_reason, last.usage.completion_tokens) == ("length", 9)
 
 
 @pytest.mark.parametrize("include", [False, True])
@@ -103,11 +160,11 @@ async def test_the_text_of_a_stop_token_is_shown_only_on_demand(task, artifact, 
 
 
 async def test_leaving_in_the_middle_leaves_nothing_behind(task):
-    async with task.streams([PROMPT], Sampling(max_tokens=40), call=Call()) as (pieces,):
-        await anext(pieces)
-    async with task.streams([PROMPT], Sampling(max_tokens=40), call=Call()):
+    async with task.continued([PROMPT], Sampling(max_tokens=40), call=Call()) as continued:
+        await anext(continued.read())
+    async with task.continued([PROMPT], Sampling(max_tokens=40), call=Call()):
         pass  # never asked for anything
-    assert len(await pieces_of(task, max_tokens=3, ignore_eos=True)) == 3
+    assert len(ids_of(await pieces_of(task, max_tokens=3, ignore_eos=True))) == 3
 
 
 @pytest.mark.parametrize(
@@ -122,7 +179,7 @@ async def test_leaving_in_the_middle_leaves_nothing_behind(task):
 )
 async def test_a_refusal_names_the_field_as_the_caller_knows_it(task, prompt, options, message):
     with pytest.raises(InvalidRequest, match=message):
-        async with task.streams(["a", "b", "c", prompt], Sampling(), **options, call=Call()):
+        async with task.continued(["a", "b", "c", prompt], Sampling(), **options, call=Call()):
             raise AssertionError("nothing may begin")
 
 
@@ -168,9 +225,9 @@ async def test_who_came_before_the_model_goes_is_answered_though_the_prompt_is_n
     with pytest.raises(NotReady, match="gpt is being unloaded"):
         await pieces_of(task)
     busy.set()
-    assert len(await asked) == 5
+    assert len(ids_of(await asked)) == 5
     await ending
 
 
 async def test_a_line_break_alone_is_a_prompt(task):
-    assert len(await pieces_of(task, "\n", max_tokens=3, ignore_eos=True)) == 3
+    assert len(ids_of(await pieces_of(task, "\n", max_tokens=3, ignore_eos=True))) == 3

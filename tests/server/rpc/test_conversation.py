@@ -1,11 +1,10 @@
-"""Several streams as one, and many requests on one stream."""
+"""ModelStreamInfer: many requests on one stream."""
 
 import asyncio
 
 import pytest
 
 from protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
-from server.rpc.calls import interleave
 from server.rpc.conversation import Conversation
 
 
@@ -24,45 +23,6 @@ class Tap:
                 yield item
         finally:
             self.closed = True
-
-
-async def test_items_come_as_they_are_ready():
-    first, second = Tap(), Tap()
-    merged = interleave([first.stream(), second.stream()])
-    second.queue.put_nowait("b")
-    assert await anext(merged) == (1, "b")
-    first.queue.put_nowait("a")
-    assert await anext(merged) == (0, "a")
-    first.queue.put_nowait(None)
-    second.queue.put_nowait("c")
-    assert await anext(merged) == (1, "c")
-    second.queue.put_nowait(None)
-    assert [item async for item in merged] == []
-
-
-async def test_an_error_closes_the_others():
-    first, second = Tap(), Tap()
-    merged = interleave([first.stream(), second.stream()])
-    first.queue.put_nowait("a")
-    await anext(merged)
-    second.queue.put_nowait(ValueError("no"))
-    with pytest.raises(ValueError, match="no"):
-        await anext(merged)
-    assert first.closed
-    assert second.closed
-
-
-async def test_a_reader_that_leaves_closes_all():
-    first, second = Tap(), Tap()
-    merged = interleave([first.stream(), second.stream()])
-    first.queue.put_nowait("a")
-    await anext(merged)
-    await merged.aclose()
-    assert first.closed
-    assert second.closed
-
-
-# ---- ModelStreamInfer
 
 
 def conversation(taps, *, in_pieces=()):

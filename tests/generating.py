@@ -1,0 +1,34 @@
+"""The steps of one prompt on an engine, as an async iterator: for tests and measurements without a server."""
+
+import asyncio
+from contextlib import aclosing
+
+import numpy as np
+
+from server.admission import Call
+from server.generation.stream import Entrant
+
+
+async def generate(engine, ids, sampling, call=Call()):  # noqa: B008  # it is frozen
+    """Its steps as they come. Closing the iterator ends it."""
+    async with aclosing(generate_all(engine, {"prompt": ids}, sampling, call)) as steps:
+        async for _, step in steps:
+            yield step
+
+
+async def generate_all(engine, prompts, sampling, call=Call()):  # noqa: B008
+    """The steps of several prompts of one request, each with the name of its prompt."""
+    arrived = asyncio.Queue()
+
+    def reader(name):
+        return lambda step: arrived.put_nowait((name, step))
+
+    entrants = [Entrant(name, np.asarray(ids, np.int64), reader(name)) for name, ids in prompts.items()]
+    with engine.admit(entrants, sampling, call):
+        running = len(entrants)
+        while running:
+            name, step = await arrived.get()
+            if isinstance(step, Exception):
+                raise step
+            yield name, step
+            running -= bool(step.finish_reason)

@@ -3,7 +3,7 @@
 Padding stands on the right, and only here: nobody else pads.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,16 +13,27 @@ from server.arrays import Array
 from server.batching.shapes import EXACT, Shapes
 
 Outputs = dict[str, Array]
+Keep = Callable[[Outputs], Outputs]
 NO_COLUMNS: NDArray[np.int64] = np.zeros(0, np.int64)
 PIXELS_PER_TOKEN = 16 * 16  # an image costs about what a text of as many words costs as it has patches
 
 
+def everything(outputs: Outputs) -> Outputs:
+    """The `Keep` of rows whose outputs are small."""
+    return outputs
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TextRow:
-    """A text as tokens (t), INT64, special ones included, and which outputs are wanted for it."""
+    """A text as tokens (t), INT64, special ones included, and which outputs are wanted for it.
+
+    The outputs of a row are views, and hold those of its whole batch. Where they are as wide as the vocabulary, `keep`
+    makes of them what its caller will need, in the thread that ran the batch: a request may have thousands of batches.
+    """
 
     input_ids: NDArray[np.int64]
     outputs: tuple[str, ...]
+    keep: Keep = everything
     token_type_ids: NDArray[np.int64] | None = None  # (t); zeros if None
     selected: NDArray[np.int64] = field(default_factory=lambda: NO_COLUMNS)  # (s) columns that the language head is for
 
@@ -42,6 +53,7 @@ class ImageRow:
 
     pixel_values: NDArray[np.float32]
     outputs: tuple[str, ...]
+    keep: Keep = everything
     heads = 0
 
     @property
@@ -99,14 +111,18 @@ def wanted(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def split(outputs: Mapping[str, Array], rows: Sequence[Row]) -> list[Outputs]:
-    """For each row the outputs it wants: its part (s, …) of what was computed at selected positions, else its line.
+    """For each row what it keeps of its part (s, …) of what was computed at selected positions, else of its line.
 
     What shapes were filled up with comes last, and is nobody's.
-    The parts are views: they hold the whole batch's memory until the caller lets go of them.
     """
     ends = np.cumsum([row.heads for row in rows])
     by_position = bool(ends[-1])
     return [
-        {name: outputs[name][end - row.heads : end] if by_position else outputs[name][number] for name in row.outputs}
+        row.keep(
+            {
+                name: outputs[name][end - row.heads : end] if by_position else outputs[name][number]
+                for name in row.outputs
+            }
+        )
         for number, (row, end) in enumerate(zip(rows, ends, strict=True))
     ]

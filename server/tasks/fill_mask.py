@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from server.admission import Call
 from server.artifact import Artifact
 from server.batching.batcher import Batcher
-from server.batching.rows import Outputs, TextRow
+from server.batching.rows import Keep, Outputs, TextRow, everything
 from server.errors import BadArtifact, InvalidRequest
 from server.tasks.classes import check_top_k
 from server.tasks.text import Reading, TextEncoder, Tokens
@@ -76,10 +76,11 @@ class FillMask:
             among = await in_pool(self._target_ids, targets) if targets else None
             outputs = TOP if among is None and most <= self._ranked else ALL
             tokens = await in_pool(partial(self._encoder.encode, texts, truncate=truncate, field=field))
-            rows = [self._row(each, outputs, f"{field}[{number}]") for number, each in enumerate(tokens)]
+            keep = everything if outputs is TOP else partial(rank, top_k=most, among=among)
+            rows = [self._row(each, outputs, keep, f"{field}[{number}]") for number, each in enumerate(tokens)]
             check_sequences(rows, most if among is None else min(most, len(among)))
             answers = await self._batcher.run(rows, place)
-            masks = await in_pool(self._filled, rows, answers, most, among)
+            masks = await in_pool(self._filled, rows, answers, most)
         return [FilledText(found, each.reading) for found, each in zip(masks, tokens, strict=True)]
 
     def _target_ids(self, targets: Sequence[str]) -> NDArray[np.int64]:
@@ -89,19 +90,21 @@ class FillMask:
         ids = [self._encoder.word(word, field=f"targets[{number}]") for number, word in enumerate(targets)]
         return np.array(list(dict.fromkeys(ids)), np.int64)
 
-    def _row(self, tokens: Tokens, outputs: tuple[str, ...], field: str) -> TextRow:
+    def _row(self, tokens: Tokens, outputs: tuple[str, ...], keep: Keep, field: str) -> TextRow:
         masks = np.flatnonzero(tokens.input_ids == self._mask_id)
         if not len(masks):
             where = " in what is left of it" if tokens.truncated else ""
             raise InvalidRequest(field, f"no {self.mask_token}{where}", f"at least one {self.mask_token}")
         return TextRow(
-            input_ids=tokens.input_ids, token_type_ids=tokens.token_type_ids, selected=masks, outputs=outputs
+            input_ids=tokens.input_ids,
+            token_type_ids=tokens.token_type_ids,
+            selected=masks,
+            outputs=outputs,
+            keep=keep,
         )
 
-    def _filled(
-        self, rows: Sequence[TextRow], answers: Sequence[Outputs], top_k: int, among: NDArray[np.int64] | None
-    ) -> list[list[FilledMask]]:
-        return [self._masks(row, *best(answer, top_k, among)) for row, answer in zip(rows, answers, strict=True)]
+    def _filled(self, rows: Sequence[TextRow], answers: Sequence[Outputs], top_k: int) -> list[list[FilledMask]]:
+        return [self._masks(row, *best(answer, top_k)) for row, answer in zip(rows, answers, strict=True)]
 
     def _masks(self, row: TextRow, scores: NDArray[np.float32], ids: NDArray[np.int64]) -> list[FilledMask]:
         """The masks of one text; scores and ids (masks, k)."""
@@ -144,17 +147,23 @@ def ranked_in_graph(artifact: Artifact) -> int:
     )
 
 
-def best(
-    answer: Outputs, top_k: int, among: NDArray[np.int64] | None = None
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Probabilities and ids (masks, k) of the likeliest words, from what the graph ranked or from all logits.
-
-    `among` are the ids (targets) of the only words that count; their probabilities stay as they are.
-    """
-    if "top_ids" in answer:
-        logits, ids = answer["top_scores"][:, :top_k], answer["top_ids"][:, :top_k]
+def rank(outputs: Outputs, *, top_k: int, among: NDArray[np.int64] | None) -> Outputs:
+    """Of all logits (masks, v) what the graph would have ranked: the `top_k` best, of the ids `among` if given."""
+    logits = outputs["logits"] if among is None else outputs["logits"][:, among]  # (masks, a)
+    if top_k < logits.shape[1]:
+        order = np.sort(np.argpartition(-logits, top_k - 1, axis=-1)[:, :top_k], axis=-1)
     else:
-        logits = answer["logits"] if among is None else answer["logits"][:, among]
-        order = np.argsort(-logits, axis=-1, kind="stable")[:, :top_k]
-        logits, ids = np.take_along_axis(logits, order, axis=-1), order if among is None else among[order]
-    return np.exp(logits - answer["logsumexp"][:, None]), ids
+        order = np.tile(np.arange(logits.shape[1]), (len(logits), 1))
+    scores = np.take_along_axis(logits, order, axis=-1)
+    ranks = np.argsort(-scores, axis=-1, kind="stable")  # of two equally likely the first
+    ids = np.take_along_axis(order, ranks, axis=-1)
+    return {
+        "top_scores": np.take_along_axis(scores, ranks, axis=-1),
+        "top_ids": ids if among is None else among[ids],
+        "logsumexp": outputs["logsumexp"].copy(),
+    }
+
+
+def best(ranked: Outputs, top_k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Probabilities over the whole vocabulary, and ids (masks, k), of the likeliest words."""
+    return np.exp(ranked["top_scores"][:, :top_k] - ranked["logsumexp"][:, None]), ranked["top_ids"][:, :top_k]

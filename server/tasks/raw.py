@@ -3,7 +3,9 @@
 Rows of this door run in the same batches as all others; what is padded in a request is not computed for nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +14,8 @@ from server.admission import Call
 from server.arrays import Array
 from server.artifact import Artifact
 from server.batching.batcher import Batcher
-from server.batching.rows import ImageRow, TextRow
+from server.batching.queue import Place
+from server.batching.rows import ImageRow, Outputs, TextRow
 from server.errors import InvalidRequest
 from server.tasks.embed import normalised
 
@@ -38,14 +41,17 @@ class RawText:
             check_size(ids, self.text.vocabulary)
         async with self._batcher.place(len(ids), call, field="input_ids") as place:
             rows = self._rows(ids, inputs)
-            answers = [answer[self.output] for answer in await self._batcher.run(rows, place)]
-        if not self.per_token:
-            found = np.stack(answers)
-            return {self.output: normalised(found) if self.normalise else found}
-        logits = np.zeros((*ids.shape, self.text.vocabulary), np.float32)  # (n, t, v)
-        for number, answer in enumerate(answers):
-            logits[number, : len(answer)] = answer
-        return {self.output: logits}
+            if self.per_token:
+                return {self.output: await self._logits(rows, ids.shape, place)}
+            found = np.stack([answer[self.output] for answer in await self._batcher.run(rows, place)])
+        return {self.output: normalised(found) if self.normalise else found}
+
+    async def _logits(self, rows: Sequence[TextRow], shape: tuple[int, ...], place: Place) -> Array:
+        """(n, t, v), filled by the threads that run the rows."""
+        logits = np.zeros((*shape, self.text.vocabulary), np.float32)
+        keeping = [replace(row, keep=partial(_put, line)) for row, line in zip(rows, logits, strict=True)]
+        await self._batcher.run(keeping, place)
+        return logits
 
     def _rows(self, ids: NDArray[np.int64], inputs: Mapping[str, Array]) -> list[TextRow]:
         lengths = read_lengths(ids, inputs, vocabulary=self.text.vocabulary)
@@ -79,6 +85,12 @@ class RawImage:
             rows = [ImageRow(pixel_values=image, outputs=("logits",)) for image in pixels.astype("f4", copy=False)]
             answers = await self._batcher.run(rows, place)
         return {"logits": np.stack([answer["logits"] for answer in answers])}
+
+
+def _put(line: Array, outputs: Outputs) -> Outputs:
+    """Put the logits of a row where its caller wants them, and keep nothing else."""
+    line[: len(outputs["logits"])] = outputs["logits"]
+    return {}
 
 
 def read_ids(inputs: Mapping[str, Array], *, max_length: int) -> NDArray[np.int64]:

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 import tracemalloc
+import weakref
 
 import numpy as np
 import pytest
@@ -248,12 +249,40 @@ async def test_wrong_pixels_are_refused(repository, pixels):
         await repository.get("tiny-vit").raw({"pixel_values": pixels}, call=CALL)
 
 
-# ---- in time
+# ---- in memory and in time
 
 
-@pytest.mark.parametrize(
-    ("name", "given"), [("tiny-bert", "[MASK]"), ("tiny-classifier", "a"), ("tiny-embedder", "a"), ("tiny-vit", b"")]
-)
+@pytest.fixture
+def living_logits(repository, monkeypatch):
+    """How many batches' logits were held, at the beginning of each run."""
+    (lane,) = repository.get("tiny-bert").doors.parts[0]._lanes
+    run, made, held = lane._session.run, [], []
+
+    def count_and_run(feeds, outputs):
+        held.append(sum(logits() is not None for logits in made))
+        found = run(feeds, outputs)
+        made.append(weakref.ref(found["logits"]))
+        return found
+
+    monkeypatch.setattr(lane._session, "run", count_and_run)
+    return held
+
+
+@pytest.mark.parametrize("asked", [{"targets": ["list"]}, {"top_k": 65}])
+async def test_the_logits_of_a_batch_are_let_go_before_the_request_is_answered(repository, living_logits, asked):
+    found = await repository.get("tiny-bert").task(texts(200, mask=True), **asked, call=CALL)
+    assert len(found) == 200
+    assert len(living_logits) > 5
+    assert max(living_logits) <= 1  # that of the run before
+
+
+async def test_the_tensor_door_holds_its_own_logits_alone(repository, living_logits):
+    await repository.get("tiny-bert").raw({"input_ids": np.full((200, 5), 7)}, call=CALL)
+    assert len(living_logits) > 5
+    assert max(living_logits) <= 1
+
+
+@pytest.mark.parametrize(("name", "given"), [("tiny-bert", "[MASK]"), ("tiny-classifier", "a"), ("tiny-embedder", "a")])
 async def test_a_deadline_that_passes_before_an_input_is_read_is_told_at_once(repository, busy, name, given):
     call = Call(deadline=time.monotonic() + 0.05)
     with pytest.raises(DeadlineExceeded):

@@ -37,7 +37,8 @@ from server.tasks.embed import Embed
 from server.tasks.fill_mask import FillMask
 from server.tasks.generate import Generate, RawGpt
 from server.tasks.raw import MAX_LOGITS, RawImage, RawText
-from server.tasks.text import TextEncoder, TokenCounter
+from server.tasks.readers import TokenCounter
+from server.tasks.text import TextEncoder
 
 log = logging.getLogger(__name__)
 
@@ -203,8 +204,8 @@ def _memory_limit(artifact: Artifact, session: Session, settings: Settings) -> i
 def _text(make: TextTask, opening: Opening) -> Doors:
     batcher, encoder = _text_batcher(opening), TextEncoder(opening.artifact)
     task = make(opening.artifact, batcher, encoder, opening.prepare)
-    counter = TokenCounter(encoder, opening.prepare)
-    return Doors(task=task, raw=RawText(opening.artifact, batcher), counter=counter, parts=(batcher,))
+    raw = RawText(opening.artifact, batcher)
+    return Doors(task=task, raw=raw, counter=_counter(opening, encoder), parts=(batcher,))
 
 
 def _classify_image(opening: Opening) -> Doors:
@@ -234,8 +235,13 @@ def _generate(opening: Opening) -> Doors:
         )
     engine = engines[0] if len(engines) == 1 else Engines(engines)
     encoder = TextEncoder(artifact)
-    task, counter = Generate(engine, encoder, opening.prepare), TokenCounter(encoder, opening.prepare)
+    task, counter = Generate(engine, encoder, opening.prepare), _counter(opening, encoder)
     return Doors(task=task, raw=RawGpt(engine), counter=counter, parts=(engine,))
+
+
+def _counter(opening: Opening, encoder: TextEncoder) -> TokenCounter:
+    most = opening.settings.max_queue_requests
+    return TokenCounter(encoder, opening.prepare, name=opening.artifact.name, most=most)
 
 
 def _text_batcher(opening: Opening) -> Batcher:

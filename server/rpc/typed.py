@@ -118,9 +118,7 @@ class Typed(AffinityServicer):
         counter = model.counter
         assert counter is not None, "a model on text has a tokenizer; this is a bug"
         texts = _some("inputs", request.inputs)
-        tokens = await counter(
-            texts, request.text_pairs, most=model.limits.requests, field="inputs", pair_field="text_pairs"
-        )
+        tokens = await counter(texts, request.text_pairs, field="inputs", pair_field="text_pairs")
         return pb.CountTokensResponse(
             model=model.name, model_version=model.version, tokens=tokens, max_tokens=counter.max_tokens
         )

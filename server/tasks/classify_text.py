@@ -1,10 +1,8 @@
 """Classes of texts, and of pairs of texts."""
 
-import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import partial
 
 from server.admission import Call
 from server.artifact import Artifact
@@ -12,6 +10,7 @@ from server.batching.batcher import Batcher
 from server.batching.rows import TextRow
 from server.errors import InvalidRequest
 from server.tasks.classes import DEFAULT, Class, check_top_k, rank, scores_of
+from server.tasks.readers import TextReader
 from server.tasks.text import Reading, TextEncoder, Tokens
 
 
@@ -28,7 +27,7 @@ class ClassifyText:
         self.labels = tuple(artifact.manifest.labels)
         self.function = artifact.manifest.function_to_apply or "softmax"
         self._segments = artifact.manifest.text.segments
-        self._batcher, self._encoder, self._prepare = batcher, encoder, prepare
+        self._batcher, self._read = batcher, TextReader(encoder, prepare)
 
     async def __call__(
         self,
@@ -45,9 +44,8 @@ class ClassifyText:
         """For each text, or pair, its classes: all of them, or the first `top_k`."""
         most = len(self.labels) if top_k is None else check_top_k(top_k)
         scores = scores_of(function_to_apply, self.function)
-        encode = partial(self._encoder.encode, texts, pairs, truncate=truncate, field=field, pair_field=pair_field)
         async with self._batcher.place(len(texts), call, field=field) as place:
-            tokens = await asyncio.get_running_loop().run_in_executor(self._prepare, encode)
+            tokens = await self._read(texts, pairs, truncate=truncate, field=field, pair_field=pair_field)
             rows = [self._row(each, f"{pair_field}[{number}]") for number, each in enumerate(tokens)]
             answers = await self._batcher.run(rows, place)
         return [

@@ -1,10 +1,8 @@
 """Texts as vectors. Pooling is in the graph; scaling to length 1 is here, for a request may want it or not."""
 
-import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +12,7 @@ from server.artifact import Artifact
 from server.batching.batcher import Batcher
 from server.batching.rows import TextRow
 from server.errors import InvalidRequest
+from server.tasks.readers import TextReader
 from server.tasks.text import Reading, TextEncoder
 
 SHORTEST = 1e-12  # as PyTorch's `normalize` has it
@@ -31,7 +30,7 @@ class Embed:
     def __init__(self, artifact: Artifact, batcher: Batcher, encoder: TextEncoder, prepare: Executor) -> None:
         self.width = artifact.manifest.embedding_width
         self.normalise = artifact.manifest.normalise
-        self._batcher, self._encoder, self._prepare = batcher, encoder, prepare
+        self._batcher, self._read = batcher, TextReader(encoder, prepare)
 
     async def __call__(
         self,
@@ -48,9 +47,8 @@ class Embed:
         Only of a model that was trained for it (Matryoshka) do the first dimensions say anything by themselves.
         """
         width = self._checked(dimensions)
-        encode = partial(self._encoder.encode, texts, truncate=truncate, field=field)
         async with self._batcher.place(len(texts), call, field=field) as place:
-            tokens = await asyncio.get_running_loop().run_in_executor(self._prepare, encode)
+            tokens = await self._read(texts, truncate=truncate, field=field)
             rows = [
                 TextRow(input_ids=each.input_ids, token_type_ids=each.token_type_ids, outputs=("embedding",))
                 for each in tokens

@@ -15,6 +15,7 @@ from server.batching.batcher import Batcher
 from server.batching.rows import Keep, Outputs, TextRow, everything
 from server.errors import BadArtifact, InvalidRequest
 from server.tasks.classes import check_top_k
+from server.tasks.readers import TextReader
 from server.tasks.text import Reading, TextEncoder, Tokens
 
 TOP = ("top_scores", "top_ids", "logsumexp")  # what the graph computes of the best words
@@ -55,6 +56,7 @@ class FillMask:
         self._mask_id = encoder.mask_id
         self._ranked = ranked_in_graph(artifact)
         self._batcher, self._encoder, self._prepare = batcher, encoder, prepare
+        self._read = TextReader(encoder, prepare)
 
     async def __call__(
         self,
@@ -75,7 +77,7 @@ class FillMask:
         async with self._batcher.place(len(texts), call, field=field) as place:
             among = await in_pool(self._target_ids, targets) if targets else None
             outputs = TOP if among is None and most <= self._ranked else ALL
-            tokens = await in_pool(partial(self._encoder.encode, texts, truncate=truncate, field=field))
+            tokens = await self._read(texts, truncate=truncate, field=field)
             keep = everything if outputs is TOP else partial(rank, top_k=most, among=among)
             rows = [self._row(each, outputs, keep, f"{field}[{number}]") for number, each in enumerate(tokens)]
             check_sequences(rows, most if among is None else min(most, len(among)))

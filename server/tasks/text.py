@@ -1,9 +1,8 @@
 """From texts to tokens, with the tokenizer that came with the model. Never pads; cuts only where a request says so."""
 
-import asyncio
-from collections.abc import Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from server.generation.text import Detokenizer
 
 # A token is seldom longer than a few characters: what is longer than this is refused before it is read, or cut there.
 MAX_CHARACTERS_PER_TOKEN = 250
-MAX_COUNTED_CHARACTERS = 1 << 22  # of one request to count tokens: a few books
+Name = Callable[[int], str]  # the number of an input → what its caller knows it as
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,44 +66,54 @@ class TextEncoder:
         pairs: Sequence[str] = (),
         *,
         truncate: bool = False,
+        first: int = 0,
         field: str = "texts",
         pair_field: str = "text_pairs",
     ) -> list[Tokens]:
         """Tokens of each text, or of each with the one of `pairs` that belongs to it.
 
         What is too long is cut as transformers cuts it: on the right, of a pair from the longer text. InvalidRequest
-        names the text that is empty, or too long without `truncate`.
+        names the text that is empty, or too long without `truncate`; the first of these has the number `first`.
         """
-        texts, pairs = self._readable(texts, truncate, field), self._readable(pairs, truncate, pair_field)
-        inputs = _inputs(texts, pairs, pair_field)
+        name, pair_name = partial(_numbered, field, first), partial(_numbered, pair_field, first)
+        inputs = _inputs(self._readable(texts, truncate, name), self._readable(pairs, truncate, pair_name))
         tokens = []
-        for number, encoding in enumerate(self._read(self._tokenizer, inputs, field)):
+        for number, encoding in enumerate(self._read(self._tokenizer, inputs, name)):
             if len(encoding) <= self.max_length:
-                tokens.append(_tokens(encoding))
+                cut = any(len(group[number]) > self.most_characters for group in (texts, pairs) if group)
+                tokens.append(_tokens(encoding, truncated=cut))
             elif truncate:
-                tokens.append(_tokens(*self._read(self._cutting, [inputs[number]], field), truncated=True))
+                (encoding,) = self._read(self._cutting, [inputs[number]], partial(_numbered, field, first + number))
+                tokens.append(_tokens(encoding, truncated=True))
             else:
                 most = f"at most {self.max_length} (or `truncate`)"
-                raise InvalidRequest(f"{field}[{number}]", f"{len(encoding)} tokens", most)
+                raise InvalidRequest(name(number), f"{len(encoding)} tokens", most)
         return tokens
+
+    @property
+    def most_characters(self) -> int:
+        """That are read of a text."""
+        return self.max_length * MAX_CHARACTERS_PER_TOKEN
 
     def encode_one(self, text: str, *, field: str) -> Tokens:
         """Tokens of one text, be it a line break alone. InvalidRequest names the field if it has none or too many."""
         self._check_characters(field, text)
-        (encoding,) = self._read(self._tokenizer, [text], field)
+        (encoding,) = self._read(self._tokenizer, [text], lambda _: field)
         if not encoding.ids:
             raise InvalidRequest(field, "a text without tokens" if text else "an empty text", "some text")
         if len(encoding) > self.max_length:
             raise InvalidRequest(field, f"{len(encoding)} tokens", f"at most {self.max_length}")
         return _tokens(encoding)
 
-    def count(self, texts: Sequence[str], pairs: Sequence[str] = (), *, field: str, pair_field: str) -> list[int]:
+    def count(
+        self, texts: Sequence[str], pairs: Sequence[str] = (), *, first: int = 0, field: str, pair_field: str
+    ) -> list[int]:
         """How many tokens each text, or pair, is: also of what the model would not take."""
-        for name, group in ((field, texts), (pair_field, pairs)):
+        for named, group in ((field, texts), (pair_field, pairs)):
             for number, text in enumerate(group):
-                self._check_characters(f"{name}[{number}]", text)
-        inputs = _inputs(texts, pairs, pair_field)
-        return [len(encoding) for encoding in self._read(self._tokenizer, inputs, field)]
+                self._check_characters(_numbered(named, first, number), text)
+        name = partial(_numbered, field, first)
+        return [len(encoding) for encoding in self._read(self._tokenizer, _inputs(texts, pairs), name)]
 
     def word(self, word: str, *, field: str) -> int:
         """The id of a word that is one token. InvalidRequest tells into which tokens any other falls."""
@@ -113,7 +122,7 @@ class TextEncoder:
         found: int | None = self._tokenizer.token_to_id(word)
         if found is not None:
             return found
-        (pieces,) = self._read(self._tokenizer, [word], field, special=False)
+        (pieces,) = self._read(self._tokenizer, [word], lambda _: field, special=False)
         tokens = [self.token(piece) for piece in pieces.ids]
         if len(tokens) != 1 or tokens[0] == getattr(self._tokenizer.model, "unk_token", None):
             spelled = f"tokens {', '.join(map(repr, tokens))}" if tokens else "no token"
@@ -131,64 +140,49 @@ class TextEncoder:
         """How a token is spelled in the vocabulary."""
         return self._tokenizer.id_to_token(token_id) or ""
 
-    def _read(self, tokenizer: Tokenizer, inputs: Sequence[Any], field: str, *, special: bool = True) -> list[Encoding]:
+    def _read(self, tokenizer: Tokenizer, inputs: Sequence[Any], name: Name, *, special: bool = True) -> list[Encoding]:
         """Some vocabularies have no token for what they do not know, those of single letters above all."""
         try:
             return list(tokenizer.encode_batch_fast(list(inputs), add_special_tokens=special))
-        except Exception as error:  # the tokenizers library raises nothing narrower
-            raise InvalidRequest(field, f"what the tokenizer has no token for ({error})", "text it knows") from error
+        except Exception as error:  # the tokenizers library raises nothing narrower, and does not say which
+            if len(inputs) > 1:
+                for number, each in enumerate(inputs):
+                    self._read(tokenizer, [each], _from(name, number), special=special)
+            raise InvalidRequest(name(0), f"what the tokenizer has no token for ({error})", "text it knows") from error
 
-    @property
-    def _most_characters(self) -> int:
-        return self.max_length * MAX_CHARACTERS_PER_TOKEN
-
-    def _readable(self, texts: Sequence[str], truncate: bool, field: str) -> list[str]:
+    def _readable(self, texts: Sequence[str], truncate: bool, name: Name) -> list[str]:
         """The texts as far as they are to be read: without `truncate` as they are, or InvalidRequest."""
         for number, text in enumerate(texts):
-            self._check_some(f"{field}[{number}]", text)
+            self._check_some(name(number), text)
             if not truncate:
-                self._check_characters(f"{field}[{number}]", text)
-        return [text[: self._most_characters] for text in texts]
+                self._check_characters(name(number), text)
+        return [text[: self.most_characters] for text in texts]
 
     def _check_some(self, field: str, text: str) -> None:
         if not text.strip():
             raise InvalidRequest(field, "an empty text" if not text else "only white space", "some text")
 
     def _check_characters(self, field: str, text: str) -> None:
-        if len(text) > self._most_characters:
+        if len(text) > self.most_characters:
             raise InvalidRequest(field, f"{len(text)} characters", f"at most {self.max_length} tokens")
 
 
-class TokenCounter:
-    """Counts the tokens of texts for one model."""
-
-    def __init__(self, encoder: TextEncoder, prepare: Executor) -> None:
-        self.max_tokens = encoder.max_length
-        self._encoder, self._prepare = encoder, prepare
-
-    async def __call__(
-        self, texts: Sequence[str], pairs: Sequence[str], *, most: int, field: str, pair_field: str
-    ) -> list[int]:
-        """Of each text, or pair. InvalidRequest if they are more than `most`, or too long together."""
-        if len(texts) > most:
-            raise InvalidRequest(field, f"{len(texts)} texts", f"at most {most} in a request")
-        characters = sum(map(len, (*texts, *pairs)))
-        if characters > MAX_COUNTED_CHARACTERS:
-            raise InvalidRequest(field, f"{characters} characters together", f"at most {MAX_COUNTED_CHARACTERS}")
-
-        def count() -> list[int]:
-            return self._encoder.count(texts, pairs, field=field, pair_field=pair_field)
-
-        return await asyncio.get_running_loop().run_in_executor(self._prepare, count)
-
-
-def _inputs(texts: Sequence[str], pairs: Sequence[str], pair_field: str) -> list[Any]:
-    """Texts, or pairs of them, as the tokenizers library takes them."""
-    if not pairs:
-        return list(texts)
-    if len(pairs) != len(texts):
+def check_pairs(texts: Sequence[str], pairs: Sequence[str], pair_field: str) -> None:
+    if pairs and len(pairs) != len(texts):
         raise InvalidRequest(pair_field, f"{len(pairs)} texts", f"{len(texts)}, one for each text, or none")
-    return list(zip(texts, pairs, strict=True))
+
+
+def _inputs(texts: Sequence[str], pairs: Sequence[str]) -> list[Any]:
+    """Texts, or pairs of them, as the tokenizers library takes them."""
+    return list(zip(texts, pairs, strict=True)) if pairs else list(texts)
+
+
+def _numbered(field: str, first: int, number: int) -> str:
+    return f"{field}[{first + number}]"
+
+
+def _from(name: Name, start: int) -> Name:
+    return lambda number: name(start + number)
 
 
 def _tokens(encoding: Encoding, *, truncated: bool = False) -> Tokens:

@@ -213,6 +213,16 @@ def test_a_text_of_megabytes_is_cut_before_it_is_read(stub):
     assert (found.tokens.used, found.tokens.truncated) == (32, True)
 
 
+def test_what_was_cut_before_it_was_read_is_told_though_few_tokens_are_left(stub):
+    """White space is no token: what stands behind very much of it is not read."""
+    hidden = "list" + " " * 20_000 + "of items"
+    few, whole = stub.Embed(pb.EmbedRequest(inputs=[hidden, "list"], truncate=True)).results
+    assert (few.tokens.used, few.tokens.truncated) == (whole.tokens.used, True)
+    assert not whole.tokens.truncated
+    pair = pb.ClassifyTextRequest(inputs=["a"], text_pairs=[hidden], truncate=True)
+    assert stub.ClassifyText(pair).results[0].tokens.truncated
+
+
 # ---- what can be known beforehand
 
 
@@ -238,7 +248,7 @@ def test_what_has_no_tokens_cannot_be_counted(stub):
     long = pb.CountTokensRequest(model="tiny-bert", inputs=["x" * 20_000])
     refused(stub.CountTokens, long, "inputs[0]: found 20000 characters")
     many = pb.CountTokensRequest(model="tiny-bert", inputs=["x"] * 1025)
-    refused(stub.CountTokens, many, "inputs: found 1025 texts, expected at most 1024 in a request")
+    refused(stub.CountTokens, many, "inputs: found 1025 inputs, expected at most 1024 inputs")
     much = pb.CountTokensRequest(model="tiny-bert", inputs=["x" * 15_000] * 300)
     refused(stub.CountTokens, much, "inputs: found 4500000 characters together, expected at most 4194304")
     with pytest.raises(grpc.RpcError, match="found task classify-image, expected fill-mask or generate"):

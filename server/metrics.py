@@ -199,23 +199,14 @@ class ModelObserver:
         self._metrics, self._model, self._version = metrics, model, version
 
     def batch(
-        self,
-        *,
-        rows: int,
-        tokens: int,
-        padded_tokens: int,
-        queue_seconds: Sequence[float],
-        collate_seconds: float,
-        run_seconds: float,
-        split_seconds: float,
+        self, *, rows: int, tokens: int, padded_tokens: int, queue_seconds: Sequence[float], spent: Spent
     ) -> None:
-        spent = Spent(collate_seconds=collate_seconds, run_seconds=run_seconds, split_seconds=split_seconds)
         self._statistics.batch(rows, spent)
         queue = self._of("affinity_queue_duration_seconds")
         for waited in queue_seconds:
             queue.observe(waited)
-        self._of("affinity_collate_duration_seconds").observe(collate_seconds)
-        self._of("affinity_run_duration_seconds").observe(run_seconds)
+        self._of("affinity_collate_duration_seconds").observe(spent.collate_seconds)
+        self._of("affinity_run_duration_seconds").observe(spent.run_seconds)
         self._of("affinity_batch_rows").observe(rows)
         self._of("affinity_batch_tokens").observe(tokens)
         self._of("affinity_padding_tokens").inc(padded_tokens - tokens)

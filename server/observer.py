@@ -4,7 +4,7 @@ An observer is made for one version of one model, so that nothing here carries n
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from server.generation.request import Usage
@@ -19,20 +19,19 @@ class Spent:
     run_seconds: float = 0.0
     split_seconds: float = 0.0  # taking their answers apart
 
+    @property
+    def seconds(self) -> float:
+        return self.queue_seconds + self.collate_seconds + self.run_seconds + self.split_seconds
+
+    def __add__(self, other: "Spent") -> "Spent":
+        return Spent(**{name: seconds + getattr(other, name) for name, seconds in asdict(self).items()})
+
 
 class Observer(Protocol):
     """Called on the event loop; must return at once and never raise."""
 
     def batch(
-        self,
-        *,
-        rows: int,
-        tokens: int,
-        padded_tokens: int,
-        queue_seconds: Sequence[float],
-        collate_seconds: float,
-        run_seconds: float,
-        split_seconds: float,
+        self, *, rows: int, tokens: int, padded_tokens: int, queue_seconds: Sequence[float], spent: Spent
     ) -> None:
         """One batch ran: how many rows, their own tokens, what they were padded to, how long each row waited."""
 
@@ -62,15 +61,7 @@ class Silent:
     """An observer that listens to nothing."""
 
     def batch(
-        self,
-        *,
-        rows: int,
-        tokens: int,
-        padded_tokens: int,
-        queue_seconds: Sequence[float],
-        collate_seconds: float,
-        run_seconds: float,
-        split_seconds: float,
+        self, *, rows: int, tokens: int, padded_tokens: int, queue_seconds: Sequence[float], spent: Spent
     ) -> None: ...
 
     def answered(self, spent: Spent) -> None: ...

@@ -19,7 +19,7 @@ from server.batching.queue import Place, Queue, Request
 from server.batching.rows import Outputs, Row
 from server.batching.scheduler import NEVER, Budget, Scheduler, Waiting
 from server.errors import DeadlineExceeded
-from server.observer import Observer, Silent, Spent
+from server.observer import Observer, Silent
 from server.under_way import UnderWay
 
 log = logging.getLogger(__name__)
@@ -131,6 +131,8 @@ class Batcher:
         try:
             self.under_way.close()
             await self.under_way.finished()
+            if self._running:
+                await asyncio.wait(self._running)  # for callers who have left
         finally:  # also when whoever waits for this has no more patience
             if self._loop is not None:
                 self._loop.cancel()
@@ -204,12 +206,9 @@ class Batcher:
             tokens=batch.tokens,
             padded_tokens=batch.padded_tokens,
             queue_seconds=[begun - member.arrived for member in batch.members],
-            collate_seconds=ran.collate_seconds,
-            run_seconds=ran.run_seconds,
-            split_seconds=ran.split_seconds,
+            spent=ran.spent,
         )
-        spent = Spent(collate_seconds=ran.collate_seconds, run_seconds=ran.run_seconds, split_seconds=ran.split_seconds)
-        self._queue.answer(batch.members, ran.answers, spent)
+        self._queue.answer(batch.members, ran.answers, ran.spent)
 
     async def _answer_halves(self, lane: Lane, batch: Batch) -> None:
         """There was no memory for the whole."""

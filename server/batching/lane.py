@@ -10,6 +10,7 @@ from server.arrays import Array
 from server.batching.rows import Outputs, Row, collate, split, wanted
 from server.batching.scheduler import Waiting, tokens_of
 from server.batching.shapes import Shapes
+from server.observer import Spent
 
 # The last is what an arena with a limit says: "Available memory of N is smaller than requested bytes of M".
 OUT_OF_MEMORY = (
@@ -57,9 +58,7 @@ class Ran:
     """What a batch came to: the answers of its rows, in order, with what each wants."""
 
     answers: list[Outputs]
-    collate_seconds: float
-    run_seconds: float
-    split_seconds: float
+    spent: Spent
 
 
 class Lane:
@@ -90,7 +89,10 @@ class Lane:
         outputs = self._session.run(collated.feeds, wanted(batch.rows))
         ran = self._clock()
         answers = split(outputs, batch.rows)
-        return Ran(answers, collated.seconds, ran - begun, self._clock() - ran)
+        split_seconds = self._clock() - ran
+        return Ran(
+            answers, Spent(collate_seconds=collated.seconds, run_seconds=ran - begun, split_seconds=split_seconds)
+        )
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.admission import Call, Gate, Gone, Limits
 from server.batching.rows import Outputs, Row
@@ -19,18 +19,11 @@ class Request:
     answers: list[Outputs | None]
     missing: int
     done: asyncio.Future[None]
-    collate_seconds: float = 0.0  # of all batches that it was in
-    run_seconds: float = 0.0
-    split_seconds: float = 0.0
+    work: Spent = Spent()  # on all batches that it was in
 
     def spent(self, seconds: float) -> Spent:
         """Of the seconds until it was answered: what was not work was waiting."""
-        return Spent(
-            queue_seconds=max(0.0, seconds - self.collate_seconds - self.run_seconds - self.split_seconds),
-            collate_seconds=self.collate_seconds,
-            run_seconds=self.run_seconds,
-            split_seconds=self.split_seconds,
-        )
+        return replace(self.work, queue_seconds=max(0.0, seconds - self.work.seconds))
 
     def fail(self, error: Exception) -> None:
         if not self.done.done():
@@ -125,9 +118,7 @@ class Queue:
         """Hand out the answers of rows that were taken, which ran as one batch for so long."""
         owners = [self._owners.pop(member.key) for member in members]
         for request in {request for request, _ in owners}:
-            request.collate_seconds += spent.collate_seconds
-            request.run_seconds += spent.run_seconds
-            request.split_seconds += spent.split_seconds
+            request.work += spent
         for (request, number), answer in zip(owners, answers, strict=True):
             request.answer(number, answer)
 

@@ -23,7 +23,7 @@ from server.generation.sampler import Chosen
 from server.generation.scheduler import Decode, Plan, Prefill, Scheduler
 from server.generation.scheduler import Sequence as Scheduled
 from server.generation.stream import Stream
-from server.observer import Observer
+from server.observer import Observer, Spent
 
 log = logging.getLogger(__name__)
 
@@ -195,9 +195,7 @@ class Worker:
             tokens=sum(map(len, logits)),
             padded_tokens=len(logits) * max(map(len, logits)),
             queue_seconds=[started - arrived] * len(logits),
-            collate_seconds=0.0,
-            run_seconds=seconds,
-            split_seconds=0.0,
+            spent=Spent(run_seconds=seconds),
         )
         self._tell([], [note])
         future.set_result((logits, seconds))

@@ -199,6 +199,26 @@ async def test_rows_for_which_there_is_no_memory_together_run_in_halves(make, se
     assert not notes.counts
 
 
+@pytest.mark.parametrize("lanes", [1, 2])
+async def test_halves_of_what_was_collated_ahead_are_collated_anew(make, session, lanes):
+    sessions = [session, Sums()][:lanes]
+    for each in sessions:
+        each.memory_rows, each.no_memory = 2, "out of memory"
+        each.open.clear()
+    batcher, tasks = await make(sessions=sessions), []
+    for number in range(lanes):
+        tasks.append(asyncio.create_task(ask(batcher, [row(number)])))
+        await until(lambda busy=number + 1: (batcher.waiting_rows, batcher.running_rows) == (0, busy))
+    tasks.append(asyncio.create_task(ask(batcher, [row(number) for number in range(8 * lanes)])))
+    await until(lambda: session.collated == 2)
+    for each in sessions:
+        each.open.set()
+    *_, last = await asyncio.gather(*tasks)
+    assert sums(last) == list(range(8 * lanes))
+    sizes = Counter(len(batch) for each in sessions for batch in each.batches)
+    assert sizes == {1: lanes, 8: lanes, 4: 2 * lanes, 2: 4 * lanes}
+
+
 async def test_a_full_queue_refuses_and_hints_when_to_come_back(make, session, notes):
     batcher = await make(limits=Limits(requests=3, tokens=20))
     session.open.clear()
@@ -369,7 +389,7 @@ async def test_the_observer_hears_of_rows_tokens_padding_and_time(make, notes):
     (facts,) = notes.batches
     assert (facts["rows"], facts["tokens"], facts["padded_tokens"]) == (2, 6, 8)
     assert len(facts["queue_seconds"]) == 2
-    assert facts["run_seconds"] > 0
+    assert facts["spent"].run_seconds > 0
 
 
 async def test_a_request_spent_the_time_of_all_its_batches_and_waited_the_rest(make, notes):
@@ -379,6 +399,6 @@ async def test_a_request_spent_the_time_of_all_its_batches_and_waited_the_rest(m
     seconds = time.monotonic() - begun
     (spent,) = notes.answers
     assert len(notes.batches) == 2
-    assert spent.run_seconds == pytest.approx(sum(facts["run_seconds"] for facts in notes.batches))
-    assert spent.split_seconds == pytest.approx(sum(facts["split_seconds"] for facts in notes.batches))
+    assert spent.run_seconds == pytest.approx(sum(facts["spent"].run_seconds for facts in notes.batches))
+    assert spent.split_seconds == pytest.approx(sum(facts["spent"].split_seconds for facts in notes.batches))
     assert spent.queue_seconds + spent.run_seconds + spent.split_seconds <= seconds

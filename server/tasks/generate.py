@@ -17,7 +17,7 @@ from server.generation.request import Sampling
 from server.generation.stream import Entrant
 from server.generation.text import StopStrings
 from server.tasks.pieces import Pieces, Writer
-from server.tasks.raw import check_size, read_ids, read_lengths
+from server.tasks.raw import check_size, read_ids, read_lengths, read_segments
 from server.tasks.text import TextEncoder
 
 Prompt = str | Sequence[int]
@@ -81,5 +81,6 @@ class RawGpt:
         ids = read_ids(inputs, max_length=self._engine.context)
         check_size(ids, vocabulary)
         lengths = read_lengths(ids, inputs, vocabulary=vocabulary)
+        read_segments(ids, lengths, inputs, segments=0)
         with self._engine.under_way.one():
             return {"logits": await self._engine.logits(ids, lengths, call)}

@@ -18,8 +18,8 @@ from tests.continuations import request_of, tokens_of
 
 
 @asynccontextmanager
-async def serving(root):
-    """A stub of a server in this process, and the engine behind it."""
+async def listening(root):
+    """The address of a server in this process, and the engine behind it."""
     settings = Settings(artifacts=root, models=("tiny-gpt",), provider="cpu", threads=1, port=0)
     metrics = Metrics()
     repository = Repository(settings, metrics.observe)
@@ -27,11 +27,17 @@ async def serving(root):
     await server.start()
     await repository.load_all()
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield AffinityStub(channel), repository.get("tiny-gpt").doors.parts[0]
+        yield f"127.0.0.1:{port}", repository.get("tiny-gpt").doors.parts[0]
     finally:
         await server.stop(None)
         await repository.drain()
+
+
+@asynccontextmanager
+async def serving(root):
+    """A stub of it."""
+    async with listening(root) as (address, engine), grpc.aio.insecure_channel(address) as channel:
+        yield AffinityStub(channel), engine
 
 
 @pytest.fixture

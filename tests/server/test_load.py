@@ -17,7 +17,7 @@ from tests.server.test_tasks import WORDS
 from tests.serving import served
 
 OK, FULL = grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED
-MASKED, CLASSIFIED, EMBEDDED, PICTURES = 1400, 800, 800, 400
+MASKED, CLASSIFIED, EMBEDDED, PICTURES = 1400, 800, 800, 300
 EVERYBODY = ("--set", "*.max_queue_requests=10000")
 
 

@@ -293,8 +293,8 @@ async def test_a_deadline_that_passes_before_an_input_is_read_is_told_at_once(re
 @pytest.fixture
 def busy(repository):
     """All threads that read inputs have something else to do until the test is over."""
-    over, pool = threading.Event(), repository._prepare
-    yield [pool.submit(over.wait, 30) for _ in range(pool._max_workers)]
+    over, pools = threading.Event(), (repository._prepare, repository._images._threads)
+    yield [pool.submit(over.wait, 30) for pool in pools for _ in range(pool._max_workers)]
     over.set()
 
 

@@ -39,6 +39,7 @@ from server.tasks.generate import Generate, RawGpt
 from server.tasks.raw import MAX_LOGITS, RawImage, RawText
 from server.tasks.readers import TokenCounter
 from server.tasks.text import TextEncoder
+from server.under_way import UnderWay
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +107,8 @@ class Model:
     session: Session  # any of them, if there are several devices
     measured: Measured  # in the session that is farthest from PyTorch
     doors: Doors = field(repr=False)
+    prepare: Executor = field(repr=False)  # for work that must not hold up the event loop
+    reading: UnderWay = field(repr=False)  # requests that were given this model, and have yet to come to a door
 
     @property
     def task(self) -> Any:
@@ -138,6 +141,7 @@ class Model:
 
     async def drain(self) -> None:
         """Answer who is in, let in nobody any more."""
+        await self.reading.finished()
         await asyncio.gather(*(part.drain() for part in self.doors.parts))
 
 
@@ -190,6 +194,8 @@ def open_model(
         session=session,
         measured=measured,
         doors=TASKS[task](opening),
+        prepare=prepare,
+        reading=UnderWay(f"{artifact.name} is being unloaded"),
     )
 
 
@@ -211,7 +217,8 @@ def _text(make: TextTask, opening: Opening) -> Doors:
 def _classify_image(opening: Opening) -> Doors:
     image = opening.artifact.manifest.image
     batcher = _batcher(opening, tokens_of_a_row=max(1, image.height * image.width // PIXELS_PER_TOKEN))
-    task = ClassifyImage(opening.artifact, batcher, ImageDecoder(image), opening.images)
+    decoder = ImageDecoder(image)
+    task = ClassifyImage(opening.artifact, batcher, decoder, pool=opening.images, prepare=opening.prepare)
     return Doors(task=task, raw=RawImage(opening.artifact, batcher), parts=(batcher,))
 
 

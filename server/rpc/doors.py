@@ -7,7 +7,6 @@ import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -16,11 +15,13 @@ from server.admission import Call
 from server.arrays import Array
 from server.errors import InvalidRequest
 from server.metrics import Tokens
+from server.off_loop import off_loop
 from server.repository import Model
 from server.rpc.continuation import continue_texts
 from server.rpc.parameters import Kind, Value
 from server.rpc.sampling import PARAMETERS as SAMPLING
 from server.rpc.sampling import from_parameters, strings
+from server.tasks.classes import Class
 from server.tasks.pieces import Piece
 from server.tasks.text import Reading
 
@@ -106,12 +107,12 @@ async def _classify_text(ask: Ask) -> Reply:
     texts = texts_of("text", ask.inputs["text"])
     pairs = texts_of("text_pair", ask.inputs["text_pair"]) if "text_pair" in ask.inputs else []
     found = await ask.model.task(texts, pairs, **ask.parameters, call=ask.call, field="text", pair_field="text_pair")
-    return Reply(_classes([text.classes for text in found]), _read(ask, [text.reading for text in found]))
+    return Reply(await _classes(ask, [text.classes for text in found]), _read(ask, [text.reading for text in found]))
 
 
 async def _classify_image(ask: Ask) -> Reply:
     rows = await ask.model.task(list(ask.inputs["image"].ravel()), **ask.parameters, call=ask.call, field="image")
-    return Reply(_classes(rows))
+    return Reply(await _classes(ask, rows))
 
 
 def _read(ask: Ask, readings: Sequence[Reading]) -> dict[str, Value]:
@@ -124,13 +125,17 @@ def _read(ask: Ask, readings: Sequence[Reading]) -> dict[str, Value]:
     }
 
 
-def _classes(rows: list[list[Any]]) -> dict[str, Array]:
+async def _classes(ask: Ask, rows: Sequence[Sequence[Class]]) -> dict[str, Array]:
     """Classes of each input → label, class_id, score, all [n, k]."""
-    return {
-        "label": np.array([[found.label.encode() for found in row] for row in rows], object),
-        "class_id": np.array([[found.class_id for found in row] for row in rows], np.int64),
-        "score": np.array([[found.score for found in row] for row in rows], np.float32),
-    }
+
+    def arrays() -> dict[str, Array]:
+        return {
+            "label": np.array([[found.label.encode() for found in row] for row in rows], object),
+            "class_id": np.array([[found.class_id for found in row] for row in rows], np.int64),
+            "score": np.array([[found.score for found in row] for row in rows], np.float32),
+        }
+
+    return await off_loop(ask.model.prepare, arrays, items=sum(map(len, rows)))
 
 
 async def _embed(ask: Ask) -> Reply:

@@ -7,7 +7,8 @@ from server.arrays import Array
 from server.errors import InvalidRequest
 from server.rpc.doors import ANY, Door, Reply, Tensor
 from server.rpc.parameters import write_parameters
-from server.rpc.tensors import BYTES, add_outputs, decode_inputs
+from server.rpc.tensors import BYTES, add_outputs, decode_inputs, items_out
+from server.tasks.classes import MAX_CLASSES
 
 CLASSIFICATION = "classification"  # parameter of a requested output: how many classes to tell in place of the scores
 
@@ -72,12 +73,31 @@ def answer(door: Door, wanted: dict[str, int], reply: Reply, response: ModelInfe
     arrays = {}
     for name, classes in wanted.items():
         if classes:
+            _check_classes(reply.outputs[name], classes)
             arrays[name] = BYTES, classify(reply.outputs[name], classes, declared[name].labels or ())
         else:
             arrays[name] = declared[name].datatype, reply.outputs[name]
     add_outputs(response, arrays)
     write_parameters(reply.parameters, response.parameters)
     return response
+
+
+def items_of(wanted: dict[str, int], reply: Reply) -> int:
+    """How many things `answer` handles one by one."""
+    told = sum(_classes(reply.outputs[name], classes) for name, classes in wanted.items())
+    return told + items_out(reply.outputs[name] for name in wanted)
+
+
+def _classes(scores: Array, count: int) -> int:
+    """How many classes are told of all inputs together."""
+    return scores[..., :count].size
+
+
+def _check_classes(scores: Array, count: int) -> None:
+    if (told := _classes(scores, count)) > MAX_CLASSES:
+        raise InvalidRequest(
+            f"parameters[{CLASSIFICATION!r}]", f"{told} classes", f"at most {MAX_CLASSES} in a request"
+        )
 
 
 def classify(scores: Array, count: int, labels: tuple[str, ...]) -> Array:

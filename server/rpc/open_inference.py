@@ -9,6 +9,7 @@ gRPC services (Ray Serve) can take it, too.
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Container, Iterable
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import grpc
@@ -16,16 +17,18 @@ import grpc
 from protos import open_inference_pb2 as oip
 from server.errors import AffinityError, InvalidRequest, ModelNotFound, NotReady
 from server.metrics import Metrics, Tokens
+from server.off_loop import off_loop
 from server.repository import Model, Repository
 from server.rpc import metadata
 from server.rpc.calls import Context, call_of
 from server.rpc.conversation import Conversation
-from server.rpc.doors import RAW, Ask, Door, door_of
-from server.rpc.infer import answer, read_inputs, wanted_outputs
+from server.rpc.doors import RAW, Ask, Door, Reply, door_of
+from server.rpc.infer import answer, items_of, read_inputs, wanted_outputs
 from server.rpc.parameters import read_parameters
 from server.rpc.services import OPEN_INFERENCE
 from server.rpc.statistics import model_statistics
 from server.rpc.status import answer_of
+from server.rpc.tensors import items_in
 from server.settings import Settings
 from server.under_way import UnderWay
 
@@ -146,9 +149,9 @@ class OpenInference:
     async def ModelInfer(self, request: oip.ModelInferRequest, context: Context) -> oip.ModelInferResponse:
         model, door = self._find(request.model_name, request.model_version)
         with self._metrics.request(model.name, model.version, _task(request, model), call_of(context)) as tokens:
-            ask = _ask(model, door, request, context, tokens)
+            ask = await _ask(model, door, request, context, tokens)
             wanted = wanted_outputs(door, request)
-            return answer(door, wanted, await door.infer(ask), _response(request, model))
+            return await _answer(door, wanted, await door.infer(ask), request, model)
 
     async def ModelStreamInfer(
         self, requests: AsyncIterator[oip.ModelInferRequest], context: Context
@@ -179,10 +182,10 @@ class OpenInference:
         """The answers to one request of a stream; the last one says that it is."""
         model, door = self._find(request.model_name, request.model_version)
         with self._metrics.request(model.name, model.version, _task(request, model), call_of(context)) as tokens:
-            ask = _ask(model, door, request, context, tokens)
+            ask = await _ask(model, door, request, context, tokens)
             wanted = wanted_outputs(door, request)
             if door.stream is None:
-                yield _final(answer(door, wanted, await door.infer(ask), _response(request, model)), True)
+                yield _final(await _answer(door, wanted, await door.infer(ask), request, model), True)
                 return
             async with aclosing(door.stream(ask)) as pieces:
                 async for piece in pieces:
@@ -200,11 +203,20 @@ class OpenInference:
         return model, door_of(model.artifact.manifest, raw=name.endswith(RAW))
 
 
-def _ask(model: Model, door: Door, request: oip.ModelInferRequest, context: Context, tokens: Tokens) -> Ask:
+async def _ask(model: Model, door: Door, request: oip.ModelInferRequest, context: Context, tokens: Tokens) -> Ask:
     values: dict[str, Any] = read_parameters(request.parameters, door.parameters)
     call = call_of(context, priority=values.get("priority", 0), timeout_us=values.get("timeout", 0))
     own = {name: value for name, value in values.items() if name in door.parameters}
-    return Ask(model, read_inputs(door, request), own, call, tokens)
+    with model.reading.one():
+        inputs = await off_loop(model.prepare, partial(read_inputs, door, request), items=items_in(request))
+    return Ask(model, inputs, own, call, tokens)
+
+
+async def _answer(
+    door: Door, wanted: dict[str, int], reply: Reply, request: oip.ModelInferRequest, model: Model
+) -> oip.ModelInferResponse:
+    work = partial(answer, door, wanted, reply, _response(request, model))
+    return await off_loop(model.prepare, work, items=items_of(wanted, reply))
 
 
 def _check_parameters(names: Iterable[str], *, known: Container[str], why: str) -> None:

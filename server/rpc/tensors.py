@@ -6,7 +6,7 @@ request. Whatever does not fit its shape and datatype is an InvalidRequest that 
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +66,18 @@ def decode_inputs(request: ModelInferRequest) -> dict[str, tuple[str, Array]]:
     return arrays
 
 
+def items_in(request: ModelInferRequest) -> int:
+    """How many things reading the inputs handles one by one: typed values, and elements of BYTES."""
+    typed = sum(len(getattr(tensor.contents, field)) for tensor in request.inputs for field in CONTENTS)
+    texts = (math.prod(tensor.shape[:MOST_DIMENSIONS]) for tensor in request.inputs if tensor.datatype == BYTES)
+    return typed + sum(texts)
+
+
+def items_out(outputs: Iterable[Array]) -> int:
+    """The same of what an answer holds; numbers are copied together, and count by the kilobyte."""
+    return sum(array.size if array.dtype == object else array.nbytes // 1024 for array in outputs)
+
+
 def _check_header(tensor: ModelInferRequest.InferInputTensor) -> None:
     if tensor.datatype not in DATATYPES:
         raise InvalidRequest(tensor.name, f"datatype {tensor.datatype!r}", f"one of {', '.join(DATATYPES)}")
@@ -101,18 +113,23 @@ def _from_typed(tensor: ModelInferRequest.InferInputTensor, filled: Sequence[str
     if wrong := [field for field in filled if field != datatype.contents]:
         raise InvalidRequest(tensor.name, wrong[0], f"{datatype.contents} for {tensor.datatype}")
     values = getattr(tensor.contents, datatype.contents)
+    _check_count(tensor, len(values))
     if tensor.datatype == BYTES:
         return _shaped(tensor, _objects(list(values)))
     try:
-        return _shaped(tensor, np.array(values, datatype.dtype))
+        return _shaped(tensor, np.fromiter(values, datatype.dtype, len(values)))
     except OverflowError:
         raise InvalidRequest(tensor.name, "a value out of range", f"values of {tensor.datatype}") from None
 
 
-def _shaped(tensor: ModelInferRequest.InferInputTensor, flat: Array) -> Array:
+def _check_count(tensor: ModelInferRequest.InferInputTensor, count: int) -> None:
     wanted = math.prod(tensor.shape)
-    if flat.size != wanted:
-        raise InvalidRequest(tensor.name, f"{flat.size} elements", f"{wanted} for shape {list(tensor.shape)}")
+    if count != wanted:
+        raise InvalidRequest(tensor.name, f"{count} elements", f"{wanted} for shape {list(tensor.shape)}")
+
+
+def _shaped(tensor: ModelInferRequest.InferInputTensor, flat: Array) -> Array:
+    _check_count(tensor, flat.size)
     return flat.reshape(tuple(tensor.shape))
 
 

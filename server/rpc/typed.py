@@ -4,6 +4,7 @@
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
+from functools import partial
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
@@ -12,6 +13,7 @@ from protos import affinity_pb2 as pb
 from protos.affinity_pb2_grpc import AffinityServicer
 from server.errors import InvalidRequest
 from server.metrics import Metrics
+from server.off_loop import off_loop
 from server.repository import Repository
 from server.rpc.calls import Context, call_of
 from server.rpc.continuation import continue_texts
@@ -76,8 +78,8 @@ class Typed(AffinityServicer):
                 call=call,
                 field="images",
             )
-            results = [pb.Classification(classes=_classes(classes)) for classes in images]
-            return pb.ClassifyResponse(model=model.name, model_version=model.version, results=results)
+            response = pb.ClassifyResponse(model=model.name, model_version=model.version)
+            return await off_loop(model.prepare, partial(_classified, response, images), items=sum(map(len, images)))
 
     async def ClassifyText(self, request: pb.ClassifyTextRequest, context: Context) -> pb.ClassifyResponse:
         model = self._repository.for_task(request.model, request.model_version, "classify-text")
@@ -93,8 +95,11 @@ class Typed(AffinityServicer):
                 field="inputs",
                 pair_field="text_pairs",
             )
-            results = [pb.Classification(classes=_classes(text.classes), tokens=_read(text.reading)) for text in texts]
-            return pb.ClassifyResponse(model=model.name, model_version=model.version, results=results)
+            classes, tokens = [text.classes for text in texts], [_read(text.reading) for text in texts]
+            response = pb.ClassifyResponse(model=model.name, model_version=model.version)
+            return await off_loop(
+                model.prepare, partial(_classified, response, classes, tokens), items=sum(map(len, classes))
+            )
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
         model = self._repository.for_task(request.model, request.model_version, "embed")
@@ -153,8 +158,14 @@ def _mask(mask: FilledMask) -> pb.FilledMask:
     return pb.FilledMask(position=mask.position, candidates=candidates)
 
 
-def _classes(classes: Sequence[Class]) -> list[pb.Class]:
-    return [pb.Class(label=each.label, class_id=each.class_id, score=each.score) for each in classes]
+def _classified(
+    response: pb.ClassifyResponse, inputs: Sequence[Sequence[Class]], tokens: Sequence[pb.InputTokens | None] = ()
+) -> pb.ClassifyResponse:
+    """Fill the response with the classes of each input; of texts with what was read of them, too."""
+    for classes, read in zip(inputs, tokens or [None] * len(inputs), strict=True):
+        found = [pb.Class(label=label, class_id=class_id, score=score) for label, class_id, score in classes]
+        response.results.append(pb.Classification(classes=found, tokens=read))
+    return response
 
 
 def _read(reading: Reading) -> pb.InputTokens:

@@ -1,16 +1,21 @@
 """From logits to named classes, the likeliest first: what both kinds of classification have in common."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Executor
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from server.errors import InvalidRequest
+from server.off_loop import off_loop
+
+MAX_CLASSES = 1 << 18  # of all inputs of a request: some megabytes of an answer, and tenths of a second to write it
+LOGITS_PER_CLASS = 16  # so many are scored and sorted in the time in which one class is made of them
 
 
-@dataclass(frozen=True)
-class Class:
+class Class(NamedTuple):
     label: str
     class_id: int
     score: float
@@ -44,10 +49,34 @@ def scores_of(asked: str, of_the_model: str) -> Function:
     return FUNCTIONS[name]
 
 
-def rank(scores: NDArray[np.float32], labels: Sequence[str], *, top_k: int) -> list[Class]:
-    """The `top_k` best classes by the scores (c) of one input."""
+async def ranked(
+    logits: Sequence[NDArray[np.float32]], scores: Function, labels: Sequence[str], *, top_k: int, threads: Executor
+) -> list[list[Class]]:
+    """For each input the `top_k` best classes by the scores of its logits (c), the likeliest first."""
+    work = partial(_ranked, logits, scores, labels, top_k)
+    return await off_loop(threads, work, items=len(logits) * (top_k + len(labels) // LOGITS_PER_CLASS))
+
+
+def _ranked(
+    logits: Sequence[NDArray[np.float32]], scores: Function, labels: Sequence[str], top_k: int
+) -> list[list[Class]]:
+    return [_rank(scores(each), labels, top_k) for each in logits]
+
+
+def _rank(scores: NDArray[np.float32], labels: Sequence[str], top_k: int) -> list[Class]:
     best = np.argsort(-scores, kind="stable")[:top_k]
-    return [Class(labels[number], int(number), float(scores[number])) for number in best]
+    return [
+        Class(labels[number], number, score) for number, score in zip(best.tolist(), scores[best].tolist(), strict=True)
+    ]
+
+
+def check_classes(top_k: int | None, labels: Sequence[str], *, inputs: int) -> int:
+    """How many classes to tell of each input: all if it is left open. InvalidRequest if that is none, or too many."""
+    most = len(labels) if top_k is None else min(check_top_k(top_k), len(labels))
+    if inputs * most > MAX_CLASSES:
+        found = f"{most} classes of each of {inputs} inputs"
+        raise InvalidRequest("top_k", found, f"at most {MAX_CLASSES} in a request")
+    return most
 
 
 def check_top_k(top_k: int) -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from functools import partial
 
 from server.admission import Call
@@ -12,7 +13,7 @@ from server.errors import InvalidRequest
 from server.image_files import MAX_PIXELS, Header
 from server.image_pool import ImagePool
 from server.images import ImageDecoder
-from server.tasks.classes import Class, check_top_k, rank, scores_of
+from server.tasks.classes import Class, check_classes, ranked, scores_of
 
 PIXELS_OF_A_REQUEST = 20 * MAX_PIXELS  # together: some ten seconds of decoding
 HEADER_BYTES = (
@@ -23,10 +24,12 @@ HEADER_BYTES = (
 class ClassifyImage:
     """What an image shows, by the model's own labels."""
 
-    def __init__(self, artifact: Artifact, batcher: Batcher, decoder: ImageDecoder, pool: ImagePool) -> None:
+    def __init__(
+        self, artifact: Artifact, batcher: Batcher, decoder: ImageDecoder, pool: ImagePool, prepare: Executor
+    ) -> None:
         self.labels = tuple(artifact.manifest.labels)
         self.function = artifact.manifest.function_to_apply or "softmax"
-        self._batcher, self._decoder, self._pool = batcher, decoder, pool
+        self._batcher, self._decoder, self._pool, self._prepare = batcher, decoder, pool, prepare
 
     async def __call__(
         self,
@@ -38,11 +41,15 @@ class ClassifyImage:
         field: str = "images",
     ) -> list[list[Class]]:
         """For each image its `top_k` classes, the likeliest first; `function_to_apply` makes scores of logits."""
-        most, scores = check_top_k(top_k), scores_of(function_to_apply, self.function)
+        most, scores = (
+            check_classes(top_k, self.labels, inputs=len(images)),
+            scores_of(function_to_apply, self.function),
+        )
         async with self._batcher.place(len(images), call, field=field) as place:
             rows = await self._rows(images, field)
             answers = await self._batcher.run(rows, place)
-        return [rank(scores(answer["logits"]), self.labels, top_k=most) for answer in answers]
+            logits = [answer["logits"] for answer in answers]
+            return await ranked(logits, scores, self.labels, top_k=most, threads=self._prepare)
 
     async def _rows(self, images: Sequence[bytes], field: str) -> list[ImageRow]:
         """All headers are judged before the first image is decoded; then several threads decode."""

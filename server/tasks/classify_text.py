@@ -9,7 +9,7 @@ from server.artifact import Artifact
 from server.batching.batcher import Batcher
 from server.batching.rows import TextRow
 from server.errors import InvalidRequest
-from server.tasks.classes import DEFAULT, Class, check_top_k, rank, scores_of
+from server.tasks.classes import DEFAULT, Class, check_classes, ranked, scores_of
 from server.tasks.readers import TextReader
 from server.tasks.text import Reading, TextEncoder, Tokens
 
@@ -27,7 +27,7 @@ class ClassifyText:
         self.labels = tuple(artifact.manifest.labels)
         self.function = artifact.manifest.function_to_apply or "softmax"
         self._segments = artifact.manifest.text.segments
-        self._batcher, self._read = batcher, TextReader(encoder, prepare)
+        self._batcher, self._read, self._prepare = batcher, TextReader(encoder, prepare), prepare
 
     async def __call__(
         self,
@@ -42,16 +42,15 @@ class ClassifyText:
         pair_field: str = "text_pairs",
     ) -> list[ClassifiedText]:
         """For each text, or pair, its classes: all of them, or the first `top_k`."""
-        most = len(self.labels) if top_k is None else check_top_k(top_k)
+        most = check_classes(top_k, self.labels, inputs=len(texts))
         scores = scores_of(function_to_apply, self.function)
         async with self._batcher.place(len(texts), call, field=field) as place:
             tokens = await self._read(texts, pairs, truncate=truncate, field=field, pair_field=pair_field)
             rows = [self._row(each, f"{pair_field}[{number}]") for number, each in enumerate(tokens)]
             answers = await self._batcher.run(rows, place)
-        return [
-            ClassifiedText(rank(scores(answer["logits"]), self.labels, top_k=most), each.reading)
-            for answer, each in zip(answers, tokens, strict=True)
-        ]
+            logits = [answer["logits"] for answer in answers]
+            classes = await ranked(logits, scores, self.labels, top_k=most, threads=self._prepare)
+        return [ClassifiedText(found, each.reading) for found, each in zip(classes, tokens, strict=True)]
 
     def _row(self, tokens: Tokens, pair_field: str) -> TextRow:
         if self._segments and tokens.token_type_ids.max() >= self._segments:

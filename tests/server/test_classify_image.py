@@ -52,7 +52,7 @@ def gated(repository):
     decoder = Gated(model.artifact.manifest.image)
     two = 2 * decoder.header(PICTURES[0]).decoding_bytes
     pool = ImagePool(4, decoding_bytes=two)
-    yield decoder, ClassifyImage(model.artifact, model.doors.parts[0], decoder, pool)
+    yield decoder, ClassifyImage(model.artifact, model.doors.parts[0], decoder, pool=pool, prepare=model.prepare)
     decoder.gate.set()
     pool.end()
 
@@ -87,6 +87,22 @@ async def test_nothing_is_decoded_if_one_of_the_headers_is_bad(gated):
     with pytest.raises(InvalidRequest, match=r"^images\[20\]: found 4 bytes that are no image"):
         await task([*PICTURES, b"what"], call=CALL)
     assert not decoder.most
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "found"),
+    [
+        ("tiny-vit", PICTURES[:1] * 1000, "10 classes of each of 1000 inputs"),
+        ("tiny-classifier", ["a list"] * 1000, "3 classes of each of 1000 inputs"),
+    ],
+)
+async def test_more_classes_than_can_be_told_soon_are_refused(repository, monkeypatch, name, given, found):
+    """Of 262,144, in truth: no tiny model has so many for all that may wait."""
+    monkeypatch.setattr("server.tasks.classes.MAX_CLASSES", 2500)
+    task = repository.get(name).task
+    with pytest.raises(InvalidRequest, match=f"^top_k: found {found}, expected at most 2500 in a request"):
+        await task(given, top_k=50, call=CALL)
+    assert len(await task(given, top_k=2, call=CALL)) == 1000
 
 
 async def test_texts_do_not_wait_behind_images(repository):

@@ -212,6 +212,20 @@ async def test_an_unloaded_model_is_gone_and_can_come_back(root):
 # ---- which versions
 
 
+async def test_who_is_still_being_read_when_a_model_goes_is_answered(root):
+    """Large tensors are read in a thread: the request has yet to come to a door of the model."""
+    async with opened(root) as repository:
+        model = repository.get("tiny-bert")
+        with model.reading.one():
+            unloading = asyncio.create_task(repository.unload("tiny-bert"))
+            for _ in range(20):
+                await asyncio.sleep(0)
+        assert await model.task([ASK], call=CALL)
+        await unloading
+        with pytest.raises(NotReady):
+            await model.task([ASK], call=CALL)
+
+
 async def test_all_versions_can_be_served_and_the_newest_is_meant_unless_one_is_named(root):
     next_version(root, "tiny-bert")
     async with opened(root, "tiny-bert", overrides=versions("tiny-bert", "all")) as repository:

@@ -159,12 +159,23 @@ async def test_the_text_of_a_stop_token_is_shown_only_on_demand(task, artifact, 
     assert text_of(pieces) == TextEncoder(artifact).decode(shown, skip_special_tokens=True)
 
 
-async def test_leaving_in_the_middle_leaves_nothing_behind(task):
-    async with task.continued([PROMPT], Sampling(max_tokens=40), call=Call()) as continued:
+async def test_who_leaves_in_the_middle_frees_the_slot_by_the_next_step_and_who_never_began_never_runs(
+    engine_of, artifact, prepare
+):
+    listener, how = Listener(), Sampling(max_tokens=40, ignore_eos=True)
+    engine, decoder = await held(engine_of, slots=1, observer=listener)
+    task = Generate(engine, TextEncoder(artifact), prepare)
+    async with task.continued([PROMPT], how, call=Call()) as continued:
         await anext(continued.read())
-    async with task.continued([PROMPT], Sampling(max_tokens=40), call=Call()):
-        pass  # never asked for anything
+        await decoder.has_arrived()
+    async with task.continued([PROMPT], how, call=Call()):
+        pass  # waits for the slot, and leaves
+    decoder.let_go()
     assert len(ids_of(await pieces_of(task, max_tokens=3, ignore_eos=True))) == 3
+    await engine.drain()
+    assert sum(step["kind"] == "decode" for step in listener.steps) == 1 + 2
+    assert [reason for reason, _ in listener.endings] == ["cancelled", "length"]
+    assert listener.drops == ["cancelled"]
 
 
 @pytest.mark.parametrize(

@@ -78,9 +78,9 @@ class Day:
 
     def plan(self) -> Plan | None:
         plan = self.plans.plan(self.now)
-        self.now += STEP_SECONDS
         self.end([*plan.cancelled, *plan.expired])
         self.check_commitments()
+        self.now += STEP_SECONDS
         assert (plan.step is None) == self.plans.idle, "work that is not done, or done for nobody"
         for sequence in self.plans.running:
             self.got_slot.setdefault(sequence, len(self.steps))
@@ -135,9 +135,10 @@ class Day:
     # ---- what must hold
 
     def check_commitments(self) -> None:
-        """Nobody shares a slot, nobody outgrows it, and the queue counts exactly those who wait."""
+        """Nobody shares a slot or outgrows it, who should leave has left, the queue counts exactly those who wait."""
         running, waiting = self.plans.running, [sequence for _, _, sequence in self.plans.waiting]
         assert not {*running, *waiting}.intersection(self.ended)
+        assert not any(sequence.cancelled or sequence.call.expired(self.now) for sequence in (*running, *waiting))
         assert len({sequence.slot for sequence in running}) == len(running) <= self.plans.slots
         assert all(0 <= sequence.slot < self.plans.slots for sequence in running)
         assert all(sequence.cached < sequence.reserved_tokens for sequence in running)

@@ -1,6 +1,8 @@
 """The typed service on a real server, as a user's stub sees it."""
 
 import io
+import re
+import urllib.request
 
 import grpc
 import numpy as np
@@ -130,11 +132,21 @@ def test_logprobs_come_if_asked_for(stub):
     assert chosen.top[0].logprob == pytest.approx(chosen.logprob)
 
 
-def test_a_continuation_can_be_given_up(stub):
-    call = stub.Generate(pb.GenerateRequest(prompts=[pb.Prompt(text="A list is")], max_tokens=60))
+def dropped(server):
+    """How many prompts were given up before they had a slot."""
+    with urllib.request.urlopen(server.url("/metrics")) as answer:
+        samples = re.findall(r"^affinity_dropped_rows_total{(.*)} (.*)$", answer.read().decode(), re.MULTILINE)
+    cancelled = ('model="tiny-gpt"', 'reason="cancelled"')
+    return sum(float(count) for labels, count in samples if all(label in labels for label in cancelled))
+
+
+def test_a_continuation_that_is_given_up_takes_the_slots_from_nobody(server, stub):
+    before, prompts = dropped(server), [pb.Prompt(text="A list is")] * 300
+    call = stub.Generate(pb.GenerateRequest(prompts=prompts, max_tokens=60, ignore_eos=True))
     next(call)
     call.cancel()
-    assert continuation(stub, max_tokens=2)
+    assert continuation(stub, max_tokens=2)  # its turn would be after all of them
+    assert dropped(server) - before > 200
 
 
 PROMPT = pb.Prompt(text="A list is")

@@ -8,7 +8,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
@@ -31,6 +31,7 @@ class Result:
     side: str
     rates: tuple[float, ...] = ()  # of each round, per second
     note: str = ""
+    padding: float | None = None  # the share of it in what was computed, where that is known
 
     @property
     def rate(self) -> float:
@@ -45,6 +46,36 @@ class Target:
     side: str
     peer: str
     at_least: float
+
+    def verdict(self, results: Sequence[Result]) -> str:
+        """A line of the table of verdicts."""
+        found = ratio(results, self)
+        number = "–" if found is None else f"{found:.2f} ×"
+        said = judged(found, lambda ratio: ratio >= self.at_least)
+        return f"{self.workload} | {self.side} / {self.peer} | {number} | ≥ {self.at_least:g} × | {said}"
+
+
+@dataclass(frozen=True)
+class MostPadding:
+    """Which share of what a side computes may be padding."""
+
+    workload: str
+    side: str
+    at_most: float
+
+    def verdict(self, results: Sequence[Result]) -> str:
+        """A line of the table of verdicts."""
+        own = (result for result in results if (result.workload, result.side) == (self.workload, self.side))
+        found = next((result.padding for result in own), None)
+        number = "–" if found is None else f"{found:.1%}"
+        said = judged(found, lambda share: share <= self.at_most)
+        return f"{self.workload} | padding of {self.side} | {number} | ≤ {self.at_most:.0%} | {said}"
+
+
+def judged(found: float | None, enough: Callable[[float], bool]) -> str:
+    if found is None:
+        return "not measured"
+    return "reached" if enough(found) else "missed"
 
 
 def in_rounds(workload: str, sides: Sequence[Side], rounds: int) -> list[Result]:
@@ -83,16 +114,10 @@ def ratio(results: Sequence[Result], target: Target) -> float | None:
     return rates[target.side] / rates[target.peer]
 
 
-def verdicts(results: Sequence[Result], targets: Iterable[Target]) -> str:
-    """Markdown: each target with the ratio that was found."""
-    lines = ["| workload | ratio of medians | found | target | |", "|---|---|---|---|---|"]
-    for target in targets:
-        found = ratio(results, target)
-        said = "not measured" if found is None else "reached" if found >= target.at_least else "missed"
-        number = "–" if found is None else f"{found:.2f} ×"
-        what = f"{target.side} / {target.peer}"
-        lines.append(f"| {target.workload} | {what} | {number} | ≥ {target.at_least:g} × | {said} |")
-    return "\n".join(lines)
+def verdicts(results: Sequence[Result], targets: Iterable[Target | MostPadding]) -> str:
+    """Markdown: each target with what was found; two sides are compared by the ratio of their medians."""
+    lines = ["| workload | | found | target | |", "|---|---|---|---|---|"]
+    return "\n".join([*lines, *(f"| {target.verdict(results)} |" for target in targets)])
 
 
 def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
@@ -111,5 +136,5 @@ def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 def write(path: Path, results: Sequence[Result]) -> None:
     """All rates, for whoever wants to compute with them."""
-    found = [{"workload": r.workload, "side": r.side, "rates": r.rates, "note": r.note} for r in results]
+    found = [asdict(result) for result in results]
     path.write_text(json.dumps({"machine": machine(), "results": found}, indent=2) + "\n")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,7 +18,7 @@ class Workload:
 
     def __init__(self, name: str, wanted: Sequence[str], stack: ExitStack) -> None:
         self.name = name
-        self.notes: dict[str, Callable[[], str]] = {}  # what a side has to say after its rounds
+        self.paddings: dict[str, Callable[[], float]] = {}  # the share of it in what a side has run, after its rounds
         self._wanted, self._stack = wanted, stack
         self._sides: list[Side] = []
         self._skipped: list[Result] = []
@@ -45,7 +46,7 @@ class Workload:
             def run() -> tuple[float, Sequence[int]]:
                 found = running.ask(**request)
                 if "padding" in found:
-                    self.notes[name] = lambda: f"{found['padding']:.1%} padding"
+                    self.paddings[name] = lambda: found["padding"]
                 return found["seconds"], found["best"]
 
             self.add(name, run, running.pid)
@@ -64,11 +65,15 @@ class Workload:
     def measured(self, rounds: int) -> list[Result]:
         print(f"{self.name}: measuring {len(self._sides)} sides …", flush=True)
         results = in_rounds(self.name, self._sides, rounds)
-        return [Result(r.workload, r.side, r.rates, self._note(r.side)) for r in results] + self._skipped
+        return [self._told(result) for result in results] + self._skipped
 
-    def _note(self, side: str) -> str:
+    def _told(self, result: Result) -> Result:
+        padding = self.paddings[result.side]() if result.side in self.paddings else None
+        return replace(result, note=self._note(result.side, padding), padding=padding)
+
+    def _note(self, side: str, padding: float | None) -> str:
         reference = self._sides[0].name
         same = [a == b for a, b in zip(self._best[side], self._best[reference], strict=True)]
         notes = [f"{median(self._spent[side]) * 1e3:,.0f} ms of CPU each"]
         notes += [f"{sum(same) / len(same):.0%} the same answer as {reference}"] if side != reference else []
-        return "; ".join([*notes, *([self.notes[side]()] if side in self.notes else [])])
+        return "; ".join([*notes, *([] if padding is None else [f"{padding:.1%} padding"])])

@@ -1,6 +1,7 @@
 """`python -m tests.bench.encoders` works, tried with tiny models: every side takes part, or is skipped by name."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -65,8 +66,11 @@ def test_ours_and_peers_are_measured_and_agree(folder) -> None:
     notes = [result["note"] for result in results if result["side"] == "ours, cpu fp32"]
     assert notes[0].endswith(f"ms of CPU each; 100% the same answer as {encoders.FP32}")
     assert "% padding" in said
-    judged = [line for line in said.splitlines() if "≥" in line]
+    judged = [line for line in said.splitlines() if "| ≥" in line or "| ≤" in line]
     assert len(judged) == len([target for target in encoders.targets("") if target.workload in texts])
+    assert re.search(
+        rf"^\| {encoders.LENGTHS} \| padding of ours, .+ \| \d+\.\d% \| ≤ 15% \| (reached|missed) \|$", said, re.M
+    )
     assert all(line.endswith(("reached |", "missed |", "not measured |")) for line in judged)
 
 

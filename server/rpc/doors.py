@@ -94,12 +94,16 @@ async def _fill_mask(ask: Ask) -> Reply:
     targets = strings(str(own.pop("targets", "")))
     filled = await ask.model.task(texts, **own, targets=targets, call=ask.call, field="text")
     masks = [(row, mask.candidates) for row, text in enumerate(filled) for mask in text.masks]
-    outputs = {
-        "token": np.array([[c.token.encode() for c in candidates] for _, candidates in masks], object),
-        "token_id": np.array([[c.token_id for c in candidates] for _, candidates in masks], np.int64),
-        "score": np.array([[c.score for c in candidates] for _, candidates in masks], np.float32),  # [masks, k]
-        "row": np.array([row for row, _ in masks], np.int64),  # [masks]
-    }
+
+    def arrays() -> dict[str, Array]:
+        return {
+            "token": np.array([[c.token.encode() for c in candidates] for _, candidates in masks], object),
+            "token_id": np.array([[c.token_id for c in candidates] for _, candidates in masks], np.int64),
+            "score": np.array([[c.score for c in candidates] for _, candidates in masks], np.float32),  # [masks, k]
+            "row": np.array([row for row, _ in masks], np.int64),  # [masks]
+        }
+
+    outputs = await off_loop(ask.model.prepare, arrays, items=sum(len(candidates) for _, candidates in masks))
     return Reply(outputs, _read(ask, [text.reading for text in filled]))
 
 

@@ -1,5 +1,7 @@
 """One inference request of the Open Inference Protocol against a door: checked, and its answer built."""
 
+import math
+
 import numpy as np
 
 from protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse
@@ -13,8 +15,11 @@ from server.tasks.classes import MAX_CLASSES
 CLASSIFICATION = "classification"  # parameter of a requested output: how many classes to tell in place of the scores
 
 
-def read_inputs(door: Door, request: ModelInferRequest) -> dict[str, Array]:
-    """The input arrays of a request, each as its door declares it."""
+def read_inputs(door: Door, request: ModelInferRequest, *, most: int) -> dict[str, Array]:
+    """The input arrays of a request, each as its door declares it; at most so many texts, or images, of each."""
+    for given in request.inputs:
+        if given.datatype == BYTES and (count := math.prod(given.shape)) > most:
+            raise InvalidRequest(given.name, f"{count} inputs", f"at most {most} inputs in a request")
     found = decode_inputs(request)
     declared = {tensor.name: tensor for tensor in door.inputs}
     for name in found:

@@ -20,11 +20,13 @@ from server.rpc.continuation import continue_texts
 from server.rpc.description import describe
 from server.rpc.sampling import from_request
 from server.tasks.classes import Class
-from server.tasks.fill_mask import FilledMask
+from server.tasks.embed import Embeddings
+from server.tasks.fill_mask import FilledMask, FilledText
 from server.tasks.pieces import Piece
 from server.tasks.text import Reading
 
 TEXT_TASKS = ("fill-mask", "generate", "classify-text", "embed")
+NUMBERS_PER_ITEM = 32  # of a vector: they are put into a message as fast as one object of a class
 Item = TypeVar("Item")
 
 
@@ -47,10 +49,9 @@ class Typed(AffinityServicer):
                 call=call,
                 field="inputs",
             )
-            results = [
-                pb.FilledText(masks=[_mask(mask) for mask in text.masks], tokens=_read(text.reading)) for text in texts
-            ]
-            return pb.FillMaskResponse(model=model.name, model_version=model.version, results=results)
+            response = pb.FillMaskResponse(model=model.name, model_version=model.version)
+            candidates = sum(len(mask.candidates) for text in texts for mask in text.masks)
+            return await off_loop(model.prepare, partial(_filled, response, texts), items=candidates)
 
     async def Generate(
         self, request: pb.GenerateRequest, context: Context
@@ -112,11 +113,9 @@ class Typed(AffinityServicer):
                 call=call,
                 field="inputs",
             )
-            results = [
-                pb.Embedding(values=vector, tokens=_read(reading))
-                for vector, reading in zip(found.vectors, found.readings, strict=True)
-            ]
-            return pb.EmbedResponse(model=model.name, model_version=model.version, results=results)
+            response = pb.EmbedResponse(model=model.name, model_version=model.version)
+            items = found.vectors.size // NUMBERS_PER_ITEM
+            return await off_loop(model.prepare, partial(_embedded, response, found), items=items)
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:
         model = self._repository.for_task(request.model, request.model_version, *TEXT_TASKS)
@@ -148,6 +147,20 @@ def _prompt(number: int, prompt: pb.Prompt) -> str | list[int]:
     if kind is None:
         raise InvalidRequest(f"prompts[{number}]", "neither text nor token_ids", "one of them")
     return prompt.text if kind == "text" else list(prompt.token_ids.ids)
+
+
+def _filled(response: pb.FillMaskResponse, texts: Sequence[FilledText]) -> pb.FillMaskResponse:
+    """Fill the response with the masks of each text."""
+    for text in texts:
+        response.results.append(pb.FilledText(masks=map(_mask, text.masks), tokens=_read(text.reading)))
+    return response
+
+
+def _embedded(response: pb.EmbedResponse, found: Embeddings) -> pb.EmbedResponse:
+    """Fill the response with the vector of each text: as a list, which protobuf reads six times as fast as an array."""
+    for vector, reading in zip(found.vectors, found.readings, strict=True):
+        response.results.append(pb.Embedding(values=vector.tolist(), tokens=_read(reading)))
+    return response
 
 
 def _mask(mask: FilledMask) -> pb.FilledMask:

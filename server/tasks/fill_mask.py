@@ -21,6 +21,7 @@ from server.tasks.text import Reading, TextEncoder, Tokens
 TOP = ("top_scores", "top_ids", "logsumexp")  # what the graph computes of the best words
 ALL = ("logits", "logsumexp")
 MAX_SEQUENCE_TOKENS = 1 << 23  # of all the filled-in texts of an answer: 40 MB, and some seconds to write them
+MAX_CANDIDATES = 1 << 18  # of an answer: some seconds too, however short the texts are
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class FillMask:
             tokens = await self._read(texts, truncate=truncate, field=field)
             keep = everything if outputs is TOP else partial(rank, top_k=most, among=among)
             rows = [self._row(each, outputs, keep, f"{field}[{number}]") for number, each in enumerate(tokens)]
-            check_sequences(rows, most if among is None else min(most, len(among)))
+            check_size(rows, most if among is None else min(most, len(among)))
             answers = await self._batcher.run(rows, place)
             masks = await in_pool(self._filled, rows, answers, most)
         return [FilledText(found, each.reading) for found, each in zip(masks, tokens, strict=True)]
@@ -130,13 +131,14 @@ class FillMask:
         return self._encoder.decode(ids[ids != self._encoder.pad_id].tolist(), skip_special_tokens=row.heads == 1)
 
 
-def check_sequences(rows: Sequence[TextRow], top_k: int) -> None:
+def check_size(rows: Sequence[TextRow], top_k: int) -> None:
     """Refuse an answer that would be written for minutes: a few masks and a large `top_k` are enough for it."""
-    tokens = top_k * sum(row.heads * row.tokens for row in rows)
+    masks, tokens = sum(row.heads for row in rows), top_k * sum(row.heads * row.tokens for row in rows)
+    found = f"{top_k} for each of {masks} masks, {tokens} tokens of filled-in texts"
     if tokens > MAX_SEQUENCE_TOKENS:
-        masks = sum(row.heads for row in rows)
-        found = f"{top_k} for each of {masks} masks, {tokens} tokens of filled-in texts"
         raise InvalidRequest("top_k", found, f"at most {MAX_SEQUENCE_TOKENS} tokens in an answer")
+    if top_k * masks > MAX_CANDIDATES:
+        raise InvalidRequest("top_k", found, f"at most {MAX_CANDIDATES} candidates in an answer")
 
 
 def ranked_in_graph(artifact: Artifact) -> int:

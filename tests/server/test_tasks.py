@@ -330,9 +330,10 @@ def assert_same(found, expected):
     elif isinstance(found, Embeddings):
         assert np.abs(found.vectors - expected.vectors).max() < 1e-5
     elif isinstance(found[0], FilledText):
-        assert [mask.candidates[0].token_id for mask in found[0].masks] == [
-            mask.candidates[0].token_id for mask in expected[0].masks
-        ]
+        for mask, alone in zip(found[0].masks, expected[0].masks, strict=True):
+            assert mask.candidates[0].token_id == alone.candidates[0].token_id
+            scores = [each.score for each in alone.candidates]
+            assert [each.score for each in mask.candidates] == pytest.approx(scores, abs=1e-5)
     else:
         (found,), (expected,) = found, expected
         assert [each.class_id for each in found.classes] == [each.class_id for each in expected.classes]

@@ -81,6 +81,8 @@ def test_targets_are_words_and_not_more_than_there_are(stub):
 def test_an_answer_that_would_be_written_for_minutes_is_refused(stub):
     request = pb.FillMaskRequest(inputs=["[MASK] " * 62] * 20, top_k=200)
     refused(stub.FillMask, request, "top_k: found 200 for each of 1240 masks, 15872000 tokens of filled-in texts")
+    short = pb.FillMaskRequest(inputs=["[MASK] [MASK]"] * 700, top_k=200)
+    refused(stub.FillMask, short, "filled-in texts, expected at most 262144 candidates in an answer")
 
 
 # ---- classes

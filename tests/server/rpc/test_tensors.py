@@ -73,6 +73,7 @@ def test_bytes_can_be_typed():
         (raw_request("BYTES", [1], b"\x05\0\0\0abc"), "x: found an element that ends at byte 9 of 7"),
         (raw_request("BYTES", [1], b"\x05\0"), "x: found an element"),
         (raw_request("BYTES", [2], b"\x01\0\0\0a"), "x: found 1 elements, expected 2 for shape [2]"),
+        (raw_request("BYTES", [2], bytes(400_000)), "x: found 2 elements and 399992 bytes more, expected 2 for shape"),
         (typed_request("FP16", [1], fp32_contents=[1]), "x: found FP16 without raw_input_contents"),
         (typed_request("INT64", [1], int_contents=[1]), "x: found int_contents, expected int64_contents for INT64"),
         (typed_request("INT8", [1], int_contents=[300]), "x: found a value out of range, expected values of INT8"),
@@ -98,6 +99,12 @@ def test_each_raw_tensor_needs_its_input():
     request.raw_input_contents.append(b"\0")
     with pytest.raises(InvalidRequest, match="raw_input_contents: found 2 tensors, expected 1"):
         decode_inputs(request)
+
+
+def test_many_typed_values_are_read_in_order():
+    values = np.arange(200_001)
+    ((_, found),) = decode_inputs(typed_request("INT64", [3, 66667], int64_contents=values.tolist())).values()
+    np.testing.assert_array_equal(found, values.reshape(3, 66667))
 
 
 def test_a_name_stands_once():

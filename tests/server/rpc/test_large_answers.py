@@ -1,0 +1,74 @@
+"""Large answers are written in threads, for the event loop has others to serve; small ones at once."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from protos import affinity_pb2 as pb
+from protos.open_inference_pb2 import ModelInferRequest
+from server.errors import InvalidRequest
+from server.metrics import Metrics
+from server.rpc.open_inference import OpenInference
+from server.rpc.typed import Typed
+from server.settings import Settings
+from server.under_way import UnderWay
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+class Context:
+    """Of a call without a deadline."""
+
+    def time_remaining(self):
+        return None
+
+
+@pytest.fixture
+def jobs(repository, monkeypatch):
+    """How often a thread of those for this was given something to do."""
+    pool, counted = repository.get("tiny-bert").prepare, Counter()
+    submit = pool.submit
+
+    def count(*work):
+        counted["jobs"] += 1
+        return submit(*work)
+
+    monkeypatch.setattr(pool, "submit", count)
+    return counted
+
+
+@pytest.mark.parametrize(("top_k", "expected"), [(5, 2), (200, 3)])
+async def test_candidates_are_told(repository, jobs, top_k, expected):
+    request = pb.FillMaskRequest(inputs=["[MASK] [MASK]"], top_k=top_k)
+    answer = await Typed(repository, Metrics()).FillMask(request, Context())
+    assert [len(mask.candidates) for mask in answer.results[0].masks] == [top_k] * 2
+    assert jobs["jobs"] == expected  # to read the text, to fill its masks, and to tell many
+
+
+@pytest.mark.parametrize(("texts", "expected"), [(1, 1), (200, 2)])
+async def test_vectors_are_told(repository, jobs, texts, expected):
+    answer = await Typed(repository, Metrics()).Embed(pb.EmbedRequest(inputs=["a list"] * texts), Context())
+    assert len({tuple(np.round(result.values, 5)) for result in answer.results}) == 1
+    assert jobs["jobs"] == expected
+
+
+@pytest.mark.parametrize(("top_k", "expected"), [(5, 2), (200, 4)])
+async def test_candidates_are_told_as_tensors(repository, jobs, top_k, expected):
+    request = ModelInferRequest(model_name="tiny-bert")
+    request.inputs.add(name="text", datatype="BYTES", shape=[1]).contents.bytes_contents.append(b"[MASK] [MASK]")
+    request.parameters["top_k"].int64_param = top_k
+    answer = await door(repository).ModelInfer(request, Context())
+    assert list(answer.outputs[0].shape) == [2, top_k]
+    assert jobs["jobs"] == expected  # and to write their tokens
+
+
+async def test_more_texts_than_may_wait_are_not_even_read(repository):
+    request = ModelInferRequest(model_name="tiny-embedder", raw_input_contents=[bytes(4 * 2000)])
+    request.inputs.add(name="text", datatype="BYTES", shape=[2000])
+    with pytest.raises(InvalidRequest, match="text: found 2000 inputs, expected at most 1024 inputs in a request"):
+        await door(repository).ModelInfer(request, Context())
+
+
+def door(repository):
+    return OpenInference(Settings(), repository, Metrics(), UnderWay("stopping"))

@@ -36,7 +36,7 @@ SCAN = b"\xff\xda"
 # Of a JPEG, Pillow puts all parts with EXIF data together one by one, in quadratic time: cameras write one, of at most
 # 64 KiB, and more in pictures behind the first or within it. Orientation is all that is wanted of it.
 EXIF, MAX_EXIF_PARTS, MAX_EXIF_BYTES = b"Exif\0\0", 16, 1 << 20
-PACKED, MAX_PACKED_PARTS = (b"zTXt", b"iTXt", b"iCCP"), 16  # of a PNG: each may be a megabyte when unpacked
+PACKED, MAX_PACKED_PARTS = (b"zTXt", b"iTXt", b"iCCP"), 8  # of a PNG: each may be a megabyte when unpacked
 # Bytes for each pixel while it is decoded, at the most, as measured: 4, and as many again while it is turned or
 # converted; beside them the coefficients of a JPEG in scans (12.1 in CMYK), or the two canvases of a WebP and a copy.
 BYTES_PER_PIXEL, WEBP_BYTES_PER_PIXEL = 12, 18

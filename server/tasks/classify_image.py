@@ -69,8 +69,12 @@ class ClassifyImage:
                 task.cancel()
 
     def _headers(self, images: Sequence[bytes], field: str) -> list[Header]:
-        headers = [self._decoder.header(image, f"{field}[{number}]") for number, image in enumerate(images)]
-        pixels = sum(header.pixels for header in headers)
-        if pixels > PIXELS_OF_A_REQUEST:
-            raise InvalidRequest(field, f"{pixels} pixels together", f"at most {PIXELS_OF_A_REQUEST} in a request")
+        headers: list[Header] = []
+        pixels = 0
+        for number, image in enumerate(images):
+            headers.append(self._decoder.header(image, f"{field}[{number}]"))
+            pixels += headers[-1].pixels
+            if pixels > PIXELS_OF_A_REQUEST:
+                found = f"{pixels} pixels in the first {number + 1}"
+                raise InvalidRequest(field, found, f"at most {PIXELS_OF_A_REQUEST} in a request")
         return headers

@@ -63,7 +63,7 @@ def test_a_target_may_be_written_as_in_a_text(stub):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("exceptionally", "targets[1]: found 'exceptionally' (tokens 'exception', '##al"),
+        ("exceptionally", "targets[1]: found 'exceptionally' (tokens 'exception', '##a"),
         ("好", "targets[1]: found '好' (tokens '[UNK]'), expected a word that is one token of the model"),
         ("", "targets[1]: found '' (no token)"),
     ],

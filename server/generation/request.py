@@ -1,12 +1,13 @@
 """What a request to generate asks, and what it gets token by token. Plain values; no text, slots or tensors."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from server.errors import InvalidRequest
 
 LIKELIEST_LIMIT = 20  # of `logprobs`, as in vLLM: all of them are among the likeliest that a graph gives (64)
+NAMED_LIMIT = 1024  # tokens in `logit_bias`, and in `stop_token_ids`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +15,8 @@ class Sampling:
     """How each next token is chosen and when to stop. Names and meanings are those of vLLM and OpenAI.
 
     `temperature` 0 always takes the likeliest token. `top_k` 0 considers the whole vocabulary. `repetition_penalty`
-    counts the prompt, too; `frequency_penalty` and `presence_penalty` only what was generated. Raises InvalidRequest.
+    counts the prompt, too; `frequency_penalty` and `presence_penalty` only what was generated. Up to `min_tokens` of
+    them no stop string ends the text, and no token that would end it is chosen. Raises InvalidRequest.
     """
 
     max_tokens: int = 16
@@ -28,11 +30,14 @@ class Sampling:
     presence_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
-    stop_token_ids: tuple[int, ...] = ()
+    stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     logprobs: int = 0
 
     def __post_init__(self) -> None:
+        for name, tokens in (("logit_bias", self.logit_bias), ("stop_token_ids", self.stop_token_ids)):
+            if len(tokens) > NAMED_LIMIT:
+                raise InvalidRequest(name, f"{len(tokens)} tokens", f"at most {NAMED_LIMIT}")
         for name, holds, expected in (
             ("max_tokens", self.max_tokens >= 1, "at least 1"),
             ("min_tokens", 0 <= self.min_tokens <= self.max_tokens, f"0 to max_tokens ({self.max_tokens})"),

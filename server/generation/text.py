@@ -58,13 +58,20 @@ class StopStrings:
 
     def push(self, text: str) -> str:
         """What may be shown of the text so far and was not shown yet. Nothing after a match."""
-        if self.matched or not self._stops:
-            return "" if self.matched else text
+        if self.matched:
+            return ""
+        before = len(self._held)  # no stop string ends in there
         self._held += text
-        ends = [(at + len(stop), -len(stop), stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if ends:
-            end, _, self.matched = min(ends)
-            return self._release(end if self.include else end - len(self.matched), keep=False)
+        starts = ((stop, self._held.find(stop, max(0, before - len(stop) + 1))) for stop in self._stops)
+        ends = [(at + len(stop), -len(stop), stop) for stop, at in starts if at >= 0]
+        if not ends:
+            return self._release(len(self._held) - self._partial_match(), keep=True)
+        end, _, self.matched = min(ends)
+        return self._release(end if self.include else end - len(self.matched), keep=False)
+
+    def skip(self, text: str) -> str:
+        """The same, of text in which no stop string may end."""
+        self._held += text
         return self._release(len(self._held) - self._partial_match(), keep=True)
 
     def flush(self) -> str:
@@ -78,6 +85,6 @@ class StopStrings:
 
     def _partial_match(self) -> int:
         """The length of the longest end of the held text with which a stop string begins."""
-        longest = min(max(map(len, self._stops)) - 1, len(self._held))
+        longest = min(max(map(len, self._stops), default=1) - 1, len(self._held))
         ends = (length for length in range(longest, 0, -1))
         return next((n for n in ends if any(stop.startswith(self._held[-n:]) for stop in self._stops)), 0)

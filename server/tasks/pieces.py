@@ -58,7 +58,8 @@ class Writer:
         text = "" if hidden else "".join(map(self._detokenizer.push, ids))
         if step.finish_reason:
             text += self._detokenizer.flush()
-        text = self._stops.push(text)
+        early = step.usage.completion_tokens <= self._sampling.min_tokens
+        text = self._stops.skip(text) if early else self._stops.push(text)
         return text + self._stops.flush() if step.finish_reason else text
 
 

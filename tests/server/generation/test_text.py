@@ -51,9 +51,9 @@ def test_half_a_character_at_the_end_becomes_the_replacement_character(tokenizer
     assert pieces(tokenizer, tokenizer.encode("aé").ids[:-1]) == ["a", "", "\ufffd"]
 
 
-def first_stop(text: str, stops: list[str]) -> tuple[int, str] | None:
-    """Where the first stop string to be complete ends, and the longest that ends there."""
-    ends = (end for end in range(len(text) + 1) if any(text[:end].endswith(stop) for stop in stops))
+def first_stop(text: str, stops: list[str], after: int) -> tuple[int, str] | None:
+    """Where the first stop string to be complete ends, beyond so many characters; and the longest that ends there."""
+    ends = (end for end in range(after + 1, len(text) + 1) if any(text[:end].endswith(stop) for stop in stops))
     end = next(ends, None)
     return None if end is None else (end, max((stop for stop in stops if text[:end].endswith(stop)), key=len))
 
@@ -65,12 +65,13 @@ FEW_LETTERS = st.text("ab", max_size=12)
     chunks=st.lists(FEW_LETTERS, max_size=8),
     stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=4),
     include=st.booleans(),
+    early=st.integers(0, 3),
 )
-def test_what_is_shown_is_the_text_up_to_the_first_stop_wherever_tokens_end(chunks, stops, include):
-    matcher = StopStrings(stops, include=include)
-    shown = "".join([*map(matcher.push, chunks), matcher.flush()])
+def test_what_is_shown_is_the_text_up_to_the_first_stop_wherever_tokens_end(chunks, stops, include, early):
+    matcher, skipped = StopStrings(stops, include=include), "".join(chunks[:early])
+    shown = "".join([*map(matcher.skip, chunks[:early]), *map(matcher.push, chunks[early:]), matcher.flush()])
     text = "".join(chunks)
-    if (found := first_stop(text, stops)) is None:
+    if (found := first_stop(text, stops, len(skipped))) is None:
         assert (shown, matcher.matched) == (text, "")
     else:
         end, stop = found

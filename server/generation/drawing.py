@@ -39,7 +39,7 @@ def draw_from_all(
     used = weights[:, :columns]
     np.subtract(scores, scores.max(axis=1, keepdims=True), out=used)
     if (temperature != 1).any():
-        used /= temperature[:, None].astype(np.float32)
+        used /= temperature[:, None].clip(1e-30, 1e30).astype(np.float32)  # neither 0 nor infinite in 32 bits
     np.exp(used, out=used)  # the largest is 1
     limits = zip(used, top_k.tolist(), top_p.tolist(), min_p.tolist(), strict=True)
     least = np.array([_least(row, *limit) for row, *limit in limits], np.float32)

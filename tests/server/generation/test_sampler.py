@@ -225,7 +225,14 @@ def test_without_a_seed_one_is_drawn_and_told():
     assert len(seeds) == 20
 
 
-@pytest.mark.parametrize("temperature", [1e-300, 1e300])
-def test_extreme_temperatures_stay_numbers(temperature, logits):
-    (chosen,) = sampler_of(draws_of(Sampling(temperature=temperature, top_k=5))).choose(scores_of(logits[None]))
-    assert chosen.token_id in np.argsort(-logits)[:5]
+@pytest.mark.parametrize("top_k", [5, 0])
+@pytest.mark.parametrize("temperature", [1e-300, 1e-46, 1e39, 1e300])
+def test_extreme_temperatures_stay_numbers(temperature, top_k, logits):
+    row = draws_of(Sampling(temperature=temperature, top_k=top_k, min_tokens=20, max_tokens=20, seed=1))
+    sampler, best = sampler_of(row), [token for token in np.argsort(-logits) if token != END]
+    chosen = {sampler.choose(scores_of(logits[None]))[0].token_id for _ in range(20)}
+    if temperature < 1:
+        assert chosen == {best[0]}
+    else:
+        assert len(chosen) > 1
+        assert chosen <= set(best[: top_k or None])

@@ -83,7 +83,7 @@ class Prefixes:
         places = [other for other in ages if other != slot and other not in taken and ages[other] < leaving.used]
         if not places:
             return []
-        place = min(places, key=ages.__getitem__)
+        place = min(places, key=lambda place: (ages[place], -place))  # the lowest free ones are the next to be needed
         self.kept[place] = leaving
         return [Copy(slot, place, len(leaving.prompt))]
 

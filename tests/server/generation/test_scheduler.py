@@ -248,12 +248,26 @@ def test_the_least_recently_used_prompt_goes_first():
     assert kept == [1, 3, 4]
 
 
+def test_a_kept_prompt_makes_way_once_and_not_for_everybody_who_comes():
+    plans, first = scheduler(slots=8), request(LONG)
+    decoding(plans, first)
+    plans.finish(first)
+    others = [request([number]) for number in range(20, 26)]
+    plans.submit(*others)
+    copies = []
+    while len(plans.decoding) < len(others):
+        plan = plans.plan(1.0)
+        copies += plan.copies
+        plans.advance(plan.step)
+    assert copies == [Copy(source=0, target=7, tokens=8)]
+
+
 def test_the_prompt_of_who_has_ended_makes_way_for_who_moves_and_is_kept_elsewhere():
     plans, first, second = scheduler(), request(LONG), request()
     decoding(plans, first, second)
     plans.finish(first)
     assert plans.plan(1.0).copies == (
-        Copy(source=0, target=2, tokens=8),
+        Copy(source=0, target=3, tokens=8),
         Copy(source=1, target=0, tokens=second.cached),
     )
     plans.submit(again := request([*LONG, 9, 9]))

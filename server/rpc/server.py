@@ -30,6 +30,7 @@ WORK = frozenset(
         ),
     )
 )
+KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 60_000, 20_000  # to notice a client that vanished without a word
 
 
 class PortTaken(AffinityError):
@@ -64,6 +65,8 @@ def _options(settings: Settings) -> list[tuple[str, Any]]:
         ("grpc.max_receive_message_length", settings.max_message_mb * 2**20),
         ("grpc.max_send_message_length", -1),  # answers are bounded where they are made (MAX_LOGITS)
         ("grpc.so_reuseport", 0),  # or a second server on the port would be accepted, and take half of the requests
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # clients may check a quiet connection
     ]

@@ -1,0 +1,29 @@
+"""The gRPC server and its connections."""
+
+import asyncio
+
+from server.metrics import Metrics
+from server.repository import Repository
+from server.rpc.health import Health
+from server.rpc.server import build_server
+from server.settings import Settings
+from server.under_way import UnderWay
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000")  # and no settings
+
+
+async def test_a_client_that_says_nothing_any_more_is_let_go(tmp_path, monkeypatch):
+    monkeypatch.setattr("server.rpc.server.KEEPALIVE_MS", 50)
+    monkeypatch.setattr("server.rpc.server.KEEPALIVE_TIMEOUT_MS", 50)
+    settings = Settings(artifacts=tmp_path, port=0)
+    repository, metrics = Repository(settings), Metrics()
+    server, port = build_server(settings, repository, metrics, Health(repository), UnderWay("stopping"))
+    await server.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(PREFACE)
+        assert await reader.read()  # until the server closes the connection
+    finally:
+        writer.close()
+        await server.stop(None)
+        await repository.drain()

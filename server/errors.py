@@ -12,15 +12,19 @@ AffinityError
 └── NotEnoughMemory     what was asked for does not fit
 """
 
+FOUND_SHOWN = 200  # characters: what a caller sent can be long, and gRPC drops an answer whose error text is
+
 
 class AffinityError(Exception):
     """The root of all errors a user, a file or a machine can cause. The text is meant for them."""
 
 
 class InvalidRequest(AffinityError):
-    """Names the field, what was found in it and what was expected."""
+    """Names the field, what was found in it (not all of it, if it is long) and what was expected."""
 
     def __init__(self, field: str, found: str, expected: str) -> None:
+        if len(found) > FOUND_SHOWN:
+            found = f"{found[:FOUND_SHOWN]}…"
         super().__init__(f"{field}: found {found}, expected {expected}")
         self.field = field
 

@@ -47,7 +47,7 @@ def from_request(request: GenerateRequest) -> Continuation:
     given: dict[str, Any] = {name: getattr(request, name) for name in optional if request.HasField(name)}  # type: ignore[arg-type]
     plain = ("min_tokens", "min_p", "frequency_penalty", "presence_penalty", "ignore_eos", "logprobs")
     given |= {name: getattr(request, name) for name in plain}
-    sampling = Sampling(logit_bias=dict(request.logit_bias), stop_token_ids=tuple(request.stop_token_ids), **given)
+    sampling = Sampling(logit_bias=request.logit_bias, stop_token_ids=request.stop_token_ids, **given)
     return Continuation(sampling, tuple(request.stop), request.include_stop_str_in_output)
 
 
@@ -65,10 +65,7 @@ def from_parameters(parameters: Mapping[str, Value]) -> Continuation:
 
 def strings(text: str) -> tuple[str, ...]:
     """One string as it is; a JSON list of strings as those. `[` and the like are strings."""
-    try:
-        strings = json.loads(text) if text.startswith("[") else None
-    except json.JSONDecodeError:
-        strings = None
+    strings = _load(text) if text.startswith("[") else None
     if isinstance(strings, list) and all(isinstance(string, str) for string in strings):
         return tuple(strings)
     return (text,) if text else ()
@@ -84,15 +81,20 @@ def _token_ids(text: str) -> tuple[int, ...]:
 def _biases(text: str) -> dict[int, float]:
     try:
         return {int(token): float(bias) for token, bias in _json("logit_bias", text, dict).items()}
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InvalidRequest("logit_bias", repr(text), "a JSON object from token id to bias") from None
 
 
 def _json(field: str, text: str, kind: type) -> Any:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = None
+    value = _load(text)
     if not isinstance(value, kind):
         raise InvalidRequest(field, repr(text), f"a JSON {'list' if kind is list else 'object'}")
     return value
+
+
+def _load(text: str) -> Any:
+    """What the JSON says; None if it is none, or nothing that can be read: numbers and depths have their limits."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

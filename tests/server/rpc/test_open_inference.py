@@ -310,6 +310,12 @@ async def test_streams_of_the_aio_client(server):
     assert pieces[-1].as_numpy("finish_reason")[0] == b"length"
 
 
+@pytest.mark.parametrize("stop", ["[" * 100_000, f"[{'1' * 5000}]"], ids=["deep", "long"])
+def test_a_stop_string_may_look_like_a_list_that_nobody_can_read(client, stop):
+    answer = infer(client, "tiny-gpt", [("text_input", ["a"])], parameters={**GREEDY, "stop": stop})
+    assert answer.as_numpy("finish_reason").tolist() == [b"length"]
+
+
 def test_stops_can_be_a_list(client):
     whole = infer(client, "tiny-gpt", [("text_input", ["A list is"])], parameters={**GREEDY, "max_tokens": 30})
     text = whole.as_numpy("text_output")[0].decode()
@@ -420,6 +426,24 @@ WRONG = {
     "no such width": ("tiny-embedder", [("text", ["a"])], {"dimensions": -1}, "dimensions: found -1, expected 1 to 64"),
     "the second prompt": ("tiny-gpt", [("text_input", ["a", ""])], {}, "text_input[1]: found an empty text"),
     "sampling": ("tiny-gpt", [("text_input", ["a"])], {"top_p": 2.0}, "top_p: found 2.0, expected more than 0"),
+    "a long number": (
+        "tiny-gpt",
+        [("text_input", ["a"])],
+        {"stop_token_ids": f"[{'1' * 5000}]"},
+        "stop_token_ids: found '[1111",
+    ),
+    "a deep list": (
+        "tiny-gpt",
+        [("text_input", ["a"])],
+        {"stop_token_ids": "[" * 100_000},
+        "stop_token_ids: found '[[",
+    ),
+    "a large bias": (
+        "tiny-gpt",
+        [("text_input", ["a"])],
+        {"logit_bias": f'{{"1": 1{"0" * 400}}}'},
+        "logit_bias: found",
+    ),
 }
 
 

@@ -36,6 +36,9 @@ class Draws:
         self.seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         self.generated = 0
         self._random = np.random.Generator(np.random.Philox(self.seed))
+        # Whether a token's score can rise, so that the likeliest K need not be among the model's K.
+        raised = sampling.repetition_penalty < 1 or min(sampling.frequency_penalty, sampling.presence_penalty) < 0
+        self.lifts = raised or any(bias > 0 for bias in sampling.logit_bias.values())
         self._end_ids = np.array(end_ids, np.int64)  # not before min_tokens
         self._offsets: Floats | None = None  # (vocabulary,), added to the scores
         self._seen: NDArray[np.bool_] | None = None  # (vocabulary,)
@@ -52,13 +55,6 @@ class Draws:
     def adjusts(self) -> bool:
         """Whether scores change at all before a token is chosen."""
         return self._offsets is not None or self._seen is not None or self._ends_blocked
-
-    @property
-    def lifts(self) -> bool:
-        """Whether a token's score can rise, so that the likeliest K need not be among the model's K."""
-        sampling = self.sampling
-        raised = sampling.repetition_penalty < 1 or min(sampling.frequency_penalty, sampling.presence_penalty) < 0
-        return raised or any(bias > 0 for bias in sampling.logit_bias.values())
 
     @property
     def _ends_blocked(self) -> bool:

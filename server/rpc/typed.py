@@ -22,6 +22,7 @@ from server.rpc.sampling import from_request
 from server.tasks.classes import Class
 from server.tasks.embed import Embeddings
 from server.tasks.fill_mask import FilledMask, FilledText
+from server.tasks.generate import Prompt
 from server.tasks.pieces import Piece
 from server.tasks.text import Reading
 
@@ -142,11 +143,11 @@ def _some(field: str, values: Sequence[Item]) -> list[Item]:
     return list(values)
 
 
-def _prompt(number: int, prompt: pb.Prompt) -> str | list[int]:
+def _prompt(number: int, prompt: pb.Prompt) -> Prompt:
     kind = prompt.WhichOneof("prompt")
     if kind is None:
         raise InvalidRequest(f"prompts[{number}]", "neither text nor token_ids", "one of them")
-    return prompt.text if kind == "text" else list(prompt.token_ids.ids)
+    return prompt.text if kind == "text" else prompt.token_ids.ids
 
 
 def _filled(response: pb.FillMaskResponse, texts: Sequence[FilledText]) -> pb.FillMaskResponse:

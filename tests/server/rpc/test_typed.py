@@ -200,6 +200,18 @@ WRONG = {
         "prompts: found 1025 inputs, expected at most 1024",
     ),
     "empty prompt": ("Generate", pb.GenerateRequest(prompts=[pb.Prompt()]), "INVALID_ARGUMENT", "prompts[0]: found "),
+    "millions of token ids": (
+        "Generate",
+        pb.GenerateRequest(prompts=[pb.Prompt(token_ids=pb.TokenIds(ids=range(2_000_000)))]),
+        "INVALID_ARGUMENT",
+        "prompts[0]: found 2000000 tokens, expected 1 to 63",
+    ),
+    "a bias for every token": (
+        "Generate",
+        pb.GenerateRequest(prompts=[PROMPT], logit_bias=dict.fromkeys(range(50_000), 1.0)),
+        "INVALID_ARGUMENT",
+        "logit_bias: found 50000 tokens, expected at most 1024",
+    ),
     "temperature": (
         "Generate",
         pb.GenerateRequest(prompts=[PROMPT], temperature=-1),

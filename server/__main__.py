@@ -75,7 +75,7 @@ async def serve(settings: Settings) -> None:
         if await signals.unless_stopped(repository.load_all()):
             _say_ready(settings, repository, port, http.port)
             await signals.stop.wait()
-        await _finish(settings, server, health, under_way)
+        await _finish(settings, server, repository, health, under_way)
 
 
 class Signals:
@@ -103,13 +103,16 @@ class Signals:
         return True
 
 
-async def _finish(settings: Settings, server: grpc.aio.Server, health: Health, under_way: UnderWay) -> None:
-    """Refuse what comes, let what is under way end."""
+async def _finish(
+    settings: Settings, server: grpc.aio.Server, repository: Repository, health: Health, under_way: UnderWay
+) -> None:
+    """Refuse what comes, let what is under way end; what takes too long ends with what it has."""
     log.info("stopping: %d requests under way have %g s; Ctrl-C ends at once", under_way.count, settings.drain_seconds)
     under_way.close()
     await health.stop()
     if not await under_way.finished(settings.drain_seconds):
         log.warning("%d requests took longer and are cut off", under_way.count)
+        repository.give_up()
     await server.stop(LAST_WORDS_S)
     log.info("stopped")
 

@@ -67,6 +67,8 @@ class Part(Protocol):
 
     async def drain(self) -> None: ...
 
+    def give_up(self) -> None: ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
@@ -143,6 +145,11 @@ class Model:
         """Answer who is in, let in nobody any more."""
         await self.reading.finished()
         await asyncio.gather(*(part.drain() for part in self.doors.parts))
+
+    def give_up(self) -> None:
+        """End what is under way: generation with what it has, everything else with NotReady."""
+        for part in self.doors.parts:
+            part.give_up()
 
 
 def open_model(

@@ -50,7 +50,7 @@ class Repository:
         self._models: dict[str, dict[int, Model]] = {}
         self._entries: dict[tuple[str, int], Entry] = {}
         self._locks: dict[str, asyncio.Lock] = {}  # one load or unload of a model at a time
-        self._leaving: set[asyncio.Task[None]] = set()  # unloaded, and still answering who is in
+        self._leaving: dict[asyncio.Task[None], Model] = {}  # unloaded, and still answering who is in
         self._prepare = ThreadPoolExecutor(usable_cpus() + 1, thread_name_prefix="prepare")
         self._images = ImagePool(usable_cpus() + 1)
         self._opener = Opener(settings, observe, prepare=self._prepare, images=self._images)
@@ -181,6 +181,11 @@ class Repository:
         await self.changed()
         await asyncio.shield(asyncio.gather(*leaving))
 
+    def give_up(self) -> None:
+        """End what is under way, of models that are leaving, too."""
+        for model in (*self.models(), *self._leaving.values()):
+            model.give_up()
+
     async def drain(self) -> None:
         """Answer who is in, let in nobody any more."""
         self.ready = False
@@ -216,9 +221,8 @@ class Repository:
             if but.get(number) is not model:
                 self._note_gone(model, UNLOADING)
                 leaving.append(asyncio.create_task(self._leave(model)))
-        for task in leaving:
-            self._leaving.add(task)
-            task.add_done_callback(self._leaving.discard)
+                self._leaving[leaving[-1]] = model
+                leaving[-1].add_done_callback(self._leaving.pop)
         return leaving
 
     async def _leave(self, model: Model) -> None:

@@ -18,7 +18,7 @@ from server.batching.lane import Batch, Collated, Lane, Runs, out_of_memory
 from server.batching.queue import Place, Queue, Request
 from server.batching.rows import Outputs, Row
 from server.batching.scheduler import NEVER, Budget, Scheduler, Waiting
-from server.errors import DeadlineExceeded
+from server.errors import DeadlineExceeded, NotReady
 from server.observer import Observer, Silent
 from server.under_way import UnderWay
 
@@ -140,6 +140,10 @@ class Batcher:
             for lane in self._lanes:
                 lane.end()
             self._ahead.shutdown(wait=False)
+
+    def give_up(self) -> None:
+        """Tell everybody who waits that there will be no answer."""
+        self._queue.give_up(NotReady(f"{self.name} is being unloaded"))
 
     # ---- the loop
 

@@ -130,3 +130,8 @@ class Queue:
             failure = RuntimeError(f"{self.gate.name}: a run of {len(members)} rows failed")
             failure.__cause__ = error
             request.fail(failure)
+
+    def give_up(self, error: Exception) -> None:
+        """Tell all callers, who then drop their rows."""
+        for request in {request for request, _ in self._owners.values()}:
+            request.fail(error)

@@ -100,15 +100,11 @@ class Engine:
         self._accepting = True
 
     async def drain(self) -> None:
-        """Accept nothing more and let what is under way finish. If this is cancelled, so is what is under way."""
+        """Accept nothing more and let what is under way be computed, whether its callers have read it or not."""
         self.under_way.close()
-        try:
-            await self.under_way.finished()  # those too whose prompt is not tokens yet
-            self._accepting = False
-            await self._worker.idle()
-        except asyncio.CancelledError:
-            self.give_up()
-            raise
+        await self.under_way.finished()  # those too whose prompt is not tokens yet
+        self._accepting = False
+        await self._worker.idle()
 
     def give_up(self) -> None:
         """Accept nothing more, and cancel what is under way."""
@@ -136,8 +132,9 @@ class Engine:
         may come is DeadlineExceeded or StepFailed.
         """
         self._check_accepting()
+        sampling.check_vocabulary(self.vocabulary)
         for entrant in entrants:
-            self._check_ids(entrant.name, entrant.ids, longest=self.context - 1)
+            self._check_ids(entrant.name, entrant.ids)
         streams = [self._stream(entrant, sampling, call) for entrant in entrants]
         with self._counting_refusals():
             self._worker.submit(*streams, field=field)
@@ -173,6 +170,7 @@ class Engine:
         for texts in groups([row[:length] for row, length in zip(ids, lengths, strict=True)], self._forward_tokens):
             parts = self._worker.parts(texts, self._forward_tokens)
             for start in range(0, max(map(len, texts)), self._forward_tokens):
+                self._check_accepting()
                 found, seconds = await self._worker.forward(parts)
                 for row, part in zip(logits[first:, start:], found, strict=False):
                     await asyncio.to_thread(np.copyto, row[: len(part)], part)
@@ -181,7 +179,6 @@ class Engine:
         return logits, run_seconds
 
     def _stream(self, entrant: Entrant, sampling: Sampling, call: Call) -> Stream:
-        sampling.check_vocabulary(self.vocabulary)
         now = self._clock()
         call.check_deadline(now)
         ends = set(sampling.stop_token_ids)
@@ -195,9 +192,13 @@ class Engine:
             take=entrant.take,
         )
 
-    def _check_ids(self, field: str, ids: Ids, *, longest: int) -> None:
-        if not 1 <= len(ids) <= longest:
-            raise InvalidRequest(field, f"{len(ids)} tokens", f"1 to {longest}")
+    def check_length(self, field: str, tokens: int) -> None:
+        """Raise InvalidRequest for a prompt that is empty, or leaves no room for a token of its continuation."""
+        if not 1 <= tokens < self.context:
+            raise InvalidRequest(field, f"{tokens} tokens", f"1 to {self.context - 1}")
+
+    def _check_ids(self, field: str, ids: Ids) -> None:
+        self.check_length(field, len(ids))
         if not 0 <= ids.min() <= ids.max() < self.vocabulary:
             wrong = ids[(ids < 0) | (ids >= self.vocabulary)][0]
             raise InvalidRequest(field, f"token {wrong}", f"0 to {self.vocabulary - 1}")

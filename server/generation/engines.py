@@ -44,13 +44,17 @@ class Engines:
     async def drain(self) -> None:
         """As `Engine.drain`, of all of them."""
         self.under_way.close()
-        try:
-            await self.under_way.finished()
-            await asyncio.gather(*(engine.drain() for engine in self._engines))
-        except asyncio.CancelledError:
-            for engine in self._engines:
-                engine.give_up()
-            raise
+        await self.under_way.finished()
+        await asyncio.gather(*(engine.drain() for engine in self._engines))
+
+    def give_up(self) -> None:
+        """As `Engine.give_up`, of all of them."""
+        for engine in self._engines:
+            engine.give_up()
+
+    def check_length(self, field: str, tokens: int) -> None:
+        """As `Engine.check_length`."""
+        self._engines[0].check_length(field, tokens)
 
     @contextmanager
     def room(self, requests: int, *, field: str) -> Iterator[None]:

@@ -135,16 +135,17 @@ class Worker:
         """Do what is to be done next; False if there is nothing."""
         self._grow()
         with self._lock:
-            plan = self._scheduler.plan(self._clock())
             forward = self._forwards.popleft() if self._forwards else None
-            if plan == Plan() and forward is None:
+        if forward is not None:
+            self._run_forward(*forward)
+        with self._lock:  # planned only now: who has left meanwhile is in no step
+            plan = self._scheduler.plan(self._clock())
+            if plan == Plan() and not self._forwards:
                 self._work = None
                 return False
             gone = [self._streams.pop(sequence) for sequence in plan.cancelled + plan.expired]
             rows = [self._streams[sequence] for sequence in plan.step.sequences] if plan.step else []
         self._tell_gone(gone)
-        if forward is not None:
-            self._run_forward(*forward)
         if plan.step is not None:
             self._run(plan.copies, plan.step, rows)
         return True

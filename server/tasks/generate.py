@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 
 import numpy as np
@@ -44,17 +44,18 @@ class Generate:
 
         Raises what `Engine.admit` raises, before anything is read. `field` is what the caller knows the prompts as.
         """
-        with self._engine.under_way.one():
-            with self._engine.room(len(prompts), field=field):
-                encode = partial(self._prompt_ids, prompts, field)
-                prompt_ids = await asyncio.get_running_loop().run_in_executor(self._prepare, encode)
-                pieces = Pieces([self._writer(stop, include_stop, sampling) for _ in prompts])
-            entrants = [
-                Entrant(name, ids, partial(pieces.take, number))
-                for number, (name, ids) in enumerate(prompt_ids.items())
-            ]
-            with self._engine.admit(entrants, sampling, call, field=field):  # nobody came in between
-                yield pieces
+        with ExitStack() as stack:
+            with self._engine.under_way.one():  # from the moment it is admitted the engine knows of it
+                with self._engine.room(len(prompts), field=field):
+                    encode = partial(self._prompt_ids, prompts, field)
+                    prompt_ids = await asyncio.get_running_loop().run_in_executor(self._prepare, encode)
+                    pieces = Pieces([self._writer(stop, include_stop, sampling) for _ in prompts])
+                entrants = [
+                    Entrant(name, ids, partial(pieces.take, number))
+                    for number, (name, ids) in enumerate(prompt_ids.items())
+                ]  # and nobody comes in between
+                stack.enter_context(self._engine.admit(entrants, sampling, call, field=field))
+            yield pieces
 
     def _writer(self, stop: Sequence[str], include_stop: bool, sampling: Sampling) -> Writer:
         return Writer(self._encoder.piece_by_piece(), StopStrings(stop, include=include_stop), sampling)
@@ -62,12 +63,13 @@ class Generate:
     def _prompt_ids(self, prompts: Sequence[Prompt], field: str) -> dict[str, Ids]:
         """Off the event loop: each prompt by the name that errors tell."""
         names = [f"{field}[{number}]" for number in range(len(prompts))]
-        return {
-            name: self._encoder.encode_one(prompt, field=name).input_ids
-            if isinstance(prompt, str)
-            else np.array(prompt, np.int64)
-            for name, prompt in zip(names, prompts, strict=True)
-        }
+        return {name: self._ids(name, prompt) for name, prompt in zip(names, prompts, strict=True)}
+
+    def _ids(self, name: str, prompt: Prompt) -> Ids:
+        if isinstance(prompt, str):
+            return self._encoder.encode_one(prompt, field=name).input_ids
+        self._engine.check_length(name, len(prompt))  # before millions of numbers are looked at
+        return np.array(prompt, np.int64)
 
 
 class RawGpt:

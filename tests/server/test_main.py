@@ -63,6 +63,19 @@ def test_what_is_under_way_finishes(artifacts, number):
         assert "stopped" in said
 
 
+def test_what_takes_too_long_ends_with_what_there_is(artifacts):
+    with served(artifacts, "--models", "tiny-gpt", "--drain-seconds", "0") as running:
+        with grpc.insecure_channel(running.target) as channel:
+            prompts = [pb.Prompt(text="A list is")] * 1000
+            stream = AffinityStub(channel).Generate(pb.GenerateRequest(prompts=prompts, max_tokens=60, ignore_eos=True))
+            next(stream)
+            running.process.send_signal(signal.SIGTERM)
+            reasons = [piece.finish_reason for piece in stream if piece.finish_reason]
+        assert running.process.wait(timeout=10) == 0
+    assert len(reasons) == 1000
+    assert reasons.count("cancelled") > 100
+
+
 def test_an_idle_server_ends_at_once_though_somebody_watches(artifacts):
     with served(artifacts, "--models", "tiny-vit") as running, grpc.insecure_channel(running.target) as channel:
         watched = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""))

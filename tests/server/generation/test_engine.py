@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -88,11 +89,11 @@ class Held(Decoder):
         self.go.release(1000)
 
 
-async def held(engine_of, **options) -> tuple[Engine, Held]:
+async def held(engine_of, kind=Held, **options) -> tuple[Engine, Held]:
     decoders = []
 
     def make(*arguments):
-        decoders.append(Held(*arguments))
+        decoders.append(kind(*arguments))
         return decoders[0]
 
     return await engine_of(decoder=make, **options), decoders[0]
@@ -187,18 +188,8 @@ class Reading(Decoder):
         return super()._run_apart(input_ids, *arguments, **options)
 
 
-async def reading(engine_of, **options) -> tuple[Engine, Reading]:
-    decoders = []
-
-    def make(*arguments):
-        decoders.append(Reading(*arguments))
-        return decoders[0]
-
-    return await engine_of(decoder=make, **options), decoders[0]
-
-
 async def test_those_who_stream_go_on_while_a_long_text_is_read_for_the_raw_door(engine_of, context):
-    engine, decoder = await reading(engine_of, forward_tokens=8)
+    engine, decoder = await held(engine_of, kind=Reading, forward_tokens=8)
     streaming = generate(engine, np.array([1]), Sampling(max_tokens=context - 1, ignore_eos=True), Call())
     await anext(streaming)
     await engine.logits(*padded([np.arange(1, 65)]), Call())
@@ -213,7 +204,7 @@ async def test_those_who_stream_go_on_while_a_long_text_is_read_for_the_raw_door
 )
 async def test_only_so_many_logits_are_in_memory_at_once_and_the_rest_waits(engine_of, monkeypatch, room, order):
     monkeypatch.setattr("server.generation.engine.LOGITS_AT_ONCE", room)
-    engine, decoder = await reading(engine_of, forward_tokens=8)
+    engine, decoder = await held(engine_of, kind=Reading, forward_tokens=8)
     texts = [np.arange(first, first + 24) for first in (1, 31, 101)]
     await asyncio.gather(*(engine.logits(*padded([text]), Call()) for text in texts))
     assert decoder.ran == order
@@ -268,6 +259,52 @@ async def test_where_slots_cannot_become_more_everybody_is_answered_all_the_same
     found = await asyncio.gather(*(tokens_of(engine, prompt, max_tokens=9, **GREEDY) for prompt in asked))
     assert found == [greedy_of(reference, prompt, 9) for prompt in asked]
     assert max(step["rows"] for step in listener.steps) == 2
+
+
+class HeldAtAll(Held):
+    """Reads whole texts only when it is let, too."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.reading, self.read = threading.Semaphore(0), threading.Semaphore(0)
+
+    def _run_apart(self, *arguments, **options):
+        self.reading.release()
+        self.read.acquire()
+        return super()._run_apart(*arguments, **options)
+
+
+async def test_who_leaves_while_a_whole_text_is_read_is_in_no_step_any_more(engine_of):
+    listener = Listener()
+    engine, decoder = await held(engine_of, kind=HeldAtAll, observer=listener)
+    leaving = generate(engine, [1, 2], Sampling(max_tokens=50, ignore_eos=True))
+    await anext(leaving)
+    await decoder.has_arrived()
+    raw = asyncio.create_task(engine.logits(*padded([[1]]), Call()))
+    await asyncio.sleep(0)
+    decoder.go.release()
+    await asyncio.to_thread(decoder.reading.acquire)
+    await leaving.aclose()
+    decoder.read.release()
+    await raw
+    decoder.let_go()
+    await engine.drain()
+    assert [step["kind"] for step in listener.steps] == ["prefill", "decode"]
+
+
+async def test_a_deadline_ends_the_wait_for_whole_texts(engine_of, monkeypatch):
+    monkeypatch.setattr("server.generation.engine.LOGITS_AT_ONCE", 1)
+    engine, decoder = await held(engine_of, kind=HeldAtAll)
+    first, *others = (
+        asyncio.create_task(engine.logits(*padded([[1]]), Call(deadline=deadline)))
+        for deadline in (None, time.monotonic() + 0.05, None)
+    )
+    await asyncio.to_thread(decoder.reading.acquire)
+    with pytest.raises(DeadlineExceeded):
+        await others[0]
+    decoder.read.release(2)
+    assert len(await first) == len(await others[1]) == 1
+    assert engine.waiting_rows == 0
 
 
 # ---- ends
@@ -347,8 +384,10 @@ async def test_what_cannot_be_answered_is_refused_with_what_was_found_and_expect
         {"logprobs": -1},
         {"logprobs": 21},
         {"logit_bias": {1: float("inf")}},
+        {"logit_bias": dict.fromkeys(range(1025), 1.0)},
+        {"stop_token_ids": tuple(range(1025))},
     ],
-    ids=str,
+    ids=lambda sampling: str(sampling)[:40],
 )
 def test_sampling_that_makes_no_sense_is_refused_by_name(sampling):
     with pytest.raises(InvalidRequest, match=next(iter(sampling))):
@@ -514,10 +553,16 @@ async def test_after_a_failed_copy_nothing_is_trusted_and_new_requests_are_answe
 
 
 async def test_after_an_error_nobody_foresaw_who_is_there_is_told_and_who_comes_next_is_answered(engine_of, reference):
+    all_came = threading.Event()
+
     class Puzzling(Decoder):
         """Does not know once with how many rows to run."""
 
         puzzled = False
+
+        def prefill(self, *arguments):
+            all_came.wait()
+            return super().prefill(*arguments)
 
         def rows_of(self, texts):
             if texts == 2 and not self.puzzled:
@@ -528,7 +573,10 @@ async def test_after_an_error_nobody_foresaw_who_is_there_is_told_and_who_comes_
     listener = Listener()
     engine = await engine_of(slots=2, decoder=Puzzling, observer=listener)
     asked = [tokens_of(engine, [number], max_tokens=9, **GREEDY) for number in range(1, 6)]
-    found = await asyncio.gather(*asked, engine.logits(*padded([[1]]), Call()), return_exceptions=True)
+    answers = asyncio.gather(*asked, engine.logits(*padded([[1]]), Call()), return_exceptions=True)
+    await asyncio.sleep(0)
+    all_came.set()
+    found = await answers
     assert [type(answer) for answer in found[:5]] == [StepFailed] * 5
     assert (listener.failures, engine.waiting_rows, engine.running_rows) == ([5], 0, 0)
     assert await tokens_of(engine, [7, 8], max_tokens=9, **GREEDY) == greedy_of(reference, [7, 8], 9)
@@ -564,16 +612,15 @@ async def test_draining_lets_those_who_are_in_finish_and_nobody_else_in(engine_o
     assert len(await running) == 5
 
 
-async def test_who_gives_up_draining_cancels_those_who_are_in(engine_of):
-    engine, decoder = await held(engine_of)
+async def test_who_is_given_up_ends_with_what_there_is(engine_of):
+    engine, decoder = await held(engine_of, slots=1)
     running = asyncio.create_task(steps_of(engine, [1], max_tokens=50, ignore_eos=True))
     await decoder.has_arrived()
-    draining = asyncio.create_task(engine.drain())
+    waiting = asyncio.create_task(steps_of(engine, [2], max_tokens=50, ignore_eos=True))
     await asyncio.sleep(0)
-    draining.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await draining
+    engine.give_up()
     decoder.let_go()
-    steps = await running
+    steps, never = await running, await waiting
     assert (steps[-1].finish_reason, steps[-1].token_id) == ("cancelled", None)
     assert len(steps) <= 4
+    assert [step.finish_reason for step in never] == ["cancelled"]

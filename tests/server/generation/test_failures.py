@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 import pytest
+import tritonclient.grpc.aio as triton_aio
 
 from protos.affinity_pb2 import GenerateRequest, Prompt, TokenIds
 from protos.affinity_pb2_grpc import AffinityStub
@@ -104,3 +105,19 @@ async def test_a_client_that_does_not_read_holds_up_nobody_and_gets_everything(r
     assert [piece.finish_reason for piece in pieces if piece.finish_reason] == ["length"] * 200
     assert len(tokens_of(pieces)) == sum(len(piece.logprobs) for piece in pieces) == 200 * 60
     assert len(pieces) < 200 * 60 / 4  # what waited came in few pieces
+
+
+async def test_a_model_goes_though_a_client_does_not_read_and_the_client_gets_everything(root):
+    async with (
+        listening(root) as (address, _),
+        grpc.aio.insecure_channel(address) as channel,
+        triton_aio.InferenceServerClient(address) as client,
+    ):
+        slow = AffinityStub(channel).Generate(much())
+        first = await slow.read()
+        await client.unload_model("tiny-gpt")
+        assert not slow.done()
+        pieces = [first]
+        while (piece := await slow.read()) is not grpc.aio.EOF:
+            pieces.append(piece)
+    assert [piece.finish_reason for piece in pieces if piece.finish_reason] == ["length"] * 200

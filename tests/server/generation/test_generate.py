@@ -89,6 +89,14 @@ async def test_a_stop_string_ends_the_text_before_it_wherever_tokens_end(task, d
     assert last.usage.inference_seconds > 0
 
 
+async def test_no_stop_string_ends_the_text_before_min_tokens(task):
+    whole = await pieces_of(task, max_tokens=20, seed=1, ignore_eos=True)
+    every = sorted(set(text_of(whole)))[:16]
+    *_, last = await pieces_of(task, stop=every, min_tokens=10, max_tokens=20, seed=1, ignore_eos=True)
+    assert last.finish_reason == "stop"
+    assert last.usage.completion_tokens > 10
+
+
 class Polite(Decoder):
     """A step takes a second, and waits until the event loop has what came before it."""
 

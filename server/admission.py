@@ -53,6 +53,12 @@ class Limits:
         if self.requests < 1 or self.tokens < 1:
             raise ValueError(f"limits of a queue: found {self}, expected at least 1 of each")
 
+    def check(self, *, requests: int, tokens: int = 0, field: str) -> None:
+        """InvalidRequest if so much can never wait."""
+        if requests > self.requests or tokens > self.tokens:
+            found = f"{requests} inputs" if requests > self.requests else f"{tokens} tokens together"
+            raise InvalidRequest(field, found, f"at most {self.requests} inputs and {self.tokens} tokens in a request")
+
 
 class Gate:
     """Counts what waits, and refuses what is too much.
@@ -74,11 +80,7 @@ class Gate:
     def enter(self, *, requests: int, tokens: int, field: str = "request") -> None:
         """Take so much of the queue; InvalidRequest if it can never fit, Overloaded if it does not now."""
         limits = self.limits
-        if requests > limits.requests or tokens > limits.tokens:
-            found = f"{requests} inputs" if requests > limits.requests else f"{tokens} tokens together"
-            raise InvalidRequest(
-                field, found, f"at most {limits.requests} inputs and {limits.tokens} tokens in a request"
-            )
+        limits.check(requests=requests, tokens=tokens, field=field)
         if self.requests + requests > limits.requests or self.tokens + tokens > limits.tokens:
             raise Overloaded(
                 f"the queue of {self.name} is full: {self.requests} of {limits.requests} inputs and {self.tokens} of "

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse
+from server.admission import Limits
 from server.arrays import Array
 from server.errors import InvalidRequest
 from server.rpc.doors import ANY, Door, Reply, Tensor
@@ -15,11 +16,11 @@ from server.tasks.classes import MAX_CLASSES
 CLASSIFICATION = "classification"  # parameter of a requested output: how many classes to tell in place of the scores
 
 
-def read_inputs(door: Door, request: ModelInferRequest, *, most: int) -> dict[str, Array]:
-    """The input arrays of a request, each as its door declares it; at most so many texts, or images, of each."""
+def read_inputs(door: Door, request: ModelInferRequest, limits: Limits) -> dict[str, Array]:
+    """The input arrays of a request, each as its door declares it. Texts and images are counted before one is read."""
     for given in request.inputs:
-        if given.datatype == BYTES and (count := math.prod(given.shape)) > most:
-            raise InvalidRequest(given.name, f"{count} inputs", f"at most {most} inputs in a request")
+        if given.datatype == BYTES:
+            limits.check(requests=math.prod(given.shape), field=given.name)
     found = decode_inputs(request)
     declared = {tensor.name: tensor for tensor in door.inputs}
     for name in found:

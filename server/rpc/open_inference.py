@@ -207,9 +207,10 @@ async def _ask(model: Model, door: Door, request: oip.ModelInferRequest, context
     values: dict[str, Any] = read_parameters(request.parameters, door.parameters)
     call = call_of(context, priority=values.get("priority", 0), timeout_us=values.get("timeout", 0))
     own = {name: value for name, value in values.items() if name in door.parameters}
-    most = model.limits.requests
     with model.reading.one():
-        inputs = await off_loop(model.prepare, partial(read_inputs, door, request, most=most), items=items_in(request))
+        inputs = await off_loop(
+            model.prepare, partial(read_inputs, door, request, model.limits), items=items_in(request)
+        )
     return Ask(model, inputs, own, call, tokens)
 
 

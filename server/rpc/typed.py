@@ -14,7 +14,7 @@ from protos.affinity_pb2_grpc import AffinityServicer
 from server.errors import InvalidRequest
 from server.metrics import Metrics
 from server.off_loop import off_loop
-from server.repository import Repository
+from server.repository import Model, Repository
 from server.rpc.calls import Context, call_of
 from server.rpc.continuation import continue_texts
 from server.rpc.description import describe
@@ -43,7 +43,7 @@ class Typed(AffinityServicer):
         call = call_of(context, priority=request.priority)
         with self._metrics.request(model.name, model.version, "fill-mask", call):
             texts = await model.task(
-                _some("inputs", request.inputs),
+                _some(model, "inputs", request.inputs),
                 **_given(request, "top_k"),
                 targets=request.targets,
                 truncate=request.truncate,
@@ -61,7 +61,9 @@ class Typed(AffinityServicer):
         call = call_of(context, priority=request.priority)
         with self._metrics.request(model.name, model.version, "generate", call) as tokens:
             how = from_request(request)
-            prompts = [_prompt(number, prompt) for number, prompt in enumerate(_some("prompts", request.prompts))]
+            prompts = [
+                _prompt(number, prompt) for number, prompt in enumerate(_some(model, "prompts", request.prompts))
+            ]
             continued = continue_texts(model, prompts, how, call=call, tokens=tokens, field="prompts")
             async with aclosing(continued) as pieces:
                 async for number, piece in pieces:
@@ -74,7 +76,7 @@ class Typed(AffinityServicer):
         call = call_of(context, priority=request.priority)
         with self._metrics.request(model.name, model.version, "classify-image", call):
             images = await model.task(
-                _some("images", request.images),
+                _some(model, "images", request.images),
                 **_given(request, "top_k"),
                 function_to_apply=request.function_to_apply,
                 call=call,
@@ -88,7 +90,7 @@ class Typed(AffinityServicer):
         call = call_of(context, priority=request.priority)
         with self._metrics.request(model.name, model.version, "classify-text", call):
             texts = await model.task(
-                _some("inputs", request.inputs),
+                _some(model, "inputs", request.inputs),
                 request.text_pairs,
                 **_given(request, "top_k"),
                 function_to_apply=request.function_to_apply,
@@ -108,7 +110,7 @@ class Typed(AffinityServicer):
         call = call_of(context, priority=request.priority)
         with self._metrics.request(model.name, model.version, "embed", call):
             found = await model.task(
-                _some("inputs", request.inputs),
+                _some(model, "inputs", request.inputs),
                 **_given(request, "normalize", "dimensions"),
                 truncate=request.truncate,
                 call=call,
@@ -122,7 +124,7 @@ class Typed(AffinityServicer):
         model = self._repository.for_task(request.model, request.model_version, *TEXT_TASKS)
         counter = model.counter
         assert counter is not None, "a model on text has a tokenizer; this is a bug"
-        texts = _some("inputs", request.inputs)
+        texts = _some(model, "inputs", request.inputs)
         tokens = await counter(texts, request.text_pairs, field="inputs", pair_field="text_pairs")
         return pb.CountTokensResponse(
             model=model.name, model_version=model.version, tokens=tokens, max_tokens=counter.max_tokens
@@ -137,9 +139,11 @@ def _given(request: Message, *names: str) -> dict[str, Any]:
     return {name: getattr(request, name) for name in names if request.HasField(name)}
 
 
-def _some(field: str, values: Sequence[Item]) -> list[Item]:
+def _some(model: Model, field: str, values: Sequence[Item]) -> list[Item]:
+    """The inputs of a request, counted before one is looked at: they may be millions."""
     if not values:
         raise InvalidRequest(field, "nothing", "at least one")
+    model.limits.check(requests=len(values), field=field)
     return list(values)
 
 

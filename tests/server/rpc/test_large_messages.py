@@ -1,5 +1,6 @@
-"""Large answers are written in threads, for the event loop has others to serve; small ones at once."""
+"""Much is counted before it is read, and told in threads, for the event loop has others to serve; little at once."""
 
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -63,10 +64,30 @@ async def test_candidates_are_told_as_tensors(repository, jobs, top_k, expected)
     assert jobs["jobs"] == expected  # and to write their tokens
 
 
+@pytest.mark.parametrize(
+    ("method", "request_", "field"),
+    [
+        ("FillMask", pb.FillMaskRequest(inputs=["ab"] * 100_000), "inputs"),
+        ("ClassifyText", pb.ClassifyTextRequest(inputs=["ab"] * 100_000), "inputs"),
+        ("Embed", pb.EmbedRequest(inputs=["ab"] * 100_000), "inputs"),
+        ("ClassifyImage", pb.ClassifyImageRequest(model="tiny-vit", images=[b"ab"] * 100_000), "images"),
+        ("CountTokens", pb.CountTokensRequest(model="tiny-bert", inputs=["ab"] * 100_000), "inputs"),
+    ],
+)
+async def test_inputs_are_counted_before_one_is_looked_at(repository, method, request_, field):
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest, match=f"{field}: found 100000 inputs, expected at most 1024 inputs"):
+            await getattr(Typed(repository, Metrics()), method)(request_, Context())
+        assert tracemalloc.get_traced_memory()[1] < 100_000  # bytes: not one for each
+    finally:
+        tracemalloc.stop()
+
+
 async def test_more_texts_than_may_wait_are_not_even_read(repository):
     request = ModelInferRequest(model_name="tiny-embedder", raw_input_contents=[bytes(4 * 2000)])
     request.inputs.add(name="text", datatype="BYTES", shape=[2000])
-    with pytest.raises(InvalidRequest, match="text: found 2000 inputs, expected at most 1024 inputs in a request"):
+    with pytest.raises(InvalidRequest, match="text: found 2000 inputs, expected at most 1024 inputs"):
         await door(repository).ModelInfer(request, Context())
 
 

@@ -6,7 +6,7 @@ A door declares its tensors and has a function that answers. server/rpc/open_inf
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from server.tasks.text import Reading
 
 Arrays = Mapping[str, Array]
 ANY = -1
+TOKENS_TOLD = ("prompt_tokens", "completion_tokens", "cached_tokens")
 RAW = ".raw"  # NAME.raw is the tensor door of NAME
 
 
@@ -150,14 +151,17 @@ async def _embed(ask: Ask) -> Reply:
 async def _generate(ask: Ask) -> Reply:
     """The whole continuations at once."""
     prompts = _prompts(ask)
-    texts: list[list[str]] = [[] for _ in prompts]
-    reasons = [""] * len(prompts)
+    found: list[list[Piece]] = [[] for _ in prompts]
     async with aclosing(_continued(ask, prompts)) as pieces:
         async for number, piece in pieces:
-            texts[number].append(piece.text)
-            reasons[number] = piece.finish_reason
-    whole = np.array(["".join(pieces).encode() for pieces in texts], object)
-    return Reply({"text_output": whole, "finish_reason": np.array([reason.encode() for reason in reasons], object)})
+            found[number].append(piece)
+    texts = ["".join(piece.text for piece in its) for its in found]
+    ends = [its[-1] for its in found]
+    outputs = {
+        "text_output": np.array([text.encode() for text in texts], object),
+        "finish_reason": np.array([end.finish_reason.encode() for end in ends], object),
+    }
+    return Reply(outputs, _told(ends))
 
 
 async def _pieces(ask: Ask) -> AsyncGenerator[Reply, None]:
@@ -167,13 +171,27 @@ async def _pieces(ask: Ask) -> AsyncGenerator[Reply, None]:
     cheaper as many requests on the stream, or over the typed door.
     """
     prompts = _prompts(ask)
-    running = len(prompts)
+    ends: dict[int, Piece] = {}
     async with aclosing(_continued(ask, prompts)) as pieces:
         async for number, piece in pieces:
             text, reason = np.full((2, len(prompts)), b"", object)
             text[number], reason[number] = piece.text.encode(), piece.finish_reason.encode()
-            running -= bool(piece.finish_reason)
-            yield Reply({"text_output": text, "finish_reason": reason}, last=not running)
+            if piece.finish_reason:
+                ends[number] = piece
+            last = len(ends) == len(prompts)
+            told = _told([ends[number] for number in sorted(ends)]) if last else {}
+            yield Reply({"text_output": text, "finish_reason": reason}, told, last=last)
+
+
+def _told(ends: Sequence[Piece]) -> dict[str, Value]:
+    """Told with the last piece of a request, as JSON lists with an item for each text."""
+    usages = [asdict(end.usage) for end in ends if end.usage is not None]
+    told = {
+        "seed": [end.seed for end in ends],  # half of all seeds fit no int64_param, all of them fit JSON
+        "stop_reason": [end.stop_reason for end in ends],
+        **{name: [usage[name] for usage in usages] for name in TOKENS_TOLD},
+    }
+    return {name: json.dumps(values) for name, values in told.items()}
 
 
 def _prompts(ask: Ask) -> list[str]:

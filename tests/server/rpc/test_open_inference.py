@@ -310,6 +310,38 @@ async def test_streams_of_the_aio_client(server):
     assert pieces[-1].as_numpy("finish_reason")[0] == b"length"
 
 
+def told(result):
+    """The parameters of an answer, and without those that every answer of a stream has."""
+    parameters = {name: value.string_param for name, value in result.get_response().parameters.items()}
+    parameters.pop("triton_final_response", None)
+    return {name: json.loads(value) for name, value in parameters.items()}
+
+
+def test_the_last_answer_tells_seeds_what_stopped_each_text_and_how_many_tokens_it_took(client):
+    texts, seed = ["A list is", "Return a list of"], 7
+    asked = {"seed": seed, "max_tokens": 30, "ignore_eos": True, "stop": json.dumps(["e", "a"])}
+    whole = infer(client, "tiny-gpt", [("text_input", texts)], parameters=asked)
+    expected = told(whole)
+    assert expected["seed"] == [7, 7]
+    assert set(expected["stop_reason"]) <= {"e", "a", ""}
+    counts = [infer(client, "tiny-gpt", [("text_input", [text])], parameters=asked) for text in texts]
+    assert [told(answer)["completion_tokens"][0] for answer in counts] == expected["completion_tokens"]
+    assert expected["prompt_tokens"][0] < expected["prompt_tokens"][1]
+    *others, last = streamed(client, ("tiny-gpt", "text_input", texts, asked))
+    assert all(told(other) == {} for other in others)
+    assert {**told(last), "cached_tokens": 0} == {**expected, "cached_tokens": 0}
+
+
+def test_the_largest_seed_is_told_whole(client):
+    largest = 2**64 - 1
+    request = client_messages.ModelInferRequest(model_name="tiny-gpt")
+    request.parameters["seed"].uint64_param = largest
+    request.parameters["max_tokens"].int64_param = 1
+    request.inputs.add(name="text_input", datatype="BYTES", shape=[1]).contents.bytes_contents.append(b"A")
+    answer = client._client_stub.ModelInfer(request)
+    assert json.loads(answer.parameters["seed"].string_param) == [largest]
+
+
 @pytest.mark.parametrize("stop", ["[" * 100_000, f"[{'1' * 5000}]"], ids=["deep", "long"])
 def test_a_stop_string_may_look_like_a_list_that_nobody_can_read(client, stop):
     answer = infer(client, "tiny-gpt", [("text_input", ["a"])], parameters={**GREEDY, "stop": stop})

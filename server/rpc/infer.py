@@ -10,22 +10,32 @@ from server.arrays import Array
 from server.errors import InvalidRequest
 from server.rpc.doors import ANY, Door, Reply, Tensor
 from server.rpc.parameters import write_parameters
-from server.rpc.tensors import BYTES, add_outputs, decode_inputs, items_out
+from server.rpc.tensors import BYTES, add_outputs, check_header, decode_inputs, items_out
 from server.tasks.classes import MAX_CLASSES
 
 CLASSIFICATION = "classification"  # parameter of a requested output: how many classes to tell in place of the scores
 
 
-def read_inputs(door: Door, request: ModelInferRequest, limits: Limits) -> dict[str, Array]:
-    """The input arrays of a request, each as its door declares it. Texts and images are counted before one is read."""
-    for given in request.inputs:
+def check_inputs(door: Door, request: ModelInferRequest, limits: Limits) -> None:
+    """Judge the headers of the inputs, and how many texts, or images, are in each.
+
+    Nothing is read or multiplied before: a message can hold millions of tensors, or one of millions of dimensions.
+    """
+    declared = [tensor.name for tensor in door.inputs]
+    for given in request.inputs[: len(declared) + 1]:
+        if given.name not in declared:
+            raise InvalidRequest("inputs", f"a tensor named {given.name!r}", f"only {', '.join(declared)}")
+        check_header(given)
         if given.datatype == BYTES:
             limits.check(requests=math.prod(given.shape), field=given.name)
+    if len(request.inputs) > len(declared):
+        raise InvalidRequest("inputs", f"{len(request.inputs)} tensors", f"each of {', '.join(declared)} once")
+
+
+def read_inputs(door: Door, request: ModelInferRequest) -> dict[str, Array]:
+    """The input arrays of a request that was checked, each as its door declares it."""
     found = decode_inputs(request)
     declared = {tensor.name: tensor for tensor in door.inputs}
-    for name in found:
-        if name not in declared:
-            raise InvalidRequest("inputs", f"a tensor named {name!r}", f"only {', '.join(declared)}")
     for tensor in door.inputs:
         if tensor.name not in found and not tensor.optional:
             raise InvalidRequest("inputs", f"no tensor named {tensor.name!r}", f"{_spelled(tensor)}")

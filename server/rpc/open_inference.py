@@ -23,7 +23,7 @@ from server.rpc import metadata
 from server.rpc.calls import Context, call_of
 from server.rpc.conversation import Conversation
 from server.rpc.doors import RAW, Ask, Door, Reply, door_of
-from server.rpc.infer import answer, items_of, read_inputs, wanted_outputs
+from server.rpc.infer import answer, check_inputs, items_of, read_inputs, wanted_outputs
 from server.rpc.parameters import read_parameters
 from server.rpc.services import OPEN_INFERENCE
 from server.rpc.statistics import model_statistics
@@ -207,10 +207,9 @@ async def _ask(model: Model, door: Door, request: oip.ModelInferRequest, context
     values: dict[str, Any] = read_parameters(request.parameters, door.parameters)
     call = call_of(context, priority=values.get("priority", 0), timeout_us=values.get("timeout", 0))
     own = {name: value for name, value in values.items() if name in door.parameters}
+    check_inputs(door, request, model.limits)
     with model.reading.one():
-        inputs = await off_loop(
-            model.prepare, partial(read_inputs, door, request, model.limits), items=items_in(request)
-        )
+        inputs = await off_loop(model.prepare, partial(read_inputs, door, request), items=items_in(request))
     return Ask(model, inputs, own, call, tokens)
 
 

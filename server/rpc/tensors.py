@@ -56,7 +56,7 @@ def decode_inputs(request: ModelInferRequest) -> dict[str, tuple[str, Array]]:
     for number, tensor in enumerate(request.inputs):
         if tensor.name in arrays:
             raise InvalidRequest(f"inputs[{number}]", f"a second tensor named {tensor.name!r}", "each name once")
-        _check_header(tensor)
+        check_header(tensor)
         typed = [field for field in CONTENTS if len(getattr(tensor.contents, field))]
         if raw and typed:
             raise InvalidRequest(
@@ -70,8 +70,7 @@ def decode_inputs(request: ModelInferRequest) -> dict[str, tuple[str, Array]]:
 def items_in(request: ModelInferRequest) -> int:
     """How many things reading the inputs handles one by one: typed values, and elements of BYTES."""
     typed = sum(len(getattr(tensor.contents, field)) for tensor in request.inputs for field in CONTENTS)
-    texts = (math.prod(tensor.shape[:MOST_DIMENSIONS]) for tensor in request.inputs if tensor.datatype == BYTES)
-    return typed + sum(texts)
+    return typed + sum(math.prod(tensor.shape) for tensor in request.inputs if tensor.datatype == BYTES)
 
 
 def items_out(outputs: Iterable[Array]) -> int:
@@ -79,11 +78,14 @@ def items_out(outputs: Iterable[Array]) -> int:
     return sum(array.size if array.dtype == object else array.nbytes // 1024 for array in outputs)
 
 
-def _check_header(tensor: ModelInferRequest.InferInputTensor) -> None:
+def check_header(tensor: ModelInferRequest.InferInputTensor) -> None:
+    """InvalidRequest if no tensor can have this datatype, this shape or these parameters."""
     if tensor.datatype not in DATATYPES:
         raise InvalidRequest(tensor.name, f"datatype {tensor.datatype!r}", f"one of {', '.join(DATATYPES)}")
-    if any(size < 1 for size in tensor.shape) or len(tensor.shape) > MOST_DIMENSIONS:
-        expected = f"at most {MOST_DIMENSIONS} sizes of 1 or more"
+    expected = f"at most {MOST_DIMENSIONS} sizes of 1 or more"
+    if len(tensor.shape) > MOST_DIMENSIONS:
+        raise InvalidRequest(tensor.name, f"{len(tensor.shape)} dimensions", expected)
+    if any(size < 1 for size in tensor.shape):
         raise InvalidRequest(tensor.name, f"shape {list(tensor.shape)}", expected)
     for parameter in tensor.parameters:
         raise InvalidRequest(tensor.name, f"parameter {parameter!r}", "no parameters: shared memory is not supported")

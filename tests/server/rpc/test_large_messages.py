@@ -93,3 +93,28 @@ async def test_more_texts_than_may_wait_are_not_even_read(repository):
 
 def door(repository):
     return OpenInference(Settings(), repository, Metrics(), UnderWay("stopping"))
+
+
+MANY = 100_000
+HOSTILE = {
+    "tensors of one name": (
+        [{"name": "text", "datatype": "BYTES", "shape": [1]}] * MANY,
+        "inputs: found 100000 tensors, expected each of text once",
+    ),
+    "tensors of other names": (
+        [{"name": f"{n}", "datatype": "BYTES", "shape": [1]} for n in range(MANY)],
+        "inputs: found a tensor named '0', expected only text",
+    ),
+    "dimensions": (
+        [{"name": "text", "datatype": "BYTES", "shape": [(1 << 62) + 1] * MANY}],
+        "text: found 100000 dimensions, expected at most 8 sizes of 1 or more",
+    ),
+}
+
+
+@pytest.mark.parametrize(("tensors", "said"), HOSTILE.values(), ids=HOSTILE.keys())
+async def test_of_what_can_be_no_request_nothing_is_counted_or_multiplied(repository, tensors, said):
+    """The product of so many sizes has a million digits and more."""
+    request = ModelInferRequest(model_name="tiny-bert", inputs=tensors)
+    with pytest.raises(InvalidRequest, match=said):
+        await door(repository).ModelInfer(request, Context())

@@ -14,6 +14,7 @@ from server.artifact import Artifact
 from server.batching.batcher import Batcher
 from server.batching.rows import Keep, Outputs, TextRow, everything
 from server.errors import BadArtifact, InvalidRequest
+from server.off_loop import in_slices
 from server.tasks.classes import check_top_k
 from server.tasks.readers import TextReader
 from server.tasks.text import Reading, TextEncoder, Tokens
@@ -22,6 +23,9 @@ TOP = ("top_scores", "top_ids", "logsumexp")  # what the graph computes of the b
 ALL = ("logits", "logsumexp")
 MAX_SEQUENCE_TOKENS = 1 << 23  # of all the filled-in texts of an answer: 40 MB, and some seconds to write them
 MAX_CANDIDATES = 1 << 18  # of an answer: some seconds too, however short the texts are
+
+SLICE_TOKENS = 1 << 18  # of filled-in texts that are written in one go: a fifth of a second
+TOKENS_OF_A_CANDIDATE = 16  # that it costs beside those of its text
 
 
 @dataclass(frozen=True)
@@ -77,13 +81,14 @@ class FillMask:
         in_pool = partial(asyncio.get_running_loop().run_in_executor, self._prepare)
         async with self._batcher.place(len(texts), call, field=field) as place:
             among = await in_pool(self._target_ids, targets) if targets else None
+            most = most if among is None else min(most, len(among))
             outputs = TOP if among is None and most <= self._ranked else ALL
             tokens = await self._read(texts, truncate=truncate, field=field)
             keep = everything if outputs is TOP else partial(rank, top_k=most, among=among)
             rows = [self._row(each, outputs, keep, f"{field}[{number}]") for number, each in enumerate(tokens)]
-            check_size(rows, most if among is None else min(most, len(among)))
+            check_size(rows, most)
             answers = await self._batcher.run(rows, place)
-            masks = await in_pool(self._filled, rows, answers, most)
+            masks = await self._filled(rows, answers, most)
         return [FilledText(found, each.reading) for found, each in zip(masks, tokens, strict=True)]
 
     def _target_ids(self, targets: Sequence[str]) -> NDArray[np.int64]:
@@ -106,8 +111,13 @@ class FillMask:
             keep=keep,
         )
 
-    def _filled(self, rows: Sequence[TextRow], answers: Sequence[Outputs], top_k: int) -> list[list[FilledMask]]:
-        return [self._masks(row, *best(answer, top_k)) for row, answer in zip(rows, answers, strict=True)]
+    async def _filled(self, rows: Sequence[TextRow], answers: Sequence[Outputs], top_k: int) -> list[list[FilledMask]]:
+        def fill(part: slice) -> list[list[FilledMask]]:
+            pairs = zip(rows[part], answers[part], strict=True)
+            return [self._masks(row, *best(answer, top_k)) for row, answer in pairs]
+
+        sizes = [top_k * row.heads * (row.tokens + TOKENS_OF_A_CANDIDATE) for row in rows]
+        return await in_slices(self._prepare, fill, sizes, most=SLICE_TOKENS)
 
     def _masks(self, row: TextRow, scores: NDArray[np.float32], ids: NDArray[np.int64]) -> list[FilledMask]:
         """The masks of one text; scores and ids (masks, k)."""

@@ -1,19 +1,16 @@
 """The texts of requests → tokens, in threads: a slice at a time, so that others have their turn in between, and who is
 gone is not read to the end."""
 
-import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
-from functools import partial
-from typing import TypeVar
 
 from server.admission import Gate, Limits
 from server.errors import InvalidRequest
+from server.off_loop import in_slices
 from server.tasks.text import TextEncoder, Tokens, check_pairs
 
 SLICE_CHARACTERS = 1 << 18  # a fifth of a second and 40 MB, where each is a token
 MAX_COUNTED_CHARACTERS = 1 << 22  # of one request to count tokens: a few books
-Read = TypeVar("Read")
 
 
 class TextReader:
@@ -38,8 +35,8 @@ class TextReader:
             named = {"first": part.start, "field": field, "pair_field": pair_field}
             return self._encoder.encode(texts[part], pairs[part], truncate=truncate, **named)
 
-        most = self._encoder.most_characters
-        return await _in_slices(self._prepare, encode, [min(length, most) for length in _characters(texts, pairs)])
+        lengths = [min(length, self._encoder.most_characters) for length in _characters(texts, pairs)]
+        return await in_slices(self._prepare, encode, lengths, most=SLICE_CHARACTERS)
 
 
 class TokenCounter:
@@ -64,29 +61,10 @@ class TokenCounter:
 
         self._gate.enter(requests=len(texts), tokens=0, field=field)
         try:
-            return await _in_slices(self._prepare, count, _characters(texts, pairs))
+            return await in_slices(self._prepare, count, _characters(texts, pairs), most=SLICE_CHARACTERS)
         finally:
             self._gate.leave(requests=len(texts), tokens=0)
 
 
 def _characters(texts: Sequence[str], pairs: Sequence[str]) -> list[int]:
     return [len(text) + len(pair) for text, pair in zip(texts, pairs or [""] * len(texts), strict=False)]
-
-
-async def _in_slices(pool: Executor, read: Callable[[slice], list[Read]], characters: Sequence[int]) -> list[Read]:
-    found: list[Read] = []
-    for part in _slices(characters):
-        found += await asyncio.get_running_loop().run_in_executor(pool, partial(read, part))
-    return found
-
-
-def _slices(characters: Sequence[int]) -> Iterator[slice]:
-    """So many inputs at a time that they are not too long together, at least one."""
-    begin = total = 0
-    for number, length in enumerate(characters):
-        if total and total + length > SLICE_CHARACTERS:
-            yield slice(begin, number)
-            begin, total = number, 0
-        total += length
-    if characters:
-        yield slice(begin, len(characters))

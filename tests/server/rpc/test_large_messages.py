@@ -47,6 +47,13 @@ async def test_candidates_are_told(repository, jobs, top_k, expected):
     assert jobs["jobs"] == expected  # to read the text, to fill its masks, and to tell many
 
 
+async def test_many_candidates_are_made_some_at_a_time(repository, jobs):
+    request = pb.FillMaskRequest(inputs=["[MASK] [MASK]"] * 100, top_k=200)
+    answer = await Typed(repository, Metrics()).FillMask(request, Context())
+    assert len({text.masks[1].candidates[0].token for text in answer.results}) == 1
+    assert 5 < jobs["jobs"] < 10
+
+
 @pytest.mark.parametrize(("texts", "expected"), [(1, 1), (200, 2)])
 async def test_vectors_are_told(repository, jobs, texts, expected):
     answer = await Typed(repository, Metrics()).Embed(pb.EmbedRequest(inputs=["a list"] * texts), Context())

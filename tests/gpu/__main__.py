@@ -2,8 +2,9 @@
 
 Makes checkpoints of the published sizes with random weights, exports them and the bundled models there, serves all of
 them on the provider (where the golden outputs are checked before the server is ready), asks each through gRPC, and
-times them at several batch sizes: the graph alone, and through gRPC; decode steps of GPT-2 also beside the floor that
-the memory sets, and beside torch with a compiled static cache. `--provider cpu --sizes tiny` rehearses it.
+times them at several batch sizes: the graph alone, through gRPC, and compiled by torch. BERT and ViT also stand beside
+the rate at which the device multiplies matrices, decode steps of GPT-2 beside the floor that the memory sets.
+`--provider cpu --sizes tiny` rehearses it.
 """
 
 import argparse
@@ -27,18 +28,22 @@ from server.golden import measure
 from server.providers import find_providers
 from server.session import BoundSession, Session, open_session
 from server.settings import Settings
+from tests.bench.inputs import photographs
 from tests.gpu.decoding import decoding
-from tests.gpu.rows import Row, timed
+from tests.gpu.encoding import ENCODERS, TEXT_TOKENS, floor, in_torch, operations, products_per_second, text_length
+from tests.gpu.rows import Row, table, timed
 from tests.published import SIZES, export
 from tests.serving import ROOT, Served, served
 
 BUNDLED = ("bert-mini", "gpt-mini", "vit-digits", "mixer-digits")
 TARGETS = {"cuda": "cuda=fp16", "cpu": "cpu=fp32"}
-TEXT_TOKENS, NEW_TOKENS = 128, 32
+NEW_TOKENS = 32
+PHOTOGRAPHS = 8
+EXTENTS = {"published": {"tokens": TEXT_TOKENS, "side": 224}, "tiny": {"tokens": 48, "side": 32}}
 MESSAGE_MB = "512"  # 128 images of 224 × 224 in fp32 are 77 MB
 
 
-def alone(artifacts: Path, name: str, settings: Settings, device: int, batches: list[int], runs: int) -> Iterator[Row]:
+def alone(artifacts: Path, name: str, settings: Settings, device: int, floors: list[Row], runs: int) -> Iterator[Row]:
     """The session of an encoder or a vision model on a device, alone: bound, as it is on CUDA, and not."""
     artifact = read_artifact(artifacts / name / "1")
     (choice,) = find_providers(settings).choices
@@ -48,19 +53,20 @@ def alone(artifacts: Path, name: str, settings: Settings, device: int, batches: 
         session = kind(opened.ort, **where)
         measured = measure(session, artifact)
         print(f"{name}, {what}, device {device}: {measured.error:.2g} standard deviations from PyTorch")
-        yield from timed_batches(session, artifact, f"{what}, device {device}", batches, runs)
+        yield from timed_batches(session, artifact, f"{what}, device {device}", floors, runs)
 
 
-def timed_batches(session: Session, artifact: Artifact, what: str, batches: list[int], runs: int) -> Iterator[Row]:
-    """One row for each size of a batch."""
+def timed_batches(session: Session, artifact: Artifact, what: str, floors: list[Row], runs: int) -> Iterator[Row]:
+    """One row for each size of a batch, with its share of the floor's rate."""
     random = np.random.default_rng(0)
-    for batch in batches:
+    for least in floors:
+        batch = least.batch
         if artifact.manifest.HasField("image"):
             image = artifact.manifest.image
             feeds = {"pixel_values": random.standard_normal((batch, 3, image.height, image.width)).astype(np.float32)}
             outputs = ["logits"]
         else:
-            length = min(TEXT_TOKENS, artifact.manifest.text.max_length)
+            length = text_length(artifact)
             ids = random.integers(5, artifact.manifest.text.vocabulary, (batch, length))
             feeds = {
                 "input_ids": ids,
@@ -71,11 +77,16 @@ def timed_batches(session: Session, artifact: Artifact, what: str, batches: list
             }
             outputs = ["top_scores", "top_ids", "logsumexp"]
         seconds = timed(lambda feeds=feeds, outputs=outputs: session.run(feeds, outputs), runs)
-        yield Row(artifact.name, what, batch, seconds * 1e3, batch / seconds)
+        yield Row(artifact.name, what, batch, seconds * 1e3, batch / seconds, least.milliseconds / 1e3 / seconds)
 
 
-def through_grpc(server: Served, batches: list[int], runs: int, *, tokens: int, side: int) -> Iterator[Row]:
-    """Each task, with so many inputs in one call: texts of about `tokens` tokens, images of `side` × `side` pixels."""
+def through_grpc(
+    server: Served, files: list[Path], batches: list[int], runs: int, *, tokens: int, side: int
+) -> Iterator[Row]:
+    """Each task, with so many inputs in one call: texts of about `tokens` tokens, images of `side` × `side` pixels.
+
+    Images also as the files, some of them several times.
+    """
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     channel = grpc.insecure_channel(server.target, options=options)
     stub = AffinityStub(channel)
@@ -100,7 +111,12 @@ def through_grpc(server: Served, batches: list[int], runs: int, *, tokens: int, 
             model_name="vit-base.raw", inputs=[tensor], raw_input_contents=[pixels.tobytes()]
         )
         seconds = timed(lambda images=images: infer(images), runs)
-        yield Row("vit-base", "through gRPC", batch, seconds * 1e3, batch / seconds)
+        yield Row("vit-base", "through gRPC, pixels", batch, seconds * 1e3, batch / seconds)
+        classify = pb.ClassifyImageRequest(
+            model="vit-base", images=[files[number % len(files)].read_bytes() for number in range(batch)]
+        )
+        seconds = timed(lambda classify=classify: stub.ClassifyImage(classify), runs)
+        yield Row("vit-base", "through gRPC, JPEG files", batch, seconds * 1e3, batch / seconds)
         new_tokens = min(NEW_TOKENS, tokens // 2 - 1)
         more = pb.GenerateRequest(
             model="gpt2", prompts=[prompt] * batch, max_tokens=new_tokens, temperature=0, ignore_eos=True
@@ -129,53 +145,67 @@ def verified(artifacts: Path) -> set[str]:
     return {graph["measured_on"].rsplit(", ")[-1] for account in accounts for graph in account["graphs"]}
 
 
-def table(rows: list[Row]) -> str:
-    """Markdown."""
-    lines = ["| model | | batch | ms | per second |", "|---|---|---|---|---|"]
-    lines += [f"| {r.model} | {r.what} | {r.batch} | {r.milliseconds:.2f} | {r.per_second:,.0f} |" for r in rows]
-    return "\n".join(lines)
+def measured(given: argparse.Namespace, folder: Path) -> Iterator[Row]:
+    """Everything, what torch has to compile last."""
+    checkpoints_folder, artifacts = folder / "checkpoints", folder / "artifacts"
+    checkpoints_folder.mkdir()
+    checkpoints = SIZES[given.sizes](checkpoints_folder)
+    export([*BUNDLED, *map(str, checkpoints.values())], artifacts, TARGETS[given.provider])
+    devices, rate = tuple(map(int, given.device.split(","))), products_per_second(given.provider)
+    read = {name: read_artifact(artifacts / name / "1") for name in ENCODERS}
+    floors = {
+        name: [
+            floor(name, batch, batch * operations(name, artifact, checkpoints[name]) / rate, rate)
+            for batch in given.batches
+        ]
+        for name, artifact in read.items()
+    }
+    for name in ENCODERS:
+        yield from floors[name]
+        for device in devices:
+            settings = Settings(provider=given.provider, device=devices)
+            yield from alone(artifacts, name, settings, device, floors[name], given.runs)
+    flags = ("--provider", given.provider, "--device", given.device, "--threads", "0", "--max-message-mb", MESSAGE_MB)
+    with served(artifacts, *flags) as server:
+        print(server.banner)
+        asked(server)
+        files = photographs(folder, PHOTOGRAPHS)
+        yield from through_grpc(server, files, given.batches, given.runs, **EXTENTS[given.sizes])
+    places, expected = verified(artifacts), {"cuda": CUDA, "cpu": CPU}[given.provider]
+    assert places == {expected}, f"verify: found {places}, expected {expected}"
+    timing, tokens = (given.batches, given.runs), EXTENTS[given.sizes]["tokens"]
+    yield from decoding(artifacts, checkpoints["gpt2"], given.provider, *timing, tokens=tokens)
+    for name, artifact in read.items():
+        yield from in_torch(name, artifact, checkpoints[name], given.provider, floors[name], given.runs)
 
 
-def main() -> None:
+def keep(rows: list[Row], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "table.md").write_text(table(rows) + "\n")
+    (folder / "table.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.gpu", description=__doc__.split("\n\n")[0])
     parser.add_argument("--provider", choices=TARGETS, default="cuda")
     parser.add_argument("--device", default="0", help="which GPU, or GPUs, separated by commas")
     parser.add_argument("--sizes", choices=SIZES, default="published")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--output", type=Path, help="a directory for table.md and table.json")
-    arguments = parser.parse_args()
+    parser.add_argument("--output", type=Path, help="a directory for table.md and table.json, which grow line by line")
+    return parser.parse_args()
+
+
+def main() -> None:
+    given, rows = arguments(), []
     with tempfile.TemporaryDirectory() as folder:
-        root, artifacts = Path(folder) / "checkpoints", Path(folder) / "artifacts"
-        root.mkdir()
-        checkpoints = SIZES[arguments.sizes](root)
-        export([*BUNDLED, *map(str, checkpoints.values())], artifacts, TARGETS[arguments.provider])
-        timing = (arguments.batches, arguments.runs)
-        devices = tuple(map(int, arguments.device.split(",")))
-        settings = Settings(provider=arguments.provider, device=devices)
-        rows = [
-            row
-            for device in devices
-            for name in ("bert-base", "vit-base")
-            for row in alone(artifacts, name, settings, device, *timing)
-        ]
-        tokens = TEXT_TOKENS if arguments.sizes == "published" else 48
-        rows += decoding(artifacts, checkpoints["gpt2"], arguments.provider, *timing, tokens=tokens)
-        flags = ("--provider", arguments.provider, "--device", arguments.device)
-        flags += ("--threads", "0", "--max-message-mb", MESSAGE_MB)
-        with served(artifacts, *flags) as server:
-            print(server.banner)
-            asked(server)
-            sizes = {"tokens": 128, "side": 224} if arguments.sizes == "published" else {"tokens": 48, "side": 32}
-            rows += through_grpc(server, *timing, **sizes)
-        places = verified(artifacts)
-    print(table(rows))
-    if arguments.output:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        (arguments.output / "table.md").write_text(table(rows) + "\n")
-        (arguments.output / "table.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
-    expected = {"cuda": CUDA, "cpu": CPU}[arguments.provider]
-    assert places == {expected}, f"verify: found {places}, expected {expected}"
+        try:
+            for row in measured(given, Path(folder)):
+                rows.append(row)
+                if given.output:
+                    keep(rows, given.output)
+        finally:
+            print(table(rows))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Decode steps of GPT-2 alone: ours, what reading weights and cache takes at least, and torch with a static cache."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +14,10 @@ from server.generation.memory import Memory
 from server.providers import find_providers
 from server.session import open_session
 from server.settings import Settings
+from tests.gpu.compiling import compiled
 from tests.gpu.rows import Row, timed
 
 COPIED_BYTES = {"cuda": 1 << 30, "cpu": 1 << 26}
-COMPILED = {"cuda": {"mode": "reduce-overhead", "fullgraph": True}, "cpu": {"backend": "eager", "fullgraph": True}}
 
 
 def decoding(
@@ -40,9 +40,8 @@ def decoding(
         floor = (weights + layout.bytes(batch) * tokens / context) / speed
         yield step(f"floor of a decode step at {speed / 1e9:,.0f} GB/s", batch, floor)
     for batch in batches:
-        yield step(
-            "decode step of torch, compiled, static cache", batch, torch_step(checkpoint, provider, batch, runs, tokens)
-        )
+        how, seconds = torch_step(checkpoint, provider, batch, runs, tokens)
+        yield step(f"decode step of torch, {how}, static cache", batch, seconds)
 
 
 def step(what: str, batch: int, seconds: float) -> Row:
@@ -65,22 +64,18 @@ def bytes_per_second(memory: Memory) -> float:
 
 
 @torch.inference_mode()
-def torch_step(checkpoint: Path, provider: str, batch: int, runs: int, tokens: int) -> float:
-    """Seconds of a step in the precision that ours has there: fp16 on CUDA, fp32 on a CPU."""
-    torch.compiler.reset()  # what was compiled for another batch
+def torch_step(checkpoint: Path, provider: str, batch: int, runs: int, tokens: int) -> tuple[str, float]:
+    """How it ran, and seconds of a step in the precision that ours has there: fp16 on CUDA, fp32 on a CPU."""
     dtype = torch.float16 if provider == "cuda" else torch.float32
     model = transformers.GPT2LMHeadModel.from_pretrained(checkpoint, dtype=dtype).eval().to(provider)
     cache = transformers.StaticCache(config=model.config, max_cache_len=model.config.n_positions)
     past = torch.arange(tokens - 1, device=provider)
     model(past.expand(batch, -1) % 5, past_key_values=cache, cache_position=past, use_cache=True)
-    compiled = torch.compile(model, **COMPILED[provider])
     ids, position = torch.ones(batch, 1, dtype=torch.long, device=provider), past[-1:] + 1
 
-    def run() -> None:
-        logits = compiled(ids, past_key_values=cache, cache_position=position, use_cache=True).logits
+    def run(asked: Any) -> None:
+        logits = asked(ids, past_key_values=cache, cache_position=position, use_cache=True).logits
         logits[:, -1].argmax(-1).tolist()  # as ours: when it is there, a token of each row is known
 
-    started = time.perf_counter()
-    run()
-    print(f"torch compiled for a batch of {batch} in {time.perf_counter() - started:.0f} s")
-    return timed(run, runs)
+    how, asked = compiled(model, provider, run)
+    return how, timed(lambda: run(asked), runs)

@@ -1,7 +1,7 @@
 """Lines of the table, and how long something takes."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -15,6 +15,7 @@ class Row:
     batch: int
     milliseconds: float
     per_second: float
+    share: float | None = None  # of the rate at which the device multiplies large matrices
 
 
 def timed(run: Callable[[], object], runs: int) -> float:
@@ -26,3 +27,14 @@ def timed(run: Callable[[], object], runs: int) -> float:
         run()
         seconds.append(time.perf_counter() - started)
     return median(seconds)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown."""
+    lines = ["| model | | batch | ms | per second | of matrix products |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        share = "" if row.share is None else f"{row.share:.0%}"
+        lines.append(
+            f"| {row.model} | {row.what} | {row.batch} | {row.milliseconds:.2f} | {row.per_second:,.0f} | {share} |"
+        )
+    return "\n".join(lines)

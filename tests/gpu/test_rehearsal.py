@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
+from tests.gpu.compiling import compiled
 from tests.serving import ROOT
 
 
@@ -22,10 +25,30 @@ def test_the_rehearsal_serves_asks_and_times(tmp_path: Path) -> None:
         "floor of a decode step",
         "decode step of torch, compiled, static cache",
     }
+    floors = {row["what"] for row in rows if row["what"].startswith("floor of its matrix products at")}
+    assert len(floors) == 1
     assert {row["what"] for row in rows if row["model"] == "vit-base"} == {
         "graph alone, device 0",
         "graph alone, bound, device 0",
-        "through gRPC",
+        "through gRPC, pixels",
+        "through gRPC, JPEG files",
+        "torch float32, compiled",
+        *floors,
     }
     assert all(row["per_second"] > 0 for row in rows)
+    shared = [row for row in rows if row["share"]]
+    assert {(row["model"], row["what"].split()[0]) for row in shared} == {
+        (model, what) for model in ("bert-base", "vit-base") for what in ("floor", "graph", "torch")
+    }
+    assert all(0 < row["share"] <= 1 for row in shared)
     assert (tmp_path / "table.md").read_text() in done.stdout
+
+
+def test_what_torch_cannot_compile_runs_as_it_is_and_is_called_so() -> None:
+    def breaks(values: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return values + 1
+
+    how, asked = compiled(breaks, "cpu", lambda asked: asked(torch.ones(1)))
+    assert how.startswith("not compiled (Unsupported: ")
+    assert asked is breaks

@@ -32,6 +32,8 @@ FP32, BF16 = "transformers fp32", "transformers bf16"
 RUNTIME = "ONNX Runtime fp32, ready tensors"
 OPENVINO, OPENVINO_FP32 = "OpenVINO bf16, ready tensors", "OpenVINO fp32, ready tensors"
 FIRST_COME, TRITON_CORE = "first come, first served", "Triton core, ONNX Runtime fp32"
+ROUNDED = "int8-weights"
+ARTIFACTS = {"fp32": "artifacts", ROUNDED: "artifacts-int8"}  # precision → folder
 EVERY_PEER = (FP32, BF16, RUNTIME, OPENVINO, OPENVINO_FP32, FIRST_COME, TRITON_CORE)
 
 
@@ -73,7 +75,7 @@ class Bench:
     rounds: int
 
     def artifact(self, model: str) -> Path:
-        return max((self.folder / "artifacts" / model).iterdir(), key=lambda version: int(version.name))
+        return max((self.folder / ARTIFACTS["fp32"] / model).iterdir(), key=lambda version: int(version.name))
 
 
 # ---- the workloads
@@ -202,11 +204,13 @@ def padding_from_now_on(server: Served) -> Callable[[], float]:
 
 
 @contextmanager
-def our_servers(artifacts: Path) -> Iterator[list[Ours]]:
-    """One server for each provider that can run here, the fastest first."""
+def our_servers(folder: Path) -> Iterator[list[Ours]]:
+    """One server for each provider that can run here, the fastest first; of that another with weights in 8 bits."""
     with ExitStack() as stack:
         found = []
-        for provider in providers():
+        fastest, *others = providers()
+        for provider, precision in ((fastest, "fp32"), (fastest, ROUNDED), *((other, "fp32") for other in others)):
+            artifacts = folder / ARTIFACTS[precision]
             server = stack.enter_context(served(artifacts, "--provider", provider, "--threads", "0"))
             with Client(server.target) as client:
                 model = client.models()[0]
@@ -225,14 +229,17 @@ def providers() -> list[str]:
 
 def prepared(folder: Path, sizes: str, workloads: Sequence[str]) -> dict[str, Path]:
     """The checkpoints that the workloads need. Writes and exports them, but for what is in the folder already."""
-    needed = sorted({MODELS[workload] for workload in workloads})
-    if missing := [name for name in needed if not (folder / "artifacts" / name).exists()]:
-        from tests.published import SIZES, export  # imports torch
+    from tests.published import SIZES, export  # imports torch
 
+    checkpoints = {name: folder / "checkpoints" / name for name in sorted({MODELS[each] for each in workloads})}
+    if missing := [name for name, checkpoint in checkpoints.items() if not checkpoint.exists()]:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        written = SIZES[sizes](folder / "checkpoints", missing)
-        export(list(written.values()), folder / "artifacts", "cpu=fp32")
-    return {name: folder / "checkpoints" / name for name in needed}
+        SIZES[sizes](folder / "checkpoints", missing)
+    for precision, artifacts in ARTIFACTS.items():
+        missing = [name for name in checkpoints if not (folder / artifacts / name).exists()]
+        if missing:
+            export([checkpoints[name] for name in missing], folder / artifacts, f"cpu={precision}")
+    return checkpoints
 
 
 def arguments() -> argparse.Namespace:
@@ -254,10 +261,11 @@ def main() -> None:
     with ExitStack() as stack:
         folder = given.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         checkpoints = prepared(folder, given.sizes, given.workloads)
-        ours = stack.enter_context(our_servers(folder / "artifacts"))
+        ours = stack.enter_context(our_servers(folder))
         bench = Bench(folder, checkpoints, EXTENTS[given.sizes], ours, given.peers, given.rounds)
         results = [result for name in given.workloads for result in WORKLOADS[name](bench)]
-    wanted = [target for target in targets(ours[0].name) if target.workload in given.workloads]
+    judged = [target for fastest in ours[:2] for target in targets(fastest.name)]
+    wanted = [target for target in judged if target.workload in given.workloads]
     print(f"\n{machine()}; {given.sizes} sizes, {CONCURRENCY} callers, {given.rounds} rounds\n")
     print(f"{table(results)}\n\n{verdicts(results, wanted)}")
     if given.output:

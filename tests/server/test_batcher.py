@@ -359,6 +359,19 @@ async def test_a_high_priority_overtakes_the_batch_that_is_collated_already(make
     assert [4] in [ids[:1] for ids in session.batches[1]]
 
 
+async def test_who_waits_is_told_when_the_server_gives_up(make, session, notes):
+    batcher = await make(rows=1)
+    session.open.clear()
+    tasks = [asyncio.create_task(ask(batcher, [row(number)])) for number in range(4)]
+    await asyncio.sleep(0)
+    batcher.give_up()
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(answer) for answer in found] == [NotReady] * 4
+    assert batcher.waiting_rows == 0
+    session.open.set()
+    assert sums(await ask(batcher, [row(5)])) == [5]
+
+
 async def test_draining_answers_who_is_in_and_lets_in_nobody(make, session):
     batcher = await make(rows=1)
     session.open.clear()

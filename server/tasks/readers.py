@@ -1,5 +1,4 @@
-"""The texts of requests → tokens, in threads: a slice at a time, so that others have their turn in between, and who is
-gone is not read to the end."""
+"""The texts of requests → tokens, in threads: some at a time, so that others have their turn in between."""
 
 from collections.abc import Sequence
 from concurrent.futures import Executor

@@ -25,7 +25,7 @@ class ClassifyImage:
     """What an image shows, by the model's own labels."""
 
     def __init__(
-        self, artifact: Artifact, batcher: Batcher, decoder: ImageDecoder, pool: ImagePool, prepare: Executor
+        self, artifact: Artifact, batcher: Batcher, decoder: ImageDecoder, *, pool: ImagePool, prepare: Executor
     ) -> None:
         self.labels = tuple(artifact.manifest.labels)
         self.function = artifact.manifest.function_to_apply or "softmax"
@@ -41,10 +41,8 @@ class ClassifyImage:
         field: str = "images",
     ) -> list[list[Class]]:
         """For each image its `top_k` classes, the likeliest first; `function_to_apply` makes scores of logits."""
-        most, scores = (
-            check_classes(top_k, self.labels, inputs=len(images)),
-            scores_of(function_to_apply, self.function),
-        )
+        most = check_classes(top_k, self.labels, inputs=len(images))
+        scores = scores_of(function_to_apply, self.function)
         async with self._batcher.place(len(images), call, field=field) as place:
             rows = await self._rows(images, field)
             answers = await self._batcher.run(rows, place)

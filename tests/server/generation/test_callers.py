@@ -1,4 +1,4 @@
-"""What callers do to others, over gRPC: one of whose prompts cannot be continued, and one whose process is killed."""
+"""What callers do to others, over gRPC: one of whose prompts fails, one that is killed, one that never reads."""
 
 import asyncio
 import sys
@@ -9,8 +9,9 @@ import pytest
 
 from protos.affinity_pb2 import GenerateRequest, Prompt, TokenIds
 from protos.affinity_pb2_grpc import AffinityStub
+from server.under_way import UnderWay
 from tests.continuations import greedy_of, request_of, tokens_of
-from tests.server.generation.test_failures import decoder_of, listening, serving
+from tests.server.generation.test_failures import NARROW, decoder_of, listening, much, serving
 from tests.serving import ROOT
 
 
@@ -77,3 +78,33 @@ async def test_a_client_whose_process_is_killed_frees_its_slot_by_the_next_step(
         async with grpc.aio.insecure_channel(address) as channel:
             asked = AffinityStub(channel).Generate(request_of([1, 2, 3], max_tokens=20, temperature=0))
             assert tokens_of([piece async for piece in asked]) == greedy_of(reference, [1, 2, 3], 20)
+
+
+@pytest.mark.parametrize("then", ["reads", "leaves"])
+async def test_a_client_that_does_not_read_holds_up_nobody_and_gets_everything_or_leaves_nothing(root, reference, then):
+    calls = UnderWay("the server is stopping")
+    async with listening(root, calls) as (address, engine), grpc.aio.insecure_channel(address, NARROW) as its_own:
+        silent = AffinityStub(its_own).Generate(much())
+        await silent.initial_metadata()  # its first tokens are on the way
+        async with grpc.aio.insecure_channel(address) as channel:
+            asked = {"max_tokens": 30, "temperature": 0}
+            others = [AffinityStub(channel).Generate(request_of([number], **asked)) for number in range(1, 9)]
+            for number, other in enumerate(others, start=1):
+                assert tokens_of([piece async for piece in other]) == greedy_of(reference, [number], 30)
+        await engine._worker.idle()
+        assert engine.running_rows == engine.waiting_rows == 0
+        assert calls.count == 1  # gRPC takes no more of its answer
+        if then == "leaves":
+            silent.cancel()
+        else:
+            assert_complete([piece async for piece in silent], reference)
+        assert await calls.finished(60)
+
+
+def assert_complete(pieces, reference):
+    assert [piece.finish_reason for piece in pieces if piece.finish_reason] == ["length"] * 200
+    assert sum(len(piece.logprobs) for piece in pieces) == 200 * 60
+    assert len(pieces) < 200 * 60 / 4  # what waited came in few
+    for number in (1, 100, 200):
+        its = [piece for piece in pieces if piece.index == number - 1]
+        assert tokens_of(its) == greedy_of(reference, [number], 60)

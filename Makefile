@@ -37,8 +37,8 @@ endif
 test: .venv-dev ## run the tests
 	@$(BIN)/python -m pytest
 
-test-large: .venv-dev ## run the tests on models of the published sizes: some minutes
-	@$(BIN)/python -m pytest -m large tests/test_published_sizes.py tests/bench
+test-large: .venv-dev ## run the tests on models of the published sizes, and rehearse what measures: some minutes
+	@$(BIN)/python -m pytest -m large tests/test_published_sizes.py tests/bench tests/gpu
 
 bench: .venv-dev ## measure speed beside peers, those of `make bench-peers` among them if they are there
 	@$(BIN)/python -m tests.bench.encoders

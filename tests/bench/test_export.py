@@ -8,6 +8,7 @@ import pytest
 from tests.bench.export import main
 
 
+@pytest.mark.large
 def test_a_model_has_a_line_with_nodes_sizes_and_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     targets = "cuda=fp16,cpu=int8-weights"
     main(["--sizes", "tiny", "--models", "mixer-base", "--target", targets, "--json", str(tmp_path / "found.json")])

@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.gpu.compiling import compiled
 from tests.serving import ROOT
 
 
+@pytest.mark.large
 def test_the_rehearsal_serves_asks_and_times(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.gpu", "--provider", "cpu", "--sizes", "tiny", "--batches", "1", "2"]
     done = subprocess.run([*command, "--runs", "1", "--output", tmp_path], cwd=ROOT, capture_output=True, text=True)

@@ -19,13 +19,17 @@ from server.providers import OPENVINO, ProviderChoice, openvino_device
 from server.settings import Settings
 
 PROVIDER_NAMES = {CUDA: "cuda", OPENVINO: "openvino", CPU: "cpu"}
-OPENVINO_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8-weights": "f32", "int4-weights": "f32"}
-ROUNDED = ("int8-weights", "int4-weights")
 # Where weights are in 8 or 4 bits OpenVINO multiplies whole numbers if it may round so many numbers of an input by a
 # scale of theirs, and if the blocks of the weights (export/quantize.py) consist of such groups; else it makes fp32 of
 # the weights. BERT-base with int8 weights, 8 texts of 128 tokens, on AVX512-VNNI: 2.2 times as fast as fp32 in groups
 # of 128, 1.4 times in its own of 32, not at all faster in groups larger than the blocks (22 November 2026).
-INPUT_GROUP = 128
+OPENVINO_ROUNDED: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 128}
+OPENVINO_PRECISIONS: dict[str, dict[str, str | int]] = {
+    "fp32": {"INFERENCE_PRECISION_HINT": "f32"},
+    "bf16": {"INFERENCE_PRECISION_HINT": "bf16"},
+    "int8-weights": OPENVINO_ROUNDED,
+    "int4-weights": OPENVINO_ROUNDED,
+}
 NUMPY_TYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -238,7 +242,5 @@ def _providers(artifact: Artifact, choice: ProviderChoice, device: int, settings
 
 def _add_openvino(options: onnxruntime.SessionOptions, *, precision: str, threads: int) -> None:
     """OpenVINO has threads of its own, beside the runtime's."""
-    config = {"INFERENCE_PRECISION_HINT": OPENVINO_PRECISIONS[precision], "INFERENCE_NUM_THREADS": threads}
-    if precision in ROUNDED:
-        config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = INPUT_GROUP
-    options.add_provider_for_devices([openvino_device()], {"load_config": json.dumps({"CPU": config})})
+    config = {"CPU": {**OPENVINO_PRECISIONS[precision], "INFERENCE_NUM_THREADS": threads}}
+    options.add_provider_for_devices([openvino_device()], {"load_config": json.dumps(config)})

@@ -16,9 +16,8 @@ from server.images import ImageDecoder
 from server.tasks.classes import Class, check_classes, ranked, scores_of
 
 PIXELS_OF_A_REQUEST = 20 * MAX_PIXELS  # together: some ten seconds of decoding
-HEADER_BYTES = (
-    200_000_000  # that reading a header can take: a GIF's frame may be filled then, a PNG's texts be unpacked
-)
+# That reading a header can take: a GIF's frame may be filled then, a PNG's texts be unpacked.
+HEADER_BYTES = 200_000_000
 
 
 class ClassifyImage:

@@ -229,16 +229,19 @@ def providers() -> list[str]:
 
 def prepared(folder: Path, sizes: str, workloads: Sequence[str]) -> dict[str, Path]:
     """The checkpoints that the workloads need. Writes and exports them, but for what is in the folder already."""
-    from tests.published import SIZES, export  # imports torch
-
     checkpoints = {name: folder / "checkpoints" / name for name in sorted({MODELS[each] for each in workloads})}
-    if missing := [name for name, checkpoint in checkpoints.items() if not checkpoint.exists()]:
+    missing = {
+        precision: [source for name, source in checkpoints.items() if not (folder / artifacts / name).exists()]
+        for precision, artifacts in ARTIFACTS.items()
+    }
+    if any(missing.values()):
+        from tests.published import SIZES, export  # imports torch
+
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        SIZES[sizes](folder / "checkpoints", missing)
-    for precision, artifacts in ARTIFACTS.items():
-        missing = [name for name in checkpoints if not (folder / artifacts / name).exists()]
-        if missing:
-            export([checkpoints[name] for name in missing], folder / artifacts, f"cpu={precision}")
+        SIZES[sizes](folder / "checkpoints", [name for name, source in checkpoints.items() if not source.exists()])
+        for precision, sources in missing.items():
+            if sources:
+                export(sources, folder / ARTIFACTS[precision], f"cpu={precision}")
     return checkpoints
 
 

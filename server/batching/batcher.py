@@ -18,7 +18,8 @@ from server.batching.lane import Batch, Collated, Lane, Runs, out_of_memory
 from server.batching.queue import Place, Queue, Request
 from server.batching.rows import Outputs, Row
 from server.batching.scheduler import NEVER, Budget, Scheduler, Waiting
-from server.errors import DeadlineExceeded, NotReady
+from server.deadline import within_deadline
+from server.errors import NotReady
 from server.observer import Observer, Silent
 from server.under_way import UnderWay
 
@@ -82,15 +83,12 @@ class Batcher:
             now = self._clock()
             call.check_deadline(now)
             self._queue.pass_gate(requests=inputs, tokens=0, field=field)
-            timeout = asyncio.timeout(None if call.deadline is None else call.deadline - now)
-            place = Place(inputs, call, field, timeout)
-            try:
-                async with timeout:
+            async with within_deadline(call, now) as timeout:
+                place = Place(inputs, call, field, timeout)
+                try:
                     yield place
-            except TimeoutError:
-                raise DeadlineExceeded("the deadline of the request passed before its answer was there") from None
-            finally:
-                self.gate.leave(requests=place.inputs, tokens=0)
+                finally:
+                    self.gate.leave(requests=place.inputs, tokens=0)
 
     async def run(self, rows: Sequence[Row], place: Place) -> list[Outputs]:
         """The outputs that each row wants, in the order of the rows, which take the place over.

@@ -13,7 +13,8 @@ from dataclasses import replace
 import numpy as np
 
 from server.admission import Call, Gate, Limits
-from server.errors import DeadlineExceeded, InvalidRequest, NotEnoughMemory, NotReady, Overloaded
+from server.deadline import within_deadline
+from server.errors import InvalidRequest, NotEnoughMemory, NotReady, Overloaded
 from server.generation.cache import SlotCache, check_room, megabytes, room_in
 from server.generation.decoders import decoder_of, layout_of, memory_of
 from server.generation.graph import Decoder, Floats, Ids
@@ -152,14 +153,10 @@ class Engine:
         self._check_accepting()
         begun = self._clock()
         call.check_deadline(begun)
-        patience = None if call.deadline is None else call.deadline - begun
         place = self._worker.room(requests=len(ids), tokens=int(lengths.sum()), field="input_ids")
-        try:
-            with self._counting_refusals(), place:
-                async with asyncio.timeout(patience), self._logits.taken(ids.size * self.vocabulary):
-                    logits, run_seconds = await self._forward(ids, lengths)
-        except TimeoutError:
-            raise DeadlineExceeded("the deadline of the request passed before its answer was there") from None
+        with self._counting_refusals(), place:
+            async with within_deadline(call, begun), self._logits.taken(ids.size * self.vocabulary):
+                logits, run_seconds = await self._forward(ids, lengths)
         waited = max(0.0, self._clock() - begun - run_seconds)
         self._observer.answered(Spent(queue_seconds=waited, run_seconds=run_seconds))
         return logits

@@ -15,8 +15,7 @@ Read in the order in which data flows:
     samples         files of texts and images: the user's, or one that training never saw
     preparation     from these to a graph's inputs
     calibration     how far a graph is from PyTorch on the user's; held_out: what rounding does to the score
-    text, images    what has to happen to a text or an image before the graph can read it
-    characters      the same for nanoGPT's texts, which are read letter by letter
+    inputs          what has to happen to a text or an image before the graph can read it
     graph           these, one after the other, for one kind of machine
     exporter        all of it, from the source to the artifact
     inspection      what is inside an artifact, and whether it still is what was exported

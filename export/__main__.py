@@ -11,6 +11,7 @@ from export.errors import ExportError
 from export.precisions import Precision
 from export.progress import Progress
 from export.sources import Source
+from protos.artifact import FORMAT_VERSION
 
 FAILED, MISUSED = 1, 2
 
@@ -143,7 +144,7 @@ def export_one(source: Source, options: argparse.Namespace, targets: dict[str, P
     if found is not None:
         directory, manifest = found
         made_of = (manifest.format_version, manifest.source.digest, manifest.source.options)
-        if made_of == (artifact.FORMAT_VERSION, digest, chosen):
+        if made_of == (FORMAT_VERSION, digest, chosen):
             progress.say(f"{name}: {directory} is up to date")
             return
     progress.say(f"{name}: {source.location} → {artifacts / name}")

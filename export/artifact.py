@@ -17,10 +17,9 @@ from pathlib import Path
 from google.protobuf.json_format import MessageToJson, Parse, ParseError
 
 from export.errors import ExportError
+from protos.artifact import MANIFEST
 from protos.manifest_pb2 import File, Manifest
 
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
 STAGING = ".export-"
 CHUNK_BYTES = 1 << 22
 READABLE = 0o755

@@ -1,7 +1,7 @@
 """The whole way from a source to an artifact. Each step is a file of its own; here they follow each other."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -9,21 +9,22 @@ import numpy as np
 import torch
 from safetensors.numpy import save as serialised
 
-from export import artifact, calibration, cases, decode, graph, held_out, images, pooling, text
+from export import artifact, calibration, cases, decode, graph, held_out
 from export.cases import Arrays, Case
 from export.errors import ExportError
-from export.pooling import Pooling
+from export.inputs import image_processor, pooling, tokenizer
+from export.inputs.pooling import Pooling
 from export.precisions import Precision
 from export.progress import Progress
 from export.recipes import BertRecipe, GptRecipe, ImageRecipe, Recipe, recipe_for
 from export.sources import Source
 from models import MixerConfig, VitConfig, checkpoints
 from models.checkpoints import CheckpointError, configuration, guessed, labels, load
+from protos.artifact import FORMAT_VERSION, GOLDEN_TENSORS, TOKENIZER
 from protos.manifest_pb2 import CacheLayout, Calibration, Manifest
 from protos.manifest_pb2 import Source as SourceMessage
 
-GOLDEN_FILE = "golden.safetensors"
-TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime-gpu", "onnxruntime", "tokenizers")
+TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime-gpu", "onnxruntime", "tokenizers", "transformers")
 MILLION = 1e6
 
 
@@ -41,24 +42,35 @@ class Job:
     calibrate: Path | None = None  # a file with inputs of the user's own
 
 
+@dataclass(frozen=True)
+class LoadedSource:
+    """A source in memory: its model, and all that the artifact says of it before a graph is made."""
+
+    recipe: Recipe
+    manifest: Manifest
+    tokenizer: str | None = None  # in the format of the `tokenizers` library; None for images
+    files: dict[str, bytes] = field(default_factory=dict)  # of the artifact, by name: the tokenizer, golden inputs
+    remarks: list[str] = field(default_factory=list)  # for the user: what was guessed or left out
+
+
 def export(job: Job, progress: Progress) -> Path:
     """Write the next version of `job.name` and return its directory. ExportError, and nothing written, if it fails."""
     with progress.step("read the source") as remarks:
-        recipe, manifest, tokenizer, guess = read(job)
+        loaded = read(job)
+        recipe, manifest = loaded.recipe, loaded.manifest
         parameters = sum(parameter.numel() for parameter in recipe.parameters())
         remarks.append(f"{recipe.architecture}, {recipe.task}, {parameters / MILLION:.1f} M weights")
-        if guess:
-            remarks.append(f"guessed: {guess}")
+        remarks += loaded.remarks
         refuse(recipe, job.targets)
     with progress.step("run PyTorch") as remarks:
-        known = references(job, recipe, manifest, tokenizer, progress)
+        known = references(job, loaded, progress)
         remarks.append(f"{len(known.tried)} cases")
         if known.own_cases:
             remarks.append(f"{known.own.inputs} inputs of {known.own.file}")
     with artifact.staging(job.artifacts) as directory:
-        if tokenizer is not None:
-            (directory / text.FILE).write_text(tokenizer, "utf-8")
-        save_golden(directory / GOLDEN_FILE, recipe, known.tried)
+        for name, contents in loaded.files.items():
+            (directory / name).write_bytes(contents)
+        save_golden(directory / GOLDEN_TENSORS, recipe, known.tried)
         # Those in fp32 first: a model that was made half as precise stays so.
         for target, precision in sorted(job.targets.items(), key=lambda chosen: chosen[1].datatype != "FP32"):
             manifest.graphs.append(graph.make(directory, target, precision, recipe, known, progress))
@@ -68,8 +80,8 @@ def export(job: Job, progress: Progress) -> Path:
     return published
 
 
-def read(job: Job) -> tuple[Recipe, Manifest, str | None, str | None]:
-    """The model as a recipe, the manifest as far as the source says it, the tokenizer's file, and what was guessed."""
+def read(job: Job) -> LoadedSource:
+    """The model as a recipe, the manifest as far as the source says it, and the files for its inputs."""
     source, directory = job.source, job.source.directory
     pooled = pooling.read(directory) if directory else Pooling()
     try:
@@ -80,7 +92,7 @@ def read(job: Job) -> tuple[Recipe, Manifest, str | None, str | None]:
         raise ExportError(f"{source.location}: {error}") from error
     recipe = recipe_for(model)
     manifest = Manifest(
-        format_version=artifact.FORMAT_VERSION,
+        format_version=FORMAT_VERSION,
         name=job.name,
         architecture=recipe.architecture,
         task=recipe.task,
@@ -89,20 +101,41 @@ def read(job: Job) -> tuple[Recipe, Manifest, str | None, str | None]:
         ),
         tool_versions=tool_versions(),
     )
+    if recipe.task in ("classify-text", "classify-image"):
+        manifest.labels.extend(names)
+        manifest.function_to_apply = function_to_apply(config, len(names))
     if isinstance(recipe, ImageRecipe):
-        trained = configuration(config)[1]
-        assert directory is not None, "an image model is a directory: this is a bug"
-        assert isinstance(trained, VitConfig | MixerConfig), "an image model has a size: this is a bug"
-        sizes = {"image_size": recipe.config.image_size, "trained": trained.image_size}
-        manifest.image.CopyFrom(images.read(directory, channels=recipe.config.channels, **sizes))
-        manifest.labels.extend(names)
-        manifest.function_to_apply = function_to_apply(config, len(names))
-        return recipe, manifest, None, None
-    found = read_text(source, recipe, pooled.longest)
+        return read_image_input(source, recipe, manifest, config)
+    return read_text_input(source, recipe, manifest, config, pooled)
+
+
+def read_image_input(
+    source: Source, recipe: ImageRecipe, manifest: Manifest, config: dict[str, object]
+) -> LoadedSource:
+    """Add to the manifest how an image file becomes the input of the graph."""
+    trained = configuration(config)[1]
+    assert source.directory is not None, "an image model is a directory: this is a bug"
+    assert isinstance(trained, VitConfig | MixerConfig), "an image model has a size: this is a bug"
+    sizes = {"image_size": recipe.config.image_size, "trained": trained.image_size}
+    manifest.image.CopyFrom(image_processor.read(source.directory, channels=recipe.config.channels, **sizes))
+    return LoadedSource(recipe, manifest)
+
+
+def read_text_input(
+    source: Source, recipe: Recipe, manifest: Manifest, config: dict[str, object], pooled: Pooling
+) -> LoadedSource:
+    """Add to the manifest how a text becomes the input of the graph, and what becomes of its output."""
+    assert isinstance(recipe, BertRecipe | GptRecipe), "only text is tokenized: this is a bug"
+    found = tokenizer.read(
+        source.tokenizer,
+        model=source.directory,
+        vocabulary=recipe.config.vocabulary,
+        positions=recipe.config.positions,
+        segments=getattr(recipe.config, "segments", 0),
+        task=recipe.task,
+        longest=pooled.longest,
+    )
     manifest.text.CopyFrom(found.manifest)
-    if recipe.task == "classify-text":
-        manifest.labels.extend(names)
-        manifest.function_to_apply = function_to_apply(config, len(names))
     if recipe.task == "embed":
         (embedding,) = recipe.outputs("fp32").values()
         manifest.embedding_width = embedding.sized({"batch": 1})[1]
@@ -110,20 +143,13 @@ def read(job: Job) -> tuple[Recipe, Manifest, str | None, str | None]:
     if isinstance(recipe, GptRecipe):
         layers, heads = recipe.config.depth, recipe.config.heads
         manifest.cache.CopyFrom(CacheLayout(layers=layers, heads=heads, head_width=recipe.config.width // heads))
-    return recipe, manifest, found.tokenizer, guessed(config)
-
-
-def read_text(source: Source, recipe: Recipe, longest: int | None) -> text.Text:
-    """The tokenizer that stands before `recipe`."""
-    assert isinstance(recipe, BertRecipe | GptRecipe), "only words are tokenised: this is a bug"
-    return text.read(
-        source.tokenizer,
-        model=source.directory,
-        vocabulary=recipe.config.vocabulary,
-        positions=recipe.config.positions,
-        segments=getattr(recipe.config, "segments", 0),
-        task=recipe.task,
-        longest=longest,
+    guess = guessed(config)
+    return LoadedSource(
+        recipe,
+        manifest,
+        tokenizer=found.tokenizer,
+        files={TOKENIZER: found.tokenizer.encode()},
+        remarks=[f"guessed: {guess}"] if guess else [],
     )
 
 
@@ -156,10 +182,9 @@ def refuse(recipe: Recipe, targets: dict[str, Precision]) -> None:
             raise ExportError(f"--target {target}={precision.name}: {reason}")
 
 
-def references(
-    job: Job, recipe: Recipe, manifest: Manifest, tokenizer: str | None, progress: Progress
-) -> graph.References:
+def references(job: Job, loaded: LoadedSource, progress: Progress) -> graph.References:
     """What PyTorch makes in fp32 of all that the graphs will be tried on."""
+    recipe, manifest, tokenizer = loaded.recipe, loaded.manifest, loaded.tokenizer
     own = calibration.inputs_for(recipe, manifest, tokenizer, job.calibrate) if job.calibrate else []
     rounds = any(precision.weights for precision in job.targets.values())
     directory = job.source.directory

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from export import artifact
 from export.errors import ExportError, ParityError
+from protos.artifact import FORMAT_VERSION, GOLDEN_TENSORS, MANIFEST
 from protos.manifest_pb2 import Graph, Manifest
 
 if TYPE_CHECKING:
@@ -29,12 +30,12 @@ Account = dict[str, Any]
 def read(directory: Path) -> Manifest:
     """The manifest of an artifact. ExportError if there is none, or one of another format."""
     try:
-        text = (directory / artifact.MANIFEST).read_text("utf-8")
+        text = (directory / MANIFEST).read_text("utf-8")
         manifest = Parse(text, Manifest(), ignore_unknown_fields=True)
     except (OSError, ParseError) as error:
         raise ExportError(f"{directory}: found no manifest, expected an artifact (DIR/<name>/<version>)") from error
-    if manifest.format_version != artifact.FORMAT_VERSION:
-        found, expected = manifest.format_version, artifact.FORMAT_VERSION
+    if manifest.format_version != FORMAT_VERSION:
+        found, expected = manifest.format_version, FORMAT_VERSION
         raise ExportError(f"{directory}: found format_version {found}, expected {expected}: export again")
     return manifest
 
@@ -111,7 +112,7 @@ def verify(directory: Path) -> Account:
             raise ExportError(f"{path}: found no such file, expected {file.bytes:.0f} bytes")
         if artifact.described(path, directory).sha256 != file.sha256:
             raise ExportError(f"{path}: found other contents, expected those of sha256 {file.sha256[:12]}…")
-    tensors = load_file(directory / "golden.safetensors")
+    tensors = load_file(directory / GOLDEN_TENSORS)
     graphs = [measured(directory, graph, tensors) for graph in manifest.graphs]
     return {"name": manifest.name, "version": manifest.version, "files": len(manifest.files), "graphs": graphs}
 

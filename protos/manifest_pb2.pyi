@@ -62,7 +62,7 @@ class Manifest(_message.Message):
     FILES_FIELD_NUMBER: _builtins.int
     NORMALISE_FIELD_NUMBER: _builtins.int
     format_version: _builtins.int
-    """1; a reader refuses any other"""
+    """2; a reader refuses any other"""
     name: _builtins.str
     version: _builtins.int
     architecture: _builtins.str
@@ -365,13 +365,40 @@ Global___Calibration: _TypeAlias = Calibration  # noqa: Y015
 class TextInput(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class PromptsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TOKENIZER_FIELD_NUMBER: _builtins.int
     VOCABULARY_FIELD_NUMBER: _builtins.int
     MAX_LENGTH_FIELD_NUMBER: _builtins.int
     SEGMENTS_FIELD_NUMBER: _builtins.int
     PAD_ID_FIELD_NUMBER: _builtins.int
     MASK_ID_FIELD_NUMBER: _builtins.int
-    END_ID_FIELD_NUMBER: _builtins.int
+    END_IDS_FIELD_NUMBER: _builtins.int
+    BEGIN_ID_FIELD_NUMBER: _builtins.int
+    TRUNCATION_SIDE_FIELD_NUMBER: _builtins.int
+    STRIP_FIELD_NUMBER: _builtins.int
+    LOWER_CASE_FIELD_NUMBER: _builtins.int
+    PROMPTS_FIELD_NUMBER: _builtins.int
+    DEFAULT_PROMPT_NAME_FIELD_NUMBER: _builtins.int
+    PAD_POSITION_FIELD_NUMBER: _builtins.int
     tokenizer: _builtins.str
     """file, in the format of the `tokenizers` library"""
     vocabulary: _builtins.int
@@ -381,8 +408,26 @@ class TextInput(_message.Message):
     """token types the model knows; 0 if it takes none"""
     pad_id: _builtins.int
     mask_id: _builtins.int
-    end_id: _builtins.int
-    """the token after which generation stops"""
+    begin_id: _builtins.int
+    """of generation: the token with which an empty prompt begins"""
+    truncation_side: _builtins.str
+    """right or left: where a text that is too long is cut"""
+    strip: _builtins.bool
+    """white space around a text is removed before it is tokenized"""
+    lower_case: _builtins.bool
+    """a text is lower-cased before it is tokenized, special tokens in it too"""
+    default_prompt_name: _builtins.str
+    """of `prompts`: the one for requests that name none; empty: no prompt"""
+    pad_position: _builtins.int
+    """RoBERTa: a padding token within a text has this position and is not counted"""
+    @_builtins.property
+    def end_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """of generation: a text ends after any of these tokens"""
+
+    @_builtins.property
+    def prompts(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """of embedders: texts to put before an input, by name"""
+
     def __init__(
         self,
         *,
@@ -392,22 +437,107 @@ class TextInput(_message.Message):
         segments: _builtins.int = ...,
         pad_id: _builtins.int = ...,
         mask_id: _builtins.int | None = ...,
-        end_id: _builtins.int | None = ...,
+        end_ids: _abc.Iterable[_builtins.int] | None = ...,
+        begin_id: _builtins.int | None = ...,
+        truncation_side: _builtins.str = ...,
+        strip: _builtins.bool = ...,
+        lower_case: _builtins.bool = ...,
+        prompts: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        default_prompt_name: _builtins.str = ...,
+        pad_position: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_end_id", b"_end_id", "_mask_id", b"_mask_id", "end_id", b"end_id", "mask_id", b"mask_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_begin_id", b"_begin_id", "_mask_id", b"_mask_id", "_pad_position", b"_pad_position", "begin_id", b"begin_id", "mask_id", b"mask_id", "pad_position", b"pad_position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end_id", b"_end_id", "_mask_id", b"_mask_id", "end_id", b"end_id", "mask_id", b"mask_id", "max_length", b"max_length", "pad_id", b"pad_id", "segments", b"segments", "tokenizer", b"tokenizer", "vocabulary", b"vocabulary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_begin_id", b"_begin_id", "_mask_id", b"_mask_id", "_pad_position", b"_pad_position", "begin_id", b"begin_id", "default_prompt_name", b"default_prompt_name", "end_ids", b"end_ids", "lower_case", b"lower_case", "mask_id", b"mask_id", "max_length", b"max_length", "pad_id", b"pad_id", "pad_position", b"pad_position", "prompts", b"prompts", "segments", b"segments", "strip", b"strip", "tokenizer", b"tokenizer", "truncation_side", b"truncation_side", "vocabulary", b"vocabulary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__end_id: _TypeAlias = _typing.Literal["end_id"]  # noqa: Y015
-    _WhichOneofArgType__end_id: _TypeAlias = _typing.Literal["_end_id", b"_end_id"]  # noqa: Y015
+    _WhichOneofReturnType__begin_id: _TypeAlias = _typing.Literal["begin_id"]  # noqa: Y015
+    _WhichOneofArgType__begin_id: _TypeAlias = _typing.Literal["_begin_id", b"_begin_id"]  # noqa: Y015
     _WhichOneofReturnType__mask_id: _TypeAlias = _typing.Literal["mask_id"]  # noqa: Y015
     _WhichOneofArgType__mask_id: _TypeAlias = _typing.Literal["_mask_id", b"_mask_id"]  # noqa: Y015
+    _WhichOneofReturnType__pad_position: _TypeAlias = _typing.Literal["pad_position"]  # noqa: Y015
+    _WhichOneofArgType__pad_position: _TypeAlias = _typing.Literal["_pad_position", b"_pad_position"]  # noqa: Y015
     @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__end_id) -> _WhichOneofReturnType__end_id | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__begin_id) -> _WhichOneofReturnType__begin_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mask_id) -> _WhichOneofReturnType__mask_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pad_position) -> _WhichOneofReturnType__pad_position | None: ...
 
 Global___TextInput: _TypeAlias = TextInput  # noqa: Y015
+
+@_typing.final
+class GoldenTexts(_message.Message):
+    """Texts with the token ids that transformers gave when the model was exported, in `golden_texts.json`. A reader runs
+    its own tokenizer over them before it serves the model.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXTS_FIELD_NUMBER: _builtins.int
+    END_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedCompositeFieldContainer[Global___GoldenText]: ...
+    @_builtins.property
+    def end_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """as the manifest should have them"""
+
+    def __init__(
+        self,
+        *,
+        texts: _abc.Iterable[Global___GoldenText] | None = ...,
+        end_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_ids", b"end_ids", "texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GoldenTexts: _TypeAlias = GoldenTexts  # noqa: Y015
+
+@_typing.final
+class GoldenText(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    PAIR_FIELD_NUMBER: _builtins.int
+    PROMPT_NAME_FIELD_NUMBER: _builtins.int
+    INPUT_IDS_FIELD_NUMBER: _builtins.int
+    TOKEN_TYPE_IDS_FIELD_NUMBER: _builtins.int
+    DECODED_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    pair: _builtins.str
+    prompt_name: _builtins.str
+    """empty: the model's default prompt"""
+    decoded: _builtins.str
+    """the text of `input_ids`, special tokens left out"""
+    @_builtins.property
+    def input_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """cut to the model's length"""
+
+    @_builtins.property
+    def token_type_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """of models that take them"""
+
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        pair: _builtins.str | None = ...,
+        prompt_name: _builtins.str = ...,
+        input_ids: _abc.Iterable[_builtins.int] | None = ...,
+        token_type_ids: _abc.Iterable[_builtins.int] | None = ...,
+        decoded: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_pair", b"_pair", "pair", b"pair"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pair", b"_pair", "decoded", b"decoded", "input_ids", b"input_ids", "pair", b"pair", "prompt_name", b"prompt_name", "text", b"text", "token_type_ids", b"token_type_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__pair: _TypeAlias = _typing.Literal["pair"]  # noqa: Y015
+    _WhichOneofArgType__pair: _TypeAlias = _typing.Literal["_pair", b"_pair"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pair) -> _WhichOneofReturnType__pair | None: ...
+
+Global___GoldenText: _TypeAlias = GoldenText  # noqa: Y015
 
 @_typing.final
 class ImageInput(_message.Message):

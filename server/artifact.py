@@ -8,13 +8,10 @@ from google.protobuf import json_format
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from protos.artifact import FORMAT_VERSION, GOLDEN_TENSORS, MANIFEST
 from protos.manifest_pb2 import Graph, Manifest
 from server.arrays import Array
 from server.errors import BadArtifact
-
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
-GOLDEN = "golden.safetensors"
 
 
 @dataclass(frozen=True)
@@ -59,16 +56,16 @@ class Artifact:
     def golden(self) -> list[GoldenCase]:
         """The golden cases, in order; tensors are named `<case>/input/<name>` and `<case>/output/<name>`."""
         try:
-            tensors = load_file(self.path(GOLDEN))
+            tensors = load_file(self.path(GOLDEN_TENSORS))
         except (OSError, SafetensorError) as error:
-            raise BadArtifact(f"{self.path(GOLDEN)}: {error}") from error
+            raise BadArtifact(f"{self.path(GOLDEN_TENSORS)}: {error}") from error
         cases: dict[int, GoldenCase] = {}
         for key, tensor in tensors.items():
             number, side, name = key.split("/")
             case = cases.setdefault(int(number), GoldenCase({}, {}))
             (case.inputs if side == "input" else case.outputs)[name] = tensor
         if not cases:
-            raise BadArtifact(f"{self.path(GOLDEN)}: found no cases, expected at least one")
+            raise BadArtifact(f"{self.path(GOLDEN_TENSORS)}: found no cases, expected at least one")
         return [cases[number] for number in sorted(cases)]
 
 
@@ -117,7 +114,7 @@ def _check_files(artifact: Artifact) -> None:
                 "export again"
             )
     text = artifact.manifest.text
-    used = {GOLDEN, *(graph.file for graph in artifact.manifest.graphs), *filter(None, [text.tokenizer])}
+    used = {GOLDEN_TENSORS, *(graph.file for graph in artifact.manifest.graphs), *filter(None, [text.tokenizer])}
     if unlisted := used - listed:
         raise BadArtifact(f"{artifact.directory}: {', '.join(sorted(unlisted))} not among the files of the manifest")
 

@@ -22,7 +22,7 @@ from server.errors import BadArtifact
 from server.generation.engine import open_engine
 from server.generation.engines import Engines
 from server.generation.replay import check_decoding
-from server.golden import Measured
+from server.golden import GoldenInputs, Measured
 from server.image_pool import ImagePool
 from server.images import ImageDecoder
 from server.observer import Observer
@@ -97,6 +97,7 @@ class Doors:
     raw: Any
     counter: TokenCounter | None = None  # of models on text
     parts: tuple[Part, ...] = ()
+    golden_inputs: GoldenInputs = GoldenInputs()  # what its tokenizer or image decoder was checked with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +124,10 @@ class Model:
     @property
     def counter(self) -> TokenCounter | None:
         return self.doors.counter
+
+    @property
+    def golden_inputs(self) -> GoldenInputs:
+        return self.doors.golden_inputs
 
     @property
     def limits(self) -> Limits:
@@ -241,7 +246,7 @@ def _generate(opening: Opening) -> Doors:
                 opening.settings,
                 name=artifact.name,
                 context=text.max_length,
-                end_id=text.end_id if text.HasField("end_id") else None,
+                end_ids=text.end_ids,
                 device=session.device,
                 memory_limit=opening.memory_limit,
                 observer=opening.observer,

@@ -47,6 +47,7 @@ class ModelMetrics(Collector):
         yield _pending(models)
         yield _info(models)
         yield from _parity(models)
+        yield from _golden_inputs(models)
 
 
 def _waiting(model: Model) -> int:
@@ -88,3 +89,26 @@ def _parity(models: Sequence[Model]) -> Iterable[Metric]:
         tolerances.add_metric((*name, measured.measure), measured.tolerance)
     yield errors
     yield tolerances
+
+
+def _golden_inputs(models: Sequence[Model]) -> Iterable[Metric]:
+    """The texts or images that each model was checked with when it was loaded."""
+    inputs = GaugeMetricFamily(
+        "affinity_model_golden_inputs",
+        "Texts and images that the server turned into the same input as transformers did, checked at load.",
+        labels=(*MODEL, "kind"),
+    )
+    errors = GaugeMetricFamily(
+        "affinity_model_golden_pixel_error",
+        "Largest difference of a pixel of the golden images from that of transformers, in grey levels of 256.",
+        labels=MODEL,
+    )
+    for model in models:
+        name, golden = (model.name, model.version), model.golden_inputs
+        if golden.texts:
+            inputs.add_metric((*name, "text"), golden.texts)
+        if golden.images:
+            inputs.add_metric((*name, "image"), golden.images)
+            errors.add_metric(name, golden.pixel_error)
+    yield inputs
+    yield errors

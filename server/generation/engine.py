@@ -6,7 +6,7 @@ It takes arrays and plain values only. What decides is scheduler.py, what works 
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -45,8 +45,8 @@ SLOTS_ELSEWHERE, CHUNK_TOKENS_ELSEWHERE, FORWARD_TOKENS_ELSEWHERE = 32, 64, 64
 class Engine:
     """Generates for many requests at once. To be used on one event loop.
 
-    `end_id` is the token with which the model ends a text, None if it has none. Prompts that begin with `shared_tokens`
-    equal tokens or more are read only once.
+    A text ends after any of the tokens `end_ids`. Prompts that begin with `shared_tokens` equal tokens or more are read
+    only once.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Engine:
         gate: Gate,
         chunk_tokens: int,
         forward_tokens: int = FORWARD_TOKENS_ELSEWHERE,
-        end_id: int | None = None,
+        end_ids: Collection[int] = (),
         shared_tokens: int = SHARED_TOKENS,
         observer: Observer | None = None,
         clock: Clock = time.monotonic,
@@ -68,7 +68,7 @@ class Engine:
         self.gate = gate
         self._forward_tokens = forward_tokens
         self._logits = Room(LOGITS_AT_ONCE)
-        self._end_id = end_id
+        self._end_ids = frozenset(end_ids)
         self._observer = observer or Silent()
         scheduler = Scheduler(
             gate,
@@ -179,8 +179,8 @@ class Engine:
         now = self._clock()
         call.check_deadline(now)
         ends = set(sampling.stop_token_ids)
-        if self._end_id is not None and not sampling.ignore_eos:
-            ends.add(self._end_id)
+        if not sampling.ignore_eos:
+            ends |= self._end_ids
         max_tokens = min(sampling.max_tokens, self.context - len(entrant.ids))
         return Stream(
             sequence=Scheduled(prompt=entrant.ids, max_tokens=max_tokens, call=call, arrived=now),
@@ -231,7 +231,7 @@ def open_engine(
     *,
     name: str,
     context: int,
-    end_id: int | None,
+    end_ids: Collection[int],
     device: int = 0,
     memory_limit: int | None = None,
     observer: Observer | None = None,
@@ -257,7 +257,7 @@ def open_engine(
         gate=Gate(name, limits),
         chunk_tokens=max(chunk_tokens, 3),
         forward_tokens=FORWARD_TOKENS.get(session.provider, FORWARD_TOKENS_ELSEWHERE),
-        end_id=end_id,
+        end_ids=end_ids,
         shared_tokens=SHARED_TOKENS if settings.prefix_cache else capacity,  # no two prompts share a whole slot
         observer=observer,
     )

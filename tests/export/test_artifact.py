@@ -11,13 +11,14 @@ import pytest
 
 from export import artifact
 from export.errors import ExportError
+from protos.artifact import FORMAT_VERSION
 from protos.manifest_pb2 import Manifest
 
 
 def publish(root: Path, text: str = "graph", name: str = "model") -> Path:
     with artifact.staging(root) as staged:
         (staged / "cpu.onnx").write_text(text)
-        return artifact.publish(staged, root, Manifest(name=name, format_version=artifact.FORMAT_VERSION))
+        return artifact.publish(staged, root, Manifest(name=name, format_version=FORMAT_VERSION))
 
 
 def test_versions_are_counted_up(tmp_path: Path) -> None:

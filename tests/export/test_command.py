@@ -130,7 +130,7 @@ def test_the_up_to_date_check_does_not_wait_for_torch(
 
 def test_the_manifest_says_what_is_there(artifacts: Callable[[str], Path]) -> None:
     found = manifest(artifacts("bert"))
-    assert (found["format_version"], found["version"], found["name"]) == (1, 1, "tiny-bert")
+    assert (found["format_version"], found["version"], found["name"]) == (2, 1, "tiny-bert")
     assert (found["architecture"], found["task"]) == ("bert", "fill-mask")
     assert [(graph["target"], graph["precision"]) for graph in found["graphs"]] == [("cpu", "fp32"), ("cuda", "fp16")]
     assert found["text"] == {
@@ -155,7 +155,7 @@ def test_the_manifest_says_what_is_there(artifacts: Callable[[str], Path]) -> No
 def test_the_manifest_of_a_generator_describes_its_cache(artifacts: Callable[[str], Path]) -> None:
     found = manifest(artifacts("gpt"))
     assert found["cache"] == {"layers": 2, "heads": 4, "head_width": 16}
-    assert found["text"]["end_id"] == 0
+    assert found["text"]["end_ids"] == [0]
     cpu, cuda = found["graphs"]
     names = [tensor["name"] for tensor in cpu["inputs"]]
     assert names[:5] == ["input_ids", "position_ids", "lengths", "total_sequence_length", "selected"]

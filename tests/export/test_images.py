@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from export import images
 from export.errors import ExportError
+from export.inputs import image_processor as images
 from protos.manifest_pb2 import ImageInput, Size
 
 # As published with google/vit-base-patch16-224, facebook/deit-base-distilled-patch16-224 and timm/mixer_b16_224.

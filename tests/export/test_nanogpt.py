@@ -10,9 +10,9 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from export import characters
 from export.__main__ import main
 from export.errors import ExportError
+from export.inputs import characters
 from protos import affinity_pb2 as pb
 from protos.affinity_pb2_grpc import AffinityStub
 from tests import nanogpt

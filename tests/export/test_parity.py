@@ -10,8 +10,9 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from export import cases, decode, exporter, graph, parity, pooling
+from export import cases, decode, exporter, graph, parity
 from export.errors import ExportError, ParityError
+from export.inputs import pooling
 from export.precisions import PRECISIONS
 from export.recipes import GptRecipe, Recipe, recipe_for
 from export.runtime import Runtime

@@ -8,8 +8,8 @@ import pytest
 import transformers
 from tokenizers import Tokenizer
 
-from export import text
 from export.errors import ExportError
+from export.inputs import tokenizer as text
 from tests.variants import roberta_tokenizer
 
 SENTENCES = ["The statement RAISES an exception.", "A list, typically: naïve café!", "unseen wörds 好 12", ""]
@@ -47,7 +47,7 @@ def test_byte_pairs_are_built_from_a_word_list_and_merges(checkpoints: dict[str,
     for sentence in [*SENTENCES, "a<|endoftext|>b"]:
         assert built.encode(sentence).ids == original.encode(sentence).ids
         assert built.decode(built.encode(sentence).ids) == original.decode(original.encode(sentence).ids)
-    assert found.manifest.end_id == 0
+    assert found.manifest.end_ids == [0]
 
 
 def test_robertas_words_are_built_with_a_mask_that_takes_the_space_before_it(tmp_path: Path) -> None:
@@ -95,9 +95,9 @@ def test_a_special_token_may_be_given_as_an_object(checkpoints: dict[str, Path],
 def test_the_model_says_which_token_ends_a_text(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     shutil.copy(checkpoints["gpt"] / "tokenizer.json", tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 5}))
-    assert read(tmp_path, task="generate").manifest.end_id == 5
+    assert read(tmp_path, task="generate").manifest.end_ids == [5]
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8]}))
-    assert read(tmp_path, task="generate").manifest.end_id == 7
+    assert read(tmp_path, task="generate").manifest.end_ids == [7]
 
 
 def test_a_tokenizer_of_another_model_is_refused(checkpoints: dict[str, Path]) -> None:

@@ -52,10 +52,10 @@ def test_a_graph_that_is_not_there_is_refused_by_name(artifacts):
 
 def test_another_format_is_to_be_exported_again(copy):
     change(copy, format_version=0)
-    with pytest.raises(BadArtifact, match="found format_version 0, expected 1: export again"):
+    with pytest.raises(BadArtifact, match="found format_version 0, expected 2: export again"):
         read_artifact(copy)
-    change(copy, format_version=2, something_new={"of": "that version"})
-    with pytest.raises(BadArtifact, match="found format_version 2, expected 1"):
+    change(copy, format_version=3, something_new={"of": "that version"})
+    with pytest.raises(BadArtifact, match="found format_version 3, expected 2"):
         read_artifact(copy)
 
 
@@ -86,7 +86,7 @@ def test_a_file_outside_the_directory_is_refused(copy, path):
         read_artifact(copy)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": "x"}', '{"format_version": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": "x"}', '{"format_version": 2}'])
 def test_a_broken_manifest_is_refused(copy, text):
     (copy / "manifest.json").write_text(text)
     with pytest.raises(BadArtifact):

@@ -69,7 +69,7 @@ async def test_a_setting_of_a_model_that_is_not_there_ends_the_start(root):
 
 async def test_a_model_that_fails_ends_the_start_with_the_reason(root):
     next_version(root, "tiny-bert", format_version=0)
-    with pytest.raises(BadArtifact, match="found format_version 0, expected 1: export again"):
+    with pytest.raises(BadArtifact, match="found format_version 0, expected 2: export again"):
         async with opened(root):
             pass
 

@@ -24,7 +24,7 @@ def open_peer() -> answering.Work:
     artifact = read_artifact(Path(folder))
     session = open_session(artifact, ProviderChoice("cpu"), Settings(threads=int(threads)))
     context = artifact.manifest.text.max_length
-    engine = open_engine(session, ModelSettings(), name=artifact.name, context=context, end_id=None)
+    engine = open_engine(session, ModelSettings(), name=artifact.name, context=context, end_ids=())
     loop = asyncio.new_event_loop()
     loop.run_until_complete(engine.start())
 

@@ -70,7 +70,7 @@ CASES = {
 
 @pytest.mark.parametrize(("asked", "processors"), CASES.values(), ids=CASES.keys())
 async def test_draws_follow_the_distribution_of_transformers(engine_of, reference, asked, processors):
-    engine = await engine_of(slots=16, end_id=END)
+    engine = await engine_of(slots=16, end_ids=[END])
     sampling = {"top_k": 0, "max_tokens": TOKENS, "ignore_eos": True} | asked
     answers = await asyncio.gather(*(steps_of(engine, PROMPT, seed=seed, **sampling) for seed in range(REQUESTS)))
     drawn = np.array([[step.token_id for step in steps] for steps in answers])  # (requests, tokens)

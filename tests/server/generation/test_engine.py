@@ -325,7 +325,7 @@ async def test_it_ends_where_the_context_ends(engine_of, context):
 
 
 async def test_it_ends_after_a_stop_token_but_not_before_min_tokens(engine_of, reference):
-    engine, prompt = await engine_of(end_id=0), [5, 6, 7]
+    engine, prompt = await engine_of(end_ids=[0]), [5, 6, 7]
     usual = greedy_of(reference, prompt, 12)
     early, late = usual[2], next(token for token in usual if token != usual[2])
     steps = await steps_of(engine, prompt, max_tokens=12, temperature=0, stop_token_ids=(early,))
@@ -338,7 +338,7 @@ async def test_it_ends_after_a_stop_token_but_not_before_min_tokens(engine_of, r
 
 @pytest.mark.parametrize(("ignore", "reason", "count"), [(False, "stop", 1), (True, "length", 4)])
 async def test_it_ends_with_the_text_unless_told_to_go_on(engine_of, ignore, reason, count):
-    engine = await engine_of(end_id=3)
+    engine = await engine_of(end_ids=[3])
     steps = await steps_of(engine, [1], max_tokens=4, temperature=0, logit_bias={3: 100.0}, ignore_eos=ignore)
     assert (len(steps), steps[-1].finish_reason, steps[-1].stop_reason) == (count, reason, "")
 

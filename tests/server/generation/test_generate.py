@@ -22,7 +22,7 @@ PROMPT = "A list is"
 
 @pytest.fixture
 async def task(engine_of, artifact, prepare):
-    return Generate(await engine_of(end_id=artifact.manifest.text.end_id), TextEncoder(artifact), prepare)
+    return Generate(await engine_of(end_ids=artifact.manifest.text.end_ids), TextEncoder(artifact), prepare)
 
 
 async def pieces_of(task, prompt=PROMPT, *, stop=(), include_stop=False, **sampling):

@@ -14,13 +14,13 @@ from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 from tokenizers.implementations.byte_level_bpe import ByteLevelBPETokenizer
 from tokenizers.processors import RobertaProcessing
 
-from export import characters
 from export.errors import ExportError
 from export.files import read_json
+from export.inputs import characters
 from export.layout import CHARACTERS
+from protos.artifact import TOKENIZER
 from protos.manifest_pb2 import TextInput
 
-FILE = "tokenizer.json"
 # What these are called where no file says it.
 USUAL = {"pad": ("[PAD]", "<pad>"), "mask": ("[MASK]", "<mask>"), "eos": ("<|endoftext|>", "</s>")}
 ROBERTA = ("<s>", "<pad>", "</s>", "<unk>")
@@ -63,7 +63,7 @@ def read(
     if task == "fill-mask" and mask is None:
         raise ExportError("tokenizer: found no mask token, expected one for fill-mask")
     manifest = TextInput(
-        tokenizer=FILE,
+        tokenizer=TOKENIZER,
         vocabulary=vocabulary,
         max_length=min(positions, longest or positions, stated_length(model) or positions),
         segments=segments,
@@ -72,7 +72,7 @@ def read(
     if task == "fill-mask" and mask is not None:
         manifest.mask_id = mask
     if task == "generate" and end is not None:
-        manifest.end_id = end
+        manifest.end_ids.append(end)
     return Text(tokenizer.to_str(), manifest)
 
 

@@ -12,8 +12,9 @@ from safetensors.numpy import save as serialised
 from export import artifact, calibration, cases, decode, graph, held_out
 from export.cases import Arrays, Case
 from export.errors import ExportError
-from export.inputs import image_processor, pooling, tokenizer
+from export.inputs import image_processor, pooling, text_settings, tokenizer
 from export.inputs.pooling import Pooling
+from export.inputs.text_settings import TextSettings
 from export.precisions import Precision
 from export.progress import Progress
 from export.recipes import BertRecipe, GptRecipe, ImageRecipe, Recipe, recipe_for
@@ -84,6 +85,9 @@ def read(job: Job) -> LoadedSource:
     """The model as a recipe, the manifest as far as the source says it, and the files for its inputs."""
     source, directory = job.source, job.source.directory
     pooled = pooling.read(directory) if directory else Pooling()
+    settings = TextSettings()
+    if directory and (directory / "modules.json").is_file():
+        settings = text_settings.read(directory, directory, task="feature-extraction", output="last_hidden_state")
     try:
         config, tensors = checkpoints.read(source.weights)
         model = load((config, tensors), pooling=pooled.pooling, image_size=job.image_size)
@@ -106,7 +110,7 @@ def read(job: Job) -> LoadedSource:
         manifest.function_to_apply = function_to_apply(config, len(names))
     if isinstance(recipe, ImageRecipe):
         return read_image_input(source, recipe, manifest, config)
-    return read_text_input(source, recipe, manifest, config, pooled)
+    return read_text_input(source, recipe, manifest, config, pooled, settings)
 
 
 def read_image_input(
@@ -122,7 +126,12 @@ def read_image_input(
 
 
 def read_text_input(
-    source: Source, recipe: Recipe, manifest: Manifest, config: dict[str, object], pooled: Pooling
+    source: Source,
+    recipe: Recipe,
+    manifest: Manifest,
+    config: dict[str, object],
+    pooled: Pooling,
+    settings: TextSettings,
 ) -> LoadedSource:
     """Add to the manifest how a text becomes the input of the graph, and what becomes of its output."""
     assert isinstance(recipe, BertRecipe | GptRecipe), "only text is tokenized: this is a bug"
@@ -133,7 +142,7 @@ def read_text_input(
         positions=recipe.config.positions,
         segments=getattr(recipe.config, "segments", 0),
         task=recipe.task,
-        longest=pooled.longest,
+        settings=settings,
     )
     manifest.text.CopyFrom(found.manifest)
     if recipe.task == "embed":

@@ -4,12 +4,23 @@ from pathlib import Path
 
 from export.files import read_json
 
+PROMPTS = "config_sentence_transformers.json"
+TRANSFORMER_SETTINGS = (  # of sentence-transformers: the first that says something counts
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+)
 MODEL = (
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",
     "modules.json",
-    "sentence_bert_config.json",
+    PROMPTS,
+    *TRANSFORMER_SETTINGS,
     "*_Pooling/config.json",
     "held-out.*",  # a sample that training never saw
 )

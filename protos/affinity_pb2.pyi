@@ -713,6 +713,7 @@ class EmbedRequest(_message.Message):
     DIMENSIONS_FIELD_NUMBER: _builtins.int
     TRUNCATE_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    PROMPT_NAME_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     model_version: _builtins.str
     normalize: _builtins.bool
@@ -723,6 +724,10 @@ class EmbedRequest(_message.Message):
     """cut off what is too long, on the right; else it is an error"""
     priority: _builtins.int
     """1 is the highest; 5 if left out"""
+    prompt_name: _builtins.str
+    """The prompt of the model to put before every input, as in sentence-transformers: one of ModelInfoResponse.prompts.
+    The model's default prompt if left out; "" for no prompt.
+    """
     @_builtins.property
     def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -735,19 +740,24 @@ class EmbedRequest(_message.Message):
         dimensions: _builtins.int | None = ...,
         truncate: _builtins.bool = ...,
         priority: _builtins.int = ...,
+        prompt_name: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "_normalize", b"_normalize", "dimensions", b"dimensions", "normalize", b"normalize"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "_normalize", b"_normalize", "_prompt_name", b"_prompt_name", "dimensions", b"dimensions", "normalize", b"normalize", "prompt_name", b"prompt_name"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "_normalize", b"_normalize", "dimensions", b"dimensions", "inputs", b"inputs", "model", b"model", "model_version", b"model_version", "normalize", b"normalize", "priority", b"priority", "truncate", b"truncate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "_normalize", b"_normalize", "_prompt_name", b"_prompt_name", "dimensions", b"dimensions", "inputs", b"inputs", "model", b"model", "model_version", b"model_version", "normalize", b"normalize", "priority", b"priority", "prompt_name", b"prompt_name", "truncate", b"truncate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__dimensions: _TypeAlias = _typing.Literal["dimensions"]  # noqa: Y015
     _WhichOneofArgType__dimensions: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions"]  # noqa: Y015
     _WhichOneofReturnType__normalize: _TypeAlias = _typing.Literal["normalize"]  # noqa: Y015
     _WhichOneofArgType__normalize: _TypeAlias = _typing.Literal["_normalize", b"_normalize"]  # noqa: Y015
+    _WhichOneofReturnType__prompt_name: _TypeAlias = _typing.Literal["prompt_name"]  # noqa: Y015
+    _WhichOneofArgType__prompt_name: _TypeAlias = _typing.Literal["_prompt_name", b"_prompt_name"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__dimensions) -> _WhichOneofReturnType__dimensions | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__normalize) -> _WhichOneofReturnType__normalize | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_name) -> _WhichOneofReturnType__prompt_name | None: ...
 
 Global___EmbedRequest: _TypeAlias = EmbedRequest  # noqa: Y015
 
@@ -813,9 +823,12 @@ class CountTokensRequest(_message.Message):
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
     TEXT_PAIRS_FIELD_NUMBER: _builtins.int
+    PROMPT_NAME_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """of any task on text; may be left out where the server has one"""
     model_version: _builtins.str
+    prompt_name: _builtins.str
+    """of embedders, as in EmbedRequest"""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -829,12 +842,15 @@ class CountTokensRequest(_message.Message):
         model_version: _builtins.str = ...,
         inputs: _abc.Iterable[_builtins.str] | None = ...,
         text_pairs: _abc.Iterable[_builtins.str] | None = ...,
+        prompt_name: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_prompt_name", b"_prompt_name", "prompt_name", b"prompt_name"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "model", b"model", "model_version", b"model_version", "text_pairs", b"text_pairs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prompt_name", b"_prompt_name", "inputs", b"inputs", "model", b"model", "model_version", b"model_version", "prompt_name", b"prompt_name", "text_pairs", b"text_pairs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__prompt_name: _TypeAlias = _typing.Literal["prompt_name"]  # noqa: Y015
+    _WhichOneofArgType__prompt_name: _TypeAlias = _typing.Literal["_prompt_name", b"_prompt_name"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_name) -> _WhichOneofReturnType__prompt_name | None: ...
 
 Global___CountTokensRequest: _TypeAlias = CountTokensRequest  # noqa: Y015
 
@@ -852,7 +868,7 @@ class CountTokensResponse(_message.Message):
     """more than these the model does not take"""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """of each input, special ones included"""
+        """of each input, special ones and those of its prompt included"""
 
     def __init__(
         self,
@@ -899,6 +915,26 @@ class ModelInfoResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class PromptsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MODEL_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     TASK_FIELD_NUMBER: _builtins.int
@@ -918,6 +954,8 @@ class ModelInfoResponse(_message.Message):
     MAX_IMAGE_PIXELS_FIELD_NUMBER: _builtins.int
     EMBEDDING_WIDTH_FIELD_NUMBER: _builtins.int
     NORMALIZED_FIELD_NUMBER: _builtins.int
+    PROMPTS_FIELD_NUMBER: _builtins.int
+    DEFAULT_PROMPT_NAME_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     model_version: _builtins.str
     task: _builtins.str
@@ -943,12 +981,18 @@ class ModelInfoResponse(_message.Message):
     embedding_width: _builtins.int
     normalized: _builtins.bool
     """its vectors are of length 1, unless a request says otherwise"""
+    default_prompt_name: _builtins.str
+    """of the prompt for requests that name none; empty: no prompt"""
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """by class id"""
 
     @_builtins.property
     def image_formats(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def prompts(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """texts that can be put before an input, by name"""
+
     def __init__(
         self,
         *,
@@ -971,10 +1015,12 @@ class ModelInfoResponse(_message.Message):
         max_image_pixels: _builtins.int = ...,
         embedding_width: _builtins.int = ...,
         normalized: _builtins.bool = ...,
+        prompts: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        default_prompt_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "embedding_width", b"embedding_width", "function_to_apply", b"function_to_apply", "image_formats", b"image_formats", "image_height", b"image_height", "image_width", b"image_width", "labels", b"labels", "mask_token", b"mask_token", "max_image_pixels", b"max_image_pixels", "max_inputs", b"max_inputs", "max_tokens", b"max_tokens", "max_top_k", b"max_top_k", "model", b"model", "model_version", b"model_version", "normalized", b"normalized", "precision", b"precision", "provider", b"provider", "task", b"task", "vocabulary", b"vocabulary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "default_prompt_name", b"default_prompt_name", "embedding_width", b"embedding_width", "function_to_apply", b"function_to_apply", "image_formats", b"image_formats", "image_height", b"image_height", "image_width", b"image_width", "labels", b"labels", "mask_token", b"mask_token", "max_image_pixels", b"max_image_pixels", "max_inputs", b"max_inputs", "max_tokens", b"max_tokens", "max_top_k", b"max_top_k", "model", b"model", "model_version", b"model_version", "normalized", b"normalized", "precision", b"precision", "prompts", b"prompts", "provider", b"provider", "task", b"task", "vocabulary", b"vocabulary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

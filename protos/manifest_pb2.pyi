@@ -394,8 +394,6 @@ class TextInput(_message.Message):
     END_IDS_FIELD_NUMBER: _builtins.int
     BEGIN_ID_FIELD_NUMBER: _builtins.int
     TRUNCATION_SIDE_FIELD_NUMBER: _builtins.int
-    STRIP_FIELD_NUMBER: _builtins.int
-    LOWER_CASE_FIELD_NUMBER: _builtins.int
     PROMPTS_FIELD_NUMBER: _builtins.int
     DEFAULT_PROMPT_NAME_FIELD_NUMBER: _builtins.int
     PAD_POSITION_FIELD_NUMBER: _builtins.int
@@ -412,10 +410,6 @@ class TextInput(_message.Message):
     """of generation: the token with which an empty prompt begins"""
     truncation_side: _builtins.str
     """right or left: where a text that is too long is cut"""
-    strip: _builtins.bool
-    """white space around a text is removed before it is tokenized"""
-    lower_case: _builtins.bool
-    """a text is lower-cased before it is tokenized, special tokens in it too"""
     default_prompt_name: _builtins.str
     """of `prompts`: the one for requests that name none; empty: no prompt"""
     pad_position: _builtins.int
@@ -440,15 +434,13 @@ class TextInput(_message.Message):
         end_ids: _abc.Iterable[_builtins.int] | None = ...,
         begin_id: _builtins.int | None = ...,
         truncation_side: _builtins.str = ...,
-        strip: _builtins.bool = ...,
-        lower_case: _builtins.bool = ...,
         prompts: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         default_prompt_name: _builtins.str = ...,
         pad_position: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_begin_id", b"_begin_id", "_mask_id", b"_mask_id", "_pad_position", b"_pad_position", "begin_id", b"begin_id", "mask_id", b"mask_id", "pad_position", b"pad_position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_begin_id", b"_begin_id", "_mask_id", b"_mask_id", "_pad_position", b"_pad_position", "begin_id", b"begin_id", "default_prompt_name", b"default_prompt_name", "end_ids", b"end_ids", "lower_case", b"lower_case", "mask_id", b"mask_id", "max_length", b"max_length", "pad_id", b"pad_id", "pad_position", b"pad_position", "prompts", b"prompts", "segments", b"segments", "strip", b"strip", "tokenizer", b"tokenizer", "truncation_side", b"truncation_side", "vocabulary", b"vocabulary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_begin_id", b"_begin_id", "_mask_id", b"_mask_id", "_pad_position", b"_pad_position", "begin_id", b"begin_id", "default_prompt_name", b"default_prompt_name", "end_ids", b"end_ids", "mask_id", b"mask_id", "max_length", b"max_length", "pad_id", b"pad_id", "pad_position", b"pad_position", "prompts", b"prompts", "segments", b"segments", "tokenizer", b"tokenizer", "truncation_side", b"truncation_side", "vocabulary", b"vocabulary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__begin_id: _TypeAlias = _typing.Literal["begin_id"]  # noqa: Y015
     _WhichOneofArgType__begin_id: _TypeAlias = _typing.Literal["_begin_id", b"_begin_id"]  # noqa: Y015

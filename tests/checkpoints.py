@@ -16,6 +16,7 @@ TEXTS = [
     "Return the number of elements in the set, or zero if there are none.",
 ]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+PROMPTS = {"query": "", "passage": "a set of passages, "}
 BERT = {
     "vocab_size": 200,
     "hidden_size": 64,
@@ -104,6 +105,7 @@ def write_embedder(directory: Path) -> None:
     randomise(transformers.BertModel(config, add_pooling_layer=False)).save_pretrained(directory)
     write_words(directory)
     write_pooling(directory)
+    (directory / "config_sentence_transformers.json").write_text(json.dumps({"prompts": PROMPTS}))
 
 
 def write_pooling(directory: Path) -> None:

@@ -15,11 +15,10 @@ PLAIN_ENCODERS = {"BertModel", "RobertaModel", "DistilBertModel"}
 
 @dataclass(frozen=True)
 class Pooling:
-    """`pooling` as models/checkpoints names it, None if the model has a head of its own; `longest` in tokens."""
+    """`pooling` as models/checkpoints names it, None if the model has a head of its own."""
 
     pooling: str | None = None
     normalise: bool = False
-    longest: int | None = None
 
 
 def read(directory: Path) -> Pooling:
@@ -31,8 +30,7 @@ def read(directory: Path) -> Pooling:
     kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
     if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
         raise ExportError(f"modules.json: found {', '.join(kinds)}, expected Transformer, Pooling and maybe Normalize")
-    longest = read_json(directory / "sentence_bert_config.json").get("max_seq_length")
-    return Pooling(mode(directory / modules[1]["path"] / "config.json"), len(kinds) == 3, longest)
+    return Pooling(mode(directory / modules[1]["path"] / "config.json"), len(kinds) == 3)
 
 
 def mode(path: Path) -> str:

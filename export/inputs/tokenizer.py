@@ -17,6 +17,7 @@ from tokenizers.processors import RobertaProcessing
 from export.errors import ExportError
 from export.files import read_json
 from export.inputs import characters
+from export.inputs.text_settings import TextSettings
 from export.layout import CHARACTERS
 from protos.artifact import TOKENIZER
 from protos.manifest_pb2 import TextInput
@@ -42,9 +43,9 @@ def read(
     positions: int,
     segments: int,
     task: str,
-    longest: int | None = None,
+    settings: TextSettings,
 ) -> Text:
-    """The tokenizer in a directory or a file, for a model of these sizes; `longest` bounds texts further, in tokens.
+    """The tokenizer in a directory or a file, as the settings change it, for a model of these sizes.
 
     `model` is the directory in which the model's own files say more. ExportError if there is no tokenizer, if it does
     not fit the vocabulary, or if fill-mask has no mask token.
@@ -52,6 +53,7 @@ def read(
     tokenizer = load(path)
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    settings.set_up(tokenizer)
     count = max(tokenizer.get_vocab().values()) + 1
     if is_letters(path) and count != vocabulary:
         raise ExportError(f"{path}: found {count} letters, expected the model's {vocabulary}")
@@ -65,9 +67,11 @@ def read(
     manifest = TextInput(
         tokenizer=TOKENIZER,
         vocabulary=vocabulary,
-        max_length=min(positions, longest or positions, stated_length(model) or positions),
+        max_length=min(positions, settings.longest or stated_length(model) or positions),
         segments=segments,
         pad_id=names["pad"] or 0,
+        prompts=settings.prompts,
+        default_prompt_name=settings.default_prompt_name,
     )
     if task == "fill-mask" and mask is not None:
         manifest.mask_id = mask

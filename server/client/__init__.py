@@ -135,12 +135,21 @@ class Client:
         model: str = "",
         normalize: bool | None = None,
         dimensions: int | None = None,
+        prompt_name: str | None = None,
         truncate: bool = False,
     ) -> list[list[float]]:
-        """One vector for each text, of length 1 or not as the model has it, or as `normalize` says."""
+        """One vector for each text, of length 1 or not as the model has it, or as `normalize` says.
+
+        `prompt_name` names a prompt of the model to put before each text: its default prompt if None, no prompt if "".
+        """
         model = model or self.choose("embed")
         request = pb.EmbedRequest(
-            model=model, inputs=texts, normalize=normalize, dimensions=dimensions, truncate=truncate
+            model=model,
+            inputs=texts,
+            normalize=normalize,
+            dimensions=dimensions,
+            prompt_name=prompt_name,
+            truncate=truncate,
         )
         with self._errors():
             return [list(each.values) for each in self._stub.Embed(request, timeout=self._timeout_s).results]
@@ -148,10 +157,15 @@ class Client:
     # ---- what can be known beforehand
 
     def count_tokens(
-        self, texts: Sequence[str], *, text_pairs: Sequence[str] = (), model: str = ""
+        self,
+        texts: Sequence[str],
+        *,
+        text_pairs: Sequence[str] = (),
+        prompt_name: str | None = None,
+        model: str = "",
     ) -> pb.CountTokensResponse:
-        """How many tokens each text, or pair, is for a model, and how many the model takes."""
-        request = pb.CountTokensRequest(model=model, inputs=texts, text_pairs=text_pairs)
+        """How many tokens each text with its prompt, or pair, is for a model, and how many the model takes."""
+        request = pb.CountTokensRequest(model=model, inputs=texts, text_pairs=text_pairs, prompt_name=prompt_name)
         with self._errors():
             answer: pb.CountTokensResponse = self._stub.CountTokens(request, timeout=self._timeout_s)
             return answer

@@ -126,6 +126,7 @@ def embed(client: Client, arguments: argparse.Namespace) -> None:
         model=_chosen(client, arguments),
         normalize=arguments.normalize,
         dimensions=arguments.dimensions,
+        prompt_name=arguments.prompt_name,
         truncate=arguments.truncate,
     )
     if arguments.json:
@@ -140,7 +141,9 @@ def embed(client: Client, arguments: argparse.Namespace) -> None:
 
 
 def count_tokens(client: Client, arguments: argparse.Namespace) -> None:
-    answer = client.count_tokens(arguments.texts, text_pairs=arguments.pair, model=arguments.model)
+    answer = client.count_tokens(
+        arguments.texts, text_pairs=arguments.pair, prompt_name=arguments.prompt_name, model=arguments.model
+    )
     if arguments.json:
         print(json.dumps(plain(answer), ensure_ascii=False))
         return
@@ -205,6 +208,12 @@ def _parser() -> argparse.ArgumentParser:
     texts.add_argument("texts", nargs="+")
     cut = argparse.ArgumentParser(add_help=False)
     cut.add_argument("--truncate", action="store_true", help="cut off what is too long, on the right")
+    prompted = argparse.ArgumentParser(add_help=False)
+    prompted.add_argument(
+        "--prompt-name",
+        metavar="NAME",
+        help="an embedder's prompt to put before each text (info lists them); '' for none; its default if left out",
+    )
     pairs = argparse.ArgumentParser(add_help=False)
     pairs.add_argument(
         "--pair", action="append", default=[], metavar="TEXT", help="the second text of a pair; one for each text"
@@ -225,8 +234,8 @@ def _parser() -> argparse.ArgumentParser:
     images = command("classify-image", classify_image, "what images show", named, few, scored)
     images.add_argument("files", nargs="+")
     command("classify-text", classify_text, "which class texts belong to", named, few, scored, cut, pairs, texts)
-    _add_vectors(command("embed", embed, "one vector for each text", named, cut, texts))
-    command("count-tokens", count_tokens, "how many tokens texts are for a model", named, pairs, texts)
+    _add_vectors(command("embed", embed, "one vector for each text", named, cut, prompted, texts))
+    command("count-tokens", count_tokens, "how many tokens texts are for a model", named, pairs, prompted, texts)
     command("info", info, "what a model does and takes").add_argument("model", nargs="?", default="")
     command("models", models, "what the server has")
     command("health", health, "whether the server answers").add_argument("service", nargs="?", default="")

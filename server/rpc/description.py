@@ -30,6 +30,8 @@ def describe(model: Model) -> pb.ModelInfoResponse:
         function_to_apply=manifest.function_to_apply,
         embedding_width=manifest.embedding_width,
         normalized=manifest.normalise,
+        prompts=text.prompts,
+        default_prompt_name=text.default_prompt_name,
     )
     if manifest.HasField("image"):
         told.image_height, told.image_width = manifest.image.height, manifest.image.width

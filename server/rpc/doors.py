@@ -253,7 +253,12 @@ TASKS = {
         inputs=(TEXT,),
         outputs=(Tensor("embedding", "FP32", (ANY, ANY)),),
         infer=_embed,
-        parameters={**TRUNCATE, "normalize": Kind.BOOLEAN, "dimensions": Kind.INTEGER},
+        parameters={
+            **TRUNCATE,
+            "normalize": Kind.BOOLEAN,
+            "dimensions": Kind.INTEGER,
+            "prompt_name": Kind.TEXT,  # of the model's prompts, "" for none
+        },
     ),
     "generate": Door(
         inputs=(Tensor("text_input", "BYTES", (ANY,)),),

@@ -111,7 +111,7 @@ class Typed(AffinityServicer):
         with self._metrics.request(model.name, model.version, "embed", call):
             found = await model.task(
                 _some(model, "inputs", request.inputs),
-                **_given(request, "normalize", "dimensions"),
+                **_given(request, "normalize", "dimensions", "prompt_name"),
                 truncate=request.truncate,
                 call=call,
                 field="inputs",
@@ -125,7 +125,10 @@ class Typed(AffinityServicer):
         counter = model.counter
         assert counter is not None, "a model on text has a tokenizer; this is a bug"
         texts = _some(model, "inputs", request.inputs)
-        tokens = await counter(texts, request.text_pairs, field="inputs", pair_field="text_pairs")
+        prompt_name = request.prompt_name if request.HasField("prompt_name") else None
+        tokens = await counter(
+            texts, request.text_pairs, prompt_name=prompt_name, field="inputs", pair_field="text_pairs"
+        )
         return pb.CountTokensResponse(
             model=model.name, model_version=model.version, tokens=tokens, max_tokens=counter.max_tokens
         )

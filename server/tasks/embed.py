@@ -38,17 +38,19 @@ class Embed:
         *,
         normalize: bool | None = None,
         dimensions: int | None = None,
+        prompt_name: str | None = None,
         truncate: bool = False,
         call: Call,
         field: str = "texts",
     ) -> Embeddings:
         """Vectors of the model's width, or of their first `dimensions`; of length 1 if the model, or the request, says.
 
+        `prompt_name` names the model's prompt for all texts: None its default prompt, empty no prompt.
         Only of a model that was trained for it (Matryoshka) do the first dimensions say anything by themselves.
         """
         width = self._checked(dimensions)
         async with self._batcher.place(len(texts), call, field=field) as place:
-            tokens = await self._read(texts, truncate=truncate, field=field)
+            tokens = await self._read(texts, prompt_name=prompt_name, truncate=truncate, field=field)
             rows = [
                 TextRow(input_ids=each.input_ids, token_type_ids=each.token_type_ids, outputs=("embedding",))
                 for each in tokens

@@ -23,6 +23,7 @@ class TextReader:
         texts: Sequence[str],
         pairs: Sequence[str] = (),
         *,
+        prompt_name: str | None = None,
         truncate: bool,
         field: str,
         pair_field: str = "text_pairs",
@@ -32,7 +33,7 @@ class TextReader:
 
         def encode(part: slice) -> list[Tokens]:
             named = {"first": part.start, "field": field, "pair_field": pair_field}
-            return self._encoder.encode(texts[part], pairs[part], truncate=truncate, **named)
+            return self._encoder.encode(texts[part], pairs[part], prompt_name=prompt_name, truncate=truncate, **named)
 
         lengths = [min(length, self._encoder.most_characters) for length in _characters(texts, pairs)]
         return await in_slices(self._prepare, encode, lengths, most=SLICE_CHARACTERS)
@@ -47,7 +48,9 @@ class TokenCounter:
         self._encoder, self._prepare = encoder, prepare
         self._gate = Gate(f"texts to count for {name}", Limits(requests=most, tokens=MAX_COUNTED_CHARACTERS))
 
-    async def __call__(self, texts: Sequence[str], pairs: Sequence[str], *, field: str, pair_field: str) -> list[int]:
+    async def __call__(
+        self, texts: Sequence[str], pairs: Sequence[str], *, prompt_name: str | None = None, field: str, pair_field: str
+    ) -> list[int]:
         """Of each text, or pair. InvalidRequest if they are too many or too long together, Overloaded if many wait."""
         characters = sum(_characters(texts, pairs))
         if characters > MAX_COUNTED_CHARACTERS:
@@ -56,7 +59,7 @@ class TokenCounter:
 
         def count(part: slice) -> list[int]:
             named = {"first": part.start, "field": field, "pair_field": pair_field}
-            return self._encoder.count(texts[part], pairs[part], **named)
+            return self._encoder.count(texts[part], pairs[part], prompt_name=prompt_name, **named)
 
         self._gate.enter(requests=len(texts), tokens=0, field=field)
         try:

@@ -50,6 +50,7 @@ class TextEncoder:
         self.max_length = text.max_length
         self.mask_id = text.mask_id if text.HasField("mask_id") else None
         self.pad_id = text.pad_id
+        self._prompts, self._default_prompt = dict(text.prompts), text.default_prompt_name
         path = artifact.path(text.tokenizer)
         try:
             self._tokenizer, self._cutting = Tokenizer.from_file(str(path)), Tokenizer.from_file(str(path))
@@ -65,17 +66,19 @@ class TextEncoder:
         texts: Sequence[str],
         pairs: Sequence[str] = (),
         *,
+        prompt_name: str | None = None,
         truncate: bool = False,
         first: int = 0,
         field: str = "texts",
         pair_field: str = "text_pairs",
     ) -> list[Tokens]:
-        """Tokens of each text, or of each with the one of `pairs` that belongs to it.
+        """Tokens of each text behind its prompt, or of each with the one of `pairs` that belongs to it.
 
         What is too long is cut as transformers cuts it: on the right, of a pair from the longer text. InvalidRequest
         names the text that is empty, or too long without `truncate`; the first of these has the number `first`.
         """
         name, pair_name = partial(_numbered, field, first), partial(_numbered, pair_field, first)
+        texts = self.prompted(texts, prompt_name)
         inputs = _inputs(self._readable(texts, truncate, name), self._readable(pairs, truncate, pair_name))
         tokens = []
         for number, encoding in enumerate(self._read(self._tokenizer, inputs, name)):
@@ -89,6 +92,19 @@ class TextEncoder:
                 most = f"at most {self.max_length} (or `truncate`)"
                 raise InvalidRequest(name(number), f"{len(encoding)} tokens", most)
         return tokens
+
+    def prompted(self, texts: Sequence[str], prompt_name: str | None) -> Sequence[str]:
+        """The texts with a prompt of the model before each of them, or before the first text of each pair.
+
+        None stands for the model's default prompt, an empty name for no prompt. InvalidRequest for an unknown name.
+        """
+        name = self._default_prompt if prompt_name is None else prompt_name
+        if name and name not in self._prompts:
+            known = ", ".join(map(repr, sorted(self._prompts)))
+            expected = f"one of {known}, or '' for no prompt" if known else "none: the model has no prompts"
+            raise InvalidRequest("prompt_name", repr(name), expected)
+        prompt = self._prompts[name] if name else ""
+        return [prompt + text for text in texts] if prompt else texts
 
     @property
     def most_characters(self) -> int:
@@ -106,9 +122,17 @@ class TextEncoder:
         return _tokens(encoding)
 
     def count(
-        self, texts: Sequence[str], pairs: Sequence[str] = (), *, first: int = 0, field: str, pair_field: str
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] = (),
+        *,
+        prompt_name: str | None = None,
+        first: int = 0,
+        field: str,
+        pair_field: str,
     ) -> list[int]:
-        """How many tokens each text, or pair, is: also of what the model would not take."""
+        """How many tokens each text with its prompt, or pair, is: also of what the model would not take."""
+        texts = self.prompted(texts, prompt_name)
         for named, group in ((field, texts), (pair_field, pairs)):
             for number, text in enumerate(group):
                 self._check_characters(_numbered(named, first, number), text)

@@ -10,13 +10,14 @@ from tokenizers import Tokenizer
 
 from export.errors import ExportError
 from export.inputs import tokenizer as text
+from export.inputs.text_settings import TextSettings
 from tests.variants import roberta_tokenizer
 
 SENTENCES = ["The statement RAISES an exception.", "A list, typically: naïve café!", "unseen wörds 好 12", ""]
 
 
 def read(directory: Path, **changes: object) -> text.Text:
-    options = {"vocabulary": 400, "positions": 64, "segments": 2, "task": "fill-mask", "longest": None}
+    options = {"vocabulary": 400, "positions": 64, "segments": 2, "task": "fill-mask", "settings": TextSettings()}
     return text.read(directory, model=directory, **options | changes)  # type: ignore[arg-type]
 
 
@@ -83,7 +84,7 @@ def test_the_smallest_bound_on_the_length_holds(
 ) -> None:
     shutil.copy(checkpoints["bert"] / "tokenizer.json", tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": stated} if stated else {}))
-    assert read(tmp_path, positions=positions, longest=longest).manifest.max_length == expected
+    assert read(tmp_path, positions=positions, settings=TextSettings(longest=longest)).manifest.max_length == expected
 
 
 def test_a_special_token_may_be_given_as_an_object(checkpoints: dict[str, Path], tmp_path: Path) -> None:

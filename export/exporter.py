@@ -12,9 +12,8 @@ from safetensors.numpy import save as serialised
 from export import artifact, calibration, cases, decode, graph, held_out
 from export.cases import Arrays, Case
 from export.errors import ExportError
-from export.inputs import image_processor, pooling, text_settings, tokenizer
-from export.inputs.pooling import Pooling
-from export.inputs.text_settings import TextSettings
+from export.inputs import image_processor, text_model, tokenizer
+from export.inputs.text_model import TextModel
 from export.precisions import Precision
 from export.progress import Progress
 from export.recipes import BertRecipe, GptRecipe, ImageRecipe, Recipe, recipe_for
@@ -84,13 +83,11 @@ def export(job: Job, progress: Progress) -> Path:
 def read(job: Job) -> LoadedSource:
     """The model as a recipe, the manifest as far as the source says it, and the files for its inputs."""
     source, directory = job.source, job.source.directory
-    pooled = pooling.read(directory) if directory else Pooling()
-    settings = TextSettings()
-    if directory and (directory / "modules.json").is_file():
-        settings = text_settings.read(directory, directory, task="feature-extraction", output="last_hidden_state")
+    text = text_model.read(directory) if directory else TextModel()
     try:
-        config, tensors = checkpoints.read(source.weights)
-        model = load((config, tensors), pooling=pooled.pooling, image_size=job.image_size)
+        config, tensors = checkpoints.read(source.encoder)
+        tensors |= text.vector.tensors
+        model = load((config, tensors), pooling=text.poolings, layers=text.vector.layers, image_size=job.image_size)
         names = labels(config)
     except CheckpointError as error:
         raise ExportError(f"{source.location}: {error}") from error
@@ -107,10 +104,10 @@ def read(job: Job) -> LoadedSource:
     )
     if recipe.task in ("classify-text", "classify-image"):
         manifest.labels.extend(names)
-        manifest.function_to_apply = function_to_apply(config, len(names))
+        manifest.function_to_apply = text.function_to_apply or function_to_apply(config, len(names))
     if isinstance(recipe, ImageRecipe):
         return read_image_input(source, recipe, manifest, config)
-    return read_text_input(source, recipe, manifest, config, pooled, settings)
+    return read_text_input(source, recipe, manifest, config, text)
 
 
 def read_image_input(
@@ -130,25 +127,24 @@ def read_text_input(
     recipe: Recipe,
     manifest: Manifest,
     config: dict[str, object],
-    pooled: Pooling,
-    settings: TextSettings,
+    text: TextModel,
 ) -> LoadedSource:
     """Add to the manifest how a text becomes the input of the graph, and what becomes of its output."""
     assert isinstance(recipe, BertRecipe | GptRecipe), "only text is tokenized: this is a bug"
     found = tokenizer.read(
         source.tokenizer,
-        model=source.directory,
+        model=source.encoder if source.directory else None,
         vocabulary=recipe.config.vocabulary,
         positions=recipe.config.positions,
         segments=getattr(recipe.config, "segments", 0),
         task=recipe.task,
-        settings=settings,
+        settings=text.settings,
     )
     manifest.text.CopyFrom(found.manifest)
     if recipe.task == "embed":
         (embedding,) = recipe.outputs("fp32").values()
         manifest.embedding_width = embedding.sized({"batch": 1})[1]
-        manifest.normalise = pooled.normalise  # left to the server, which may be asked for vectors as they are
+        manifest.normalise = text.vector.normalise  # left to the server, which may be asked for vectors as they are
     if isinstance(recipe, GptRecipe):
         layers, heads = recipe.config.depth, recipe.config.heads
         manifest.cache.CopyFrom(CacheLayout(layers=layers, heads=heads, head_width=recipe.config.width // heads))

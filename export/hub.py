@@ -11,9 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from export import modules
 from export.errors import ExportError
 from export.files import read_json
-from export.layout import MODEL, TOKENIZER, WEIGHTS, has_weights
+from export.layout import BESIDE, MODEL, TOKENIZER, WEIGHTS, in_modules, is_whole
+from export.modules import WEIGHT_FILES, WEIGHTED, Module, encoder_folder
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 HINTS = {  # by the status of an answer
@@ -29,16 +31,28 @@ def model(hub_id: str) -> Path:
     The weights, which may be large, come last: a model that is not known here is refused before.
     """
     repository, _, revision = hub_id.partition("@")
-    directory = snapshot(repository, revision, [*MODEL, *TOKENIZER])
-    if has_weights(directory):
+    directory = snapshot(repository, revision, [*MODEL, *BESIDE, *TOKENIZER])
+    if is_whole(directory):
         return directory
+    if in_folders := in_modules(directory):
+        directory = snapshot(repository, directory.name, in_folders)
     check_architecture(repository, directory)
     there = listing(repository, directory.name)
-    wanted = next((group for group in WEIGHTS if group[0] in there), None)
-    if wanted is None:
-        known = ", ".join(group[0] for group in WEIGHTS)
-        raise ExportError(f"{repository}: found {', '.join(there)}, expected weights in one of {known}")
+    encoder, *others = modules.read(directory) or [Module(modules.TRANSFORMER, "")]
+    wanted = weights(repository, there, [tuple(map(encoder.file, group)) for group in WEIGHTS])
+    for module in others:
+        if module.kind in WEIGHTED:
+            wanted += weights(repository, there, [(module.file(name),) for name in WEIGHT_FILES])
     return snapshot(repository, directory.name, wanted)
+
+
+def weights(repository: str, there: Sequence[str], groups: Sequence[tuple[str, ...]]) -> list[str]:
+    """The first group of files of which a repository has the first. ExportError if it has none."""
+    found = next((group for group in groups if group[0] in there), None)
+    if found is None:
+        known = ", ".join(group[0] for group in groups)
+        raise ExportError(f"{repository}: found {', '.join(there)}, expected weights in one of {known}")
+    return list(found)
 
 
 def tokenizer(hub_id: str) -> Path:
@@ -118,9 +132,10 @@ def check_architecture(repository: str, directory: Path) -> None:
     """ExportError if the configuration names a model that is not written here."""
     from models.checkpoints import CheckpointError, architecture  # brings torch: only for what is not there yet
 
-    if not (directory / "config.json").is_file():
+    config = directory / encoder_folder(directory) / "config.json"
+    if not config.is_file():
         raise ExportError(f"{repository}: found no config.json, expected a model in the Hugging Face layout")
     try:
-        architecture(read_json(directory / "config.json"))
+        architecture(read_json(config))
     except CheckpointError as error:
         raise ExportError(f"{repository}: {error}") from error

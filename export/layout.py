@@ -1,11 +1,14 @@
 """The files of a source that can matter. A repository holds more: other frameworks' weights, cards, logs."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+from export import modules
 from export.files import read_json
+from export.modules import CONFIG, MODULES, POOLING, TRANSFORMER, WEIGHT_FILES, WEIGHTED
 
-PROMPTS = "config_sentence_transformers.json"
-TRANSFORMER_SETTINGS = (  # of sentence-transformers: the first that says something counts
+LIBRARY_SETTINGS = "config_sentence_transformers.json"  # of sentence-transformers
+TRANSFORMER_SETTINGS = (  # of its encoders: the first that says something counts
     "sentence_bert_config.json",
     "sentence_roberta_config.json",
     "sentence_distilbert_config.json",
@@ -18,10 +21,11 @@ MODEL = (
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",
-    "modules.json",
-    PROMPTS,
     *TRANSFORMER_SETTINGS,
-    "*_Pooling/config.json",
+)
+BESIDE = (  # the model, in the directory itself, wherever its encoder lies
+    MODULES,
+    LIBRARY_SETTINGS,
     "held-out.*",  # a sample that training never saw
 )
 CHARACTERS = "meta.pkl"  # nanoGPT's, of models that read letter by letter
@@ -43,6 +47,25 @@ WEIGHTS = (
 )
 
 
+def is_whole(directory: Path) -> bool:
+    """Whether nothing is missing: the encoder's weights, and the files of the modules that follow it."""
+    for module in modules.read(directory)[1:]:
+        needed = [(CONFIG,), WEIGHT_FILES] if module.kind in WEIGHTED else [(CONFIG,)] if module.kind == POOLING else []
+        if not all(any((directory / module.file(name)).is_file() for name in names) for names in needed):
+            return False
+    return has_weights(directory / modules.encoder_folder(directory))
+
+
+def in_modules(directory: Path) -> list[str]:
+    """The small files of modules that lie in folders of their own: patterns, from the directory on."""
+    found = []
+    for module in modules.read(directory):
+        if module.folder:
+            names = (*MODEL, *TOKENIZER) if module.kind == TRANSFORMER else (CONFIG,)
+            found += [module.file(name) for name in names]
+    return found
+
+
 def has_weights(directory: Path) -> bool:
     """Whether the weights are there in one of the ways, in shards all of those that the index names."""
     name = next((group[0] for group in WEIGHTS if (directory / group[0]).is_file()), None)
@@ -54,8 +77,20 @@ def has_weights(directory: Path) -> bool:
 
 def files(directory: Path) -> list[Path]:
     """The files of `directory` that an export reads, sorted."""
-    weights = next((group for group in WEIGHTS if (directory / group[0]).is_file()), ())
-    return sorted({path for pattern in (*MODEL, *TOKENIZER, *weights) for path in directory.glob(pattern)})
+    encoder = directory / modules.encoder_folder(directory)
+    weights = next((group for group in WEIGHTS if (encoder / group[0]).is_file()), ())
+    found = {path for pattern in (*MODEL, *TOKENIZER, *weights) for path in encoder.glob(pattern)}
+    found |= {path for pattern in BESIDE for path in directory.glob(pattern)}
+    return sorted(found | set(module_files(directory)))
+
+
+def module_files(directory: Path) -> Iterator[Path]:
+    """The files of the modules after the encoder."""
+    for module in modules.read(directory)[1:]:
+        if module.folder and (directory / module.file(CONFIG)).is_file():
+            yield directory / module.file(CONFIG)
+        if module.kind in WEIGHTED:
+            yield modules.weights_of(directory, module)
 
 
 def tokenizer_files(path: Path) -> list[Path]:

@@ -92,7 +92,7 @@ class BertRecipe(Recipe):
     def outputs(self, precision: str) -> Ports:
         if self.task == "fill-mask":
             return word_ports(self.config.vocabulary)
-        width = self.config.classes if self.task == "classify-text" else self.config.width
+        width = self.config.classes if self.task == "classify-text" else self.config.vector_widths[-1]
         return {self.result: Port("FP32", ("batch", width))}
 
     def forward(self, inputs: Tensors) -> Tensors:

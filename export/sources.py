@@ -11,6 +11,7 @@ from pathlib import Path
 from export import hub
 from export.errors import ExportError
 from export.layout import CHARACTERS, files, tokenizer_files
+from export.modules import MODULES, encoder_folder
 
 CHUNK_BYTES = 1 << 22
 SAVED = (".pt", ".pth")  # what nanoGPT writes
@@ -21,7 +22,7 @@ class Source:
     """`location` is what the user typed, `name` what the artifact is called unless the user says otherwise.
 
     `weights` is a directory in the Hugging Face layout or nanoGPT's file, `tokenizer` a directory or a file: that of
-    the weights, unless the user names another. `revision` is the commit that a hub id led to.
+    the encoder, unless the user names another. `revision` is the commit that a hub id led to.
     """
 
     location: str
@@ -34,6 +35,11 @@ class Source:
     def directory(self) -> Path | None:
         """Where the files lie that say more about the model; nanoGPT's file has none."""
         return self.weights if self.weights.is_dir() else None
+
+    @property
+    def encoder(self) -> Path:
+        """Where config.json and the weights lie: the directory, a folder within it, or nanoGPT's file."""
+        return self.weights / encoder_folder(self.weights) if self.directory else self.weights
 
     def digest(self) -> str:
         """sha256 over the names and contents of the files that matter."""
@@ -51,7 +57,7 @@ class Source:
             named = [(path.relative_to(self.weights).as_posix(), path) for path in files(self.weights)]
         else:
             named = [(self.weights.name, self.weights)]
-        if self.tokenizer != self.weights:
+        if self.tokenizer != self.encoder:
             named += [(f"tokenizer/{path.name}", path) for path in tokenizer_files(self.tokenizer)]
         return named
 
@@ -77,13 +83,13 @@ def resolve(location: str, tokenizer: str | None = None) -> Source:
     chosen = resolve_tokenizer(tokenizer) if tokenizer else None
     if location in bundled():
         directory = bundled_directory() / location
-        source = Source(location, location, directory, directory)
+        source = in_directory(location, location, directory)
     elif (path := Path(location).expanduser()).exists():
         source = of_directory(location, path) if path.is_dir() else of_file(location, path, chosen)
     elif hub.HUB_ID.fullmatch(location):
         directory = hub.model(location)
         name = location.partition("@")[0].split("/")[1]
-        source = Source(location, name, directory, directory, revision=directory.name)
+        source = in_directory(location, name, directory, revision=directory.name)
     else:
         known = ", ".join(bundled()) or "none here"
         raise ExportError(
@@ -93,11 +99,18 @@ def resolve(location: str, tokenizer: str | None = None) -> Source:
     return replace(source, tokenizer=chosen) if chosen else source
 
 
+def in_directory(location: str, name: str, directory: Path, revision: str = "") -> Source:
+    """A model whose tokenizer lies beside its weights."""
+    return Source(location, name, directory, directory / encoder_folder(directory), revision)
+
+
 def of_directory(location: str, path: Path) -> Source:
     """A directory of the user's own."""
-    if not (path / "config.json").is_file():
-        raise ExportError(f"{location}: found no config.json, expected a directory in the Hugging Face layout")
-    return Source(location, path.resolve().name, path, path)
+    source = in_directory(location, path.resolve().name, path)
+    if not (source.encoder / "config.json").is_file():
+        where = f"{source.encoder.name}/config.json, which {MODULES} names" if source.encoder != path else "config.json"
+        raise ExportError(f"{location}: found no {where}, expected a directory in the Hugging Face layout")
+    return source
 
 
 def of_file(location: str, path: Path, tokenizer: Path | None) -> Source:

@@ -27,9 +27,20 @@ Nothing here knows of ONNX, of serving, or of request formats.
 
 from models.attention_only import AttentionOnly
 from models.bert import Bert
-from models.config import BertConfig, GptConfig, MixerConfig, VitConfig
+from models.config import BertConfig, GptConfig, MixerConfig, VectorLayer, VitConfig
 from models.gpt import Gpt
 from models.mixer import Mixer
 from models.vit import Vit
 
-__all__ = ["AttentionOnly", "Bert", "BertConfig", "Gpt", "GptConfig", "Mixer", "MixerConfig", "Vit", "VitConfig"]
+__all__ = [
+    "AttentionOnly",
+    "Bert",
+    "BertConfig",
+    "Gpt",
+    "GptConfig",
+    "Mixer",
+    "MixerConfig",
+    "VectorLayer",
+    "Vit",
+    "VitConfig",
+]

@@ -5,14 +5,23 @@ Source: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers fo
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models import masks
 from models.attention import SelfAttention
 from models.block import Block, Stack
-from models.config import BertConfig
+from models.config import BertConfig, DenseLayer, FirstValuesLayer, NormaliseLayer, NormLayer, VectorLayer
 from models.embed import TokenEmbedding
-from models.heads import MaskedLanguageHead, Pooler, TextClassifier, mean_pooling, select
+from models.heads import (
+    Dense,
+    FirstValues,
+    MaskedLanguageHead,
+    Norm,
+    Normalise,
+    Pooler,
+    Pooling,
+    TextClassifier,
+    select,
+)
 from models.mlp import Mlp
 
 
@@ -42,8 +51,9 @@ class Bert(nn.Module):
         )
         self.stack = Stack(blocks, width=width, norm_first=False, epsilon=epsilon)
         self.head = self._head()
+        self.layers = nn.Sequential(*map(vector_layer, config.layers, config.vector_widths))
 
-    def _head(self) -> nn.Module | None:
+    def _head(self) -> nn.Module:
         config = self.config
         match config.head:
             case "masked-language":
@@ -52,7 +62,7 @@ class Bert(nn.Module):
                 return TextClassifier(config.width, config.classes, config.pooler_activation)
             case "pooler":
                 return Pooler(config.width, config.pooler_activation)
-        return None  # pooling by mean or first token has no weights
+        return Pooling(config.poolings)
 
     def encode(
         self, input_ids: Tensor, lengths: Tensor, position_ids: Tensor, token_type_ids: Tensor | None = None
@@ -72,7 +82,7 @@ class Bert(nn.Module):
         """Run the model on `input_ids` (b, t), of which `lengths` (b) are real, the padding standing on the right.
 
         Returns by `config.head`: masked-language, logits (b, t, v), or (n, v) at the flat positions `selected`;
-        classifier, logits (b, c); mean, first-token or pooler, an embedding (b, d), of length 1 if `config.normalise`.
+        classifier, logits (b, c); pooling or pooler, a vector for each text, as wide as the last of `config.layers`.
         """
         b, t = input_ids.shape
         if lengths is None:
@@ -86,9 +96,18 @@ class Bert(nn.Module):
             case "classifier":
                 return self.head(x)
             case "pooler":
-                embedding = self.head(x)
-            case "first-token":
-                embedding = x[:, 0]
-            case _:
-                embedding = mean_pooling(x, lengths, position_ids)
-        return functional.normalize(embedding, dim=-1) if self.config.normalise else embedding
+                return self.layers(self.head(x))
+        return self.layers(self.head(x, lengths, position_ids))
+
+
+def vector_layer(layer: VectorLayer, width: int) -> nn.Module:
+    """The layer that a configuration describes, for vectors (b, width)."""
+    match layer:
+        case DenseLayer():
+            return Dense(width, layer.width, activation=layer.activation, bias=layer.bias, residual=layer.residual)
+        case NormLayer():
+            return Norm(width)
+        case NormaliseLayer():
+            return Normalise()
+        case FirstValuesLayer():
+            return FirstValues(layer.width)

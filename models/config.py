@@ -6,9 +6,10 @@ Every field is checked when a configuration is made: a ValueError names the fiel
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
+from models.heads import POOLINGS, Dense
 from models.mlp import ACTIVATIONS
 
-BERT_HEADS = ("masked-language", "classifier", "mean", "first-token", "pooler")
+BERT_HEADS = ("masked-language", "classifier", "pooling", "pooler")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +39,46 @@ class StackConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DenseLayer:
+    """A layer on a text's vector, which is `width` wide after it."""
+
+    width: int
+    activation: str = "tanh"
+    bias: bool = True
+    residual: bool = False
+
+    def __post_init__(self) -> None:
+        if self.activation not in Dense.ACTIVATIONS:
+            known = ", ".join(Dense.ACTIVATIONS)
+            raise ValueError(f"DenseLayer.activation is {self.activation!r}: expected one of {known}")
+
+
+@dataclass(frozen=True)
+class NormLayer:
+    """A layer norm on a text's vector."""
+
+
+@dataclass(frozen=True)
+class NormaliseLayer:
+    """A text's vector scaled to length 1."""
+
+
+@dataclass(frozen=True)
+class FirstValuesLayer:
+    """The first `width` numbers of a text's vector."""
+
+    width: int
+
+
+VectorLayer = DenseLayer | NormLayer | NormaliseLayer | FirstValuesLayer
+
+
+@dataclass(frozen=True, kw_only=True)
 class BertConfig(StackConfig):
     """BERT, and with other values RoBERTa (from one segment on) and DistilBERT (no segments, a ReLU in its pooler).
 
-    `classes` counts for the head "classifier" alone; `normalise` for those that give an embedding.
+    `classes` counts for the head "classifier" alone; `poolings`, whose vectors are joined, for "pooling" alone; and
+    `layers`, one after the other, for both heads that give a vector for a text, "pooling" and "pooler".
     """
 
     MAY_BE_ZERO = ("segments",)
@@ -53,10 +90,21 @@ class BertConfig(StackConfig):
     head: str = "masked-language"
     classes: int = 2
     pooler_activation: str = "tanh"
-    normalise: bool = False
+    poolings: tuple[str, ...] = ("mean",)
+    layers: tuple[VectorLayer, ...] = ()
+
+    @property
+    def vector_widths(self) -> tuple[int, ...]:
+        """How wide a text's vector is as it comes from the pooling, and after each layer."""
+        widths = [self.width * (len(self.poolings) if self.head == "pooling" else 1)]
+        for layer in self.layers:
+            widths.append(getattr(layer, "width", widths[-1]))
+        return tuple(widths)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.poolings or not set(self.poolings) <= set(POOLINGS):
+            raise ValueError(f"BertConfig.poolings is {self.poolings!r}: expected some of {', '.join(POOLINGS)}")
         if self.head not in BERT_HEADS:
             raise ValueError(f"BertConfig.head is {self.head!r}: expected one of {', '.join(BERT_HEADS)}")
 

@@ -1,7 +1,10 @@
 """From the stack back to the world: a word, a class or a vector. Language heads can be asked at some positions only."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.masks import real
 from models.mlp import ACTIVATIONS
@@ -66,10 +69,97 @@ class TextClassifier(nn.Module):
         return self.classes(self.pooler(x))  # (b, c)
 
 
-def mean_pooling(x: Tensor, lengths: Tensor, position_ids: Tensor) -> Tensor:
-    """The mean of each row's real tokens."""
-    weight = real(lengths, position_ids).to(x.dtype)[..., None]  # (b, t, 1)
-    return (x * weight).sum(dim=1) / lengths[:, None].to(x.dtype)  # (b, d)
+# From a vector for each token to one for the text. Most poolings are weighted sums over the real tokens and differ in
+# the weight of each token, (b, t). `is_real` (b, t) is 1 for a real token and 0 for padding; n (b, 1) is the number of
+# real tokens. Weights are computed in fp32: the numbers of the tokens of a long text add up to more than fp16 holds.
+WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mean": lambda is_real, n: is_real / n,
+    "mean-sqrt-length": lambda is_real, n: is_real / n.sqrt(),  # long texts have long vectors, but not n times as long
+    "weighted-mean": lambda is_real, n: is_real * numbered(is_real) / (n * (n + 1) / 2),  # late tokens have seen more
+    "last-token": lambda is_real, n: is_real * (numbered(is_real) == n).float(),
+}
+POOLINGS = ("first-token", "max", *WEIGHTS)
+
+
+def numbered(is_real: Tensor) -> Tensor:
+    """The number of each real token in its text, from 1. (Positions do not say it: some models count differently.)"""
+    return is_real.cumsum(dim=1)  # (b, t)
+
+
+def pool(x: Tensor, pooling: str, is_real: Tensor) -> Tensor:
+    """One vector (b, d) for the real tokens of (b, t, d), by the name of the pooling."""
+    match pooling:
+        case "first-token":
+            return x[:, 0]
+        case "max":
+            return x.masked_fill(is_real[..., None] == 0, float("-inf")).amax(dim=1)
+    weights = WEIGHTS[pooling](is_real, is_real.sum(dim=1, keepdim=True))  # (b, t)
+    return (x * weights[..., None].to(x.dtype)).sum(dim=1)
+
+
+class Pooling(nn.Module):
+    """A vector for a text: its tokens' vectors, pooled in one way, or in several whose vectors are joined."""
+
+    def __init__(self, poolings: tuple[str, ...]) -> None:
+        super().__init__()
+        self.poolings = poolings
+
+    def forward(self, x: Tensor, lengths: Tensor, position_ids: Tensor) -> Tensor:  # (b, t, d)
+        is_real = real(lengths, position_ids).float()  # (b, t)
+        return torch.cat([pool(x, pooling, is_real) for pooling in self.poolings], dim=-1)  # (b, d · poolings)
+
+
+class Dense(nn.Module):
+    """One more layer on a text's vector, for another width or another space."""
+
+    ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+        **ACTIVATIONS,
+        "identity": lambda x: x,
+        "sigmoid": torch.sigmoid,
+        "silu": functional.silu,
+    }
+
+    def __init__(self, width: int, outputs: int, *, activation: str, bias: bool, residual: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, outputs, bias=bias)
+        self.activation = self.ACTIVATIONS[activation]
+        self.residual = None
+        if residual:  # past the layer, by a matrix of its own where the widths differ
+            self.residual = nn.Identity() if width == outputs else nn.Linear(width, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # (b, d)
+        y = self.activation(self.linear(x))
+        return y if self.residual is None else y + self.residual(x)  # (b, outputs)
+
+
+class Norm(nn.Module):
+    """A layer norm on a text's vector."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:  # (b, d)
+        return self.norm(x)
+
+
+class Normalise(nn.Module):
+    """Scale each vector to length 1. (In fp32: the square of a length is soon more than fp16 holds.)"""
+
+    def forward(self, x: Tensor) -> Tensor:  # (b, d)
+        length = x.float().norm(dim=-1, keepdim=True)
+        return (x.float() / length.clamp_min(1e-12)).to(x.dtype)
+
+
+class FirstValues(nn.Module):
+    """The beginning of each vector, for models that were trained so that it says nearly as much as the whole."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, x: Tensor) -> Tensor:  # (b, d)
+        return x[:, : self.count]
 
 
 class ImageClassifier(nn.Module):

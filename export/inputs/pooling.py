@@ -1,42 +1,59 @@
-"""How a text's vectors become one: sentence-transformers keeps it in files of its own, beside `config.json`.
+"""How the vectors of a text's tokens become one: `config.json` of a Pooling module of sentence-transformers.
 
-Source: the directory layout of sentence-transformers (`modules.json`, `1_Pooling/config.json`, `2_Normalize`).
+Version 5.4 and later write `pooling_mode`, one name or several; earlier ones a key with true or false for each.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from export.errors import ExportError
-from export.files import read_any_json, read_json
+from export.modules import CONFIG, Module
 
-MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "first-token"}
-PLAIN_ENCODERS = {"BertModel", "RobertaModel", "DistilBertModel"}
-
-
-@dataclass(frozen=True)
-class Pooling:
-    """`pooling` as models/checkpoints names it, None if the model has a head of its own."""
-
-    pooling: str | None = None
-    normalise: bool = False
-
-
-def read(directory: Path) -> Pooling:
-    """The pooling that a directory asks for: its own, or the mean for an encoder that says nothing."""
-    modules = read_any_json(directory / "modules.json")
-    if not modules:
-        architectures = read_json(directory / "config.json").get("architectures") or []
-        return Pooling(None if PLAIN_ENCODERS.isdisjoint(architectures) else "mean")
-    kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
-    if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
-        raise ExportError(f"modules.json: found {', '.join(kinds)}, expected Transformer, Pooling and maybe Normalize")
-    return Pooling(mode(directory / modules[1]["path"] / "config.json"), len(kinds) == 3)
+# The library's names, and the keys of its earlier versions, in the order in which it joins their vectors: ours.
+MODES = {
+    "cls": "first-token",
+    "max": "max",
+    "mean": "mean",
+    "mean_sqrt_len_tokens": "mean-sqrt-length",
+    "weightedmean": "weighted-mean",
+    "lasttoken": "last-token",
+}
+KEYS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+WIDTHS = ("embedding_dimension", "word_embedding_dimension")  # the encoder's: it says so itself
+DEFAULT = "mean"  # where no key is true
 
 
-def mode(path: Path) -> str:
-    """The one way of pooling that is switched on."""
-    config = read_json(path)
-    found = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
-    if len(found) != 1 or found[0] not in MODES:
-        raise ExportError(f"{path.parent.name}/{path.name}: found {found}, expected one of {', '.join(MODES)}")
-    return MODES[found[0]]
+def read(directory: Path, module: Module, *, prompts: Mapping[str, str]) -> tuple[str, ...]:
+    """The poolings of a module, by the names of `models`, in the order in which their vectors are joined.
+
+    ExportError names the file, the key, what was found and what is supported.
+    """
+    name, config = module.file(CONFIG), module.config(directory)
+    if config.get("include_prompt", True) is not True and any(prompts.values()):
+        named = ", ".join(prompt for prompt, text in prompts.items() if text)
+        raise ExportError(
+            f"{name}: include_prompt is {config['include_prompt']!r} and the model has prompts ({named}), expected "
+            "true: vectors are pooled over the prompt, too"
+        )
+    if unknown := sorted(config.keys() - {*KEYS, *WIDTHS, "pooling_mode", "include_prompt"}):
+        raise ExportError(f"{name}: found {', '.join(unknown)}, expected pooling_mode or some of {', '.join(KEYS)}")
+    return tuple(MODES[mode] for mode in modes(name, config))
+
+
+def modes(name: str, config: Mapping[str, Any]) -> list[str]:
+    """The poolings by the library's names."""
+    if "pooling_mode" not in config:
+        return [mode for key, mode in KEYS.items() if config.get(key)] or [DEFAULT]
+    found = config["pooling_mode"]
+    named = [found] if isinstance(found, str) else found
+    if not isinstance(named, list) or not named or not all(mode in MODES for mode in named):
+        raise ExportError(f"{name}: pooling_mode is {found!r}, expected one of {', '.join(MODES)}, or a list of them")
+    return named

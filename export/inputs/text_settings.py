@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, normalizers
 
 from export.errors import ExportError
 from export.files import read_json
-from export.layout import PROMPTS, TRANSFORMER_SETTINGS
+from export.layout import LIBRARY_SETTINGS, TRANSFORMER_SETTINGS
 
 ALWAYS = {"query": "", "document": ""}  # prompts that every embedder of the library knows
 # Keys of the settings: those that change no answer of `encode` and `predict`, and those that are read here.
@@ -101,14 +101,17 @@ def normalizers_of(tokenizer: Tokenizer) -> list[normalizers.Normalizer]:
     return [] if found is None else [found]
 
 
-def read(directory: Path, encoder: Path, *, task: str, output: str) -> TextSettings:
+def read(
+    directory: Path, encoder: Path, *, task: str, output: str, always: Mapping[str, str] | None = None
+) -> TextSettings:
     """The settings of the model in `directory` whose encoder is in the folder `encoder`.
 
     `task` and `output` are what the library calls the encoder's task and what it gives (`last_hidden_state` or
-    `logits`). ExportError names the file and the key of a setting that is not known here.
+    `logits`); `always` are prompts that it knows whatever the files say. ExportError names the file and the key of a
+    setting that is not known here.
     """
     path, settings = transformer_settings(encoder)
-    prompts, default_prompt_name = read_prompts(directory / PROMPTS)
+    prompts, default_prompt_name = read_prompts(directory / LIBRARY_SETTINGS, always or {})
     if unknown := sorted(settings.keys() - {*READ, *WITHOUT_EFFECT}):
         known = ", ".join(READ)
         raise ExportError(f"{path}: found {', '.join(unknown)}, which changes what texts mean; expected {known}")
@@ -135,10 +138,10 @@ def transformer_settings(encoder: Path) -> tuple[Path, dict[str, Any]]:
     return encoder / TRANSFORMER_SETTINGS[0], {}
 
 
-def read_prompts(path: Path) -> tuple[dict[str, str], str]:
+def read_prompts(path: Path, always: Mapping[str, str]) -> tuple[dict[str, str], str]:
     """The prompts by their names, and the name of the default one. ExportError if it names none of them."""
     config = read_json(path)
-    prompts = {name: prompt or "" for name, prompt in {**ALWAYS, **(config.get("prompts") or {})}.items()}
+    prompts = {name: prompt or "" for name, prompt in {**always, **(config.get("prompts") or {})}.items()}
     default = config.get("default_prompt_name")
     if default is not None and default not in prompts:
         known = ", ".join(prompts) or "nothing"

@@ -9,7 +9,7 @@ safetensors, and nothing of tokenizers, images or serving.
 
 from models.checkpoints.configs import architecture, configuration, guessed, labels, published_config
 from models.checkpoints.errors import CheckpointError
-from models.checkpoints.files import read, save
+from models.checkpoints.files import read, save, tensors_in
 from models.checkpoints.weights import load, published
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "published_config",
     "read",
     "save",
+    "tensors_in",
 ]

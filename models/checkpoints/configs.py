@@ -15,10 +15,11 @@ from models.checkpoints.layout import POSITION_OFFSET
 from models.checkpoints.mixer_configs import MIXERS, check_mixer, mixer, published_mixer
 from models.checkpoints.nanogpt import ARCHITECTURE as NANOGPT
 from models.checkpoints.nanogpt import activation
-from models.config import BertConfig, GptConfig, MixerConfig, StackConfig, VitConfig
+from models.config import BertConfig, GptConfig, MixerConfig, StackConfig, VectorLayer, VitConfig
+from models.heads import POOLINGS
 from models.mlp import ACTIVATIONS
 
-POOLINGS = ("mean", "first-token", "pooler")  # BERT's heads that give an embedding
+POOLER = "pooler"  # BERT's own summary of a text, which counts as a pooling here
 
 # Published architecture: its family and the head that it stands for (an encoder's is the caller's choice).
 ARCHITECTURES: dict[str, tuple[str, str | None]] = {
@@ -113,28 +114,33 @@ EXPECTED: dict[str, dict[str, Any]] = {
 
 
 def configuration(
-    config: Json, *, pooling: str | None = None, normalise: bool = False
+    config: Json, *, pooling: str | Sequence[str] | None = None, layers: Sequence[VectorLayer] = ()
 ) -> tuple[str, BertConfig | GptConfig | VitConfig | MixerConfig]:
     """The published family (bert, roberta, …, mixer) and the sizes that a published `config.json` describes.
 
-    `pooling` makes an encoder of any BERT, RoBERTa or DistilBERT: "mean", "first-token" or "pooler", its vector of
-    length 1 if `normalise`. It is the caller's to say, for `config.json` does not (sentence-transformers keeps it in a
-    file of its own).
+    `pooling` makes an encoder of any BERT, RoBERTa or DistilBERT: "pooler", one of POOLINGS or several to be joined.
+    `layers` follow it. Both are the caller's to say, for `config.json` does not (sentence-transformers keeps them in
+    files of its own).
     """
-    if pooling is not None and pooling not in POOLINGS:
-        raise CheckpointError(f"pooling is {pooling!r}: expected one of {', '.join(POOLINGS)}")
+    poolings = (pooling,) if isinstance(pooling, str) else tuple(pooling or ())
+    if poolings != (POOLER,) and not set(poolings) <= set(POOLINGS):
+        raise CheckpointError(f"pooling is {pooling!r}: expected {POOLER}, or some of {', '.join(POOLINGS)}")
     family, head = architecture(config)
-    if (pooling or normalise) and family not in ENCODERS:
-        raise CheckpointError(f"pooling is {pooling!r}, normalise is {normalise}: expected neither, for {family}")
+    if (poolings or layers) and family not in ENCODERS:
+        raise CheckpointError(f"pooling is {pooling!r}, with {len(layers)} layers: expected neither, for {family}")
+    if layers and not poolings:
+        raise CheckpointError(f"found {len(layers)} layers after the head {head}: expected pooling, there is no vector")
+    if poolings:
+        head = POOLER if poolings == (POOLER,) else "pooling"
     try:
-        ours = READERS[family](config, pooling or head)
+        ours = READERS[family](config, head)
+        if head == "pooling":
+            ours = replace(ours, poolings=poolings)
+        return family, replace(ours, layers=tuple(layers)) if layers else ours
     except CheckpointError:
         raise
     except (ValueError, TypeError) as error:  # a value out of its range, or of the wrong type
         raise CheckpointError(f"config.json: {error}") from error
-    if normalise and not pooling:
-        raise CheckpointError(f"normalise is True for the head {head}: expected pooling, there is no vector")
-    return family, replace(ours, normalise=True) if normalise else ours
 
 
 def architecture(config: Json) -> tuple[str, str | None]:
@@ -171,7 +177,7 @@ def sizes(config: Json, family: str) -> dict[str, Any]:
 
 def bert(config: Json, head: str | None, family: str = "bert") -> BertConfig:
     if head is None:
-        known = ", ".join(POOLINGS)
+        known = ", ".join((POOLER, *POOLINGS))
         name = config["architectures"][0]
         raise CheckpointError(f"config.json: architectures names {name}, an encoder: expected pooling, one of {known}")
     if head == "masked-language":
@@ -188,8 +194,8 @@ def roberta(config: Json, head: str | None) -> BertConfig:
 
 
 def distilbert(config: Json, head: str | None) -> BertConfig:
-    if head == "pooler":
-        raise CheckpointError("pooling is 'pooler': expected mean or first-token, DistilBERT has no pooler")
+    if head == POOLER:
+        raise CheckpointError(f"pooling is 'pooler': expected some of {', '.join(POOLINGS)}, DistilBERT has no pooler")
     return replace(bert(config, head, "distilbert"), segments=0, pooler_activation="relu")
 
 
@@ -239,7 +245,7 @@ def published_config(model: nn.Module, names: Sequence[str] | None = None) -> di
     family = own_family(config)
     published = {key: getattr(config, field) for field, (key, _) in FIELDS[family].items()}
     head = getattr(config, "head", None)
-    wanted = (family, None if head in POOLINGS else head)
+    wanted = (family, None if head in ("pooling", POOLER) else head)
     published["architectures"] = [next(name for name, stands_for in ARCHITECTURES.items() if stands_for == wanted)]
     published["model_type"] = MODEL_TYPES.get(family, family)
     if family == "gpt":

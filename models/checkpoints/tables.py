@@ -18,7 +18,7 @@ from models.checkpoints.layout import (
     patches,
     transposed,
 )
-from models.config import BertConfig, GptConfig, StackConfig, VitConfig
+from models.config import BertConfig, DenseLayer, GptConfig, NormLayer, StackConfig, VitConfig
 
 # fmt: off
 BERT = Layout(
@@ -56,8 +56,7 @@ BERT_HEADS = {
         *layer("head.classes",                    "classifier"),
     ),
     "pooler":      layer("head.dense",            "pooler.dense"),
-    "mean":        (),
-    "first-token": (),
+    "pooling":     (),
 }
 ROBERTA = replace(  # BERT in other words at either end
     BERT,
@@ -113,8 +112,7 @@ DISTILBERT_HEADS = {
         *layer("head.pooler.dense",               "pre_classifier"),
         *layer("head.classes",                    "classifier"),
     ),
-    "mean":        (),
-    "first-token": (),
+    "pooling":     (),
 }
 GPT2 = Layout(
     prefix="transformer.",
@@ -203,6 +201,19 @@ LAYOUTS: dict[str, tuple[Layout, Mapping[object, tuple[Row, ...]]]] = {
 }
 
 
+def vector_rows(config: BertConfig) -> tuple[Row, ...]:
+    """The tensors of the layers on a text's vector: by our own names, for they are published in files of their own."""
+    names: list[str] = []
+    for number, (found, width) in enumerate(zip(config.layers, config.vector_widths, strict=False)):
+        match found:
+            case DenseLayer():
+                names += [f"layers.{number}.linear.weight", *([f"layers.{number}.linear.bias"] * found.bias)]
+                names += [f"layers.{number}.residual.weight"] * (found.residual and found.width != width)
+            case NormLayer():
+                names += [f"layers.{number}.norm.weight", f"layers.{number}.norm.bias"]
+    return tuple(Row((name,), name) for name in names)
+
+
 def layout(family: str, config: StackConfig) -> Layout:
     """How `family` publishes the model that `config` describes."""
     names, heads = LAYOUTS[family]
@@ -213,9 +224,10 @@ def layout(family: str, config: StackConfig) -> Layout:
             raise CheckpointError(f"{config} has no published layout: expected one class token")
         case GptConfig(mlp_width=0):
             raise CheckpointError(f"{config} has no published layout: expected MLPs")
-        case BertConfig(head="mean" | "first-token" | "pooler"):  # the file may have another head: it is not read
+        case BertConfig(head="pooling" | "pooler"):  # the file may have another head: it is not read
             unused = (*names.unused, *(f"{beginning}*" for beginning in names.unprefixed))
-            return replace(names, rows=names.rows + heads[config.head], copies=(), unused=unused, bare=True)
+            rows = names.rows + heads[config.head] + vector_rows(config)
+            return replace(names, rows=rows, copies=(), unused=unused, bare=True)
         case BertConfig():
             return replace(names, rows=names.rows + heads[config.head])
         case VitConfig():

@@ -3,7 +3,7 @@
 Everything that is wrong with a set of tensors is said at once, name by name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from models.checkpoints.files import read
 from models.checkpoints.layout import Layout, Row
 from models.checkpoints.resize import resized
 from models.checkpoints.tables import layout
-from models.config import BertConfig, GptConfig, MixerConfig, StackConfig, VitConfig
+from models.config import BertConfig, GptConfig, MixerConfig, StackConfig, VectorLayer, VitConfig
 from models.gpt import Gpt
 from models.mixer import Mixer
 from models.vit import Vit
@@ -33,17 +33,17 @@ MODELS: dict[type[StackConfig], type[nn.Module]] = {
 def load(
     source: str | Path | tuple[Json, Mapping[str, Tensor]],
     *,
-    pooling: str | None = None,
-    normalise: bool = False,
+    pooling: str | Sequence[str] | None = None,
+    layers: Sequence[VectorLayer] = (),
     image_size: int | None = None,
 ) -> nn.Module:
     """The model in a directory or a file (see `read`), or given as (config, tensors): in fp32, ready to be asked.
 
-    `pooling` and `normalise` are for encoders of texts: see `configuration`. `image_size`, in pixels, is for a ViT that
+    `pooling` and `layers` are for encoders of texts: see `configuration`. `image_size`, in pixels, is for a ViT that
     is to look at images of another size than it was trained on.
     """
     published, tensors = read(source) if isinstance(source, str | Path) else source
-    family, config = configuration(published, pooling=pooling, normalise=normalise)
+    family, config = configuration(published, pooling=pooling, layers=layers)
     model, names = unfilled(config), layout(family, config)
     tensors = matched(model, names, tensors)
     model.to_empty(device="cpu")

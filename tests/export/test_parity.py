@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from export import cases, decode, exporter, graph, parity
 from export.errors import ExportError, ParityError
-from export.inputs import pooling
+from export.inputs import text_model
 from export.precisions import PRECISIONS
 from export.recipes import GptRecipe, Recipe, recipe_for
 from export.runtime import Runtime
@@ -42,8 +42,7 @@ def references(recipe: Recipe) -> graph.References:
 
 
 def recipe_of(directory: Path) -> Recipe:
-    pooled = pooling.read(directory)
-    return recipe_for(load(directory, pooling=pooled.pooling))
+    return recipe_for(load(directory, pooling=text_model.read(directory).poolings))
 
 
 def tampered(path: Path, to: Path, change: Callable[[onnx.GraphProto], None]) -> Path:

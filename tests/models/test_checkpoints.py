@@ -21,11 +21,19 @@ from transformers import (
 
 from models import AttentionOnly, Bert, Gpt, Mixer, MixerConfig, Vit
 from models.checkpoints import CheckpointError, configuration, labels, load, published, published_config, save
-from models.config import BERT_PRESETS, GPT_PRESETS, MIXER_PRESETS, VIT_PRESETS
+from models.config import (
+    BERT_PRESETS,
+    GPT_PRESETS,
+    MIXER_PRESETS,
+    VIT_PRESETS,
+    DenseLayer,
+    NormaliseLayer,
+    NormLayer,
+)
 
 Checkpoint = tuple[dict[str, Any], dict[str, Tensor]]
 MASKED, GPT, VIT, MIXER = (presets["tiny"] for presets in (BERT_PRESETS, GPT_PRESETS, VIT_PRESETS, MIXER_PRESETS))
-CLASSIFIER, ENCODER = replace(MASKED, head="classifier", classes=3), replace(MASKED, head="mean")
+CLASSIFIER, ENCODER = replace(MASKED, head="classifier", classes=3), replace(MASKED, head="pooling")
 
 
 @pytest.fixture
@@ -67,12 +75,14 @@ def test_what_is_saved_is_loaded(
     assert not loaded.training
 
 
-@pytest.mark.parametrize("head", ["mean", "first-token", "pooler"])
-def test_encoders_come_back_with_the_pooling_that_the_caller_names(
-    head: str, randomised: Callable[[nn.Module], nn.Module]
+@pytest.mark.parametrize("pooling", [("mean",), ("max", "first-token"), "pooler"])
+def test_encoders_come_back_with_the_pooling_and_the_layers_that_the_caller_names(
+    pooling: str | tuple[str, ...], randomised: Callable[[nn.Module], nn.Module]
 ) -> None:
-    model = randomised(Bert(replace(MASKED, head=head, normalise=True)))
-    assert_same(load((published_config(model), published(model)), pooling=head, normalise=True), model)
+    layers = (NormLayer(), DenseLayer(width=32), DenseLayer(width=48, residual=True, bias=False), NormaliseLayer())
+    head = {"head": "pooler"} if pooling == "pooler" else {"head": "pooling", "poolings": pooling}
+    model = randomised(Bert(replace(MASKED, **head, layers=layers)))
+    assert_same(load((published_config(model), published(model)), pooling=pooling, layers=layers), model)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +297,7 @@ def mixer_with(**arguments: object) -> dict[str, object]:
     ("bert",  ROBERTA | {"hidden_act": "relu"},            "hidden_act is 'relu': expected 'gelu'"),
     ("bert",  ROBERTA | {"max_position_embeddings": 2},    "BertConfig.positions is 0: expected a whole number"),
     ("bert",  DISTILBERT,                                  "dim is missing"),
-    ("encoder", {},                                        "architectures names BertModel, an encoder: expected pooling, one of mean, first-token, pooler"),  # noqa: E501
+    ("encoder", {},                                        "architectures names BertModel, an encoder: expected pooling, one of pooler, first-token, max, mean"),  # noqa: E501
     ("classifier", {"id2label": {"0": "a", "2": "b"}},     "labels are numbered 0, 2: expected 0 to 1"),
     ("gpt",   {"activation_function": "swish"},            "activation_function is 'swish': expected one of gelu"),
     ("gpt",   {"scale_attn_weights": False},               "scale_attn_weights is False: expected True"),
@@ -311,13 +321,13 @@ def test_what_would_compute_something_else_is_refused(base: str, change: dict[st
         load(({**PUBLISHED[base], **change}, {}))
 
 
-def test_a_pooling_is_one_of_three_and_for_bert_alone() -> None:
-    with pytest.raises(CheckpointError, match="pooling is 'max': expected one of mean, first-token, pooler"):
-        configuration(PUBLISHED["encoder"], pooling="max")
-    with pytest.raises(CheckpointError, match="pooling is 'mean', normalise is False: expected neither, for gpt"):
+def test_poolings_are_known_ones_and_for_bert_alone() -> None:
+    with pytest.raises(CheckpointError, match="pooling is 'min': expected pooler, or some of first-token, max, mean"):
+        configuration(PUBLISHED["encoder"], pooling="min")
+    with pytest.raises(CheckpointError, match="pooling is 'mean', with 0 layers: expected neither, for gpt"):
         configuration(PUBLISHED["gpt"], pooling="mean")
-    with pytest.raises(CheckpointError, match="normalise is True for the head classifier"):
-        configuration(PUBLISHED["classifier"], normalise=True)
+    with pytest.raises(CheckpointError, match="found 1 layers after the head classifier: expected pooling"):
+        configuration(PUBLISHED["classifier"], layers=[NormaliseLayer()])
 
 
 def test_only_positions_of_patches_can_be_interpolated(checkpoint: Callable[..., Checkpoint]) -> None:
@@ -330,7 +340,7 @@ def test_only_positions_of_patches_can_be_interpolated(checkpoint: Callable[...,
 
 def test_distilbert_has_no_pooler() -> None:
     sizes = {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 96, "vocab_size": 9, "max_position_embeddings": 8}
-    with pytest.raises(CheckpointError, match="pooling is 'pooler': expected mean or first-token, DistilBERT has no"):
+    with pytest.raises(CheckpointError, match="pooling is 'pooler': expected some of .*, DistilBERT has no"):
         configuration({"architectures": ["DistilBertModel"], **sizes}, pooling="pooler")
 
 

@@ -26,7 +26,7 @@ TINY_BERT, TINY_GPT, TINY_VIT, TINY_MIXER = (
     (TINY_GPT,   "norm_epsilon",    0.0,       "expected a number, more than 0"),
     (TINY_GPT,   "norm_epsilon",    "1e-5",    "expected a number, more than 0"),
     (TINY_GPT,   "activation",      "swish",   "expected one of gelu, gelu_new, gelu_pytorch_tanh, relu"),
-    (TINY_BERT,  "head",            "oracle",  "expected one of masked-language, classifier, mean, first-token"),
+    (TINY_BERT,  "head",            "oracle",  "expected one of masked-language, classifier, pooling, pooler"),
 ])
 # fmt: on
 def test_a_field_out_of_its_range_is_refused(config: StackConfig, field: str, value: object, expected: str) -> None:

@@ -8,7 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from models import AttentionOnly, Bert, Gpt, Mixer, Vit
-from models.config import BERT_HEADS, BERT_PRESETS, GPT_PRESETS, MIXER_PRESETS, VIT_PRESETS, GptConfig
+from models.config import (
+    BERT_HEADS,
+    BERT_PRESETS,
+    GPT_PRESETS,
+    MIXER_PRESETS,
+    VIT_PRESETS,
+    DenseLayer,
+    GptConfig,
+    NormaliseLayer,
+)
+from models.heads import POOLINGS, Pooling
 
 Randomised = Callable[[nn.Module], nn.Module]
 TINY_BERT, TINY_GPT = BERT_PRESETS["tiny"], GPT_PRESETS["tiny"]
@@ -80,10 +90,27 @@ def test_gpt_goes_by_the_positions_it_is_told(randomised: Randomised) -> None:
     assert not torch.equal(model(text), model(text, torch.arange(1, 7)[None]))
 
 
-@pytest.mark.parametrize("head", ["mean", "first-token", "pooler"])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_each_pooling_reads_the_real_tokens_alone(pooling: str) -> None:
+    x, lengths, positions = torch.randn(3, 7, 64), torch.tensor([7, 4, 1]), torch.arange(7)[None]
+    found = Pooling((pooling, "max"))(x, lengths, positions)
+    assert found.shape == (3, 128)
+    for row, vector, length in zip(x, found, lengths.tolist(), strict=True):
+        (alone,) = Pooling((pooling, "max"))(row[None, :length], torch.tensor([length]), torch.arange(length)[None])
+        torch.testing.assert_close(vector, alone)
+
+
+def test_the_weights_of_a_long_text_fit_fp16() -> None:
+    x, lengths, positions = torch.randn(1, 512, 8), torch.tensor([512]), torch.arange(512)[None]
+    for pooling in POOLINGS:
+        in_fp16 = Pooling((pooling,))(x.half(), lengths, positions)
+        torch.testing.assert_close(in_fp16.float(), Pooling((pooling,))(x, lengths, positions), atol=2e-3, rtol=5e-3)
+
+
+@pytest.mark.parametrize("head", ["pooling", "pooler"])
 def test_normalised_embeddings_have_length_one_and_the_same_direction(head: str, randomised: Randomised) -> None:
     model = randomised(Bert(replace(TINY_BERT, head=head)))
-    normalised = Bert(replace(TINY_BERT, head=head, normalise=True)).eval()
+    normalised = Bert(replace(TINY_BERT, head=head, layers=(NormaliseLayer(),))).eval()
     normalised.load_state_dict(model.state_dict())
     text, lengths = words(2, 8), torch.tensor([8, 3])
     plain, embedding = model(text, lengths), normalised(text, lengths)
@@ -96,7 +123,7 @@ def test_normalised_embeddings_have_length_one_and_the_same_direction(head: str,
     [
         (Bert(TINY_BERT), (2, 6, 512)),
         (Bert(replace(TINY_BERT, head="classifier", classes=3)), (2, 3)),
-        (Bert(replace(TINY_BERT, head="mean")), (2, 64)),
+        (Bert(replace(TINY_BERT, head="pooling", layers=(DenseLayer(width=9),))), (2, 9)),
         (Gpt(TINY_GPT), (2, 6, 512)),
         (AttentionOnly(TINY_GPT), (2, 6, 512)),
     ],

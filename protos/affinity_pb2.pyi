@@ -547,7 +547,7 @@ class ClassifyImageRequest(_message.Message):
     """1 is the highest; 5 if left out"""
     @_builtins.property
     def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """files: JPEG, PNG, WebP, GIF (its first frame)"""
+        """files: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF (the first frame)"""
 
     def __init__(
         self,

@@ -97,7 +97,7 @@ class Client:
     def classify_image(
         self, images: Sequence[bytes], *, model: str = "", top_k: int | None = None, function_to_apply: str = ""
     ) -> list[pb.Classification]:
-        """The likeliest classes of each image: contents of JPEG, PNG, WebP or GIF files.
+        """The likeliest classes of each image: contents of JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF files.
 
         `function_to_apply` makes scores of logits: softmax, sigmoid, none; the model's own if empty.
         """

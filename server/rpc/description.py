@@ -5,7 +5,8 @@ import json
 from google.protobuf.json_format import MessageToDict
 
 from protos import affinity_pb2 as pb
-from server.image_files import FORMATS, MAX_PIXELS
+from server.image_files import FORMATS
+from server.image_limits import MAX_PIXELS
 from server.repository import Model
 from server.tasks.fill_mask import FillMask
 

@@ -10,7 +10,8 @@ from server.artifact import Artifact
 from server.batching.batcher import Batcher
 from server.batching.rows import ImageRow
 from server.errors import InvalidRequest
-from server.image_files import MAX_PIXELS, Header
+from server.image_files import Header
+from server.image_limits import MAX_PIXELS
 from server.image_pool import ImagePool
 from server.images import ImageDecoder
 from server.tasks.classes import Class, check_classes, ranked, scores_of

@@ -16,7 +16,8 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from protos.manifest_pb2 import ImageInput, Size
 from server.errors import InvalidRequest
-from server.image_files import MAX_JPEG_PIXELS, MAX_PIXELS, MAX_SIDE, read_header
+from server.image_files import read_header
+from server.image_limits import MAX_JPEG_PIXELS, MAX_PIXELS, MAX_SIDE
 from server.images import ImageDecoder
 from tests.serving import ROOT
 
@@ -77,6 +78,27 @@ FILES = {
     "moving png": file_of(picture(), save_all=True, append_images=[picture(seed=1)]),
     "several pictures": file_of(picture(), "MPO", save_all=True, append_images=[picture(seed=1)]),
     "webp with alpha": file_of(picture(mode="RGBA"), "WEBP"),
+    "bmp": file_of(picture(), "BMP"),
+    "grey bmp": file_of(picture(mode="L"), "BMP"),
+    "black and white bmp": file_of(picture(mode="1"), "BMP"),
+    "palette bmp": file_of(picture().quantize(17), "BMP"),
+    "tiff": file_of(picture(), "TIFF"),
+    "large tiff": file_of(picture(), "TIFF", big_tiff=True),
+    "tiff of runs": file_of(picture(mode="L"), "TIFF", compression="packbits"),
+    "tiff with alpha": file_of(picture(mode="RGBA"), "TIFF", compression="tiff_lzw"),
+    "cmyk tiff": file_of(picture(mode="CMYK"), "TIFF", compression="tiff_deflate"),
+    "palette tiff": file_of(picture().quantize(17), "TIFF", compression="tiff_adobe_deflate"),
+    "photograph in a tiff": file_of(picture(), "TIFF", compression="jpeg"),
+    "fax": file_of(picture(mode="1"), "TIFF", compression="group4"),
+    "tiff of 32 bits": file_of(picture(mode="L").convert("I"), "TIFF"),
+    "tiff of numbers with a point": file_of(picture(mode="F"), "TIFF"),
+    "turned tiff": file_of(picture(), "TIFF", exif=TURNED),
+    "tiff of several pages": file_of(picture(), "TIFF", save_all=True, append_images=[picture(seed=1)]),
+    "avif": file_of(picture(), "AVIF", speed=10),
+    "grey avif": file_of(picture(mode="L"), "AVIF", speed=10),
+    "avif with alpha": file_of(picture(mode="RGBA"), "AVIF", speed=10, subsampling="4:4:4"),
+    "turned avif": file_of(picture(), "AVIF", speed=10, exif=TURNED.tobytes()),
+    "moving avif": file_of(picture(), "AVIF", speed=10, save_all=True, append_images=[picture(seed=1)]),
     "one pixel": file_of(picture(1, 1)),
     "a line": file_of(picture(400, 1)),
     "larger": file_of(picture(640, 480)),
@@ -135,9 +157,18 @@ def png_header(width, height):
 @pytest.mark.parametrize(
     ("file", "said"),
     [
-        (b"", "found no bytes, expected a JPEG, PNG, WebP or GIF file"),
+        (b"", "found no bytes, expected a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file"),
         (b"hello", "found 5 bytes that are no image"),
-        (file_of(picture(), "TIFF"), "bytes that are no image"),
+        (file_of(picture(), "PPM"), "found a PPM file, expected a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file"),
+        (file_of(picture(), "ICO", sizes=[(16, 16)]), "found an ICO file"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "found a JPEG 2000 file"),
+        (b"\n" + FILES["jpeg"], "bytes that are no image"),
+        (FILES["bmp"][:-40], "found a broken image"),
+        (FILES["tiff"][:-400], "found a "),
+        (FILES["cmyk tiff"][:-300], "found a "),
+        (FILES["avif"][:-40], "found a broken image"),
+        (b"II*\0" + b"\xff" * 20, "found a TIFF file that ends before its directory"),
+        (b"\0\0\0\x18ftypheic" + bytes(100), "bytes that are no image"),
         (FILES["png"][:-40], "found a broken image"),
         (FILES["jpeg"][:-200], "found a broken image"),
         (FILES["webp"][:-40], "found "),
@@ -293,6 +324,94 @@ def test_of_a_hundred_thousand_frames_one_is_read():
     start = file.index(b",")
     frame = file[start:-1]
     assert decoder().decode(file[:-1] + frame * 100_000 + file[-1:]).shape == (3, 32, 32)
+
+
+def tiff(width, height, *more, pixels=b"\0" * 90, compression=1, strips=1):
+    """A TIFF in RGB, little-endian, whose strips all lie in one place. `more` entries: tag, type, count, value."""
+    short, long, at = 3, 4, 8
+    pointers = at + len(pixels) + 6
+    entries = [
+        (256, long, 1, width),
+        (257, long, 1, height),
+        (258, short, 3, at + len(pixels)),
+        (259, short, 1, compression),
+        (262, short, 1, 2),
+        (273, long, strips, at if strips == 1 else pointers),
+        (277, short, 1, 3),
+        (278, long, 1, -(-height // strips)),
+        (279, long, strips, len(pixels) if strips == 1 else pointers + 4 * strips),
+    ]
+    tables = b"" if strips == 1 else struct.pack("<L", at) * strips + struct.pack("<L", len(pixels)) * strips
+    directory = b"".join(struct.pack("<HHLL", *entry) for entry in sorted([*entries, *more]))
+    body = pixels + struct.pack("<HHH", 8, 8, 8) + tables
+    count = struct.pack("<H", len(entries) + len(more))
+    return b"II*\0" + struct.pack("<L", at + len(body)) + body + count + directory + bytes(4)
+
+
+def bmp(width, height, data, *, bits=8, runs=0):
+    """A BMP with a palette of many colours; a height below 0 puts the first row at the top."""
+    palette = b"".join(bytes([i, i * 7 % 256, i, 0]) for i in range(1 << bits))
+    header = struct.pack("<LllHHLLllLL", 40, width, height, 1, bits, runs, len(data), 0, 0, 1 << bits, 0)
+    start = 14 + len(header) + len(palette)
+    return b"BM" + struct.pack("<LHHL", start + len(data), 0, 0, start) + header + palette + data
+
+
+def test_a_bmp_may_begin_at_the_top_and_be_packed_in_runs():
+    rows = [bytes([row * 20 % 256]) * 8 for row in range(12)]
+    bottom_up = bmp(8, 12, b"".join(reversed(rows)))
+    top_down = bmp(8, -12, b"".join(rows))
+    runs = bmp(8, 12, b"".join(bytes([8, row[0], 0, 0]) for row in reversed(rows)) + b"\0\1", runs=1)
+    for file in (bottom_up, top_down, runs):
+        found = decoder().decode(file)
+        assert np.abs(found - expected(file)).max() <= 1e-6
+        assert np.abs(found - expected(bottom_up)).max() <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        (bmp(2**31 - 1, 2**31 - 1, b""), "found 2147483647 x 2147483647 pixels"),
+        (bmp(8000, 7000, b"\0\1", runs=1), "found 8000 x 7000 pixels"),
+        (bmp(6000, 7000, b"\0\1", runs=1), "found 42000000 pixels in runs of .* bytes, expected at most 2100000"),
+        (bmp(1000, 1000, b"\0\2\0\0" * 400_000, runs=1), "found 1000000 pixels in runs of 1601078 bytes"),
+        (b"BM" + bytes(12) + b"\xff" * 100, "found a broken image"),
+        (tiff(2**31, 2**31), "found 2147483648 x 2147483648 pixels"),
+        (tiff(10, 65_537), "found 10 x 65537 pixels"),
+        (tiff(1, 50_000, strips=50_000), "found 50000 strips or tiles, expected at most 32768"),
+        (tiff(500, 30_000, pixels=bytes(1500), strips=30_000), "read in more than"),
+        (
+            tiff(500, 30_000, pixels=zlib.compress(bytes(500_000)), strips=30_000, compression=8),
+            "bytes in strips or tiles of a file of",
+        ),
+        (tiff(9, 9, *((tag, 1, 1_000_000, 8) for tag in range(40_000, 42_000))), "found 2009 entries in a TIFF"),
+        (tiff(9, 9, (322, 4, 1, 65_520), (323, 4, 1, 65_520), compression=8), "found tiles of 4292870400 pixels"),
+        (file_of(picture(), "TIFF", compression="lzma"), "found a TIFF file in compression lzma, expected one of raw"),
+        (file_of(picture(), "TIFF", compression="zstd"), "found a TIFF file in compression zstd"),
+        (
+            tiff(7000, 7000, pixels=FILES["progressive"] + b"\xff\xda" * 100, compression=7),
+            "scans of 49000000 pixels, expected 1000000000 over all scans",
+        ),
+        (FILES["avif"].replace(b"ispe" + bytes(4), b"ispe" + bytes(4) + b"\0\0\xea\x60" * 2, 1), "a broken image"),
+    ],
+    ids=range(16),
+)
+def test_new_forms_are_bounded_in_the_same_way(file, said):
+    with pytest.raises(InvalidRequest, match=said):
+        decoder().decode(file)
+
+
+def test_of_tens_of_thousands_of_pages_one_is_read():
+    one = tiff(5, 6)
+    (start,) = struct.unpack_from("<L", one, 4)
+    directory = one[start:-4]
+    size = len(directory) + 4
+    pages = b"".join(directory + struct.pack("<L", start + n * size) for n in range(1, 50_000)) + directory + bytes(4)
+    assert decoder().decode(one[:start] + pages).shape == (3, 32, 32)
+
+
+def test_what_unpacks_to_more_than_the_picture_is_unpacked_as_far_as_it_goes():
+    bomb = zlib.compress(bytes(100_000_000))
+    assert decoder().decode(tiff(70, 70, pixels=bomb, compression=8)).shape == (3, 32, 32)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of damaged EXIF data

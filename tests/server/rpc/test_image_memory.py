@@ -12,7 +12,12 @@ from PIL import Image
 
 from protos import affinity_pb2 as pb
 from protos.affinity_pb2_grpc import AffinityStub
-from server.image_files import BYTES_PER_PIXEL, WEBP_BYTES_PER_PIXEL
+from server.image_files import (
+    AVIF_BYTES_PER_PIXEL,
+    BYTES_PER_PIXEL,
+    TIFF_BYTES_PER_PIXEL,
+    WEBP_BYTES_PER_PIXEL,
+)
 from tests.serving import served
 
 PIXELS = 3000 * 2000
@@ -49,7 +54,8 @@ def bomb(form):
         chunk = b"VP8L" + struct.pack("<I", len(data)) + data
         return b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk
     file = io.BytesIO()
-    Image.new("RGB", (3000, 2000)).save(file, form)
+    options = {"TIFF": {"compression": "tiff_deflate"}, "AVIF": {"speed": 10}}.get(form, {})
+    Image.new("1" if form == "BMP" else "RGB", (3000, 2000)).save(file, form, **options)
     return file.getvalue()
 
 
@@ -70,6 +76,9 @@ def forget_peak(process):
         ("JPEG", BYTES_PER_PIXEL),
         ("GIF", BYTES_PER_PIXEL),
         ("WEBP", WEBP_BYTES_PER_PIXEL),
+        ("BMP", BYTES_PER_PIXEL),
+        ("TIFF", TIFF_BYTES_PER_PIXEL),
+        ("AVIF", AVIF_BYTES_PER_PIXEL),
     ],
 )
 def test_decoding_takes_memory_for_as_many_images_as_there_are_threads(server_on_one_cpu, form, bytes_per_pixel):

@@ -275,7 +275,7 @@ KNOWN = {
         "labels": [f"digit {number}" for number in range(10)],
         "image_height": 32,
         "image_width": 32,
-        "image_formats": ["JPEG", "PNG", "WEBP", "GIF"],
+        "image_formats": ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"],
     },
 }
 

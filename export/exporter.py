@@ -12,7 +12,7 @@ from safetensors.numpy import save as serialised
 from export import artifact, calibration, cases, decode, graph, held_out
 from export.cases import Arrays, Case
 from export.errors import ExportError
-from export.inputs import image_processor, text_model, tokenizer
+from export.inputs import golden_images, image_processor, text_model, tokenizer
 from export.inputs.text_model import TextModel
 from export.precisions import Precision
 from export.progress import Progress
@@ -20,7 +20,7 @@ from export.recipes import BertRecipe, GptRecipe, ImageRecipe, Recipe, recipe_fo
 from export.sources import Source
 from models import MixerConfig, VitConfig, checkpoints
 from models.checkpoints import CheckpointError, configuration, guessed, labels, load
-from protos.artifact import FORMAT_VERSION, GOLDEN_TENSORS, TOKENIZER
+from protos.artifact import FORMAT_VERSION, GOLDEN_IMAGES, GOLDEN_TENSORS, TOKENIZER
 from protos.manifest_pb2 import CacheLayout, Calibration, Manifest
 from protos.manifest_pb2 import Source as SourceMessage
 
@@ -118,8 +118,9 @@ def read_image_input(
     assert source.directory is not None, "an image model is a directory: this is a bug"
     assert isinstance(trained, VitConfig | MixerConfig), "an image model has a size: this is a bug"
     sizes = {"image_size": recipe.config.image_size, "trained": trained.image_size}
-    manifest.image.CopyFrom(image_processor.read(source.directory, channels=recipe.config.channels, **sizes))
-    return LoadedSource(recipe, manifest)
+    found = image_processor.read(source.directory, channels=recipe.config.channels, **sizes)
+    manifest.image.CopyFrom(found.manifest)
+    return LoadedSource(recipe, manifest, files={GOLDEN_IMAGES: golden_images.made(found)}, remarks=found.remarks)
 
 
 def read_text_input(

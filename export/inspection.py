@@ -14,7 +14,7 @@ from google.protobuf.json_format import MessageToDict, Parse, ParseError
 from google.protobuf.message import DecodeError
 from safetensors.numpy import load_file
 
-from export import artifact
+from export import artifact, golden_inputs
 from export.errors import ExportError, ParityError
 from protos.artifact import FORMAT_VERSION, GOLDEN_TENSORS, MANIFEST
 from protos.manifest_pb2 import Graph, Manifest
@@ -49,6 +49,8 @@ def inspect(directory: Path) -> Account:
     for graph in account["graphs"]:
         loaded = nodes_of(directory / graph["file"])
         graph["nodes"] = dict(Counter(loaded).most_common())
+    if manifest.HasField("image"):
+        account["golden_images"] = golden_inputs.count_images(directory)
     return account
 
 
@@ -70,6 +72,8 @@ def described(account: Account) -> list[str]:
         "  made with " + ", ".join(f"{name} {version}" for name, version in sorted(tools.items())),
     ]
     lines += [f"  {path}: {size / MILLION:.1f} MB" for path, size in sizes.items()]
+    if "golden_images" in account:
+        lines.append(f"  {account['golden_images']} golden images, as transformers prepares them")
     for graph in account["graphs"]:
         nodes, traced = graph["nodes"], graph["traced_nodes"]
         head = f" (head {graph['head_precision']})" if graph["head_precision"] else ""
@@ -114,16 +118,25 @@ def verify(directory: Path) -> Account:
             raise ExportError(f"{path}: found other contents, expected those of sha256 {file.sha256[:12]}…")
     tensors = load_file(directory / GOLDEN_TENSORS)
     graphs = [measured(directory, graph, tensors) for graph in manifest.graphs]
-    return {"name": manifest.name, "version": manifest.version, "files": len(manifest.files), "graphs": graphs}
+    account = {"name": manifest.name, "version": manifest.version, "files": len(manifest.files), "graphs": graphs}
+    if manifest.HasField("image"):
+        from export.inputs import golden_images  # brings transformers with it
+
+        account |= golden_images.verify(golden_inputs.images(directory), manifest.image)
+    return account
 
 
 def verified(account: Account) -> list[str]:
     """What `verify` found, for a reader."""
-    return [f"{account['name']} {account['version']}: all {account['files']} files are as they were exported"] + [
-        f"  {graph['target']} {graph['precision']}: maximum {graph['maximum']:.1e}, root mean square "
-        f"{graph['root_mean_square']:.1e}, {graph['cases']} cases, {graph['measured_on']}{through_casts(graph)}"
-        for graph in account["graphs"]
-    ]
+    return (
+        [f"{account['name']} {account['version']}: all {account['files']} files are as they were exported"]
+        + [
+            f"  {graph['target']} {graph['precision']}: maximum {graph['maximum']:.1e}, root mean square "
+            f"{graph['root_mean_square']:.1e}, {graph['cases']} cases, {graph['measured_on']}{through_casts(graph)}"
+            for graph in account["graphs"]
+        ]
+        + golden_inputs.verified(account)
+    )
 
 
 def through_casts(graph: Account) -> str:

@@ -21,6 +21,7 @@ MODEL = (
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",
+    "processor_config.json",
     *TRANSFORMER_SETTINGS,
 )
 BESIDE = (  # the model, in the directory itself, wherever its encoder lies

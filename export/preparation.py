@@ -1,7 +1,7 @@
 """From texts and pictures to a graph's inputs, as the server will make them: tokens padded on the right, pixels."""
 
 from collections.abc import Iterator, Sequence
-from math import ceil, inf
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from tokenizers import Encoding, Tokenizer
 
 from export.cases import Arrays
 from export.errors import ExportError
+from export.inputs.image_steps import pixel_values
 from export.recipes import BertRecipe, GptRecipe
 from protos.manifest_pb2 import ImageInput, TextInput
 
@@ -70,41 +71,4 @@ def real(arrays: Arrays) -> NDArray[np.bool_]:
 
 def pixels(pictures: Sequence[Image.Image], image: ImageInput) -> Arrays:
     """Pictures in RGB as `pixel_values` (b, channels, h, w). ExportError if one has a size that no resizing mends."""
-    return {"pixel_values": np.stack([one(picture, image) for picture in pictures])}
-
-
-def one(picture: Image.Image, image: ImageInput) -> NDArray[np.float32]:
-    """Resize, centre crop, rescale, normalise: see the manifest."""
-    if image.HasField("resize"):
-        picture = picture.resize(target(picture, image), Image.Resampling[(image.resample or "bilinear").upper()])
-    values = np.asarray(picture)  # (h, w, 3)
-    if image.HasField("crop"):
-        values = cropped(values, image.crop.height, image.crop.width)
-    if values.shape[:2] != (image.height, image.width):
-        found = f"{values.shape[1]} × {values.shape[0]}"
-        raise ExportError(f"an image: found {found} pixels, expected {image.width} × {image.height}")
-    result = values.transpose(2, 0, 1).astype(np.float32)  # (3, h, w)
-    if image.HasField("rescale"):
-        result *= np.float32(image.rescale)
-    if image.mean:
-        mean, deviation = (np.array(part, np.float32).reshape(-1, 1, 1) for part in (image.mean, image.deviation))
-        result = (result - mean) / deviation
-    return result
-
-
-def target(picture: Image.Image, image: ImageInput) -> tuple[int, int]:
-    """Width and height to resize to."""
-    if not image.resize.HasField("shortest_edge"):
-        return image.resize.width, image.resize.height
-    short, long = sorted(picture.size)
-    edges = image.resize.shortest_edge, int(image.resize.shortest_edge * long / short)
-    return edges if picture.width <= picture.height else edges[::-1]
-
-
-def cropped(values: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """The middle of (h, w, 3); black is added around what is too small."""
-    missing = [max(0, wanted - found) for wanted, found in zip((height, width), values.shape[:2], strict=True)]
-    around = [(ceil(pixels / 2), pixels - ceil(pixels / 2)) for pixels in missing]
-    values = np.pad(values, [*around, (0, 0)])
-    top, left = (values.shape[0] - height) // 2, (values.shape[1] - width) // 2
-    return values[top : top + height, left : left + width]
+    return {"pixel_values": np.stack([pixel_values(picture, image) for picture in pictures])}

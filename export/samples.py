@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from export.errors import ExportError
 
 MOST = 64  # inputs of a file that are looked at: the first ones
-IMAGES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
 
 def texts(path: Path, most: int = MOST) -> list[str]:
@@ -43,12 +43,13 @@ def image_files(path: Path) -> list[Path]:
 
 
 def picture(path: Path) -> Image.Image:
-    """An image file in RGB. ExportError if it is none."""
+    """An image file upright and in RGB, as a request's is read. ExportError if it is none."""
+    from export.inputs.image_steps import loaded  # brings torch with it
+
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        return loaded(path)
     except UnidentifiedImageError as error:
-        raise ExportError(f"{path}: found no image, expected JPEG, PNG or WebP") from error
+        raise ExportError(f"{path}: found no image, expected JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF") from error
     except OSError as error:
         raise ExportError(f"{path}: {error.strerror or error}, expected an image") from error
 

@@ -533,7 +533,7 @@ Global___GoldenText: _TypeAlias = GoldenText  # noqa: Y015
 
 @_typing.final
 class ImageInput(_message.Message):
-    """From an image file to `pixel_values`, in this order: RGB, resize, centre crop, rescale, normalise."""
+    """From an image file to `pixel_values`, in this order: upright, RGB, resize, centre crop, rescale, normalise, pad."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -545,22 +545,35 @@ class ImageInput(_message.Message):
     RESCALE_FIELD_NUMBER: _builtins.int
     MEAN_FIELD_NUMBER: _builtins.int
     DEVIATION_FIELD_NUMBER: _builtins.int
+    WHITE_FOR_TRANSPARENT_FIELD_NUMBER: _builtins.int
+    CROP_HALF_TO_EVEN_FIELD_NUMBER: _builtins.int
+    PAD_FIELD_NUMBER: _builtins.int
     height: _builtins.int
     """of pixel_values"""
     width: _builtins.int
     resample: _builtins.str
     """nearest, box, bilinear, hamming, bicubic, lanczos"""
     rescale: _builtins.float
+    white_for_transparent: _builtins.bool
+    """the colour that a file declares transparent is shown as white, otherwise as it is"""
+    crop_half_to_even: _builtins.bool
+    """half a pixel of a crop's offset goes to the even side, otherwise it is dropped"""
     @_builtins.property
     def resize(self) -> Global___Size: ...
     @_builtins.property
-    def crop(self) -> Global___Size: ...
+    def crop(self) -> Global___Size:
+        """height and width; black is added around a smaller image"""
+
     @_builtins.property
     def mean(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """by channel; empty: not normalised"""
 
     @_builtins.property
     def deviation(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def pad(self) -> Global___Size:
+        """height and width; zeros are added below and on the right"""
+
     def __init__(
         self,
         *,
@@ -572,19 +585,26 @@ class ImageInput(_message.Message):
         rescale: _builtins.float | None = ...,
         mean: _abc.Iterable[_builtins.float] | None = ...,
         deviation: _abc.Iterable[_builtins.float] | None = ...,
+        white_for_transparent: _builtins.bool = ...,
+        crop_half_to_even: _builtins.bool = ...,
+        pad: Global___Size | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_crop", b"_crop", "_rescale", b"_rescale", "_resize", b"_resize", "crop", b"crop", "rescale", b"rescale", "resize", b"resize"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_crop", b"_crop", "_pad", b"_pad", "_rescale", b"_rescale", "_resize", b"_resize", "crop", b"crop", "pad", b"pad", "rescale", b"rescale", "resize", b"resize"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crop", b"_crop", "_rescale", b"_rescale", "_resize", b"_resize", "crop", b"crop", "deviation", b"deviation", "height", b"height", "mean", b"mean", "resample", b"resample", "rescale", b"rescale", "resize", b"resize", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crop", b"_crop", "_pad", b"_pad", "_rescale", b"_rescale", "_resize", b"_resize", "crop", b"crop", "crop_half_to_even", b"crop_half_to_even", "deviation", b"deviation", "height", b"height", "mean", b"mean", "pad", b"pad", "resample", b"resample", "rescale", b"rescale", "resize", b"resize", "white_for_transparent", b"white_for_transparent", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__crop: _TypeAlias = _typing.Literal["crop"]  # noqa: Y015
     _WhichOneofArgType__crop: _TypeAlias = _typing.Literal["_crop", b"_crop"]  # noqa: Y015
+    _WhichOneofReturnType__pad: _TypeAlias = _typing.Literal["pad"]  # noqa: Y015
+    _WhichOneofArgType__pad: _TypeAlias = _typing.Literal["_pad", b"_pad"]  # noqa: Y015
     _WhichOneofReturnType__rescale: _TypeAlias = _typing.Literal["rescale"]  # noqa: Y015
     _WhichOneofArgType__rescale: _TypeAlias = _typing.Literal["_rescale", b"_rescale"]  # noqa: Y015
     _WhichOneofReturnType__resize: _TypeAlias = _typing.Literal["resize"]  # noqa: Y015
     _WhichOneofArgType__resize: _TypeAlias = _typing.Literal["_resize", b"_resize"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__crop) -> _WhichOneofReturnType__crop | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pad) -> _WhichOneofReturnType__pad | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__rescale) -> _WhichOneofReturnType__rescale | None: ...
     @_typing.overload
@@ -599,29 +619,37 @@ class Size(_message.Message):
     HEIGHT_FIELD_NUMBER: _builtins.int
     WIDTH_FIELD_NUMBER: _builtins.int
     SHORTEST_EDGE_FIELD_NUMBER: _builtins.int
+    LONGEST_EDGE_FIELD_NUMBER: _builtins.int
     height: _builtins.int
     width: _builtins.int
     shortest_edge: _builtins.int
     """instead of both: the aspect is kept"""
+    longest_edge: _builtins.int
+    """with `shortest_edge`: the longest edge gets no longer than this"""
     def __init__(
         self,
         *,
         height: _builtins.int | None = ...,
         width: _builtins.int | None = ...,
         shortest_edge: _builtins.int | None = ...,
+        longest_edge: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_height", b"_height", "_shortest_edge", b"_shortest_edge", "_width", b"_width", "height", b"height", "shortest_edge", b"shortest_edge", "width", b"width"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_height", b"_height", "_longest_edge", b"_longest_edge", "_shortest_edge", b"_shortest_edge", "_width", b"_width", "height", b"height", "longest_edge", b"longest_edge", "shortest_edge", b"shortest_edge", "width", b"width"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_height", b"_height", "_shortest_edge", b"_shortest_edge", "_width", b"_width", "height", b"height", "shortest_edge", b"shortest_edge", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_height", b"_height", "_longest_edge", b"_longest_edge", "_shortest_edge", b"_shortest_edge", "_width", b"_width", "height", b"height", "longest_edge", b"longest_edge", "shortest_edge", b"shortest_edge", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__height: _TypeAlias = _typing.Literal["height"]  # noqa: Y015
     _WhichOneofArgType__height: _TypeAlias = _typing.Literal["_height", b"_height"]  # noqa: Y015
+    _WhichOneofReturnType__longest_edge: _TypeAlias = _typing.Literal["longest_edge"]  # noqa: Y015
+    _WhichOneofArgType__longest_edge: _TypeAlias = _typing.Literal["_longest_edge", b"_longest_edge"]  # noqa: Y015
     _WhichOneofReturnType__shortest_edge: _TypeAlias = _typing.Literal["shortest_edge"]  # noqa: Y015
     _WhichOneofArgType__shortest_edge: _TypeAlias = _typing.Literal["_shortest_edge", b"_shortest_edge"]  # noqa: Y015
     _WhichOneofReturnType__width: _TypeAlias = _typing.Literal["width"]  # noqa: Y015
     _WhichOneofArgType__width: _TypeAlias = _typing.Literal["_width", b"_width"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__height) -> _WhichOneofReturnType__height | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__longest_edge) -> _WhichOneofReturnType__longest_edge | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__shortest_edge) -> _WhichOneofReturnType__shortest_edge | None: ...
     @_typing.overload

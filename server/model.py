@@ -23,6 +23,7 @@ from server.generation.engine import open_engine
 from server.generation.engines import Engines
 from server.generation.replay import check_decoding
 from server.golden import GoldenInputs, Measured
+from server.golden_images import check_images
 from server.image_pool import ImagePool
 from server.images import ImageDecoder
 from server.observer import Observer
@@ -228,10 +229,12 @@ def _text(make: TextTask, opening: Opening) -> Doors:
 
 def _classify_image(opening: Opening) -> Doors:
     image = opening.artifact.manifest.image
-    batcher = _batcher(opening, tokens_of_a_row=max(1, image.height * image.width // PIXELS_PER_TOKEN))
     decoder = ImageDecoder(image)
+    golden_inputs = check_images(opening.artifact, decoder)
+    batcher = _batcher(opening, tokens_of_a_row=max(1, image.height * image.width // PIXELS_PER_TOKEN))
     task = ClassifyImage(opening.artifact, batcher, decoder, pool=opening.images, prepare=opening.prepare)
-    return Doors(task=task, raw=RawImage(opening.artifact, batcher), parts=(batcher,))
+    raw = RawImage(opening.artifact, batcher)
+    return Doors(task=task, raw=raw, parts=(batcher,), golden_inputs=golden_inputs)
 
 
 def _generate(opening: Opening) -> Doors:

@@ -9,7 +9,8 @@ from models.checkpoints.mixer_configs import mixer
 def labels(config: Json) -> list[str]:
     """The name of each class; LABEL_0, LABEL_1 and so on where the file has none, as transformers calls them."""
     if "architecture" in config:
-        names = config.get("label_names") or (config.get("pretrained_cfg") or {}).get("label_names")
+        pretrained = config.get("pretrained_cfg", config) or {}  # older files have its keys at their top
+        names = config.get("label_names") or pretrained.get("label_names") or pretrained.get("labels")
         count = mixer(config).classes
     else:
         names, count = config.get("id2label"), config.get("num_labels")

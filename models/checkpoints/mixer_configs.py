@@ -58,7 +58,7 @@ def check_mixer(name: Any) -> str:
 
 def trained_with(config: Json) -> dict[str, Any]:
     """What timm takes from outside `model_args`: the input's size and the number of classes."""
-    pretrained = config.get("pretrained_cfg") or {}
+    pretrained = config.get("pretrained_cfg", config) or {}  # older files have its keys at their top
     arguments = {}
     if size := pretrained.get("input_size"):
         arguments = {"in_chans": size[0], "img_size": list(size[1:])}

@@ -103,3 +103,20 @@ def test_list_names_families_and_what_they_need(capsys: pytest.CaptureFixture[st
 def test_the_list_names_every_architecture_that_can_be_loaded() -> None:
     for name, (family, _) in ARCHITECTURES.items():
         assert name in families.FAMILIES[family]
+
+
+def test_golden_images_are_shown_and_checked_again(
+    artifacts: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "1"
+    shutil.copytree(artifacts("vit"), copy)
+    capsys.readouterr()
+    assert main(["inspect", str(copy)]) == 0
+    assert "7 golden images, as transformers prepares them" in capsys.readouterr().out
+    assert main(["verify", str(copy)]) == 0
+    assert "7 golden images: at most 0 grey levels off" in capsys.readouterr().out
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["image"]["resample"] = "nearest"
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["verify", str(copy), "--json"]) == 1
+    assert "golden image 0: found a pixel" in capsys.readouterr().err

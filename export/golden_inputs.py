@@ -1,0 +1,49 @@
+"""The golden images of an artifact that is looked at: how many there are, and the tensors that hold them.
+
+Needs neither torch nor transformers; what they should look like is the concern of `inputs.golden_images`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file
+
+from export.errors import ExportError
+from protos.artifact import GOLDEN_IMAGES
+
+FILE, PIXEL_VALUES = "file", "pixel_values"
+
+
+def count_images(directory: Path) -> int:
+    """How many golden images an artifact has. ExportError if their file cannot be read."""
+    path = directory / GOLDEN_IMAGES
+    try:
+        with safe_open(path, "numpy") as tensors:
+            names: list[str] = tensors.keys()
+            return sum(name.endswith(f"/{FILE}") for name in names)
+    except (OSError, SafetensorError) as error:
+        raise ExportError(f"{path}: found no golden images ({error}), expected some: export again") from error
+
+
+def images(directory: Path) -> list[tuple[bytes, NDArray[Any]]]:
+    """Each file with the pixel values (3, h, w) that were made of it. ExportError if there are none."""
+    path = directory / GOLDEN_IMAGES
+    try:
+        tensors: dict[str, NDArray[Any]] = load_file(path)
+        numbers = range(len(tensors) // 2)
+        found = [(tensors[f"{n}/{FILE}"].tobytes(), tensors[f"{n}/{PIXEL_VALUES}"]) for n in numbers]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ExportError(f"{path}: found no golden images ({error}), expected some: export again") from error
+    if not found or any(values.dtype != np.float32 for _, values in found):
+        raise ExportError(f"{path}: found no golden images in FP32, expected some: export again")
+    return found
+
+
+def verified(account: dict[str, Any]) -> list[str]:
+    """What was found of the golden images, for a reader."""
+    if "golden_images" not in account:
+        return []
+    return [f"  {account['golden_images']} golden images: at most {account['pixel_error']:.2g} grey levels off"]

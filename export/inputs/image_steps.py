@@ -1,0 +1,105 @@
+"""The manifest's account of an image's preprocessing, carried out with transformers' own functions.
+
+Each export proves on the golden images that the account says what the checkpoint's image processor does; from then on
+the account is enough. It also stands for timm's evaluation transform, which is the same few steps: see `timm_layout`.
+"""
+
+import io
+import math
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from transformers import image_transforms
+from transformers.image_utils import ChannelDimension, load_image
+
+from export.errors import ExportError
+from protos.manifest_pb2 import ImageInput, Size
+
+FIRST = ChannelDimension.FIRST
+GREY_LEVELS = 256
+Pixels = NDArray[np.float32]
+
+
+def loaded(file: bytes | Path) -> Image.Image:
+    """An image file as transformers' pipelines load it: upright, in RGB. OSError if it is none.
+
+    The one difference is wanted: of 16 bits of grey the upper eight count, as they do in colour, where Pillow shows all
+    but the 256 darkest of 65,536 greys as white.
+    """
+    stream: IO[bytes] | Path = io.BytesIO(file) if isinstance(file, bytes) else file
+    with Image.open(stream) as picture:
+        if not picture.mode.startswith("I;16"):
+            return load_image(picture)
+        greys = np.asarray(ImageOps.exif_transpose(picture))
+        return Image.fromarray((greys >> 8).astype(np.uint8)).convert("RGB")
+
+
+def pixel_values(picture: Image.Image, image: ImageInput) -> Pixels:
+    """What a model is given of a picture in RGB, (3, h, w). ExportError if the steps do not end at its size."""
+    values = np.moveaxis(rgb(picture, image), -1, 0)  # (3, h, w)
+    if image.HasField("resize"):
+        size = target(values.shape[1], values.shape[2], image.resize)
+        resample = Image.Resampling[(image.resample or "bilinear").upper()]
+        values = image_transforms.resize(values, size, resample, data_format=FIRST, input_data_format=FIRST)
+    if image.HasField("crop"):
+        values = cropped(values, image)
+    result = rescaled(values, image)
+    if image.HasField("pad"):
+        missing = image.pad.height - result.shape[1], image.pad.width - result.shape[2]
+        result = np.pad(result, ((0, 0), *((0, max(0, pixels)) for pixels in missing)))
+    if result.shape[1:] != (image.height, image.width):
+        found = f"{result.shape[2]} × {result.shape[1]}"
+        raise ExportError(f"an image: found {found} pixels, expected {image.width} × {image.height}")
+    return result
+
+
+def rgb(picture: Image.Image, image: ImageInput) -> NDArray[np.uint8]:
+    """A picture as (h, w, 3), with white for the colour that its file declares transparent, where the model has it."""
+    if image.white_for_transparent:
+        return np.asarray(image_transforms.convert_to_rgb(picture, return_numpy=True), np.uint8)
+    return np.asarray(picture, np.uint8)
+
+
+def target(height: int, width: int, size: Size) -> tuple[int, int]:
+    """Height and width to resize to."""
+    if size.HasField("longest_edge"):
+        return image_transforms.get_size_with_aspect_ratio((height, width), size.shortest_edge, size.longest_edge)
+    if size.HasField("shortest_edge"):
+        empty = np.empty((3, height, width), np.bool_)  # its shape alone is looked at
+        return image_transforms.get_resize_output_image_size(
+            empty, size.shortest_edge, default_to_square=False, input_data_format=FIRST
+        )
+    return size.height, size.width
+
+
+def cropped(values: NDArray[np.uint8], image: ImageInput) -> NDArray[np.uint8]:
+    """The middle of (3, h, w)."""
+    height, width = image.crop.height, image.crop.width
+    more = values.shape[1] - height, values.shape[2] - width
+    if image.crop_half_to_even and min(more) >= 0:
+        top, left = (round(pixels / 2) for pixels in more)
+        return values[:, top : top + height, left : left + width]
+    return image_transforms.center_crop(values, (height, width), data_format=FIRST, input_data_format=FIRST)
+
+
+def rescaled(values: NDArray[np.uint8], image: ImageInput) -> Pixels:
+    """From grey levels to what the model was trained on."""
+    result = values.astype(np.float32)
+    if image.HasField("rescale"):
+        result = image_transforms.rescale(values, image.rescale, data_format=FIRST, input_data_format=FIRST)
+    if image.mean:
+        result = image_transforms.normalize(
+            result, list(image.mean), list(image.deviation), data_format=FIRST, input_data_format=FIRST
+        )
+    return np.ascontiguousarray(result, np.float32)
+
+
+def grey_levels(difference: NDArray[np.float32], image: ImageInput) -> float:
+    """The largest of differences between pixel values (3, h, w), in grey levels of the image they were made of."""
+    deviation = np.array(list(image.deviation) or [1.0] * 3).reshape(-1, 1, 1)
+    rescale = image.rescale if image.HasField("rescale") else 1.0
+    largest = float(np.max(np.abs(difference) * deviation / rescale))
+    return math.inf if math.isnan(largest) else largest

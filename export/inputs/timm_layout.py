@@ -1,0 +1,80 @@
+"""Preprocessing in timm's words: `pretrained_cfg` in `config.json`, or, in older files, the same keys at its top.
+
+timm's evaluation resizes the shortest edge to a little more than the model takes (`crop_pct`), or squashes both, and
+cuts out the middle. It does so with torchvision's transforms on Pillow's images: `Resize` computes the same size and
+calls the same filter as transformers, `CenterCrop` rounds half a pixel of its offset to the even side, and `ToTensor`
+divides by 255. So the manifest's steps with `crop_half_to_even` are timm's transform, and no timm has to be installed.
+`test_input_size`, `test_crop_pct` and `fixed_input_size` change nothing: timm looks at them only where it is told to
+evaluate at another size than the model's own.
+"""
+
+from math import floor
+from typing import Any
+
+from export.errors import ExportError
+from protos.manifest_pb2 import ImageInput, Size
+
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CROP_PCT = 0.875
+FILTERS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+MODES = ("center", "squash")
+CHANNELS = 3
+Json = dict[str, Any]
+
+
+def settings(config: Json) -> Json:
+    """The settings of the pretrained weights, wherever a file of timm's has them."""
+    nested = config.get("pretrained_cfg", config)
+    return nested if isinstance(nested, dict) else {}
+
+
+def image_input(config: Json, image_size: int) -> ImageInput:
+    """What timm's evaluation does before a model of so many pixels a side. ExportError names what is not understood."""
+    found = settings(config)
+    check_size(found, image_size)
+    fraction = number("crop_pct", found.get("crop_pct") or CROP_PCT)
+    if not 0 < fraction <= 1:
+        raise ExportError(f"config.json: crop_pct: found {fraction}, expected more than 0 and at most 1")
+    scaled = floor(image_size / fraction)
+    squash = chosen("crop_mode", found.get("crop_mode") or "center", MODES) == "squash"
+    return ImageInput(
+        height=image_size,
+        width=image_size,
+        resize=Size(height=scaled, width=scaled) if squash else Size(shortest_edge=scaled),
+        resample=chosen("interpolation", found.get("interpolation") or "bicubic", FILTERS),
+        crop=Size(height=image_size, width=image_size),
+        crop_half_to_even=True,
+        rescale=1 / 255,
+        mean=channels("mean", found.get("mean"), MEAN),
+        deviation=channels("std", found.get("std"), DEVIATION),
+    )
+
+
+def check_size(found: Json, image_size: int) -> None:
+    """ExportError if timm would make images of another size than the model takes."""
+    size = found.get("input_size")
+    if size is not None and list(size) != [CHANNELS, image_size, image_size]:
+        expected = [CHANNELS, image_size, image_size]
+        raise ExportError(f"config.json: input_size: found {list(size)}, expected the model's {expected}")
+
+
+def chosen(key: str, found: Any, expected: tuple[str, ...]) -> str:
+    """One of the values that are understood."""
+    if found not in expected:
+        raise ExportError(f"config.json: {key}: found {found!r}, expected one of {', '.join(expected)}")
+    return str(found)
+
+
+def number(key: str, found: Any) -> float:
+    """A number that is none of True and False."""
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise ExportError(f"config.json: {key}: found {found!r}, expected a number")
+    return float(found)
+
+
+def channels(key: str, found: Any, default: tuple[float, ...]) -> list[float]:
+    """One number for each channel; a list of one stands for all."""
+    values = list(default if found is None else found) if not isinstance(found, int | float) else [found]
+    if len(values) not in (1, CHANNELS):
+        raise ExportError(f"config.json: {key}: found {values}, expected {CHANNELS} numbers")
+    return [number(key, value) for value in (values * CHANNELS)[:CHANNELS]]

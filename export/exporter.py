@@ -14,6 +14,7 @@ from export.cases import Arrays, Case
 from export.errors import ExportError
 from export.inputs import golden_images, image_processor, text_model, tokenizer
 from export.inputs.text_model import TextModel
+from export.modules import as_encoder
 from export.precisions import Precision
 from export.progress import Progress
 from export.recipes import BertRecipe, GptRecipe, ImageRecipe, Recipe, recipe_for
@@ -86,6 +87,7 @@ def read(job: Job) -> LoadedSource:
     text = text_model.read(directory) if directory else TextModel()
     try:
         config, tensors = checkpoints.read(source.encoder)
+        config = as_encoder(config) if text.poolings else config
         tensors |= text.vector.tensors
         model = load((config, tensors), pooling=text.poolings, layers=text.vector.layers, image_size=job.image_size)
         names = labels(config)

@@ -15,7 +15,7 @@ from export import modules
 from export.errors import ExportError
 from export.files import read_json
 from export.layout import BESIDE, MODEL, TOKENIZER, WEIGHTS, in_modules, is_whole
-from export.modules import WEIGHT_FILES, WEIGHTED, Module, encoder_folder
+from export.modules import WEIGHT_FILES, WEIGHTED, Module, as_encoder, encoder_folder
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 HINTS = {  # by the status of an answer
@@ -136,6 +136,7 @@ def check_architecture(repository: str, directory: Path) -> None:
     if not config.is_file():
         raise ExportError(f"{repository}: found no config.json, expected a model in the Hugging Face layout")
     try:
-        architecture(read_json(config))
+        found = read_json(config)
+        architecture(as_encoder(found) if len(modules.read(directory)) > 1 else found)
     except CheckpointError as error:
         raise ExportError(f"{repository}: {error}") from error

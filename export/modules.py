@@ -17,6 +17,8 @@ WEIGHTED = ("Dense", "LayerNorm")  # those that follow the pooling and have weig
 WEIGHTLESS = ("Normalize", "Dropout")
 KINDS = (TRANSFORMER, POOLING, *WEIGHTED, *WEIGHTLESS)
 CONFIG = "config.json"
+# The encoder of each family: what the library takes of a checkpoint before it pools, whatever head that has.
+ENCODERS = {"bert": "BertModel", "roberta": "RobertaModel", "distilbert": "DistilBertModel"}
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of a module: the first that is there
 
 
@@ -75,6 +77,12 @@ def encoder_folder(directory: Path) -> str:
     """Where the weights, config.json and the tokenizer of a model lie: "" for the directory itself."""
     modules = read(directory)
     return modules[0].folder if modules else ""
+
+
+def as_encoder(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the encoder for its architecture; as it is, if its family is not known."""
+    name = ENCODERS.get(str(config.get("model_type")))
+    return {**config, "architectures": [name]} if name else config
 
 
 def weights_of(directory: Path, module: Module) -> Path:

@@ -25,7 +25,7 @@ PRODUCTS = ("MatMul", "FusedMatMul", "Gemm")
 # would take a quarter longer than those of 256 (768 × 3072, 2 cores with AVX512-VNNI: 0.95 ms and not 0.76).
 BLOCKS = {8: (256, 128, 64, 32), 4: (128, 64, 32)}
 INT8_INPUTS = 4  # the accuracy level at which inputs are rounded to int8 too, block by block: the fast way
-HEAD = "model.head."  # what the names of the head's weights begin with: see `models`
+HEAD = ("model.head.", "model.layers.")  # how the names of the last matrices begin: see `models`
 
 
 def quantize(model: onnx_ir.Model, precision: Precision) -> onnx_ir.Model:

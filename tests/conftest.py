@@ -62,7 +62,7 @@ def exported_variant(variant_checkpoints, tmp_path_factory) -> Callable[[str], P
     from export.__main__ import main
 
     root = tmp_path_factory.mktemp("variant-artifacts")
-    on_cuda = ("roberta", "distilbert-classifier", "deit-with-teacher")
+    on_cuda = ("roberta", "distilbert-classifier", "layered-embedder", "deit-with-teacher")
 
     def export(name: str) -> Path:
         if not (root / name).exists():

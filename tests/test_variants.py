@@ -12,10 +12,12 @@ import torch
 import transformers
 import tritonclient.grpc as triton
 from PIL import Image
+from sentence_transformers import SentenceTransformer
 
 from export.__main__ import main
 from protos import affinity_pb2 as pb
 from protos.affinity_pb2_grpc import AffinityStub
+from server.tasks.embed import normalised
 from tests.serving import served
 from tests.variants import VARIANTS
 
@@ -83,16 +85,15 @@ def test_texts_become_the_mean_of_their_words_at_length_one(name, checkpoints, s
         assert np.abs(np.array(each.values) - (mean / mean.norm()).numpy()).max() < 1e-5
 
 
-def test_the_first_vector_of_a_text_is_as_long_as_it_is_unless_asked_otherwise(checkpoints, stub) -> None:
-    name = "first-token-embedder"
-    model = transformers.AutoModel.from_pretrained(checkpoints[name]).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoints[name])
-    with torch.no_grad():
-        first = model(**tokenizer(TEXTS[0], return_tensors="pt")).last_hidden_state[0, 0].numpy()
-    for fields, expected in (({}, first), ({"normalize": True}, first / np.linalg.norm(first))):
-        (found,) = stub.Embed(pb.EmbedRequest(model=name, inputs=TEXTS[:1], **fields)).results
-        assert np.abs(np.array(found.values) - expected).max() < 1e-4 * first.std()
-    assert not stub.ModelInfo(pb.ModelInfoRequest(model=name)).normalized
+def test_poolings_and_layers_give_vectors_of_any_length_unless_asked_otherwise(checkpoints, stub) -> None:
+    """Texts of different lengths, in one batch."""
+    name = "layered-embedder"
+    expected = SentenceTransformer(str(checkpoints[name]), device="cpu").encode(TEXTS)
+    for fields, vectors in (({}, expected), ({"normalize": True}, normalised(expected))):
+        found = stub.Embed(pb.EmbedRequest(model=name, inputs=TEXTS, **fields)).results
+        assert np.array([each.values for each in found]) == pytest.approx(vectors, abs=1e-5)
+    told = stub.ModelInfo(pb.ModelInfoRequest(model=name))
+    assert (told.normalized, told.embedding_width) == (False, 32)
 
 
 @pytest.mark.parametrize("name", ["deit", "deit-with-teacher", "odd-vit", "multi-label-vit"])

@@ -86,17 +86,18 @@ def write_distilbert_embedder(directory: Path) -> None:
     write_pooling(directory)
 
 
-def write_first_token_embedder(directory: Path) -> None:
-    """BERT whose first vector stands for the text, as it is: not of length 1."""
-    randomise(transformers.BertModel(transformers.BertConfig(**BERT), add_pooling_layer=False)).save_pretrained(
-        directory
-    )
+def write_layered_embedder(directory: Path) -> None:
+    """BERT with all poolings of sentence-transformers, whose vectors go through layers: they are not of length 1."""
+    from sentence_transformers import SentenceTransformer  # only for those who need it: seconds
+    from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Normalize, Pooling, Transformer
+
+    encoder = randomise(transformers.BertModel(transformers.BertConfig(**BERT), add_pooling_layer=False))
+    encoder.save_pretrained(directory)
     write_words(directory)
-    write_pooling(directory)
-    modules = json.loads((directory / "modules.json").read_text())
-    (directory / "modules.json").write_text(json.dumps(modules[:2]))
-    pooling = {"word_embedding_dimension": 64, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
-    (directory / "1_Pooling/config.json").write_text(json.dumps(pooling))
+    poolings = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+    layers = [Dense(len(poolings) * 64, 48), Normalize(), Dense(48, 32, bias=False), LayerNorm(32)]
+    modules = [Transformer(str(directory)), Pooling(64, poolings), *map(randomise, layers)]
+    SentenceTransformer(modules=modules, device="cpu").save(str(directory))
 
 
 def write_regression(directory: Path) -> None:
@@ -139,7 +140,7 @@ VARIANTS = {
     "distilbert": write_distilbert,
     "distilbert-classifier": write_distilbert_classifier,
     "distilbert-embedder": write_distilbert_embedder,
-    "first-token-embedder": write_first_token_embedder,
+    "layered-embedder": write_layered_embedder,
     "regression": write_regression,
     "deit": write_deit,
     "deit-with-teacher": write_deit_with_teacher,

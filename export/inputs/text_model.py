@@ -16,17 +16,20 @@ from export.inputs import cross_encoder, pooling, text_settings, vector_layers
 from export.inputs.text_settings import TextSettings
 from export.inputs.vector_layers import VectorLayers
 from export.layout import LIBRARY_SETTINGS
-from export.modules import POOLING, Module
+from export.modules import ENCODERS, POOLING, Module, as_encoder
 from models.checkpoints import CheckpointError, configuration, labels
 
-PLAIN_ENCODERS = {"BertModel", "RobertaModel", "DistilBertModel"}
 CLASSIFIER = "ForSequenceClassification"
 EMBEDDER_TYPE, CROSS_ENCODER_TYPE = "SentenceTransformer", "CrossEncoder"  # the library's words for them
 
 
 @dataclass(frozen=True)
 class TextModel:
-    """`poolings` are empty for a model with a head of its own; `function_to_apply` is None where transformers says."""
+    """What the files say, beside those of transformers.
+
+    `poolings` are empty for a model with a head of its own; with them config.json counts `as_encoder`.
+    `function_to_apply` is None where the files of transformers decide.
+    """
 
     poolings: tuple[str, ...] = ()
     vector: VectorLayers = VectorLayers()
@@ -40,7 +43,7 @@ def read(directory: Path) -> TextModel:
     config = read_json(encoder(directory) / "config.json")
     architectures = [str(name) for name in config.get("architectures") or []]
     if not modules:
-        if not PLAIN_ENCODERS.isdisjoint(architectures):
+        if not set(ENCODERS.values()).isdisjoint(architectures):
             return TextModel(poolings=("mean",), settings=TextSettings(prompts=text_settings.ALWAYS))
         return TextModel(function_to_apply=scores(directory, config, architectures, saved_whole=False))
     settings = read_json(directory / LIBRARY_SETTINGS)
@@ -75,13 +78,13 @@ def embedder(directory: Path, modules: Sequence[Module], config: dict[str, Any],
         always=text_settings.ALWAYS,
     )
     try:
-        width = configuration(config, pooling="mean")[1].width
+        width = configuration(as_encoder(config), pooling="mean")[1].width
     except CheckpointError as error:
         raise ExportError(f"{modules[0].file('config.json')}: {error}") from error
     poolings = pooling.read(directory, modules[1], prompts=texts.prompts)
     cut_to = settings.get("truncate_dim")
     vector = vector_layers.read(directory, modules[2:], width=width * len(poolings), cut_to=cut_to)
-    return TextModel(poolings=poolings, vector=vector, settings=texts)
+    return TextModel(poolings, vector, texts)
 
 
 def scores(directory: Path, config: dict[str, Any], architectures: Sequence[str], *, saved_whole: bool) -> str | None:

@@ -40,7 +40,7 @@ def test_a_graph_for_cuda_runs_there_whole(
     assert (placed["elsewhere"], placed["copies"], placed["cuda_graph_refused"]) == ([], 0, "")
 
 
-@pytest.mark.parametrize("name", ["roberta", "distilbert-classifier", "deit-with-teacher"])
+@pytest.mark.parametrize("name", ["roberta", "distilbert-classifier", "layered-embedder", "deit-with-teacher"])
 def test_a_relatives_graph_runs_there_whole_too(
     name: str, place: Callable, exported_variant: Callable[[str], Path]
 ) -> None:

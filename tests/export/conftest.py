@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from export.__main__ import main
+from tests.checkpoints import randomise
 
 PREFIX = "tiny-"
 
@@ -55,3 +57,25 @@ def export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., 
         return Outcome(status, said.out, said.err, tmp_path / "artifacts")
 
     return run
+
+
+@pytest.fixture(scope="session")
+def encoder_module(checkpoints: dict[str, Path]) -> nn.Module:
+    """The embedder's encoder, as sentence-transformers has it: for texts of 32 tokens."""
+    from sentence_transformers.sentence_transformer.modules import Transformer  # only for those who need it: seconds
+
+    return Transformer(str(checkpoints["embedder"]), max_seq_length=32)
+
+
+@pytest.fixture
+def saved(encoder_module: nn.Module, tmp_path: Path) -> Callable[..., Path]:
+    """Save the encoder with these modules after it, all their weights random."""
+    from sentence_transformers import SentenceTransformer
+
+    def save(*modules: nn.Module) -> Path:
+        for number, module in enumerate(modules):
+            randomise(module, number)
+        SentenceTransformer(modules=[encoder_module, *modules], device="cpu").save(str(tmp_path / "model"))
+        return tmp_path / "model"
+
+    return save

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import transformers
+from sentence_transformers.sentence_transformer.modules import Dense
 
 from tests.hub import Hub, Repository, serving
 from tests.serving import ROOT
@@ -26,6 +27,18 @@ def crowded(directory: Path, place: Path) -> Path:
     for name in NOISE:
         (place / name).write_text("not needed")
     return place
+
+
+def in_folders(directory: Path, embedder: Path) -> Path:
+    """A model of sentence-transformers whose encoder lies in a folder of its own, with a dense layer after it."""
+    shutil.copytree(embedder, directory / "0_Transformer", ignore=shutil.ignore_patterns("modules.json", "*_Pooling"))
+    shutil.copytree(embedder / "1_Pooling", directory / "1_Pooling")
+    (directory / "2_Dense").mkdir()
+    Dense(64, 16).save(str(directory / "2_Dense"))
+    kinds = {"0_Transformer": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"}
+    types = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
+    (directory / "modules.json").write_text(json.dumps(types))
+    return directory
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +68,7 @@ def hub(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     repositories = {
         "someone/shards": shards,
+        "someone/layers": crowded(in_folders(root / "made", checkpoints["embedder"]), root / "layers"),
         "someone/pickled": pickled,
         MIXER: crowded(checkpoints["mixer"], root / "mixer"),
         "someone/both": both,
@@ -151,6 +165,26 @@ def test_weights_are_fetched_whole_in_the_format_that_is_there(name: str, hub: H
     assert "not whole, and the hub cannot be reached" in python("-c", code, HF_HUB_OFFLINE="1").stderr
     assert python("-c", code).stdout == first.stdout
     assert hub.fetched == [lost.name]
+
+
+def test_the_folders_of_modules_are_fetched_with_all_that_the_digest_covers(hub: Hub, python: Export) -> None:
+    code = "from export import hub, layout; path = hub.model('someone/layers'); print(path, *layout.files(path))"
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    directory, *files = map(Path, done.stdout.split())
+    expected = ["modules.json", "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"]
+    encoder = ("config.json", "model.safetensors", "sentence_bert_config.json", "tokenizer.json")
+    expected += [f"0_Transformer/{name}" for name in (*encoder, "tokenizer_config.json")]
+    assert sorted(hub.fetched) == sorted(expected)
+    assert {path.relative_to(directory).as_posix() for path in files} == set(expected)
+    assert python("-c", code, HF_HUB_OFFLINE="1").stdout == done.stdout
+
+    lost = directory / "2_Dense/model.safetensors"
+    lost.resolve().unlink()
+    lost.unlink()
+    assert "not whole, and the hub cannot be reached" in python("-c", code, HF_HUB_OFFLINE="1").stderr
+    assert python("-c", code).stdout == done.stdout
+    assert hub.fetched == ["2_Dense/model.safetensors"]
 
 
 def test_the_token_of_the_environment_opens_a_gated_repository(hub: Hub, export: Export) -> None:

@@ -17,7 +17,7 @@ def inputs_for(recipe: Recipe, manifest: Manifest, tokenizer: str | None, path: 
     if isinstance(recipe, BertRecipe | GptRecipe) and tokenizer is not None:
         encodings = preparation.encoded(tokenizer, samples.texts(path), manifest.text, path)
         return [
-            selected(recipe, preparation.padded(recipe, rows, manifest.text.pad_id))
+            selected(recipe, preparation.padded(recipe, rows, manifest.text))
             for rows in preparation.in_batches(encodings)
         ]
     pictures = [samples.picture(file) for file in samples.image_files(path)]

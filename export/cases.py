@@ -17,6 +17,7 @@ TEXT_SHAPES = ((2, 0.05), (1, 0.03), (4, 0.02), (3, 0.1), (8, 0.05), (5, 0.1), (
 IMAGE_ROWS = (2, 1, 3, 8)
 SELECTED = 4  # at most so many positions of a case: a row of logits is as wide as the vocabulary
 LEAST_LENGTH = 5
+PADDING_SHARE = 0.1  # of RoBERTa's tokens, which stand at the position of padding tokens
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,9 @@ def text(recipe: BertRecipe | GptRecipe, rows: int, length: int, random: np.rand
         "position_ids": np.tile(np.arange(length), (rows, 1)),
         "lengths": lengths,
     }
+    if getattr(recipe.config, "pad_position", False):  # as if some of the tokens were padding tokens in the text
+        padding = random.random(shape) < PADDING_SHARE
+        arrays["position_ids"] = np.where(padding, recipe.config.positions, np.cumsum(~padding, axis=1) - 1)
     names = recipe.inputs("fp32")
     if "token_type_ids" in names:
         segments = getattr(recipe.config, "segments", 0)

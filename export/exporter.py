@@ -1,7 +1,7 @@
 """The whole way from a source to an artifact. Each step is a file of its own; here they follow each other."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from safetensors.numpy import save as serialised
 from export import artifact, calibration, cases, decode, graph, held_out
 from export.cases import Arrays, Case
 from export.errors import ExportError
-from export.inputs import golden_images, image_processor, text_model, tokenizer
+from export.inputs import golden_images, golden_texts, image_processor, text_model, tokenizer
 from export.inputs.text_model import TextModel
 from export.modules import as_encoder
 from export.precisions import Precision
@@ -20,8 +20,9 @@ from export.progress import Progress
 from export.recipes import BertRecipe, GptRecipe, ImageRecipe, Recipe, recipe_for
 from export.sources import Source
 from models import MixerConfig, VitConfig, checkpoints
-from models.checkpoints import CheckpointError, configuration, guessed, labels, load
-from protos.artifact import FORMAT_VERSION, GOLDEN_IMAGES, GOLDEN_TENSORS, TOKENIZER
+from models.checkpoints import CheckpointError, architecture, configuration, guessed, labels, load
+from models.checkpoints.layout import PAD_POSITION
+from protos.artifact import FORMAT_VERSION, GOLDEN_IMAGES, GOLDEN_TENSORS, GOLDEN_TEXTS, TOKENIZER
 from protos.manifest_pb2 import CacheLayout, Calibration, Manifest
 from protos.manifest_pb2 import Source as SourceMessage
 
@@ -134,16 +135,20 @@ def read_text_input(
 ) -> LoadedSource:
     """Add to the manifest how a text becomes the input of the graph, and what becomes of its output."""
     assert isinstance(recipe, BertRecipe | GptRecipe), "only text is tokenized: this is a bug"
-    found = tokenizer.read(
-        source.tokenizer,
-        model=source.encoder if source.directory else None,
+    needs = tokenizer.Needs(
+        family=architecture(config)[0],
+        task=recipe.task,
         vocabulary=recipe.config.vocabulary,
         positions=recipe.config.positions,
         segments=getattr(recipe.config, "segments", 0),
-        task=recipe.task,
         settings=text.settings,
     )
+    found = tokenizer.read(source.tokenizer, source.encoder if source.directory else None, needs)
     manifest.text.CopyFrom(found.manifest)
+    if getattr(recipe.config, "pad_position", False):
+        manifest.text.pad_position, manifest.text.pad_position_id = recipe.config.positions, PAD_POSITION
+    manifest.text.empty_pairs = text.function_to_apply is not None  # a cross-encoder
+    golden = golden_texts.make(replace(found, manifest=manifest.text), recipe.task)
     if recipe.task == "embed":
         (embedding,) = recipe.outputs("fp32").values()
         manifest.embedding_width = embedding.sized({"batch": 1})[1]
@@ -156,8 +161,8 @@ def read_text_input(
         recipe,
         manifest,
         tokenizer=found.tokenizer,
-        files={TOKENIZER: found.tokenizer.encode()},
-        remarks=[f"guessed: {guess}"] if guess else [],
+        files={TOKENIZER: found.tokenizer.encode(), GOLDEN_TEXTS: golden_texts.to_json(golden)},
+        remarks=[*([f"guessed: {guess}"] if guess else []), *found.remarks],
     )
 
 

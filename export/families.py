@@ -9,28 +9,40 @@ from export import precisions, sources
 
 FAMILIES = {
     "bert": "BertForMaskedLM, BertForPreTraining (fill-mask), BertForSequenceClassification (classify-text), BertModel "
-    "and sentence-transformers (embed): tokenizer.json or vocab.txt",
+    "and sentence-transformers (embed)",
     "roberta": "RobertaForMaskedLM (fill-mask), RobertaForSequenceClassification (classify-text), RobertaModel and "
-    "sentence-transformers (embed): tokenizer.json or vocab.json and merges.txt",
+    "sentence-transformers (embed)",
     "distilbert": "DistilBertForMaskedLM (fill-mask), DistilBertForSequenceClassification (classify-text), "
-    "DistilBertModel and sentence-transformers (embed): tokenizer.json or vocab.txt",
-    "gpt": "GPT2LMHeadModel, DistilGPT-2 too (generate): tokenizer.json or vocab.json and merges.txt",
+    "DistilBertModel and sentence-transformers (embed)",
+    "gpt": "GPT2LMHeadModel, DistilGPT-2 too (generate)",
     "nanogpt": "nanoGPT (generate): ckpt.pt, with meta.pkl or --tokenizer",
     "vit": "ViTForImageClassification (classify-image): preprocessor_config.json; --image-size interpolates positions",
     "deit": "DeiTForImageClassification, DeiTForImageClassificationWithTeacher (classify-image): the same",
     "mixer": "timm's mixer_* (classify-image): config.json says all",
 }
+TOKENIZERS = (
+    "whatever AutoTokenizer of transformers loads in its fast form (tokenizer.json; vocab.txt; vocab.json and "
+    "merges.txt; sentencepiece models that it converts), with the settings beside it; classes in Python alone, and "
+    "code in the source, are refused"
+)
 WEIGHTS = "config.json, and weights in model.safetensors or pytorch_model.bin, whole or in shards with their index"
 
 
 def account() -> dict[str, Any]:
     """For machines."""
-    return {"bundled": sources.bundled(), "families": FAMILIES, "files": WEIGHTS, "targets": precisions.TARGETS}
+    return {
+        "bundled": sources.bundled(),
+        "families": FAMILIES,
+        "tokenizers": TOKENIZERS,
+        "files": WEIGHTS,
+        "targets": precisions.TARGETS,
+    }
 
 
 def described() -> list[str]:
     """For a reader."""
     lines = [f"bundled: {', '.join(sources.bundled()) or 'none'}"]
     lines += [f"{family}: {needs}" for family, needs in FAMILIES.items()]
+    lines.append(f"tokenizers of text models: {TOKENIZERS}")
     lines.append(f"each but nanogpt: {WEIGHTS}")
     return lines + [f"--target {target}: {', '.join(allowed)}" for target, allowed in precisions.TARGETS.items()]

@@ -1,18 +1,21 @@
-"""The golden images of an artifact that is looked at: how many there are, and the tensors that hold them.
+"""The golden images and texts of an artifact that is looked at: how many there are, and the files that hold them.
 
-Needs neither torch nor transformers; what they should look like is the concern of `inputs.golden_images`.
+Needs neither torch nor transformers; how they should be read is the concern of `inputs.golden_images` and
+`inputs.golden_texts`.
 """
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf.json_format import Parse, ParseError
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from export.errors import ExportError
-from protos.artifact import GOLDEN_IMAGES
+from protos.artifact import GOLDEN_IMAGES, GOLDEN_TEXTS
+from protos.manifest_pb2 import GoldenTexts
 
 FILE, PIXEL_VALUES = "file", "pixel_values"
 
@@ -42,8 +45,25 @@ def images(directory: Path) -> list[tuple[bytes, NDArray[Any]]]:
     return found
 
 
+def texts(directory: Path) -> GoldenTexts:
+    """The texts with their token ids. ExportError if there are none."""
+    path = directory / GOLDEN_TEXTS
+    try:
+        found = Parse(path.read_text("utf-8"), GoldenTexts())
+    except (OSError, ParseError, UnicodeDecodeError) as error:
+        raise ExportError(f"{path}: found no golden texts ({error}), expected some: export again") from error
+    if not found.texts:
+        raise ExportError(f"{path}: found no golden texts, expected some: export again")
+    return found
+
+
 def verified(account: dict[str, Any]) -> list[str]:
-    """What was found of the golden images, for a reader."""
-    if "golden_images" not in account:
-        return []
-    return [f"  {account['golden_images']} golden images: at most {account['pixel_error']:.2g} grey levels off"]
+    """What was found of the golden images and texts, for a reader."""
+    lines = []
+    if "golden_images" in account:
+        lines.append(
+            f"  {account['golden_images']} golden images: at most {account['pixel_error']:.2g} grey levels off"
+        )
+    if "golden_texts" in account:
+        lines.append(f"  {account['golden_texts']} golden texts: all of them have the token ids of transformers")
+    return lines

@@ -112,7 +112,7 @@ def written_on(recipe: GptRecipe, manifest: Manifest, encodings: list[Encoding],
     """How many bits it takes to write the texts down with the model's help; the first token of each is given."""
     batches = []
     for rows in preparation.in_batches([encoding for encoding in encodings if len(encoding) > 1], WRITTEN):
-        arrays = preparation.padded(recipe, rows, manifest.text.pad_id)
+        arrays = preparation.padded(recipe, rows, manifest.text)
         followed = preparation.real(arrays)[:, 1:]  # a word that another follows
         selected = np.flatnonzero(np.pad(followed, ((0, 0), (0, 1))))
         batches.append((arrays | {"selected": selected}, arrays["input_ids"].astype(np.int64).ravel()[selected + 1]))
@@ -129,7 +129,7 @@ def masked(recipe: BertRecipe, manifest: Manifest, encodings: list[Encoding], se
     """How many of the words that are masked are among the first guesses."""
     random, batches = np.random.default_rng(seed), []
     for rows in preparation.in_batches(encodings):
-        arrays = preparation.padded(recipe, rows, manifest.text.pad_id)
+        arrays = preparation.padded(recipe, rows, manifest.text)
         ids: NDArray[np.int64] = arrays["input_ids"].astype(np.int64).ravel()
         special = np.ones(arrays["input_ids"].shape, bool)
         for row, encoding in enumerate(rows):

@@ -58,7 +58,7 @@ def weights(repository: str, there: Sequence[str], groups: Sequence[tuple[str, .
 def tokenizer(hub_id: str) -> Path:
     """The directory of a tokenizer's files."""
     repository, _, revision = hub_id.partition("@")
-    return snapshot(repository, revision, TOKENIZER)
+    return snapshot(repository, revision, [*TOKENIZER, modules.CONFIG])
 
 
 def snapshot(repository: str, revision: str, patterns: Sequence[str]) -> Path:

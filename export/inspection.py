@@ -51,6 +51,8 @@ def inspect(directory: Path) -> Account:
         graph["nodes"] = dict(Counter(loaded).most_common())
     if manifest.HasField("image"):
         account["golden_images"] = golden_inputs.count_images(directory)
+    if manifest.HasField("text"):
+        account["golden_texts"] = len(golden_inputs.texts(directory).texts)
     return account
 
 
@@ -74,6 +76,8 @@ def described(account: Account) -> list[str]:
     lines += [f"  {path}: {size / MILLION:.1f} MB" for path, size in sizes.items()]
     if "golden_images" in account:
         lines.append(f"  {account['golden_images']} golden images, as transformers prepares them")
+    if "golden_texts" in account:
+        lines.append(f"  {account['golden_texts']} golden texts, with the token ids of transformers")
     for graph in account["graphs"]:
         nodes, traced = graph["nodes"], graph["traced_nodes"]
         head = f" (head {graph['head_precision']})" if graph["head_precision"] else ""
@@ -123,6 +127,10 @@ def verify(directory: Path) -> Account:
         from export.inputs import golden_images  # brings transformers with it
 
         account |= golden_images.verify(golden_inputs.images(directory), manifest.image)
+    if manifest.HasField("text"):
+        from export.inputs import golden_texts  # the same
+
+        account |= golden_texts.verify(directory, manifest.text)
     return account
 
 

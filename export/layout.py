@@ -7,6 +7,7 @@ from export import modules
 from export.files import read_json
 from export.modules import CONFIG, MODULES, POOLING, TRANSFORMER, WEIGHT_FILES, WEIGHTED
 
+GENERATION_CONFIG = "generation_config.json"
 LIBRARY_SETTINGS = "config_sentence_transformers.json"  # of sentence-transformers
 TRANSFORMER_SETTINGS = (  # of its encoders: the first that says something counts
     "sentence_bert_config.json",
@@ -18,8 +19,8 @@ TRANSFORMER_SETTINGS = (  # of its encoders: the first that says something count
     "sentence_xlnet_config.json",
 )
 MODEL = (
-    "config.json",
-    "generation_config.json",
+    CONFIG,
+    GENERATION_CONFIG,
     "preprocessor_config.json",
     "processor_config.json",
     *TRANSFORMER_SETTINGS,
@@ -30,14 +31,19 @@ BESIDE = (  # the model, in the directory itself, wherever its encoder lies
     "held-out.*",  # a sample that training never saw
 )
 CHARACTERS = "meta.pkl"  # nanoGPT's, of models that read letter by letter
-TOKENIZER = (
+TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENIZER = (  # whatever AutoTokenizer of transformers may read
     "tokenizer.json",
-    "tokenizer_config.json",
+    "tokenizer.*.json",  # versions, named by fast_tokenizer_files
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.txt",
     "vocab.json",
     "merges.txt",
+    "bpe.codes",
+    "dict.txt",
+    "*.model",  # of sentencepiece
 )
 # Each way to keep weights, the best first: the file by which it is known, and what else belongs to it.
 WEIGHTS = (
@@ -97,6 +103,7 @@ def module_files(directory: Path) -> Iterator[Path]:
 def tokenizer_files(path: Path) -> list[Path]:
     """The same for a tokenizer that stands alone: a directory, or a file and what lies beside it."""
     if path.is_dir():
-        return sorted({found for pattern in (*TOKENIZER, CHARACTERS) for found in path.glob(pattern)})
-    beside = (path.parent / name for name in ("tokenizer_config.json", "special_tokens_map.json"))
-    return [path, *(found for found in beside if path.suffix == ".json" and found.is_file())]
+        return sorted({found for pattern in (*TOKENIZER, CONFIG, CHARACTERS) for found in path.glob(pattern)})
+    if path.name != "tokenizer.json":
+        return [path]
+    return tokenizer_files(path.parent)

@@ -34,7 +34,7 @@ class Bert(nn.Module):
         width, epsilon = config.width, config.norm_epsilon
         self.embed = TokenEmbedding(
             vocabulary=config.vocabulary,
-            positions=config.positions,
+            positions=config.positions + config.pad_position,
             segments=config.segments,
             width=width,
             norm_epsilon=epsilon,

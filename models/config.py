@@ -78,7 +78,8 @@ class BertConfig(StackConfig):
     """BERT, and with other values RoBERTa (from one segment on) and DistilBERT (no segments, a ReLU in its pooler).
 
     `classes` counts for the head "classifier" alone; `poolings`, whose vectors are joined, for "pooling" alone; and
-    `layers`, one after the other, for both heads that give a vector for a text, "pooling" and "pooler".
+    `layers`, one after the other, for both heads that give a vector for a text, "pooling" and "pooler". `pad_position`
+    adds one row to the table of positions, the last, for padding tokens that stand within a text (RoBERTa).
     """
 
     MAY_BE_ZERO = ("segments",)
@@ -92,6 +93,7 @@ class BertConfig(StackConfig):
     pooler_activation: str = "tanh"
     poolings: tuple[str, ...] = ("mean",)
     layers: tuple[VectorLayer, ...] = ()
+    pad_position: bool = False
 
     @property
     def vector_widths(self) -> tuple[int, ...]:

@@ -14,13 +14,21 @@ def causal(positions: int, device: torch.device | None = None) -> Tensor:
 
 
 def padding(lengths: Tensor, position_ids: Tensor) -> Tensor:
-    """Nobody looks at padding. `lengths` (b) counts the real tokens of each row; what follows them is padding."""
+    """No token looks at padding. `lengths` (b) counts the real tokens of each row; what follows them is padding."""
     return additive(real(lengths, position_ids)[:, None, None, :])  # (b, 1, 1, s)
 
 
 def real(lengths: Tensor, position_ids: Tensor) -> Tensor:
-    """Which positions hold a real token; `position_ids` (1 or b, t) counts from 0 in each row."""
-    return position_ids < lengths[:, None]  # (b, t)
+    """Which columns hold a real token: the first `lengths` (b) of each row, whatever `position_ids` (1 or b, t) say."""
+    return columns(position_ids) <= lengths[:, None]  # (b, t)
+
+
+def columns(position_ids: Tensor) -> Tensor:
+    """The number of each column, from 1, in the shape of `position_ids`, which may count otherwise (RoBERTa).
+
+    Ones are summed up, for `arange` and `ones_like` would put a Shape node into the graph.
+    """
+    return (position_ids * 0 + 1).cumsum(dim=1)
 
 
 def additive(allowed: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class FillMaskRequest(_message.Message):
     top_k: _builtins.int
     """5 if left out"""
     truncate: _builtins.bool
-    """cut off what is too long, on the right; else it is an error"""
+    """cut off what is too long, on the model's side; else it is an error"""
     priority: _builtins.int
     """1 is the highest; 5 if left out"""
     @_builtins.property
@@ -588,7 +588,7 @@ class ClassifyTextRequest(_message.Message):
     function_to_apply: _builtins.str
     """as for images"""
     truncate: _builtins.bool
-    """cut off what is too long, of a pair from the longer text, on the right; else it is an error"""
+    """cut off what is too long, of a pair from the longer text; else it is an error"""
     priority: _builtins.int
     """1 is the highest; 5 if left out"""
     @_builtins.property
@@ -721,7 +721,7 @@ class EmbedRequest(_message.Message):
     dimensions: _builtins.int
     """only the first so many numbers, for models that were trained for it"""
     truncate: _builtins.bool
-    """cut off what is too long, on the right; else it is an error"""
+    """cut off what is too long, on the model's side; else it is an error"""
     priority: _builtins.int
     """1 is the highest; 5 if left out"""
     prompt_name: _builtins.str

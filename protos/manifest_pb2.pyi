@@ -397,6 +397,11 @@ class TextInput(_message.Message):
     PROMPTS_FIELD_NUMBER: _builtins.int
     DEFAULT_PROMPT_NAME_FIELD_NUMBER: _builtins.int
     PAD_POSITION_FIELD_NUMBER: _builtins.int
+    PAD_POSITION_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_TYPES_FIELD_NUMBER: _builtins.int
+    SPLIT_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    CLEAN_UP_SPACES_FIELD_NUMBER: _builtins.int
+    EMPTY_PAIRS_FIELD_NUMBER: _builtins.int
     tokenizer: _builtins.str
     """file, in the format of the `tokenizers` library"""
     vocabulary: _builtins.int
@@ -414,6 +419,16 @@ class TextInput(_message.Message):
     """of `prompts`: the one for requests that name none; empty: no prompt"""
     pad_position: _builtins.int
     """RoBERTa: a padding token within a text has this position and is not counted"""
+    pad_position_id: _builtins.int
+    """the id of that padding token: the model's, whatever the tokenizer pads with"""
+    token_types: _builtins.bool
+    """the model reads the tokenizer's token types; else all of them are 0"""
+    split_special_tokens: _builtins.bool
+    """special tokens that are written out in a text are read as text"""
+    clean_up_spaces: _builtins.bool
+    """spaces before punctuation are removed from decoded text"""
+    empty_pairs: _builtins.bool
+    """of cross-encoders: with an empty second text, too, an input is read as a pair"""
     @_builtins.property
     def end_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """of generation: a text ends after any of these tokens"""
@@ -429,7 +444,7 @@ class TextInput(_message.Message):
         vocabulary: _builtins.int = ...,
         max_length: _builtins.int = ...,
         segments: _builtins.int = ...,
-        pad_id: _builtins.int = ...,
+        pad_id: _builtins.int | None = ...,
         mask_id: _builtins.int | None = ...,
         end_ids: _abc.Iterable[_builtins.int] | None = ...,
         begin_id: _builtins.int | None = ...,
@@ -437,21 +452,30 @@ class TextInput(_message.Message):
         prompts: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         default_prompt_name: _builtins.str = ...,
         pad_position: _builtins.int | None = ...,
+        pad_position_id: _builtins.int = ...,
+        token_types: _builtins.bool = ...,
+        split_special_tokens: _builtins.bool = ...,
+        clean_up_spaces: _builtins.bool = ...,
+        empty_pairs: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_begin_id", b"_begin_id", "_mask_id", b"_mask_id", "_pad_position", b"_pad_position", "begin_id", b"begin_id", "mask_id", b"mask_id", "pad_position", b"pad_position"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_begin_id", b"_begin_id", "_mask_id", b"_mask_id", "_pad_id", b"_pad_id", "_pad_position", b"_pad_position", "begin_id", b"begin_id", "mask_id", b"mask_id", "pad_id", b"pad_id", "pad_position", b"pad_position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_begin_id", b"_begin_id", "_mask_id", b"_mask_id", "_pad_position", b"_pad_position", "begin_id", b"begin_id", "default_prompt_name", b"default_prompt_name", "end_ids", b"end_ids", "mask_id", b"mask_id", "max_length", b"max_length", "pad_id", b"pad_id", "pad_position", b"pad_position", "prompts", b"prompts", "segments", b"segments", "tokenizer", b"tokenizer", "truncation_side", b"truncation_side", "vocabulary", b"vocabulary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_begin_id", b"_begin_id", "_mask_id", b"_mask_id", "_pad_id", b"_pad_id", "_pad_position", b"_pad_position", "begin_id", b"begin_id", "clean_up_spaces", b"clean_up_spaces", "default_prompt_name", b"default_prompt_name", "empty_pairs", b"empty_pairs", "end_ids", b"end_ids", "mask_id", b"mask_id", "max_length", b"max_length", "pad_id", b"pad_id", "pad_position", b"pad_position", "pad_position_id", b"pad_position_id", "prompts", b"prompts", "segments", b"segments", "split_special_tokens", b"split_special_tokens", "token_types", b"token_types", "tokenizer", b"tokenizer", "truncation_side", b"truncation_side", "vocabulary", b"vocabulary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__begin_id: _TypeAlias = _typing.Literal["begin_id"]  # noqa: Y015
     _WhichOneofArgType__begin_id: _TypeAlias = _typing.Literal["_begin_id", b"_begin_id"]  # noqa: Y015
     _WhichOneofReturnType__mask_id: _TypeAlias = _typing.Literal["mask_id"]  # noqa: Y015
     _WhichOneofArgType__mask_id: _TypeAlias = _typing.Literal["_mask_id", b"_mask_id"]  # noqa: Y015
+    _WhichOneofReturnType__pad_id: _TypeAlias = _typing.Literal["pad_id"]  # noqa: Y015
+    _WhichOneofArgType__pad_id: _TypeAlias = _typing.Literal["_pad_id", b"_pad_id"]  # noqa: Y015
     _WhichOneofReturnType__pad_position: _TypeAlias = _typing.Literal["pad_position"]  # noqa: Y015
     _WhichOneofArgType__pad_position: _TypeAlias = _typing.Literal["_pad_position", b"_pad_position"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__begin_id) -> _WhichOneofReturnType__begin_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mask_id) -> _WhichOneofReturnType__mask_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pad_id) -> _WhichOneofReturnType__pad_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__pad_position) -> _WhichOneofReturnType__pad_position | None: ...
 
@@ -466,22 +490,22 @@ class GoldenTexts(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TEXTS_FIELD_NUMBER: _builtins.int
-    END_IDS_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def texts(self) -> _containers.RepeatedCompositeFieldContainer[Global___GoldenText]: ...
     @_builtins.property
-    def end_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """as the manifest should have them"""
+    def settings(self) -> Global___TextInput:
+        """those of the manifest"""
 
     def __init__(
         self,
         *,
         texts: _abc.Iterable[Global___GoldenText] | None = ...,
-        end_ids: _abc.Iterable[_builtins.int] | None = ...,
+        settings: Global___TextInput | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_ids", b"end_ids", "texts", b"texts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings", "texts", b"texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -500,9 +524,9 @@ class GoldenText(_message.Message):
     text: _builtins.str
     pair: _builtins.str
     prompt_name: _builtins.str
-    """empty: the model's default prompt"""
+    """the model's default prompt if left out; empty: no prompt"""
     decoded: _builtins.str
-    """the text of `input_ids`, special tokens left out"""
+    """the text of `input_ids`, special tokens left out, for tasks that give text"""
     @_builtins.property
     def input_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """cut to the model's length"""
@@ -516,18 +540,27 @@ class GoldenText(_message.Message):
         *,
         text: _builtins.str = ...,
         pair: _builtins.str | None = ...,
-        prompt_name: _builtins.str = ...,
+        prompt_name: _builtins.str | None = ...,
         input_ids: _abc.Iterable[_builtins.int] | None = ...,
         token_type_ids: _abc.Iterable[_builtins.int] | None = ...,
-        decoded: _builtins.str = ...,
+        decoded: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_pair", b"_pair", "pair", b"pair"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_decoded", b"_decoded", "_pair", b"_pair", "_prompt_name", b"_prompt_name", "decoded", b"decoded", "pair", b"pair", "prompt_name", b"prompt_name"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pair", b"_pair", "decoded", b"decoded", "input_ids", b"input_ids", "pair", b"pair", "prompt_name", b"prompt_name", "text", b"text", "token_type_ids", b"token_type_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decoded", b"_decoded", "_pair", b"_pair", "_prompt_name", b"_prompt_name", "decoded", b"decoded", "input_ids", b"input_ids", "pair", b"pair", "prompt_name", b"prompt_name", "text", b"text", "token_type_ids", b"token_type_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__decoded: _TypeAlias = _typing.Literal["decoded"]  # noqa: Y015
+    _WhichOneofArgType__decoded: _TypeAlias = _typing.Literal["_decoded", b"_decoded"]  # noqa: Y015
     _WhichOneofReturnType__pair: _TypeAlias = _typing.Literal["pair"]  # noqa: Y015
     _WhichOneofArgType__pair: _TypeAlias = _typing.Literal["_pair", b"_pair"]  # noqa: Y015
+    _WhichOneofReturnType__prompt_name: _TypeAlias = _typing.Literal["prompt_name"]  # noqa: Y015
+    _WhichOneofArgType__prompt_name: _TypeAlias = _typing.Literal["_prompt_name", b"_prompt_name"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__decoded) -> _WhichOneofReturnType__decoded | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__pair) -> _WhichOneofReturnType__pair | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_name) -> _WhichOneofReturnType__prompt_name | None: ...
 
 Global___GoldenText: _TypeAlias = GoldenText  # noqa: Y015
 

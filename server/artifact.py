@@ -8,7 +8,7 @@ from google.protobuf import json_format
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from protos.artifact import FORMAT_VERSION, GOLDEN_IMAGES, GOLDEN_TENSORS, MANIFEST
+from protos.artifact import FORMAT_VERSION, GOLDEN_IMAGES, GOLDEN_TENSORS, GOLDEN_TEXTS, MANIFEST
 from protos.manifest_pb2 import Graph, Manifest
 from server.arrays import Array
 from server.errors import BadArtifact
@@ -117,6 +117,8 @@ def _check_files(artifact: Artifact) -> None:
     used = {GOLDEN_TENSORS, *(graph.file for graph in artifact.manifest.graphs), *filter(None, [text.tokenizer])}
     if artifact.manifest.HasField("image"):
         used.add(GOLDEN_IMAGES)
+    if artifact.manifest.HasField("text"):
+        used.add(GOLDEN_TEXTS)
     if unlisted := used - listed:
         raise BadArtifact(f"{artifact.directory}: {', '.join(sorted(unlisted))} not among the files of the manifest")
 

@@ -24,6 +24,7 @@ from server.generation.engines import Engines
 from server.generation.replay import check_decoding
 from server.golden import GoldenInputs, Measured
 from server.golden_images import check_images
+from server.golden_texts import check_golden_texts
 from server.image_pool import ImagePool
 from server.images import ImageDecoder
 from server.observer import Observer
@@ -221,10 +222,12 @@ def _memory_limit(artifact: Artifact, session: Session, settings: Settings) -> i
 
 
 def _text(make: TextTask, opening: Opening) -> Doors:
-    batcher, encoder = _text_batcher(opening), TextEncoder(opening.artifact)
+    encoder = TextEncoder(opening.artifact)
+    golden = GoldenInputs(texts=check_golden_texts(encoder, opening.artifact))
+    batcher = _text_batcher(opening)
     task = make(opening.artifact, batcher, encoder, opening.prepare)
     raw = RawText(opening.artifact, batcher)
-    return Doors(task=task, raw=raw, counter=_counter(opening, encoder), parts=(batcher,))
+    return Doors(task=task, raw=raw, counter=_counter(opening, encoder), parts=(batcher,), golden_inputs=golden)
 
 
 def _classify_image(opening: Opening) -> Doors:
@@ -239,6 +242,8 @@ def _classify_image(opening: Opening) -> Doors:
 
 def _generate(opening: Opening) -> Doors:
     artifact, text = opening.artifact, opening.artifact.manifest.text
+    encoder = TextEncoder(artifact)
+    golden = GoldenInputs(texts=check_golden_texts(encoder, artifact))
     engines = []
     for session in opening.sessions:
         opening.stop.check()
@@ -256,9 +261,8 @@ def _generate(opening: Opening) -> Doors:
             )
         )
     engine = engines[0] if len(engines) == 1 else Engines(engines)
-    encoder = TextEncoder(artifact)
     task, counter = Generate(engine, encoder, opening.prepare), _counter(opening, encoder)
-    return Doors(task=task, raw=RawGpt(engine), counter=counter, parts=(engine,))
+    return Doors(task=task, raw=RawGpt(engine), counter=counter, parts=(engine,), golden_inputs=golden)
 
 
 def _counter(opening: Opening, encoder: TextEncoder) -> TokenCounter:

@@ -12,6 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from export.errors import ExportError
 
 NUMBERS = "stoi"  # the number of each letter, as nanoGPT calls it
+Letters = dict[str, int]
 
 
 class PlainUnpickler(pickle.Unpickler):
@@ -22,17 +23,16 @@ class PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
-def read(path: Path) -> Tokenizer:
-    """The tokenizer of a model that was trained on letters. ExportError if the file says anything else."""
-    numbers = read_numbers(path)
+def tokenizer_of(numbers: Letters) -> Tokenizer:
+    """The tokenizer of a model that was trained on letters."""
     tokenizer = Tokenizer(models.WordLevel(numbers))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return tokenizer
 
 
-def read_numbers(path: Path) -> dict[str, int]:
-    """Each letter's number."""
+def read(path: Path) -> Letters:
+    """Each letter's number. ExportError if the file says anything else."""
     try:
         with path.open("rb") as file:
             meta = PlainUnpickler(file).load()

@@ -190,7 +190,7 @@ def roberta(config: Json, head: str | None) -> BertConfig:
     if head == "masked-language":
         expect(config, {"hidden_act": "gelu"})  # that of its head, whatever the blocks have
     ours = bert(config, head, "roberta")
-    return replace(ours, positions=ours.positions - POSITION_OFFSET)
+    return replace(ours, positions=ours.positions - POSITION_OFFSET, pad_position=True)
 
 
 def distilbert(config: Json, head: str | None) -> BertConfig:

@@ -14,6 +14,7 @@ from torch.nn import functional
 from models.config import StackConfig
 
 POSITION_OFFSET = 2  # where RoBERTa begins to count
+PAD_POSITION = 1  # where its padding tokens stand
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,10 @@ fused = Transform(  # ... their biases; and in nanoGPT, which stores matrices th
     to_ours=lambda published, config: published.chunk(3),
     to_published=lambda ours, config: torch.cat(ours),
 )
-after_padding = Transform(  # RoBERTa's first word stands at position 2. Here, in graphs and in the server it is 0, so
-    # the rows that no word stands at are left out: 1 is the padding's, 0 is nobody's
-    to_ours=lambda published, config: (published[POSITION_OFFSET:],),
-    to_published=lambda ours, config: functional.pad(ours[0], (0, 0, POSITION_OFFSET, 0)),
+after_padding = Transform(  # RoBERTa's first word stands at position 2. Here, in graphs and in the server it is 0.
+    # Row 1 is the position of padding tokens, wherever they stand: it becomes the last. Row 0 is never used.
+    to_ours=lambda published, config: (published[PAD_POSITION:].roll(-1, dims=0),),
+    to_published=lambda ours, config: functional.pad(ours[0].roll(1, dims=0), (0, 0, PAD_POSITION, 0)),
 )
 patches = Transform(  # a convolution whose stride is its kernel is a matrix over flattened patches
     to_ours=lambda published, config: (published.flatten(1),),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from protos.manifest_pb2 import TextInput
 from server.arrays import Array
 from server.batching.shapes import EXACT, Shapes
 
@@ -35,6 +36,7 @@ class TextRow:
     outputs: tuple[str, ...]
     keep: Keep = everything
     token_type_ids: NDArray[np.int64] | None = None  # (t); zeros if None
+    position_ids: NDArray[np.int64] | None = None  # (t); 0, 1, 2, … if None
     selected: NDArray[np.int64] = field(default_factory=lambda: NO_COLUMNS)  # (s) columns that the language head is for
 
     @property
@@ -64,6 +66,18 @@ class ImageRow:
 Row = TextRow | ImageRow
 
 
+def positions(input_ids: NDArray[np.int64], text: TextInput) -> NDArray[np.int64] | None:
+    """The positions of tokens (t) that are not 0, 1, 2, …; None if they are.
+
+    RoBERTa does not count padding tokens that stand within a text: all of them have one position of their own.
+    """
+    padding = input_ids == text.pad_position_id
+    if not text.HasField("pad_position") or not padding.any():
+        return None
+    counted: NDArray[np.int64] = np.cumsum(~padding) - 1
+    return np.where(padding, text.pad_position, counted)
+
+
 def collate(rows: Sequence[Row], input_names: Sequence[str], shapes: Shapes = EXACT) -> Outputs:
     """The feeds of one run: those of the graph's inputs that rows of this kind have. All rows are of one kind."""
     texts = [row for row in rows if isinstance(row, TextRow)]
@@ -78,6 +92,7 @@ def _collate_texts(rows: Sequence[TextRow], shapes: Shapes) -> Outputs:
     lengths = np.ones(count, np.int32)  # of rows that nobody asked for, too: over nothing there is no softmax
     input_ids = np.zeros((count, longest), np.int64)
     token_type_ids = np.zeros_like(input_ids)
+    position_ids = np.tile(np.arange(longest), (count, 1))
     selected = np.zeros(shapes.head_count(sum(row.heads for row in rows)), np.int64)
     heads = 0
     for number, row in enumerate(rows):
@@ -85,12 +100,14 @@ def _collate_texts(rows: Sequence[TextRow], shapes: Shapes) -> Outputs:
         input_ids[number, : row.tokens] = row.input_ids
         if row.token_type_ids is not None:
             token_type_ids[number, : row.tokens] = row.token_type_ids
+        if row.position_ids is not None:
+            position_ids[number, : row.tokens] = row.position_ids
         selected[heads : heads + row.heads] = number * longest + row.selected
         heads += row.heads
     return {
         "input_ids": input_ids,  # (b, t)
         "token_type_ids": token_type_ids,
-        "position_ids": np.tile(np.arange(longest), (count, 1)),
+        "position_ids": position_ids,
         "lengths": lengths,  # (b)
         "selected": selected,  # (Σ s)
     }

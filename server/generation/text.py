@@ -8,6 +8,12 @@ from tokenizers.decoders import DecodeStream
 from server.errors import InvalidRequest
 
 STOPS_LIMIT = 16
+CLEANED = {  # in this order
+    **{f" {mark}": mark for mark in ".?!,"},
+    " ' ": "'",
+    **{f" {end}": end for end in ("n't", "'m", "'s", "'ve", "'re")},
+}
+LONGEST_CLEANED = max(map(len, CLEANED))
 
 
 class Detokenizer:
@@ -16,23 +22,34 @@ class Detokenizer:
     All pieces together are what `tokenizer.decode` makes of all tokens, special ones left out.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, *, cleans_up: bool = False) -> None:
+        self._tokenizer, self._cleans_up = tokenizer, cleans_up
         self._stream = DecodeStream(skip_special_tokens=True)
         self._ids: list[int] = []
         self._emitted = 0  # characters
+        self._raw = ""  # what was decoded so far, if it is cleaned up
 
     def push(self, token_id: int) -> str:
         """The characters that are complete now."""
         self._ids.append(token_id)
         text: str = self._stream.step(self._tokenizer, token_id) or ""
+        if self._cleans_up:
+            self._raw += text
+            text = clean_up(self._raw)[self._emitted : -LONGEST_CLEANED]  # the rest depends on what follows
         self._emitted += len(text)
         return text
 
     def flush(self) -> str:
         """What is left when no more tokens come. An incomplete character becomes U+FFFD, the replacement character."""
         whole: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-        return whole[self._emitted :]
+        return (clean_up(whole) if self._cleans_up else whole)[self._emitted :]
+
+
+def clean_up(text: str) -> str:
+    """Text as transformers leaves it with `clean_up_tokenization_spaces`: no spaces before punctuation."""
+    for found, cleaned in CLEANED.items():
+        text = text.replace(found, cleaned)
+    return text
 
 
 class StopStrings:

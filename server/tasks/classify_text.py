@@ -55,4 +55,9 @@ class ClassifyText:
     def _row(self, tokens: Tokens, pair_field: str) -> TextRow:
         if self._segments and tokens.token_type_ids.max() >= self._segments:
             raise InvalidRequest(pair_field, "a second text", f"none: the model knows {self._segments} segment")
-        return TextRow(input_ids=tokens.input_ids, token_type_ids=tokens.token_type_ids, outputs=("logits",))
+        return TextRow(
+            input_ids=tokens.input_ids,
+            token_type_ids=tokens.token_type_ids,
+            position_ids=tokens.position_ids,
+            outputs=("logits",),
+        )

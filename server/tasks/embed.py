@@ -52,7 +52,12 @@ class Embed:
         async with self._batcher.place(len(texts), call, field=field) as place:
             tokens = await self._read(texts, prompt_name=prompt_name, truncate=truncate, field=field)
             rows = [
-                TextRow(input_ids=each.input_ids, token_type_ids=each.token_type_ids, outputs=("embedding",))
+                TextRow(
+                    input_ids=each.input_ids,
+                    token_type_ids=each.token_type_ids,
+                    position_ids=each.position_ids,
+                    outputs=("embedding",),
+                )
                 for each in tokens
             ]
             answers = await self._batcher.run(rows, place)

@@ -106,6 +106,7 @@ class FillMask:
         return TextRow(
             input_ids=tokens.input_ids,
             token_type_ids=tokens.token_type_ids,
+            position_ids=tokens.position_ids,
             selected=masks,
             outputs=outputs,
             keep=keep,
@@ -138,7 +139,9 @@ class FillMask:
         """The text with a token in place of one mask. Special tokens go, unless another mask would go with them."""
         ids = row.input_ids.copy()
         ids[position] = token
-        return self._encoder.decode(ids[ids != self._encoder.pad_id].tolist(), skip_special_tokens=row.heads == 1)
+        if self._encoder.pad_id is not None:
+            ids = ids[ids != self._encoder.pad_id]
+        return self._encoder.decode(ids.tolist(), skip_special_tokens=row.heads == 1)
 
 
 def check_size(rows: Sequence[TextRow], top_k: int) -> None:

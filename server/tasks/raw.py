@@ -15,7 +15,7 @@ from server.arrays import Array
 from server.artifact import Artifact
 from server.batching.batcher import Batcher
 from server.batching.queue import Place
-from server.batching.rows import ImageRow, Outputs, TextRow
+from server.batching.rows import ImageRow, Outputs, TextRow, positions
 from server.errors import InvalidRequest
 from server.tasks.embed import normalised
 
@@ -60,6 +60,7 @@ class RawText:
             TextRow(
                 input_ids=row[:length],
                 token_type_ids=None if segments is None else segments[number, :length],
+                position_ids=positions(row[:length], self.text),
                 selected=np.arange(length) if self.per_token else np.zeros(0, np.int64),
                 outputs=(self.output,),
             )

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from server.artifact import Artifact
+from server.batching.rows import positions
 from server.errors import BadArtifact, InvalidRequest
-from server.generation.text import Detokenizer
+from server.generation.text import Detokenizer, clean_up
 
 # A token is seldom longer than a few characters: what is longer than this is refused before it is read, or cut there.
 MAX_CHARACTERS_PER_TOKEN = 250
@@ -24,6 +25,7 @@ class Tokens:
 
     input_ids: NDArray[np.int64]
     token_type_ids: NDArray[np.int64]
+    position_ids: NDArray[np.int64] | None = None  # 0, 1, 2, … if None
     truncated: bool = False
 
     def __len__(self) -> int:
@@ -46,11 +48,13 @@ class TextEncoder:
     """The tokenizer of one model, with the length that the model can take. Safe to use from several threads."""
 
     def __init__(self, artifact: Artifact) -> None:
-        text = artifact.manifest.text
+        self.text = text = artifact.manifest.text
         self.max_length = text.max_length
         self.mask_id = text.mask_id if text.HasField("mask_id") else None
-        self.pad_id = text.pad_id
+        self.pad_id = text.pad_id if text.HasField("pad_id") else None
+        self.begin_id = text.begin_id if text.HasField("begin_id") else None
         self._prompts, self._default_prompt = dict(text.prompts), text.default_prompt_name
+        self._on_left = text.truncation_side == "left"
         path = artifact.path(text.tokenizer)
         try:
             self._tokenizer, self._cutting = Tokenizer.from_file(str(path)), Tokenizer.from_file(str(path))
@@ -59,7 +63,9 @@ class TextEncoder:
         for tokenizer in (self._tokenizer, self._cutting):
             tokenizer.no_truncation()
             tokenizer.no_padding()
-        self._cutting.enable_truncation(self.max_length, strategy="longest_first", direction="right")
+            tokenizer.encode_special_tokens = text.split_special_tokens
+        side = "left" if self._on_left else "right"
+        self._cutting.enable_truncation(self.max_length, strategy="longest_first", direction=side)
 
     def encode(
         self,
@@ -74,24 +80,33 @@ class TextEncoder:
     ) -> list[Tokens]:
         """Tokens of each text behind its prompt, or of each with the one of `pairs` that belongs to it.
 
-        What is too long is cut as transformers cuts it: on the right, of a pair from the longer text. InvalidRequest
-        names the text that is empty, or too long without `truncate`; the first of these has the number `first`.
+        What is too long is cut as transformers cuts it: on the model's side, of a pair from the longer text.
+        InvalidRequest names the text that has no tokens, has one that the model does not know, or is too long without
+        `truncate`; the first of these has the number `first`.
         """
         name, pair_name = partial(_numbered, field, first), partial(_numbered, pair_field, first)
         texts = self.prompted(texts, prompt_name)
-        inputs = _inputs(self._readable(texts, truncate, name), self._readable(pairs, truncate, pair_name))
+        inputs = self._inputs(self._readable(texts, truncate, name), self._readable(pairs, truncate, pair_name))
         tokens = []
         for number, encoding in enumerate(self._read(self._tokenizer, inputs, name)):
-            if len(encoding) <= self.max_length:
-                cut = any(len(group[number]) > self.most_characters for group in (texts, pairs) if group)
-                tokens.append(_tokens(encoding, truncated=cut))
-            elif truncate:
-                (encoding,) = self._read(self._cutting, [inputs[number]], partial(_numbered, field, first + number))
-                tokens.append(_tokens(encoding, truncated=True))
-            else:
-                most = f"at most {self.max_length} (or `truncate`)"
-                raise InvalidRequest(name(number), f"{len(encoding)} tokens", most)
+            cut = any(len(group[number]) > self.most_characters for group in (texts, pairs) if group)
+            if len(encoding) > self.max_length:
+                if not truncate:
+                    most = f"at most {self.max_length} (or `truncate`)"
+                    raise InvalidRequest(name(number), f"{len(encoding)} tokens", most)
+                (encoding,) = self._read(self._cutting, [inputs[number]], _from(name, number))
+                cut = True
+            if not encoding.ids:
+                raise InvalidRequest(name(number), "a text without tokens", "some text")
+            self._check_known(encoding, name(number), pair_name(number))
+            tokens.append(self._tokens(encoding, truncated=cut))
         return tokens
+
+    def encode_as_is(self, text: str, pair: str | None, *, prompt_name: str | None) -> Encoding:
+        """What the tokenizer makes of a text, cut to the model's length, though the model might not take it."""
+        inputs = self._inputs(self.prompted([text], prompt_name), [] if pair is None else [pair])
+        (encoding,) = self._read(self._cutting, inputs, lambda _: "text")
+        return encoding
 
     def prompted(self, texts: Sequence[str], prompt_name: str | None) -> Sequence[str]:
         """The texts with a prompt of the model before each of them, or before the first text of each pair.
@@ -112,14 +127,25 @@ class TextEncoder:
         return self.max_length * MAX_CHARACTERS_PER_TOKEN
 
     def encode_one(self, text: str, *, field: str) -> Tokens:
-        """Tokens of one text, be it a line break alone. InvalidRequest names the field if it has none or too many."""
+        """Tokens of one text; of an empty one, the token with which the model begins.
+
+        InvalidRequest names the field if there are none, too many, or one that the model does not know.
+        """
         self._check_characters(field, text)
         (encoding,) = self._read(self._tokenizer, [text], lambda _: field)
         if not encoding.ids:
-            raise InvalidRequest(field, "a text without tokens" if text else "an empty text", "some text")
+            return self._begun(field, text)
         if len(encoding) > self.max_length:
             raise InvalidRequest(field, f"{len(encoding)} tokens", f"at most {self.max_length}")
-        return _tokens(encoding)
+        self._check_known(encoding, field, field)
+        return self._tokens(encoding)
+
+    def _begun(self, field: str, text: str) -> Tokens:
+        """What stands for a text without tokens. InvalidRequest if the model has no token to begin with."""
+        if self.begin_id is None:
+            found = "a text without tokens" if text else "an empty text"
+            raise InvalidRequest(field, found, "some text: the model has no token to begin with")
+        return Tokens(np.array([self.begin_id], np.int64), np.zeros(1, np.int64))
 
     def count(
         self,
@@ -136,8 +162,8 @@ class TextEncoder:
         for named, group in ((field, texts), (pair_field, pairs)):
             for number, text in enumerate(group):
                 self._check_characters(_numbered(named, first, number), text)
-        name = partial(_numbered, field, first)
-        return [len(encoding) for encoding in self._read(self._tokenizer, _inputs(texts, pairs), name)]
+        name, least = partial(_numbered, field, first), 0 if self.begin_id is None else 1
+        return [max(len(encoding), least) for encoding in self._read(self._tokenizer, self._inputs(texts, pairs), name)]
 
     def word(self, word: str, *, field: str) -> int:
         """The id of a word that is one token. InvalidRequest tells into which tokens any other falls."""
@@ -145,20 +171,21 @@ class TextEncoder:
             raise InvalidRequest(field, f"{len(word)} characters", "a word that is one token of the model")
         found: int | None = self._tokenizer.token_to_id(word)
         if found is not None:
-            return found
+            return self._known(found, field)
         (pieces,) = self._read(self._tokenizer, [word], lambda _: field, special=False)
         tokens = [self.token(piece) for piece in pieces.ids]
         if len(tokens) != 1 or tokens[0] == getattr(self._tokenizer.model, "unk_token", None):
             spelled = f"tokens {', '.join(map(repr, tokens))}" if tokens else "no token"
             raise InvalidRequest(field, f"{word!r} ({spelled})", "a word that is one token of the model")
-        return int(pieces.ids[0])
+        return self._known(int(pieces.ids[0]), field)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        return clean_up(text) if self.text.clean_up_spaces else text
 
     def piece_by_piece(self) -> Detokenizer:
         """Decodes tokens that come one after the other, special ones left out."""
-        return Detokenizer(self._tokenizer)
+        return Detokenizer(self._tokenizer, cleans_up=self.text.clean_up_spaces)
 
     def token(self, token_id: int) -> str:
         """How a token is spelled in the vocabulary."""
@@ -174,17 +201,42 @@ class TextEncoder:
                     self._read(tokenizer, [each], _from(name, number), special=special)
             raise InvalidRequest(name(0), f"what the tokenizer has no token for ({error})", "text it knows") from error
 
+    def _inputs(self, texts: Sequence[str], pairs: Sequence[str]) -> list[Any]:
+        """Texts, or pairs of them, as the tokenizers library takes them.
+
+        With an empty second text a pair is a single text for transformers, though not for its cross-encoders.
+        """
+        if not pairs:
+            return list(texts)
+        both = zip(texts, pairs, strict=True)
+        return [(text, pair) if pair or self.text.empty_pairs else text for text, pair in both]
+
+    def _tokens(self, encoding: Encoding, *, truncated: bool = False) -> Tokens:
+        ids = np.array(encoding.ids, np.int64)
+        types = np.array(encoding.type_ids, np.int64) if self.text.token_types else np.zeros_like(ids)
+        return Tokens(ids, types, positions(ids, self.text), truncated)
+
+    def _known(self, token_id: int, field: str) -> int:
+        """The id of a token that the model has a row for, or InvalidRequest."""
+        if token_id >= self.text.vocabulary:
+            expected = f"a token of the model, whose ids end at {self.text.vocabulary - 1}"
+            raise InvalidRequest(field, f"the token {self.token(token_id)!r} (id {token_id})", expected)
+        return token_id
+
+    def _check_known(self, encoding: Encoding, field: str, pair_field: str) -> None:
+        """A tokenizer may have more tokens than the model has rows for."""
+        if max(encoding.ids) < self.text.vocabulary:
+            return
+        for token_id, text in zip(encoding.ids, encoding.sequence_ids, strict=True):
+            self._known(token_id, pair_field if text == 1 else field)
+
     def _readable(self, texts: Sequence[str], truncate: bool, name: Name) -> list[str]:
         """The texts as far as they are to be read: without `truncate` as they are, or InvalidRequest."""
-        for number, text in enumerate(texts):
-            self._check_some(name(number), text)
-            if not truncate:
+        if not truncate:
+            for number, text in enumerate(texts):
                 self._check_characters(name(number), text)
-        return [text[: self.most_characters] for text in texts]
-
-    def _check_some(self, field: str, text: str) -> None:
-        if not text.strip():
-            raise InvalidRequest(field, "an empty text" if not text else "only white space", "some text")
+        most = self.most_characters
+        return [text[-most:] if self._on_left else text[:most] for text in texts]
 
     def _check_characters(self, field: str, text: str) -> None:
         if len(text) > self.most_characters:
@@ -196,18 +248,9 @@ def check_pairs(texts: Sequence[str], pairs: Sequence[str], pair_field: str) -> 
         raise InvalidRequest(pair_field, f"{len(pairs)} texts", f"{len(texts)}, one for each text, or none")
 
 
-def _inputs(texts: Sequence[str], pairs: Sequence[str]) -> list[Any]:
-    """Texts, or pairs of them, as the tokenizers library takes them."""
-    return list(zip(texts, pairs, strict=True)) if pairs else list(texts)
-
-
 def _numbered(field: str, first: int, number: int) -> str:
     return f"{field}[{first + number}]"
 
 
 def _from(name: Name, start: int) -> Name:
     return lambda number: name(start + number)
-
-
-def _tokens(encoding: Encoding, *, truncated: bool = False) -> Tokens:
-    return Tokens(np.array(encoding.ids, np.int64), np.array(encoding.type_ids, np.int64), truncated)

@@ -112,7 +112,7 @@ def test_no_graph_is_in_memory_while_its_file_is_proven(
     assert outcome.status == 0, outcome.complained
     assert set(alive) == {before}
     names = {path.name for path in (outcome.artifacts / "tiny-gpt/1").iterdir()}
-    assert names == {"cpu.onnx", "golden.safetensors", "manifest.json", "tokenizer.json"}
+    assert names == {"cpu.onnx", "golden.safetensors", "golden_texts.json", "manifest.json", "tokenizer.json"}
 
 
 def test_the_up_to_date_check_does_not_wait_for_torch(
@@ -121,7 +121,7 @@ def test_the_up_to_date_check_does_not_wait_for_torch(
     code = (
         "import sys; from export.__main__ import main;"
         f"assert main([{str(checkpoints['bert'])!r}, '--artifacts', {str(artifacts('bert').parents[1])!r}]) == 0;"
-        "assert not {'torch', 'onnx', 'onnxruntime', 'huggingface_hub'} & sys.modules.keys()"
+        "assert not {'torch', 'onnx', 'onnxruntime', 'transformers', 'huggingface_hub'} & sys.modules.keys()"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -138,18 +138,22 @@ def test_the_manifest_says_what_is_there(artifacts: Callable[[str], Path]) -> No
         "vocabulary": 200,
         "max_length": 64,
         "segments": 2,
+        "pad_id": 0,
         "mask_id": 4,
-    }  # pad_id is 0, which JSON leaves out
+        "truncation_side": "right",
+        "token_types": True,
+    }
     assert {file["path"] for file in found["files"]} == {
         "cpu.onnx",
         "cuda.onnx",
         "golden.safetensors",
+        "golden_texts.json",
         "tokenizer.json",
     }
     for each in found["graphs"]:
         assert each["parity"]["maximum"] > 0
         assert "CPUExecutionProvider" in each["parity"]["measured_on"]
-    assert {"torch", "onnx", "onnxscript"} <= found["tool_versions"].keys()
+    assert {"torch", "onnx", "onnxscript", "tokenizers", "transformers"} <= found["tool_versions"].keys()
 
 
 def test_the_manifest_of_a_generator_describes_its_cache(artifacts: Callable[[str], Path]) -> None:

@@ -1,6 +1,7 @@
 """An artifact can be looked at, and says when it is no longer what was exported."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -65,7 +66,8 @@ def test_verify_says_on_which_provider_each_graph_was_checked(
     directory = artifacts("classifier")
     capsys.readouterr()
     assert main(["verify", str(directory)]) == 0
-    _, cpu, cuda = capsys.readouterr().out.splitlines()
+    _, cpu, cuda, texts = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"  \d\d golden texts: all of them have the token ids of transformers", texts)
     assert cpu.endswith("CPUExecutionProvider")
     if not cuda.endswith("CUDAExecutionProvider"):  # without a GPU
         assert "CPUExecutionProvider; not on CUDA (" in cuda

@@ -100,7 +100,12 @@ def test_a_letter_that_the_model_has_never_seen_is_refused(stub: AffinityStub) -
 def test_the_manifest_takes_the_context_from_the_checkpoint(artifacts: Path) -> None:
     manifest = json.loads((artifacts / "out-shakespeare-char/1/manifest.json").read_text())
     assert (manifest["architecture"], manifest["task"], manifest["cache"]["head_width"]) == ("gpt", "generate", 16)
-    assert manifest["text"] == {"tokenizer": "tokenizer.json", "vocabulary": 61, "max_length": 32}
+    sizes = {"vocabulary": 61, "max_length": 32}
+    assert manifest["text"] == {"tokenizer": "tokenizer.json", "truncation_side": "right"} | sizes
+    golden = json.loads((artifacts / "out-shakespeare-char/1/golden_texts.json").read_text())["texts"]
+    assert len(golden) >= 16
+    letters = "".join(text.get("text", "") for text in golden)
+    assert set(letters) == set(nanogpt.CHARACTERS)
 
 
 def test_the_tokenizer_must_be_that_of_the_model(export, letters: tuple, checkpoints: dict[str, Path]) -> None:

@@ -89,8 +89,8 @@ async def test_fill_mask_says_where_the_masks_stand(repository):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["a [MASK]", ""], r"texts\[1\]: found an empty text, expected some text"),
-        (["  \n"], r"texts\[0\]: found only white space"),
+        (["a [MASK]", ""], r"texts\[1\]: found no \[MASK\], expected at least one"),
+        (["  \n"], r"texts\[0\]: found no \[MASK\]"),
         (["a [MASK]", "no mask"], r"texts\[1\]: found no \[MASK\], expected at least one \[MASK\]"),
         (["[MASK] " * 63], r"texts\[0\]: found 65 tokens, expected at most 64"),
         (["x" * 20_000], r"texts\[0\]: found 20000 characters, expected at most 64 tokens"),

@@ -189,7 +189,6 @@ async def test_who_leaves_in_the_middle_frees_the_slot_by_the_next_step_and_who_
 @pytest.mark.parametrize(
     ("prompt", "options", "message"),
     [
-        ("", {}, "prompts.3.: found an empty text"),
         ("word " * 200, {}, "prompts.3.: found [0-9]+ tokens, expected at most 64"),
         ([], {}, "prompts.3.: found 0 tokens"),
         ([400], {}, "prompts.3.: found token 400, expected 0 to 399"),

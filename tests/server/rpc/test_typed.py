@@ -152,7 +152,7 @@ def test_a_continuation_that_is_given_up_takes_the_slots_from_nobody(server, stu
 PROMPT = pb.Prompt(text="A list is")
 WRONG = {
     "nothing to fill": ("FillMask", pb.FillMaskRequest(), "INVALID_ARGUMENT", "inputs: found nothing"),
-    "empty text": ("FillMask", pb.FillMaskRequest(inputs=[TEXT, ""]), "INVALID_ARGUMENT", "inputs[1]: found an empty"),
+    "empty text": ("FillMask", pb.FillMaskRequest(inputs=[TEXT, ""]), "INVALID_ARGUMENT", "inputs[1]: found no [MASK]"),
     "no mask": ("FillMask", pb.FillMaskRequest(inputs=["no"]), "INVALID_ARGUMENT", "inputs[0]: found no [MASK]"),
     "too long": (
         "FillMask",

@@ -552,7 +552,7 @@ def test_statistics_mean_what_tritons_mean(client, model, inputs, inferences):
 def test_a_request_that_fails_is_counted_as_such_and_costs_no_time(client):
     before = client.get_inference_statistics("tiny-classifier").model_stats[0].inference_stats
     with pytest.raises(InferenceServerException):
-        infer(client, "tiny-classifier", [("text", [""])])
+        infer(client, "tiny-classifier", [("text", ["a " * 99])])
     after = client.get_inference_statistics("tiny-classifier").model_stats[0].inference_stats
     assert after.fail.count - before.fail.count == 1
     assert [getattr(after, part) for part in ("success", *DURATIONS)] == [

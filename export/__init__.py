@@ -18,7 +18,7 @@ Read in the order in which data flows:
     inputs          what has to happen to a text or an image before the graph can read it
     graph           these, one after the other, for one kind of machine
     exporter        all of it, from the source to the artifact
-    inspection      what is inside an artifact, and whether it still is what was exported
+    inspection      what is inside an artifact, and whether it still is what was exported; golden_inputs: its images
     artifact        the directory that the server reads: whole or not at all
 
 The only package that knows both torch and ONNX. It knows nothing of the server.

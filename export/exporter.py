@@ -26,7 +26,17 @@ from protos.artifact import FORMAT_VERSION, GOLDEN_IMAGES, GOLDEN_TENSORS, GOLDE
 from protos.manifest_pb2 import CacheLayout, Calibration, Manifest
 from protos.manifest_pb2 import Source as SourceMessage
 
-TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime-gpu", "onnxruntime", "tokenizers", "transformers")
+TOOLS = (
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnx-ir",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "tokenizers",
+    "transformers",
+    "pillow",
+)
 MILLION = 1e6
 
 

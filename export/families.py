@@ -16,7 +16,9 @@ FAMILIES = {
     "DistilBertModel and sentence-transformers (embed)",
     "gpt": "GPT2LMHeadModel, DistilGPT-2 too (generate)",
     "nanogpt": "nanoGPT (generate): ckpt.pt, with meta.pkl or --tokenizer",
-    "vit": "ViTForImageClassification (classify-image): preprocessor_config.json; --image-size interpolates positions",
+    "vit": "ViTForImageClassification (classify-image): preprocessor_config.json or processor_config.json with the "
+    "image processor of ViT, DeiT, BEiT, CLIP, BiT, ConvNext, LeViT, PoolFormer or another that takes the same steps; "
+    "--image-size interpolates positions",
     "deit": "DeiTForImageClassification, DeiTForImageClassificationWithTeacher (classify-image): the same",
     "mixer": "timm's mixer_* (classify-image): config.json says all",
 }

@@ -177,7 +177,9 @@ def fraction(processor: Any) -> float:
 
 
 def poolformer_resize(processor: Any, image: ImageInput) -> None:
-    """To `size` over `crop_pct`; two equal sides mean the shortest edge."""
+    """To `size` over `crop_pct`, if there is one; two equal sides mean the shortest edge."""
+    if processor.crop_pct is None:
+        return plain_resize(processor, image)
     wanted, part = size("size", processor.size), fraction(processor)
     if wanted.HasField("shortest_edge") or wanted.height == wanted.width:
         image.resize.CopyFrom(Size(shortest_edge=int((wanted.shortest_edge or wanted.height) / part)))
@@ -236,6 +238,8 @@ PROCESSORS: dict[str, Rules] = {
     "ChineseCLIPImageProcessor": Rules(),
     "SiglipImageProcessor": Rules(),
     "BlipImageProcessor": Rules(),
+    "FlavaImageProcessor": Rules(pads=False),
+    "OwlViTImageProcessor": Rules(),
     "BitImageProcessor": Rules(),  # of DINOv2, too
     "PvtImageProcessor": Rules(),
     "MobileNetV1ImageProcessor": Rules(),

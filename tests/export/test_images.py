@@ -85,7 +85,16 @@ def test_steps_that_are_switched_off_are_left_out(tmp_path: Path) -> None:
 
 # ---- against the processors themselves, and the server's decoder
 
-KINDS = ("turned", "palette", "palette with transparency", "transparent gif", "alpha", "grey", "cmyk")
+KINDS = (
+    "grey with a transparent grey",
+    "turned",
+    "palette",
+    "palette with transparency",
+    "transparent gif",
+    "alpha",
+    "grey",
+    "cmyk",
+)
 SIZES = [(90, 40), (33, 57), (1, 1), (301, 7), (32, 32), (5, 8), (31, 64)]
 NAMED = {
     "a number is a square": {"image_processor_type": "ViTImageProcessor", "size": 32, "resample": 3},
@@ -135,6 +144,12 @@ NAMED = {
         "size": {"height": 32, "width": 40},
         "crop_size": 32,
         "crop_pct": 0.9,
+    },
+    "pool without a fraction": {
+        "image_processor_type": "PoolFormerImageProcessor",
+        "size": 40,
+        "crop_size": 32,
+        "crop_pct": None,
     },
     "convnext crops": {"image_processor_type": "ConvNextImageProcessor", "size": 32, "crop_pct": 0.7},
     "levit enlarges": {"image_processor_type": "LevitImageProcessor", "size": {"shortest_edge": 32}, "crop_size": 32},

@@ -393,6 +393,7 @@ def test_mixers_go_by_their_names(architecture: str, patch: int, depth: int, wid
 def test_what_a_mixer_was_trained_with_goes_before_its_name_and_its_arguments_before_both() -> None:
     trained = {"input_size": [1, 64, 64], "num_classes": 10}
     config = {"architecture": "mixer_b16_224", "num_classes": 5, "pretrained_cfg": trained}
+    assert configuration(config) == configuration({"architecture": "mixer_b16_224", **trained, "num_classes": 5})
     _, mixer = configuration(config)
     assert (mixer.channels, mixer.image_size, mixer.classes) == (1, 64, 5)
     _, mixer = configuration({**config, "model_args": {"img_size": 32, "in_chans": 3, "mlp_ratio": 2}})
@@ -436,6 +437,7 @@ def test_labels_come_in_the_order_of_their_numbers() -> None:
 def test_a_mixers_labels_may_stand_with_its_pretraining() -> None:
     trained = {"num_classes": 2, "label_names": ["cat", "dog"]}
     assert labels({"architecture": "mixer_b16_224", "pretrained_cfg": trained}) == ["cat", "dog"]
+    assert labels({"architecture": "mixer_b16_224", "num_classes": 2, "labels": ["cat", "dog"]}) == ["cat", "dog"]
 
 
 def test_there_is_a_label_for_each_class() -> None:

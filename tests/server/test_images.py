@@ -66,6 +66,8 @@ FILES = {
     "alpha": file_of(picture(mode="RGBA")),
     "palette": file_of(picture().quantize(17)),
     "palette with transparency": file_of(picture().quantize(17), transparency=3),
+    "grey with a transparent grey": file_of(picture(mode="L"), transparency=120),
+    "transparent colour": file_of(picture().quantize(9).convert("RGB"), transparency=(120, 30, 40)),
     "black and white": file_of(picture(mode="1")),
     "cmyk": file_of(picture(mode="CMYK"), "JPEG"),
     "turned": file_of(picture(), "JPEG", exif=TURNED),

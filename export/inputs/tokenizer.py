@@ -122,6 +122,7 @@ def load(path: Path, family: str, options: Mapping[str, Any]) -> Any:
     if path.is_file() and path.name != TOKENIZER:
         return loaded(partial(PreTrainedTokenizerFast, tokenizer_file=str(path)), path.name)
     directory = path if path.is_dir() else path.parent
+    check_code(directory)
     config = model_config(directory, family)
     what = named_class(directory)
     arguments = {**options, **({"config": config} if config else {}), "local_files_only": True}
@@ -157,6 +158,16 @@ def model_config(directory: Path, family: str) -> Any:
     if read_json(directory / TOKENIZER_CONFIG).get("tokenizer_class"):
         return None
     return transformers.AutoConfig.for_model(MODEL_TYPES.get(family, family))
+
+
+def check_code(directory: Path) -> None:
+    """ExportError if the tokenizer is code of the source's own: nothing that comes with a model is run."""
+    found = read_json(directory / TOKENIZER_CONFIG).get("auto_map")
+    code = found.get("AutoTokenizer") if isinstance(found, dict) else found
+    if code:
+        raise ExportError(
+            f"{TOKENIZER_CONFIG}: auto_map names code of its own ({code}), which is never run; {EXPECTED}"
+        )
 
 
 def named_class(directory: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import transformers
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from export.errors import ExportError
 from export.inputs import golden_texts, tokenizer
@@ -64,6 +64,24 @@ def test_a_class_without_a_fast_form_is_refused_by_name(settings: dict, said: st
     with pytest.raises(ExportError, match=said) as refused:
         read(tmp_path)
     assert "--tokenizer names another directory" in str(refused.value)
+
+
+@pytest.mark.parametrize("code", [{"AutoTokenizer": ["mine.Mine", None]}, ["mine.Mine", None]])
+def test_a_tokenizer_with_code_of_its_own_is_refused(code: object, tmp_path: Path) -> None:
+    word_list(tmp_path, auto_map=code)
+    with pytest.raises(
+        ExportError, match=r"tokenizer_config.json: auto_map names code of its own .*mine.Mine.* never run"
+    ):
+        read(tmp_path)
+
+
+def test_a_tokenizer_that_reads_its_own_letters_alone_has_golden_texts_of_them(tmp_path: Path) -> None:
+    letters = Tokenizer(models.WordLevel({letter: number for number, letter in enumerate("abcdefgh \n")}))
+    letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    letters.decoder = decoders.Fuse()
+    letters.save(str(tmp_path / "tokenizer.json"))
+    found = read(tmp_path, family="nanogpt", task="generate", vocabulary=10)
+    assert len(golden_texts.make(found, "generate").texts) >= 16
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])

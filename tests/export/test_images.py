@@ -12,7 +12,8 @@ from safetensors.numpy import load
 from export.errors import ExportError
 from export.inputs import golden_images, image_steps
 from export.inputs import image_processor as images
-from export.inputs.image_processor import PROCESSORS, Preprocessing
+from export.inputs.image_processor import Preprocessing
+from export.inputs.processor_table import PROCESSORS
 from protos.manifest_pb2 import ImageInput, Size
 from server.errors import InvalidRequest
 from server.images import ImageDecoder

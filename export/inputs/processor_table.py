@@ -1,0 +1,194 @@
+"""The image processors of transformers that are known, and what their settings mean in the manifest's steps.
+
+Most take the same steps, each unless a `do_` switch says no: resize, centre crop, rescale, normalise. A class that does
+something of its own has a rule in the table. All raise ExportError with the setting that is not understood.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from export.errors import ExportError
+from protos.manifest_pb2 import ImageInput, Size
+
+FILE = "preprocessor_config.json"
+CHANNELS = 3
+RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's number
+WARPED = 384  # ConvNext stretches images of this size and more, and crops smaller ones
+
+
+def size(field: str, found: Any) -> Size:
+    """Pixels of both sides, of the shortest edge, or of that with a bound on the longest."""
+    edges = dict(found or {})
+    if edges.keys() not in ({"height", "width"}, {"shortest_edge"}, {"shortest_edge", "longest_edge"}):
+        expected = "height and width, or shortest_edge (with longest_edge or without)"
+        raise ExportError(f"{FILE}: {field}: found {edges}, expected {expected}")
+    wrong = {edge: pixels for edge, pixels in edges.items() if type(pixels) is not int or pixels < 1}
+    if wrong:
+        raise ExportError(f"{FILE}: {field}: found {wrong}, expected whole numbers of pixels")
+    return Size(**edges)
+
+
+def plain_resize(processor: Any, image: ImageInput) -> None:
+    """To `size`, whatever it is."""
+    image.resize.CopyFrom(size("size", processor.size))
+
+
+def enlarged_resize(processor: Any, image: ImageInput) -> None:
+    """LeViT: the shortest edge is made 256/224 of what `size` says."""
+    image.resize.CopyFrom(size("size", processor.size))
+    if image.resize.HasField("shortest_edge"):
+        image.resize.CopyFrom(Size(shortest_edge=int((256 / 224) * image.resize.shortest_edge)))
+
+
+def fraction(processor: Any) -> float:
+    """`crop_pct`: how much of the resized image is left after the crop."""
+    found = processor.crop_pct
+    if isinstance(found, bool) or not isinstance(found, int | float) or not found > 0:
+        raise ExportError(f"{FILE}: crop_pct: found {found!r}, expected a number above 0")
+    return float(found)
+
+
+def poolformer_resize(processor: Any, image: ImageInput) -> None:
+    """To `size` over `crop_pct`, if there is one; two equal sides mean the shortest edge."""
+    if processor.crop_pct is None:
+        return plain_resize(processor, image)
+    wanted, part = size("size", processor.size), fraction(processor)
+    if wanted.HasField("shortest_edge") or wanted.height == wanted.width:
+        image.resize.CopyFrom(Size(shortest_edge=int((wanted.shortest_edge or wanted.height) / part)))
+    else:
+        image.resize.CopyFrom(Size(height=int(wanted.height / part), width=int(wanted.width / part)))
+
+
+def convnext_resize(processor: Any, image: ImageInput) -> None:
+    """Resizing crops as well: `crop_pct` of an image below 384 pixels is kept, a larger one is stretched."""
+    wanted = size("size", processor.size)
+    if not wanted.HasField("shortest_edge"):
+        raise ExportError(f"{FILE}: size: found {dict(processor.size)}, expected shortest_edge, as ConvNext reads it")
+    edge = wanted.shortest_edge
+    square = Size(height=edge, width=edge)
+    if edge >= WARPED:
+        image.resize.CopyFrom(square)
+        return
+    if processor.do_center_crop and size("crop_size", processor.crop_size) != square:
+        found = dict(processor.crop_size or {})
+        raise ExportError(f"{FILE}: crop_size: found {found}, expected {edge} × {edge}, which resizing leaves")
+    image.resize.CopyFrom(Size(shortest_edge=int(edge / fraction(processor))))
+    image.crop.CopyFrom(square)
+
+
+def efficientnet_normalised(processor: Any, image: ImageInput) -> None:
+    """Rescaling may take 1 off, and the deviation may be divided by a second time: one mean and deviation say both."""
+    mean, deviation = np.array(list(image.mean) or [0.0] * 3), np.array(list(image.deviation) or [1.0] * 3)
+    if processor.do_rescale and processor.rescale_offset:
+        mean = mean + 1
+    if processor.include_top:
+        deviation = deviation * channel_values("image_std", processor.image_std)
+    image.mean[:], image.deviation[:] = mean.tolist(), deviation.tolist()
+
+
+def as_it_is(processor: Any, image: ImageInput) -> None:
+    """Nothing more than the switches say."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a class of processors does otherwise than the most of them."""
+
+    resize: Callable[[Any, ImageInput], None] = plain_resize
+    finish: Callable[[Any, ImageInput], None] = as_it_is
+    pads: bool = True  # where `do_pad` says so
+    refused: dict[str, str] = field(default_factory=dict)  # switches that must be off → what they do
+
+
+PROCESSORS: dict[str, Rules] = {
+    "ViTImageProcessor": Rules(),  # of Swin, DINO and others, too
+    "DeiTImageProcessor": Rules(),
+    "BeitImageProcessor": Rules(pads=False),
+    "CLIPImageProcessor": Rules(),
+    "ChineseCLIPImageProcessor": Rules(),
+    "SiglipImageProcessor": Rules(),
+    "BlipImageProcessor": Rules(),
+    "FlavaImageProcessor": Rules(pads=False),
+    "OwlViTImageProcessor": Rules(),
+    "BitImageProcessor": Rules(),  # of DINOv2, too
+    "PvtImageProcessor": Rules(),
+    "MobileNetV1ImageProcessor": Rules(),
+    "MobileNetV2ImageProcessor": Rules(pads=False),
+    "MobileViTImageProcessor": Rules(
+        pads=False, refused={"do_flip_channel_order": "puts blue in the place of red, which the server does not do"}
+    ),
+    "EfficientNetImageProcessor": Rules(finish=efficientnet_normalised, pads=False),
+    "ConvNextImageProcessor": Rules(resize=convnext_resize, pads=False),
+    "LevitImageProcessor": Rules(resize=enlarged_resize),
+    "PoolFormerImageProcessor": Rules(resize=poolformer_resize),
+}
+
+
+def plain_name(processor: type) -> str:
+    """What a file calls the class of a processor for Pillow's images."""
+    return processor.__name__.removesuffix("Pil")
+
+
+def manifest_of(processor: Any, image_size: int) -> ImageInput:
+    """A processor's settings as steps. ExportError names the setting that is not understood."""
+    rules = PROCESSORS[plain_name(type(processor))]
+    for switch, effect in rules.refused.items():
+        if getattr(processor, switch, None):
+            raise ExportError(f"{FILE}: {switch}: found true, expected false: it {effect}")
+    image = ImageInput(height=image_size, width=image_size, white_for_transparent=bool(processor.do_convert_rgb))
+    if processor.do_resize:
+        image.resample = resample(processor.resample)
+        rules.resize(processor, image)
+    if processor.do_center_crop and not image.HasField("crop"):
+        image.crop.CopyFrom(both_sides("crop_size", processor.crop_size))
+    if processor.do_rescale:
+        image.rescale = factor(processor.rescale_factor)
+    if processor.do_normalize:
+        image.mean.extend(channel_values("image_mean", processor.image_mean))
+        image.deviation.extend(deviations(processor.image_std))
+    if rules.pads and getattr(processor, "do_pad", None) and processor.pad_size is not None:
+        image.pad.CopyFrom(both_sides("pad_size", processor.pad_size))
+    rules.finish(processor, image)
+    return image
+
+
+def both_sides(field: str, found: Any) -> Size:
+    """Height and width."""
+    sides = size(field, found)
+    if not sides.HasField("height"):
+        raise ExportError(f"{FILE}: {field}: found {dict(found)}, expected height and width")
+    return sides
+
+
+def resample(found: Any) -> str:
+    """A filter's name, from Pillow's number."""
+    if isinstance(found, int) and 0 <= found < len(RESAMPLE):
+        return RESAMPLE[found]
+    numbers = ", ".join(f"{number} ({name})" for number, name in enumerate(RESAMPLE))
+    raise ExportError(f"{FILE}: resample: found {found!r}, expected one of {numbers}")
+
+
+def factor(found: Any) -> float:
+    """By what grey levels are multiplied."""
+    if isinstance(found, bool) or not isinstance(found, int | float) or not found > 0:
+        raise ExportError(f"{FILE}: rescale_factor: found {found!r}, expected a number above 0")
+    return float(found)
+
+
+def channel_values(field: str, found: Any) -> list[float]:
+    """One number for each channel; a single number stands for all."""
+    values = list(found) if isinstance(found, list | tuple) else [found] * CHANNELS
+    if len(values) != CHANNELS or not all(isinstance(value, int | float) for value in values):
+        raise ExportError(f"{FILE}: {field}: found {found}, expected {CHANNELS} numbers")
+    return [float(value) for value in values]
+
+
+def deviations(found: Any) -> list[float]:
+    """One number for each channel, none of them zero."""
+    values = channel_values("image_std", found)
+    if not all(values):
+        raise ExportError(f"{FILE}: image_std: found {values}, expected no zero: images are divided by it")
+    return values

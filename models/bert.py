@@ -69,7 +69,11 @@ class Bert(nn.Module):
     ) -> Tensor:
         """The stack alone: a vector for each token, (b, t, d)."""
         x = self.embed(input_ids, position_ids, token_type_ids)  # (b, t, d)
-        return self.stack(x, masks.padding(lengths, position_ids).to(x.dtype))
+        return self.stack(x, masks.padding(lengths, self.columns(position_ids)).to(x.dtype))
+
+    def columns(self, position_ids: Tensor) -> Tensor:
+        """The number of each column, from 0: the positions themselves, unless some tokens are not counted (RoBERTa)."""
+        return masks.columns(position_ids) if self.config.pad_position else position_ids
 
     def forward(
         self,
@@ -97,7 +101,7 @@ class Bert(nn.Module):
                 return self.head(x)
             case "pooler":
                 return self.layers(self.head(x))
-        return self.layers(self.head(x, lengths, position_ids))
+        return self.layers(self.head(x, lengths, self.columns(position_ids)))
 
 
 def vector_layer(layer: VectorLayer, width: int) -> nn.Module:

@@ -104,8 +104,8 @@ class Pooling(nn.Module):
         super().__init__()
         self.poolings = poolings
 
-    def forward(self, x: Tensor, lengths: Tensor, position_ids: Tensor) -> Tensor:  # (b, t, d)
-        is_real = real(lengths, position_ids).float()  # (b, t)
+    def forward(self, x: Tensor, lengths: Tensor, columns: Tensor) -> Tensor:  # (b, t, d)
+        is_real = real(lengths, columns).float()  # (b, t)
         return torch.cat([pool(x, pooling, is_real) for pooling in self.poolings], dim=-1)  # (b, d · poolings)
 
 

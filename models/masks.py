@@ -13,22 +13,22 @@ def causal(positions: int, device: torch.device | None = None) -> Tensor:
     return additive(allowed)  # (t, s)
 
 
-def padding(lengths: Tensor, position_ids: Tensor) -> Tensor:
+def padding(lengths: Tensor, columns: Tensor) -> Tensor:
     """No token looks at padding. `lengths` (b) counts the real tokens of each row; what follows them is padding."""
-    return additive(real(lengths, position_ids)[:, None, None, :])  # (b, 1, 1, s)
+    return additive(real(lengths, columns)[:, None, None, :])  # (b, 1, 1, s)
 
 
-def real(lengths: Tensor, position_ids: Tensor) -> Tensor:
-    """Which columns hold a real token: the first `lengths` (b) of each row, whatever `position_ids` (1 or b, t) say."""
-    return columns(position_ids) <= lengths[:, None]  # (b, t)
+def real(lengths: Tensor, columns: Tensor) -> Tensor:
+    """Which columns (1 or b, t), counted from 0 in each row, hold a real token."""
+    return columns < lengths[:, None]  # (b, t)
 
 
 def columns(position_ids: Tensor) -> Tensor:
-    """The number of each column, from 1, in the shape of `position_ids`, which may count otherwise (RoBERTa).
+    """The number of each column, from 0, in the shape of `position_ids` that count otherwise (RoBERTa).
 
     Ones are summed up, for `arange` and `ones_like` would put a Shape node into the graph.
     """
-    return (position_ids * 0 + 1).cumsum(dim=1)
+    return (position_ids * 0 + 1).cumsum(dim=1) - 1
 
 
 def additive(allowed: Tensor) -> Tensor:

@@ -3,7 +3,9 @@
 A provider asked for by name is required; only `auto` falls back, and says why.
 """
 
+import functools
 import importlib
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from server.settings import Settings
 
 OPENVINO = "OpenVINOExecutionProvider"
 OPENVINO_PACKAGE = "onnxruntime-ep-openvino"
+OPENVINO_MACHINES = ("x86_64", "AMD64")  # as platform.machine() names them; the extra `cpu` installs it there alone
 # With AVX512-BF16 alone OpenVINO is slower in bf16 than in fp32: BERT-base, 8 texts of 128 tokens, 1.2 s and 0.8 s on a
 # 2-core Xeon, 22 November 2026.
 FAST_BF16 = "amx_bf16"
@@ -80,21 +83,29 @@ def _cuda(settings: Settings) -> ProviderChoice:
 
 def openvino_device() -> Any:
     """OpenVINO's CPU device of the plugin package, registered with the runtime; ProviderUnavailable without it."""
+    if problem := _register_openvino():
+        raise ProviderUnavailable(f"provider openvino cannot run here: {problem}")
+    return _openvino_devices()[0]
+
+
+@functools.cache  # the runtime registers a library once a process: what came of it holds for every later call
+def _register_openvino() -> str:
+    """Register the plugin with the runtime; the reason if that gives no device, or else nothing."""
     try:
         plugin = importlib.import_module("onnxruntime_ep_openvino")
     except ImportError as error:
-        raise ProviderUnavailable(
-            f"provider openvino cannot run here: {error} (pip install {OPENVINO_PACKAGE})"
-        ) from error
-    if not (devices := _openvino_devices()):
-        try:
-            onnxruntime.register_execution_provider_library("openvino", plugin.get_library_path())
-        except Exception as error:  # the runtime has no common base for its errors
-            raise ProviderUnavailable(f"provider openvino cannot run here: {error}") from error
-        devices = _openvino_devices()
-    if not devices:
-        raise ProviderUnavailable(f"provider openvino cannot run here: {OPENVINO_PACKAGE} found no device it can use")
-    return devices[0]
+        return f"{error} ({_how_to_install_openvino()})"
+    try:
+        onnxruntime.register_execution_provider_library("openvino", plugin.get_library_path())
+    except Exception as error:  # the runtime has no common base for its errors
+        return str(error)
+    return "" if _openvino_devices() else f"{OPENVINO_PACKAGE} found no device it can use; it supports Intel CPUs only"
+
+
+def _how_to_install_openvino() -> str:
+    if platform.machine() in OPENVINO_MACHINES:
+        return f"pip install {OPENVINO_PACKAGE}"
+    return f"{OPENVINO_PACKAGE} exists for x86-64 only, this machine is {platform.machine()}"
 
 
 def _openvino_devices() -> list[Any]:

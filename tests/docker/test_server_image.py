@@ -4,6 +4,7 @@
 """
 
 import os
+import platform
 import sys
 import time
 import tomllib
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from server.client import Client
+from server.providers import OPENVINO_MACHINES, OPENVINO_PACKAGE
 from tests.docker import engine as engines
 from tests.docker.engine import DOCKERFILE, ROOT, Engine, Image
 from tests.docker.running import Exported, Server
@@ -118,7 +120,8 @@ def test_its_packages_are_those_of_make_install(inside: Callable[[str], str], fa
     here = set(engines.call([sys.executable, "-c", script]).split())
     there = set(inside(f'python -c "{script}"').split())
     plain = {each for each in there if each.startswith("onnxruntime")}
-    assert {each.split("==")[0] for each in plain} == {"onnxruntime", "onnxruntime-ep-openvino"}
+    plugins = {OPENVINO_PACKAGE} if platform.machine() in OPENVINO_MACHINES else set()
+    assert {each.split("==")[0] for each in plain} == {"onnxruntime", *plugins}
     differing = sorted(each for each in there - plain - here if not each.startswith("affinity=="))
     facts.append(f"{len(there)} packages; versions unlike those of .venv: {', '.join(differing) or 'none'}")
 

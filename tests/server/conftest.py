@@ -2,10 +2,43 @@
 
 from contextlib import asynccontextmanager
 
+import pytest
 import pytest_asyncio
 
+from server import providers, sessions
+from server.errors import ProviderUnavailable
+from server.providers import ProviderChoice, openvino_device
 from server.repository import Repository
+from server.session import Session
 from server.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def openvino():
+    """OpenVINO's device; a test that needs it is skipped where there is none, with the server's own reason."""
+    try:
+        return openvino_device()
+    except ProviderUnavailable as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def openvino_or_stand_in(monkeypatch):
+    """OpenVINO, for tests of what runs on which provider: where it has no device, its sessions run on the CPU."""
+    try:
+        return openvino_device()
+    except ProviderUnavailable:
+        monkeypatch.setattr(providers, "openvino_device", lambda: "a stand-in")
+
+    def open_stand_in(artifact, choice, settings, *, device=0, precision=None):
+        if choice.provider != "openvino":
+            return real(artifact, choice, settings, device=device)
+        session = real(artifact, ProviderChoice("cpu"), settings)
+        return Session(session.ort, provider="openvino", precision=precision or session.precision, device=device)
+
+    real = sessions.open_session
+    monkeypatch.setattr(sessions, "open_session", open_stand_in)
+    return "a stand-in"
 
 
 @asynccontextmanager

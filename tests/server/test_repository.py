@@ -3,7 +3,6 @@
 import asyncio
 import json
 import shutil
-from importlib.util import find_spec
 
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
@@ -315,7 +314,7 @@ async def test_what_happens_inside_is_told_to_the_observer_of_that_version(root)
     assert notes["tiny-bert", "1"].batches == []
 
 
-@pytest.mark.skipif(find_spec("onnxruntime_ep_openvino") is None, reason="needs onnxruntime-ep-openvino")
+@pytest.mark.usefixtures("openvino_or_stand_in")
 async def test_generation_is_refused_on_openvino(artifacts):
     with pytest.raises(ProviderUnavailable, match="tiny-gpt: found provider openvino, expected cpu or cuda"):
         async with opened(artifacts, "tiny-gpt", provider="openvino"):

@@ -1,6 +1,5 @@
 """What runs is what was asked for, and what was exported."""
 
-import importlib.util
 import shutil
 
 import numpy as np
@@ -11,14 +10,13 @@ from server.artifact import Artifact, read_artifact
 from server.cuda import PROBE, cuda_problem
 from server.errors import BadArtifact, ProviderUnavailable
 from server.golden import measure
-from server.providers import OPENVINO_PACKAGE, ProviderChoice, cpu_has_bf16, find_providers
+from server.providers import ProviderChoice, cpu_has_bf16, find_providers
 from server.session import BoundSession, open_session
 from server.settings import Settings
 
 NAMES = ["tiny-bert", "tiny-classifier", "tiny-embedder", "tiny-gpt", "tiny-vit", "tiny-mixer"]
 CPU = ProviderChoice("cpu")
 HAS_CUDA = cuda_problem(0) is None
-HAS_OPENVINO = importlib.util.find_spec("onnxruntime_ep_openvino") is not None
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -135,13 +133,7 @@ def test_a_session_that_fell_back_to_the_cpu_in_silence_is_refused(artifacts):
         open_session(artifact, ProviderChoice("cuda"), Settings())
 
 
-@pytest.mark.skipif(HAS_OPENVINO, reason="OpenVINO is installed here")
-def test_without_its_package_openvino_cannot_be_chosen():
-    with pytest.raises(ProviderUnavailable, match=OPENVINO_PACKAGE):
-        find_providers(Settings(provider="openvino"))
-
-
-@pytest.mark.skipif(not HAS_OPENVINO, reason=f"needs {OPENVINO_PACKAGE}")
+@pytest.mark.usefixtures("openvino")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_openvino_gives_what_pytorch_gave(artifacts, name, precision):

@@ -4,6 +4,7 @@ Read in the order in which data flows:
 
     sources         a name the user typed → files on this machine, and whether they have changed
     hub, layout     from a hub id to those files; which files an export reads
+    modules         the modules and folders of a model of sentence-transformers
     recipes         a loaded model → what its graph takes and gives, and seeded inputs to try it on
     attention_ops   the runtime's fused attention in place of the block's own
     trace           a recipe → an ONNX graph

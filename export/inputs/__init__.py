@@ -1,7 +1,7 @@
 """What happens to a text or an image before the graph, as the library that defines it reads its settings.
 
-`tokenizer`, `characters` (nanoGPT's), `pooling` (sentence-transformers'), `image_processor`, `processor_table`,
-`timm_layout`: a source's files → the manifest's account of its input. `image_steps` carries that account out;
-`golden_images` proves it on images that travel with the artifact. May import export.errors and export.files; knows
-nothing of graphs.
+`tokenizer`, `characters` (nanoGPT's), `image_processor`, `processor_table` and `timm_layout` make the manifest's
+account of the input out of a source's files. `text_model` reads what sentence-transformers saves beside them, by way of
+`text_settings`, `pooling`, `vector_layers` and `cross_encoder`. `image_steps` carries the account of images out;
+`golden_texts` and `golden_images` prove both accounts on inputs that travel with the artifact. Knows nothing of graphs.
 """

@@ -44,7 +44,12 @@ def computed(
     for name, contents in model.files.items():
         (scratch / name).write_bytes(contents)
     rows = [
-        TextRow(input_ids=each.input_ids, token_type_ids=each.token_type_ids, outputs=(model.recipe.result,))
+        TextRow(
+            input_ids=each.input_ids,
+            token_type_ids=each.token_type_ids,
+            position_ids=each.position_ids,
+            outputs=(model.recipe.result,),
+        )
         for each in TextEncoder(Artifact(scratch, model.manifest)).encode(texts, pairs, truncate=True)
     ]
     batch = collate(rows, list(model.recipe.inputs("fp32")))

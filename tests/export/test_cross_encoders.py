@@ -19,6 +19,8 @@ PAIRS = [
     ("a list", "a set"),
     ("The statement raises", "an exception, and the caller may catch it."),
     ("zero " * 60, "the set " * 50),
+    ("a list", ""),
+    ("", "a set"),
 ]
 IDENTITY, TANH = "torch.nn.modules.linear.Identity", "torch.nn.modules.activation.Tanh"
 

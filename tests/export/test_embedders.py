@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Normalize, Pooling
+from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Normalize, Pooling, Transformer
 from torch import nn
 
 from export import sources
 from server.tasks.embed import normalised
 from tests.export.saved_models import LIBRARY_SETTINGS, SETTINGS, change, computed, loaded, write
 
-TEXTS = ["a list", "The statement RAISES an exception, and the caller may catch it.", ".", "Attention [SEP] " * 40]
+TEXTS = ["a list", "The statement RAISES an exception, and the caller may catch it.", "", "Attention [SEP] " * 40]
 MODES = ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 OLD_KEYS = {
     "pooling_mode_cls_token": "cls",
@@ -89,6 +89,16 @@ def test_activations_of_dense_layers(
     as_the_library(saved(Pooling(64, "mean"), Dense(64, 16, activation_function=getattr(nn, name)())))
 
 
+def test_a_roberta_whose_text_holds_the_padding_token(variant_checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """That token has no number among the positions, and is pooled like any other."""
+    encoder = Transformer(str(variant_checkpoints["roberta-embedder"]))
+    poolings = Pooling(64, MODES)
+    SentenceTransformer(modules=[encoder, poolings], device="cpu").save(str(tmp_path / "model"))
+    expected = SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(["a<pad> list", "a", "a list<pad>"])
+    found, _ = computed(tmp_path / "model", ["a<pad> list", "a", "a list<pad>"], scratch=tmp_path / "artifact")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_the_first_values_alone(saved: Callable[..., Path], as_the_library: Callable[[Path], None]) -> None:
     """The library cuts vectors after it has scaled them."""
     directory = saved(Pooling(64, "mean"), Normalize())
@@ -157,9 +167,10 @@ def test_the_length_stands_in_any_of_several_files_and_replaces_the_tokenizers(
         {"max_seq_length": 20, "tokenizer_args": {"model_max_length": 9}},
         {"max_seq_length": 20, "processing_kwargs": {"text": {"max_length": 7}}},
         {"max_seq_length": None},
+        {"max_seq_length": 20, "processor_kwargs": {"truncation_side": "left"}},
     ],
 )
-def test_the_length_as_arguments_of_the_tokenizer(
+def test_lengths_and_sides_as_arguments_of_the_tokenizer(
     settings: dict[str, object], saved: Callable[..., Path], as_the_library: Callable[[Path], None]
 ) -> None:
     directory = saved(Pooling(64, "mean"))

@@ -162,8 +162,8 @@ class TextEncoder:
         for named, group in ((field, texts), (pair_field, pairs)):
             for number, text in enumerate(group):
                 self._check_characters(_numbered(named, first, number), text)
-        name, least = partial(_numbered, field, first), 0 if self.begin_id is None else 1
-        return [max(len(encoding), least) for encoding in self._read(self._tokenizer, self._inputs(texts, pairs), name)]
+        name = partial(_numbered, field, first)
+        return [len(encoding) for encoding in self._read(self._tokenizer, self._inputs(texts, pairs), name)]
 
     def word(self, word: str, *, field: str) -> int:
         """The id of a word that is one token. InvalidRequest tells into which tokens any other falls."""

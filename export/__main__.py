@@ -46,10 +46,21 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--target",
-        default=precisions.DEFAULT,
         metavar="TARGET[=PRECISION],…",
-        help="the machines to make graphs for (default: %(default)s); cpu takes "
-        "fp32, int8-weights and int4-weights, cuda takes fp16 and, but for GPT, fp32",
+        help=f"the machines to make graphs for (default: {precisions.DEFAULT}, or those of them that the model can be "
+        "made for); cpu takes fp32, int8-weights and int4-weights, cuda takes fp16 and, but for GPT, fp32",
+    )
+    parser.add_argument(
+        "--task",
+        choices=families.TASKS,
+        help="what the model is for, where config.json names no architecture or one that is not known: its model_type "
+        "and this stand in for it",
+    )
+    parser.add_argument(
+        "--ignore-unused",
+        action="store_true",
+        help="export a model whose file holds tensors that it does not use, and say which (known leftovers of "
+        "training and heads of other tasks never need this)",
     )
     parser.add_argument(
         "--head-precision",
@@ -107,7 +118,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     progress, done = Progress(), list[str]()
     try:
-        targets = precisions.parse(options.target, head=options.head_precision, tolerance=options.tolerance)
+        targets = precisions.parse(
+            options.target or precisions.DEFAULT, head=options.head_precision, tolerance=options.tolerance
+        )
         if options.name and len(options.sources) > 1:
             raise ExportError(f"--name: found {len(options.sources)} sources, expected one")
         if options.name:
@@ -136,6 +149,10 @@ def export_one(source: Source, options: argparse.Namespace, targets: dict[str, P
     digest, chosen = source.digest(), precisions.spell(targets)
     if options.image_size is not None:
         chosen += f",image-size={options.image_size}"
+    if options.task:
+        chosen += f",task={options.task}"
+    if options.ignore_unused:
+        chosen += ",ignore-unused"
     if options.calibrate:
         chosen += f"; calibrated on {options.calibrate.name} (sha256 {samples.digest(options.calibrate)[:12]})"
     if source.revision:
@@ -159,6 +176,9 @@ def export_one(source: Source, options: argparse.Namespace, targets: dict[str, P
         options=chosen,
         image_size=options.image_size,
         calibrate=options.calibrate,
+        task=options.task,
+        ignore_unused=options.ignore_unused,
+        all_targets=options.target is not None,
     )
     directory = export(job, progress)
     progress.say(f"{name}: {directory} is ready")

@@ -7,14 +7,16 @@ nodes compute nothing (zeros come out), so the swap lasts as long as the trace a
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import sqrt
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.attention import SelfAttention
 
-# GroupQueryAttention on CUDA takes no other widths, and neither do the fused kernels behind MultiHeadAttention.
+# GroupQueryAttention takes no other widths, and neither do the fused kernels behind MultiHeadAttention on CUDA.
 HEAD_WIDTH_MULTIPLE = 8
 
 
@@ -28,12 +30,21 @@ class Encoder:
     def __init__(self, lengths: Tensor | None) -> None:
         self.lengths = lengths
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, heads: int) -> Tensor:
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None = None,
+        *,
+        heads: int,
+        scale: float | None = None,
+    ) -> Tensor:
         inputs = [query, key, value] if self.lengths is None else [query, key, value, None, self.lengths]
         return torch.onnx.ops.symbolic(
             "com.microsoft::MultiHeadAttention",
             inputs,
-            {"num_heads": heads},
+            {"num_heads": heads, **scaled(scale)},
             dtype=query.dtype,
             shape=query.shape,  # (b, t, d)
             version=1,
@@ -55,19 +66,33 @@ class Decoder:
         self.past = past
         self.present: list[Tensor] = []
 
-    def __call__(self, packed: Tensor, key: None, value: None, mask: Tensor | None = None, *, heads: int) -> Tensor:
+    def __call__(
+        self,
+        packed: Tensor,
+        key: None,
+        value: None,
+        mask: Tensor | None = None,
+        *,
+        heads: int,
+        scale: float | None = None,
+    ) -> Tensor:
         layer = len(self.present)
         past_key, past_value = self.past[layer : layer + 2]
         attended, *present = torch.onnx.ops.symbolic_multi_out(
             "com.microsoft::GroupQueryAttention",
             [packed, None, None, past_key, past_value, self.last, self.total],
-            {"num_heads": heads, "kv_num_heads": heads},
+            {"num_heads": heads, "kv_num_heads": heads, **scaled(scale)},
             dtypes=(packed.dtype, past_key.dtype, past_value.dtype),
             shapes=((*packed.shape[:-1], packed.shape[-1] // 3), past_key.shape, past_value.shape),
             version=1,
         )
         self.present.extend(present)
         return attended
+
+
+def scaled(scale: float | None) -> dict[str, float]:
+    """The attribute of both operators, which without it take one over the square root of a head's width."""
+    return {} if scale is None else {"scale": scale}
 
 
 class Nothing(nn.Module):
@@ -84,26 +109,45 @@ def attentions(model: nn.Module) -> list[SelfAttention]:
 
 @contextmanager
 def packed(model: nn.Module) -> Iterator[None]:
-    """Queries, keys and values come out of one matrix until the end of the block: one product in place of three."""
+    """Queries, keys and values come out of one matrix until the end of the block: one product in place of three.
+
+    Heads have the width that `padded_width` says. The zeros added to queries and keys leave their products as they
+    are, those added to values are multiplied by zeros on the way out.
+    """
     layers = attentions(model)
     nothing = cast(nn.Linear, Nothing())
-    originals = [(layer.to_query, layer.to_key, layer.to_value) for layer in layers]
+    originals = [(layer.to_query, layer.to_key, layer.to_value, layer.to_out, layer.scale) for layer in layers]
     try:
-        for layer, matrices in zip(layers, originals, strict=True):
-            layer.to_query, layer.to_key, layer.to_value = stacked(matrices), nothing, nothing
+        for layer, (*matrices, to_out, scale) in zip(layers, originals, strict=True):
+            width = to_out.weight.shape[1] // layer.heads
+            layer.scale = 1 / sqrt(width) if scale is None else scale  # of the heads as they were
+            stacked = [padded(part, layer.heads) for matrix in matrices for part in (matrix.weight, matrix.bias)]
+            layer.to_query = linear(torch.cat(stacked[::2]), torch.cat(stacked[1::2]))
+            layer.to_key = layer.to_value = nothing
+            layer.to_out = linear(padded(to_out.weight.T, layer.heads).T, to_out.bias.detach())
         yield
     finally:
-        for layer, matrices in zip(layers, originals, strict=True):
-            layer.to_query, layer.to_key, layer.to_value = matrices
+        for layer, original in zip(layers, originals, strict=True):
+            layer.to_query, layer.to_key, layer.to_value, layer.to_out, layer.scale = original
 
 
-def stacked(matrices: Sequence[nn.Linear]) -> nn.Linear:
-    """One linear layer that computes what several do, side by side."""
-    weight = torch.cat([matrix.weight.detach() for matrix in matrices])
-    with torch.device("meta"):  # no memory, no initial values: both come from the others
+def padded_width(width: int) -> int:
+    """The width of a head in a graph with a cache: the least that the operator takes."""
+    return -(-width // HEAD_WIDTH_MULTIPLE) * HEAD_WIDTH_MULTIPLE
+
+
+def padded(rows: Tensor, heads: int) -> Tensor:
+    """Rows that belong to heads, (h · k, …), with as many rows of zeros after each head as its width lacks."""
+    by_head = rows.detach().reshape(heads, -1, *rows.shape[1:])  # (h, k, …)
+    lacking = padded_width(by_head.shape[1]) - by_head.shape[1]
+    return functional.pad(by_head, (0, 0) * (rows.ndim - 1) + (0, lacking)).flatten(0, 1)
+
+
+def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A linear layer of these weights."""
+    with torch.device("meta"):  # no memory, no initial values
         layer = nn.Linear(weight.shape[1], weight.shape[0])
-    layer.weight = nn.Parameter(weight)
-    layer.bias = nn.Parameter(torch.cat([matrix.bias.detach() for matrix in matrices]))
+    layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
     return layer
 
 

@@ -20,7 +20,16 @@ from export.progress import Progress
 from export.recipes import BertRecipe, GptRecipe, ImageRecipe, Recipe, recipe_for
 from export.sources import Source
 from models import MixerConfig, VitConfig, checkpoints
-from models.checkpoints import CheckpointError, architecture, configuration, guessed, labels, load
+from models.checkpoints import (
+    CheckpointError,
+    architecture,
+    configuration,
+    fitted,
+    for_task,
+    guessed,
+    labels,
+    weights_file,
+)
 from models.checkpoints.layout import PAD_POSITION
 from protos.artifact import FORMAT_VERSION, GOLDEN_IMAGES, GOLDEN_TENSORS, GOLDEN_TEXTS, TOKENIZER
 from protos.manifest_pb2 import CacheLayout, Calibration, Manifest
@@ -52,6 +61,9 @@ class Job:
     options: str
     image_size: int | None = None  # in pixels, if it is to be another than the source's
     calibrate: Path | None = None  # a file with inputs of the user's own
+    task: str | None = None  # what the model is for, if config.json does not say
+    ignore_unused: bool = False  # whether tensors that the model has no place for may be left out
+    all_targets: bool = True  # whether a target that the model cannot be made for is an error, or is left out
 
 
 @dataclass(frozen=True)
@@ -73,9 +85,10 @@ def export(job: Job, progress: Progress) -> Path:
         parameters = sum(parameter.numel() for parameter in recipe.parameters())
         remarks.append(f"{recipe.architecture}, {recipe.task}, {parameters / MILLION:.1f} M weights")
         remarks += loaded.remarks
-        refuse(recipe, job.targets)
+        targets, left_out = possible(recipe, job)
+        remarks += left_out
     with progress.step("run PyTorch") as remarks:
-        known = references(job, loaded, progress)
+        known = references(job, loaded, targets, progress)
         remarks.append(f"{len(known.tried)} cases")
         if known.own_cases:
             remarks.append(f"{known.own.inputs} inputs of {known.own.file}")
@@ -84,7 +97,7 @@ def export(job: Job, progress: Progress) -> Path:
             (directory / name).write_bytes(contents)
         save_golden(directory / GOLDEN_TENSORS, recipe, known.tried)
         # Those in fp32 first: a model that was made half as precise stays so.
-        for target, precision in sorted(job.targets.items(), key=lambda chosen: chosen[1].datatype != "FP32"):
+        for target, precision in sorted(targets.items(), key=lambda chosen: chosen[1].datatype != "FP32"):
             manifest.graphs.append(graph.make(directory, target, precision, recipe, known, progress))
         with progress.step("publish") as remarks:
             published = artifact.publish(directory, job.artifacts, manifest)
@@ -95,16 +108,26 @@ def export(job: Job, progress: Progress) -> Path:
 def read(job: Job) -> LoadedSource:
     """The model as a recipe, the manifest as far as the source says it, and the files for its inputs."""
     source, directory = job.source, job.source.directory
-    text = text_model.read(directory) if directory else TextModel()
+    text = text_model.read(directory, job.task) if directory else TextModel()
     try:
         config, tensors = checkpoints.read(source.encoder)
+        config = for_task(config, job.task)
         config = as_encoder(config) if text.poolings else config
-        tensors |= text.vector.tensors
-        model = load((config, tensors), pooling=text.poolings, layers=text.vector.layers, image_size=job.image_size)
-        names = labels(config)
+        loaded = fitted(
+            config,
+            tensors | text.vector.tensors,
+            pooling=text.poolings,
+            layers=text.vector.layers,
+            image_size=job.image_size,
+            file=weights_file(source.encoder),
+            ignore_unused=job.ignore_unused,
+        )
+        recipe = recipe_for(loaded.model)
+        names = labels(config) if recipe.task.startswith("classify") else []
     except CheckpointError as error:
         raise ExportError(f"{source.location}: {error}") from error
-    recipe = recipe_for(model)
+    if job.task not in (None, recipe.task):
+        raise ExportError(f"--task {job.task}: modules.json makes it a model for {recipe.task}, expected that or no task")
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         name=job.name,
@@ -119,8 +142,15 @@ def read(job: Job) -> LoadedSource:
         manifest.labels.extend(names)
         manifest.function_to_apply = text.function_to_apply or function_to_apply(config, len(names))
     if isinstance(recipe, ImageRecipe):
-        return read_image_input(source, recipe, manifest, config)
-    return read_text_input(source, recipe, manifest, config, text)
+        found = read_image_input(source, recipe, manifest, config)
+    else:
+        found = read_text_input(source, recipe, manifest, config, text)
+    return replace(found, remarks=[*found.remarks, *ignored(loaded.ignored)])
+
+
+def ignored(tensors: list[str]) -> list[str]:
+    """What --ignore-unused left out, for the user."""
+    return [f"ignored {len(tensors)} unused tensors: {', '.join(tensors)}"] if tensors else []
 
 
 def read_image_input(
@@ -165,7 +195,7 @@ def read_text_input(
         manifest.normalise = text.vector.normalise  # left to the server, which may be asked for vectors as they are
     if isinstance(recipe, GptRecipe):
         layers, heads = recipe.config.depth, recipe.config.heads
-        manifest.cache.CopyFrom(CacheLayout(layers=layers, heads=heads, head_width=recipe.config.width // heads))
+        manifest.cache.CopyFrom(CacheLayout(layers=layers, heads=heads, head_width=recipe.head_width))
     guess = guessed(config)
     return LoadedSource(
         recipe,
@@ -197,19 +227,24 @@ def tool_versions() -> dict[str, str]:
     return found
 
 
-def refuse(recipe: Recipe, targets: dict[str, Precision]) -> None:
-    """ExportError if the model cannot be made for one of the targets."""
-    for target, precision in targets.items():
-        reason = recipe.refuses(target, precision.name)
-        if reason:
-            raise ExportError(f"--target {target}={precision.name}: {reason}")
+def possible(recipe: Recipe, job: Job) -> tuple[dict[str, Precision], list[str]]:
+    """The targets that the model can be made for, and why the others are left out.
+
+    ExportError for the first that it cannot be made for if the user named the targets, or if none is left.
+    """
+    reasons = {target: recipe.refuses(target, precision.name) for target, precision in job.targets.items()}
+    left_out = [f"{target} left out: {reason}" for target, reason in reasons.items() if reason]
+    if left_out and (job.all_targets or len(left_out) == len(reasons)):
+        target, reason = next((target, reason) for target, reason in reasons.items() if reason)
+        raise ExportError(f"--target {target}={job.targets[target].name}: {reason}")
+    return {target: precision for target, precision in job.targets.items() if not reasons[target]}, left_out
 
 
-def references(job: Job, loaded: LoadedSource, progress: Progress) -> graph.References:
+def references(job: Job, loaded: LoadedSource, targets: dict[str, Precision], progress: Progress) -> graph.References:
     """What PyTorch makes in fp32 of all that the graphs will be tried on."""
     recipe, manifest, tokenizer = loaded.recipe, loaded.manifest, loaded.tokenizer
     own = calibration.inputs_for(recipe, manifest, tokenizer, job.calibrate) if job.calibrate else []
-    rounds = any(precision.weights for precision in job.targets.values())
+    rounds = any(precision.weights for precision in targets.values())
     directory = job.source.directory
     sample = held_out.read(directory, recipe, manifest, tokenizer) if rounds and directory else None
     return graph.References(

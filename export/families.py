@@ -27,6 +27,7 @@ TOKENIZERS = (
     "merges.txt; sentencepiece models that it converts), with the settings beside it; classes in Python alone, and "
     "code in the source, are refused"
 )
+TASKS = ("fill-mask", "classify-text", "embed", "classify-image", "generate")
 WEIGHTS = "config.json, and weights in model.safetensors or pytorch_model.bin, whole or in shards with their index"
 
 

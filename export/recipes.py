@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from export import attention_ops
-from export.errors import ExportError
 from export.precisions import PRECISIONS
 from models import Bert, BertConfig, Gpt, GptConfig, Mixer, Vit, VitConfig
 
@@ -44,6 +43,7 @@ class Recipe(nn.Module):
     architecture: str
     task: str
     result: str
+    odd_heads: str | None = None  # what the heads of attention are, if CUDA's operators do not take them
 
     def inputs(self, precision: str) -> Ports:
         """What the graph takes, in order."""
@@ -67,7 +67,12 @@ class Recipe(nn.Module):
 
     def refuses(self, target: str, precision: str) -> str | None:
         """Why this model cannot be made for `target` in `precision`; None if it can."""
-        return None
+        if target != "cuda" or self.odd_heads is None:
+            return None
+        return (
+            f"config.json: found heads {self.odd_heads}, expected a multiple of {attention_ops.HEAD_WIDTH_MULTIPLE}: "
+            "the fused attention operators of CUDA take no other; take --target cpu"
+        )
 
 
 class BertRecipe(Recipe):
@@ -80,6 +85,7 @@ class BertRecipe(Recipe):
         self.model, self.config = model, model.config
         heads = {"masked-language": ("fill-mask", "logits"), "classifier": ("classify-text", "logits")}
         self.task, self.result = heads.get(model.config.head, ("embed", "embedding"))
+        self.odd_heads = odd_heads(model.config)
 
     def inputs(self, precision: str) -> Ports:
         ports = {"input_ids": TOKENS, "position_ids": TOKENS, "lengths": LENGTHS}
@@ -113,10 +119,12 @@ class GptRecipe(Recipe):
     def __init__(self, model: Gpt) -> None:
         super().__init__()
         self.model, self.config = model, model.config
+        self.head_width = attention_ops.padded_width(model.config.width // model.config.heads)
+        self.odd_heads = odd_heads(model.config)
 
     def cache(self, tense: str, precision: str) -> Ports:
         """The ports of the cache, keys and values of each layer in turn; `tense` is past or present."""
-        shape = ("batch", self.config.heads, "capacity", self.config.width // self.config.heads)
+        shape = ("batch", self.config.heads, "capacity", self.head_width)
         names = (f"{tense}_{part}.{layer}" for layer in range(self.config.depth) for part in ("key", "value"))
         return {name: Port(PRECISIONS[precision].datatype, shape) for name in names}
 
@@ -145,7 +153,7 @@ class GptRecipe(Recipe):
     def refuses(self, target: str, precision: str) -> str | None:
         if (target, precision) == ("cuda", "fp32"):
             return "GroupQueryAttention has no fp32 kernel on CUDA and would run on the CPU in silence; take cuda=fp16"
-        return None
+        return super().refuses(target, precision)
 
 
 class ImageRecipe(Recipe):
@@ -157,6 +165,7 @@ class ImageRecipe(Recipe):
         super().__init__()
         self.model, self.config = model, model.config
         self.architecture = "vit" if isinstance(model, Vit) else "mixer"
+        self.odd_heads = odd_heads(model.config) if isinstance(model, Vit) else None
 
     def inputs(self, precision: str) -> Ports:
         side = self.config.image_size
@@ -201,28 +210,19 @@ def words(logits: Tensor) -> Tensors:
     }
 
 
+def odd_heads(config: BertConfig | GptConfig | VitConfig) -> str | None:
+    """How wide the heads are, and why, if that is no multiple of what the fused operators take on CUDA; else None."""
+    width = config.width // config.heads
+    return f"{width} wide ({config.width} / {config.heads})" if width % attention_ops.HEAD_WIDTH_MULTIPLE else None
+
+
 def recipe_for(model: nn.Module) -> Recipe:
-    """The recipe of a loaded model. ExportError if its attention has no fused operator."""
+    """The recipe of a loaded model."""
     match model:
         case Bert():
-            check_heads(model.config)
             return BertRecipe(model)
         case Gpt():
-            check_heads(model.config)
             return GptRecipe(model)
-        case Vit():
-            check_heads(model.config)
-            return ImageRecipe(model)
-        case Mixer():
+        case Vit() | Mixer():
             return ImageRecipe(model)
     raise AssertionError(f"no recipe for {type(model).__name__}: this is a bug")
-
-
-def check_heads(config: BertConfig | GptConfig | VitConfig) -> None:
-    """ExportError if the heads have a width that the fused operators do not take."""
-    width = config.width // config.heads
-    if width % attention_ops.HEAD_WIDTH_MULTIPLE:
-        raise ExportError(
-            f"config.json: found heads {width} wide ({config.width} / {config.heads}), expected a multiple of "
-            f"{attention_ops.HEAD_WIDTH_MULTIPLE}: the fused attention operators take no other"
-        )

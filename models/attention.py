@@ -52,23 +52,24 @@ def merge_heads(x: Tensor) -> Tensor:
 class SelfAttention(nn.Module):
     """Queries, keys and values of the same tokens, their attention, and a projection to mix the heads: 4·d² weights.
 
-    `attend` is an attribute so that another implementation of the same mathematics can take its place.
+    `scale` multiplies the affinities, 1/√k unless it is given. `attend` is an attribute so that another implementation
+    of the same mathematics can take its place.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, scale: float | None = None, qkv_bias: bool = True) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} cannot be cut into {heads} heads: expected a multiple of the head count")
-        self.heads = heads
-        self.to_query = nn.Linear(width, width)
-        self.to_key = nn.Linear(width, width)
-        self.to_value = nn.Linear(width, width)
+        self.heads, self.scale = heads, scale
+        self.to_query = nn.Linear(width, width, bias=qkv_bias)
+        self.to_key = nn.Linear(width, width, bias=qkv_bias)
+        self.to_value = nn.Linear(width, width, bias=qkv_bias)
         self.to_out = nn.Linear(width, width)
         self.attend: Callable[..., Tensor] = attend
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         query, key, value = self.to_query(x), self.to_key(x), self.to_value(x)  # (b, t, d) each
-        return self.to_out(self.attend(query, key, value, mask, heads=self.heads))
+        return self.to_out(self.attend(query, key, value, mask, heads=self.heads, scale=self.scale))
 
     @property
     def qk(self) -> Tensor:

@@ -57,7 +57,9 @@ class Bert(nn.Module):
         config = self.config
         match config.head:
             case "masked-language":
-                return MaskedLanguageHead(self.embed.words, activation=config.activation, epsilon=config.norm_epsilon)
+                words = self.embed.words if config.tied_head else nn.Embedding(config.vocabulary, config.width)
+                activation = config.head_activation or config.activation
+                return MaskedLanguageHead(words, activation=activation, epsilon=config.norm_epsilon)
             case "classifier":
                 return TextClassifier(config.width, config.classes, config.pooler_activation)
             case "pooler":

@@ -4,6 +4,7 @@ Every field is checked when a configuration is made: a ValueError names the fiel
 """
 
 from dataclasses import dataclass, fields
+from math import sqrt
 from typing import ClassVar
 
 from models.heads import POOLINGS, Dense
@@ -30,7 +31,7 @@ class StackConfig:
             if field.type is int and (not isinstance(value, int) or value < least):
                 found = f"{type(self).__name__}.{field.name} is {value!r}"
                 raise ValueError(f"{found}: expected a whole number, at least {least}")
-            if field.name.endswith("activation") and value not in ACTIVATIONS:
+            if field.name.endswith("activation") and value not in ACTIVATIONS and value is not field.default:
                 found = f"{type(self).__name__}.{field.name} is {value!r}"
                 raise ValueError(f"{found}: expected one of {', '.join(ACTIVATIONS)}")
         if not isinstance(self.norm_epsilon, float) or not self.norm_epsilon > 0:
@@ -77,9 +78,11 @@ VectorLayer = DenseLayer | NormLayer | NormaliseLayer | FirstValuesLayer
 class BertConfig(StackConfig):
     """BERT, and with other values RoBERTa (from one segment on) and DistilBERT (no segments, a ReLU in its pooler).
 
-    `classes` counts for the head "classifier" alone; `poolings`, whose vectors are joined, for "pooling" alone; and
-    `layers`, one after the other, for both heads that give a vector for a text, "pooling" and "pooler". `pad_position`
-    adds one row to the table of positions, the last, for padding tokens that stand within a text (RoBERTa).
+    The head "masked-language" uses the matrix of the words backwards if it is tied (`tied_head`), and has the
+    activation of the blocks unless it has its own (`head_activation`). `classes` counts for the head "classifier"
+    alone; `poolings`, whose vectors are joined, for "pooling" alone; and `layers`, one after the other, for both heads
+    that give a vector for a text, "pooling" and "pooler". `pad_position` adds one row to the table of
+    positions, the last, for padding tokens that stand within a text (RoBERTa).
     """
 
     MAY_BE_ZERO = ("segments",)
@@ -89,6 +92,8 @@ class BertConfig(StackConfig):
     positions: int = 512
     segments: int = 2
     head: str = "masked-language"
+    tied_head: bool = True
+    head_activation: str | None = None
     classes: int = 2
     pooler_activation: str = "tanh"
     poolings: tuple[str, ...] = ("mean",)
@@ -113,7 +118,10 @@ class BertConfig(StackConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class GptConfig(StackConfig):
-    """`mlp_width=0` leaves the MLPs out."""
+    """`mlp_width=0` leaves the MLPs out; `tied_head` uses the matrix of the words backwards as the head.
+
+    Affinities are multiplied by 1/√k if `scale_by_width`, and by 1/n in the nth block if `scale_by_layer`.
+    """
 
     MAY_BE_ZERO = ("mlp_width",)
 
@@ -122,6 +130,14 @@ class GptConfig(StackConfig):
     positions: int = 1024
     activation: str = "gelu_new"
     norm_epsilon: float = 1e-5
+    tied_head: bool = True
+    scale_by_width: bool = True
+    scale_by_layer: bool = False
+
+    def attention_scale(self, layer: int) -> float:
+        """By what the affinities of block `layer`, from 0, are multiplied."""
+        by_width = 1 / sqrt(self.width / self.heads) if self.scale_by_width else 1.0
+        return by_width / (layer + 1) if self.scale_by_layer else by_width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +155,7 @@ class VitConfig(StackConfig):
     classes: int = 1000
     class_tokens: int = 1
     classifiers: int = 1
+    qkv_bias: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

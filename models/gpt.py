@@ -25,16 +25,16 @@ class Gpt(nn.Module):
         self.embed = TokenEmbedding(vocabulary=config.vocabulary, positions=config.positions, width=width)
         blocks = (
             Block(
-                SelfAttention(width, config.heads),
+                SelfAttention(width, config.heads, scale=config.attention_scale(layer)),
                 Mlp(width, config.mlp_width, config.activation) if config.mlp_width else None,
                 width=width,
                 norm_first=True,
                 epsilon=epsilon,
             )
-            for _ in range(config.depth)
+            for layer in range(config.depth)
         )
         self.stack = Stack(blocks, width=width, norm_first=True, epsilon=epsilon)
-        self.head = LanguageHead(self.embed.words)
+        self.head = LanguageHead(self.embed.words if config.tied_head else nn.Embedding(config.vocabulary, width))
 
     def forward(self, input_ids: Tensor, position_ids: Tensor | None = None, selected: Tensor | None = None) -> Tensor:
         """Logits of the word after each of `input_ids` (b, t): (b, t, v), or (n, v) at the flat positions `selected`.

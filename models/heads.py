@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models.masks import real
 from models.mlp import ACTIVATIONS
@@ -19,7 +18,10 @@ def select(x: Tensor, selected: Tensor | None) -> Tensor:
 
 
 class LanguageHead(nn.Module):
-    """The affinity of a position's vector for each word's vector: the embedding matrix, used backwards (GPT)."""
+    """The affinity of a position's vector for each word's vector (GPT).
+
+    `words` is the embedding matrix, used backwards, or in some models a matrix of the head's own.
+    """
 
     def __init__(self, words: nn.Embedding) -> None:
         super().__init__()
@@ -30,7 +32,7 @@ class LanguageHead(nn.Module):
 
 
 class MaskedLanguageHead(nn.Module):
-    """One more layer, then the embedding matrix backwards, with a bias for each word (BERT)."""
+    """One more layer, then the embedding matrix backwards or one of the head's own, a bias for each word (BERT)."""
 
     def __init__(self, words: nn.Embedding, *, activation: str, epsilon: float) -> None:
         super().__init__()
@@ -115,8 +117,6 @@ class Dense(nn.Module):
     ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
         **ACTIVATIONS,
         "identity": lambda x: x,
-        "sigmoid": torch.sigmoid,
-        "silu": functional.silu,
     }
 
     def __init__(self, width: int, outputs: int, *, activation: str, bias: bool, residual: bool) -> None:

@@ -1,6 +1,7 @@
 """The multi-layer perceptron, along the width (every block has one) and along the positions (the Mixer's mixing)."""
 
 from collections.abc import Callable
+from math import sqrt
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +13,29 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return functional.gelu(x, approximate="tanh")
 
 
+# By the names of transformers, which has several for some: they are one formula, written in several ways.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
+    "gelu_python": functional.gelu,
     "gelu_new": gelu_tanh,
     "gelu_pytorch_tanh": gelu_tanh,
+    "gelu_python_tanh": gelu_tanh,
+    "gelu_fast": gelu_tanh,
+    "gelu_accurate": gelu_tanh,
+    "gelu_10": lambda x: functional.gelu(x).clamp(-10, 10),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "silu": functional.silu,
+    "swish": functional.silu,
+    "mish": lambda x: x * torch.tanh(functional.softplus(x)),
+    "hardswish": lambda x: x * (x + 3).clamp(0, 6) / 6,
     "relu": functional.relu,
+    "relu2": lambda x: functional.relu(x) ** 2,
+    "relu6": lambda x: x.clamp(0, 6),
+    "leaky_relu": lambda x: functional.leaky_relu(x, 0.01),
+    "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
+    "laplace": lambda x: (1 + torch.erf((x - 0.707107) / (0.282095 * sqrt(2)))) / 2,
+    "linear": lambda x: x,
 }
 
 

@@ -26,7 +26,7 @@ class Vit(nn.Module):
         self.mark = ClassTokensAndPositions(tokens=config.class_tokens, patches=self.embed.count, width=width)
         blocks = (
             Block(
-                SelfAttention(width, config.heads),
+                SelfAttention(width, config.heads, qkv_bias=config.qkv_bias),
                 Mlp(width, config.mlp_width, config.activation),
                 width=width,
                 norm_first=True,

@@ -17,7 +17,7 @@ from export.inputs.text_settings import TextSettings
 from export.inputs.vector_layers import VectorLayers
 from export.layout import LIBRARY_SETTINGS
 from export.modules import ENCODERS, POOLING, Module, as_encoder
-from models.checkpoints import CheckpointError, configuration, labels
+from models.checkpoints import CheckpointError, configuration, for_task, labels
 
 CLASSIFIER = "ForSequenceClassification"
 EMBEDDER_TYPE, CROSS_ENCODER_TYPE = "SentenceTransformer", "CrossEncoder"  # the library's words for them
@@ -37,10 +37,13 @@ class TextModel:
     function_to_apply: str | None = None
 
 
-def read(directory: Path) -> TextModel:
-    """What the files in `directory` ask for. ExportError names the file and the key of what is not supported."""
+def read(directory: Path, task: str | None = None) -> TextModel:
+    """What the files in `directory` ask for; `task` stands in for an architecture that config.json does not name.
+
+    ExportError names the file and the key of what is not supported.
+    """
     modules = saved.read(directory)
-    config = read_json(encoder(directory) / "config.json")
+    config = read_config(directory, task)
     architectures = [str(name) for name in config.get("architectures") or []]
     if not modules:
         if not set(ENCODERS.values()).isdisjoint(architectures):
@@ -61,6 +64,14 @@ def read(directory: Path) -> TextModel:
         f"modules.json: found {found} with {', '.join(architectures) or 'no architecture'}, expected Transformer and "
         f"Pooling (an embedder), or Transformer alone with a …{CLASSIFIER} (a cross-encoder)"
     )
+
+
+def read_config(directory: Path, task: str | None) -> dict[str, Any]:
+    """The encoder's config.json, with the architecture that `task` asks for."""
+    try:
+        return for_task(read_json(encoder(directory) / "config.json"), task)
+    except CheckpointError as error:
+        raise ExportError(f"{directory}: {error}") from error
 
 
 def encoder(directory: Path) -> Path:

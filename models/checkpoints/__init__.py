@@ -3,19 +3,23 @@
     model = load("path/to/checkpoint")  # a directory in the Hugging Face layout, or nanoGPT's ckpt.pt
     save("another/path", published_config(model), published(model))
 
-Read in this order: layout, tables, configs, files, weights, resize. Knows torch and
-safetensors, and nothing of tokenizers, images or serving.
+Read in this order: architectures, fields, configs, layout, tables, leftovers, files, matching, weights, resize. Knows
+torch and safetensors, and nothing of tokenizers, images or serving.
 """
 
-from models.checkpoints.configs import architecture, configuration, guessed, labels, published_config
+from models.checkpoints.architectures import TASKS, architecture, for_task
+from models.checkpoints.configs import configuration, guessed, labels, published_config
 from models.checkpoints.errors import CheckpointError
-from models.checkpoints.files import read, save, tensors_in
-from models.checkpoints.weights import load, published
+from models.checkpoints.files import read, save, tensors_in, weights_file
+from models.checkpoints.weights import fitted, load, published
 
 __all__ = [
+    "TASKS",
     "CheckpointError",
     "architecture",
     "configuration",
+    "fitted",
+    "for_task",
     "guessed",
     "labels",
     "load",
@@ -24,4 +28,5 @@ __all__ = [
     "read",
     "save",
     "tensors_in",
+    "weights_file",
 ]

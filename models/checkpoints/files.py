@@ -33,11 +33,19 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     path = Path(path)
     if path.is_file():
         return unpacked(path, unpickled(path))
-    config = read_object(path, CONFIG)
+    config, name = read_object(path, CONFIG), weights_file(path)
+    return config, sharded(path, name) if name.endswith(INDEX) else tensors_in(path / name)
+
+
+def weights_file(path: str | Path) -> str:
+    """The name of the file that holds the tensors, or of the index of several."""
+    path = Path(path)
+    if path.is_file():
+        return path.name
     name = next((name for name in CANDIDATES if (path / name).is_file()), None)
     if name is None:
         raise CheckpointError(f"{path} has no {WEIGHTS}: found {listed(path)}, expected one of {', '.join(CANDIDATES)}")
-    return config, sharded(path, name) if name.endswith(INDEX) else tensors_in(path / name)
+    return name
 
 
 def listed(directory: Path) -> str:

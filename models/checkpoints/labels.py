@@ -5,23 +5,49 @@ from collections.abc import Mapping
 from models.checkpoints.errors import CheckpointError, Json
 from models.checkpoints.mixer_configs import mixer
 
+DEFAULT_COUNT = 2  # of classes, where a file of transformers says nothing of them
+
 
 def labels(config: Json) -> list[str]:
     """The name of each class; LABEL_0, LABEL_1 and so on where the file has none, as transformers calls them."""
-    if "architecture" in config:
-        pretrained = config.get("pretrained_cfg", config) or {}  # older files have its keys at their top
-        names = config.get("label_names") or pretrained.get("label_names") or pretrained.get("labels")
-        count = mixer(config).classes
-    else:
-        names, count = config.get("id2label"), config.get("num_labels")
-        count = count if count is not None else len(names) if names else 2
+    return timm_labels(config) if "architecture" in config else transformers_labels(config)
+
+
+def timm_labels(config: Json) -> list[str]:
+    """By timm's keys. CheckpointError if there are more or fewer names than classes."""
+    pretrained = config.get("pretrained_cfg", config) or {}  # older files have its keys at their top
+    names = config.get("label_names") or pretrained.get("label_names") or pretrained.get("labels")
+    count = mixer(config).classes
     if not names:
-        return [f"LABEL_{n}" for n in range(count)]
-    if isinstance(names, Mapping):
-        numbers = [str(n) for n in range(len(names))]
-        if names.keys() != set(numbers):
-            raise CheckpointError(f"config.json: labels are numbered {', '.join(names)}: expected 0 to {numbers[-1]}")
-        names = [names[number] for number in numbers]
+        return numbered(count)
     if len(names) != count:
         raise CheckpointError(f"config.json: {len(names)} labels for {count} classes: expected one for each")
     return [str(name) for name in names]
+
+
+def transformers_labels(config: Json) -> list[str]:
+    """As `PreTrainedConfig` reads them: `num_labels` goes before an `id2label` of another length, names and all.
+
+    `label2id` says nothing: without `id2label` the library does not look at it. CheckpointError if the numbers of the
+    classes have gaps: a pipeline of transformers has no name for such a class either.
+    """
+    names, count = config.get("id2label"), config.get("num_labels")
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        raise CheckpointError(f"config.json: num_labels is {count!r}: expected a whole number, at least 1")
+    if names is None:
+        return numbered(DEFAULT_COUNT if count is None else count)
+    if not isinstance(names, Mapping) or not all(str(number).strip().isdecimal() for number in names):
+        raise CheckpointError(f"config.json: id2label is {names!r}: expected the name of each class by its number")
+    if count is not None and len(names) != count:
+        return numbered(count)
+    by_number = {int(number): str(name) for number, name in names.items()}
+    if not names or by_number.keys() != set(range(len(names))):
+        found = ", ".join(map(str, names)) or "nothing"
+        raise CheckpointError(
+            f"config.json: id2label numbers {found}: expected 0 to {max(len(names) - 1, 0)}, each once"
+        )
+    return [by_number[number] for number in range(len(names))]
+
+
+def numbered(count: int) -> list[str]:
+    return [f"LABEL_{n}" for n in range(count)]

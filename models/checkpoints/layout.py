@@ -15,6 +15,14 @@ from models.config import StackConfig
 
 POSITION_OFFSET = 2  # where RoBERTa begins to count
 PAD_POSITION = 1  # where its padding tokens stand
+# Parts of names that come from what a model was wrapped in when it was saved: by DataParallel and its successors, by
+# torch.compile, by FSDP and its checkpoints of activations, by a class of the user's own. No published name has them.
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "model"}
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name without the parts that come from wrapping: `module._orig_mod.bert.x` is `bert.x`."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from models.checkpoints.errors import CheckpointError
+from models.checkpoints.layout import unwrapped
 
 ARCHITECTURE = "nanoGPT"  # these files name none
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
-COMPILED = "_orig_mod."  # how names begin in a model that was compiled
 
 
 def unpacked(path: Path, saved: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -27,7 +27,7 @@ def unpacked(path: Path, saved: Any) -> tuple[dict[str, Any], dict[str, Tensor]]
         raise CheckpointError(f"{path}: found no {', '.join(missing)} in model_args, expected whole numbers")
     if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise CheckpointError(f"{path}: found other things than tensors in model, expected tensors by their names")
-    tensors = {name.removeprefix(COMPILED): tensor for name, tensor in tensors.items()}
+    tensors = {unwrapped(name): tensor for name, tensor in tensors.items()}
     if arguments.get("bias") is False:
         tensors = with_biases(tensors)
     return {"architectures": [ARCHITECTURE], **arguments}, tensors

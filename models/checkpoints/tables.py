@@ -18,6 +18,7 @@ from models.checkpoints.layout import (
     patches,
     transposed,
 )
+from models.checkpoints.leftovers import leftovers
 from models.config import BertConfig, DenseLayer, GptConfig, NormLayer, StackConfig, VitConfig
 
 # fmt: off
@@ -29,7 +30,6 @@ BERT = Layout(
         ("cls.predictions.decoder.weight", "embeddings.word_embeddings.weight"),
         ("cls.predictions.decoder.bias",   "cls.predictions.bias"),
     ),
-    unused=("embeddings.position_ids", "pooler.dense.*", "cls.seq_relationship.*"),
     rows=(
         Row(("embed.words.weight",),     "embeddings.word_embeddings.weight"),
         Row(("embed.positions.weight",), "embeddings.position_embeddings.weight"),
@@ -66,7 +66,6 @@ ROBERTA = replace(  # BERT in other words at either end
         ("lm_head.decoder.weight", "embeddings.word_embeddings.weight"),
         ("lm_head.decoder.bias",   "lm_head.bias"),
     ),
-    unused=("embeddings.position_ids", "pooler.dense.*"),
     rows=tuple(replace(row, transform=after_padding) if row.ours == ("embed.positions.weight",) else row
                for row in BERT.rows),
 )
@@ -87,7 +86,6 @@ DISTILBERT = Layout(
     unprefixed=("vocab_", "pre_classifier.", "classifier."),
     renamed=BERT.renamed,
     copies=(("vocab_projector.weight", "embeddings.word_embeddings.weight"),),
-    unused=("embeddings.position_ids",),
     rows=(
         Row(("embed.words.weight",),     "embeddings.word_embeddings.weight"),
         Row(("embed.positions.weight",), "embeddings.position_embeddings.weight"),
@@ -118,7 +116,6 @@ GPT2 = Layout(
     prefix="transformer.",
     unprefixed=("lm_head.",),
     copies=(("lm_head.weight", "wte.weight"),),
-    unused=("h.*.attn.bias", "h.*.attn.masked_bias"),  # the causal mask, stored as a buffer
     rows=(
         Row(("embed.words.weight",),     "wte.weight"),
         Row(("embed.positions.weight",), "wpe.weight"),
@@ -142,7 +139,6 @@ NANOGPT = replace(  # GPT-2 with linear layers
 VIT = Layout(
     prefix="vit.",
     unprefixed=("classifier.",),
-    unused=("pooler.dense.*",),
     rows=(
         Row(("mark.tokens.0",),                   "embeddings.cls_token"),
         Row(("mark.positions",),                  "embeddings.position_embeddings"),
@@ -163,7 +159,6 @@ DEIT = replace(  # ViT with a second token before the patches
     VIT,
     prefix="deit.",
     unprefixed=("classifier.", "cls_classifier.", "distillation_classifier."),
-    unused=("pooler.dense.*", "embeddings.mask_token"),
     rows=(*VIT.rows, Row(("mark.tokens.1",),      "embeddings.distillation_token")),
 )
 DEIT_HEADS = {
@@ -214,8 +209,29 @@ def vector_rows(config: BertConfig) -> tuple[Row, ...]:
     return tuple(Row((name,), name) for name in names)
 
 
+def untied(names: Layout) -> Layout:
+    """The same where the head's matrix, and in BERT and RoBERTa its bias, are not tied to anything."""
+    (copy, _), *others = names.copies
+    rows = (*names.rows, Row(("head.words.weight",), copy))
+    if others:
+        ((copy, original),) = others
+        rows = tuple(replace(row, published=copy) if row.published == original else row for row in rows)
+    return replace(names, rows=rows, copies=())
+
+
 def layout(family: str, config: StackConfig) -> Layout:
     """How `family` publishes the model that `config` describes."""
+    names = with_head(family, config)
+    if isinstance(config, BertConfig | GptConfig) and not config.tied_head:
+        names = untied(names)
+    if isinstance(config, VitConfig) and not config.qkv_bias:
+        without = tuple(f".mix.to_{x}.bias" for x in ("query", "key", "value"))
+        names = replace(names, rows=tuple(row for row in names.rows if not row.ours[0].endswith(without)))
+    return replace(names, unused=leftovers(family, [row.published for row in names.rows]))
+
+
+def with_head(family: str, config: StackConfig) -> Layout:
+    """The tensors of a family and of the head that `config` describes."""
     names, heads = LAYOUTS[family]
     match config:
         case BertConfig(segments=0) if family == "bert":
@@ -225,9 +241,8 @@ def layout(family: str, config: StackConfig) -> Layout:
         case GptConfig(mlp_width=0):
             raise CheckpointError(f"{config} has no published layout: expected MLPs")
         case BertConfig(head="pooling" | "pooler"):  # the file may have another head: it is not read
-            unused = (*names.unused, *(f"{beginning}*" for beginning in names.unprefixed))
             rows = names.rows + heads[config.head] + vector_rows(config)
-            return replace(names, rows=rows, copies=(), unused=unused, bare=True)
+            return replace(names, rows=rows, copies=(), bare=True)
         case BertConfig():
             return replace(names, rows=names.rows + heads[config.head])
         case VitConfig():

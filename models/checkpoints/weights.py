@@ -1,9 +1,7 @@
-"""Published tensors into a model, and a model's tensors as they are published. Both read the same table.
-
-Everything that is wrong with a set of tensors is said at once, name by name.
-"""
+"""Published tensors into a model, and a model's tensors as they are published. Both read the same table."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from models.checkpoints.configs import configuration, own_family
 from models.checkpoints.errors import CheckpointError, Json
 from models.checkpoints.files import read
 from models.checkpoints.layout import Layout, Row
+from models.checkpoints.matching import are_untied, matched
 from models.checkpoints.resize import resized
 from models.checkpoints.tables import layout
 from models.config import BertConfig, GptConfig, MixerConfig, StackConfig, VectorLayer, VitConfig
@@ -30,27 +29,48 @@ MODELS: dict[type[StackConfig], type[nn.Module]] = {
 }
 
 
-def load(
-    source: str | Path | tuple[Json, Mapping[str, Tensor]],
+@dataclass(frozen=True)
+class Loaded:
+    """A model, and the tensors of its file that were ignored because the caller allowed it."""
+
+    model: nn.Module
+    ignored: list[str]
+
+
+def load(source: str | Path | tuple[Json, Mapping[str, Tensor]], **options: Any) -> nn.Module:
+    """The model in a directory or a file (see `read`), or given as (config, tensors); options are those of `fitted`."""
+    published, tensors = read(source) if isinstance(source, str | Path) else source
+    return fitted(published, tensors, **options).model
+
+
+def fitted(
+    published: Json,
+    tensors: Mapping[str, Tensor],
     *,
     pooling: str | Sequence[str] | None = None,
     layers: Sequence[VectorLayer] = (),
     image_size: int | None = None,
-) -> nn.Module:
-    """The model in a directory or a file (see `read`), or given as (config, tensors): in fp32, ready to be asked.
+    file: str = "the weights",
+    ignore_unused: bool = False,
+) -> Loaded:
+    """The model that a configuration describes, filled with its tensors: in fp32, ready to be asked.
 
     `pooling` and `layers` are for encoders of texts: see `configuration`. `image_size`, in pixels, is for a ViT that
-    is to look at images of another size than it was trained on.
+    is to look at images of another size than it was trained on. `file` is what errors call the tensors, of which
+    `ignore_unused` lets those pass that the model has no place for. CheckpointError if anything does not fit.
     """
-    published, tensors = read(source) if isinstance(source, str | Path) else source
     family, config = configuration(published, pooling=pooling, layers=layers)
-    model, names = unfilled(config), layout(family, config)
-    tensors = matched(model, names, tensors)
+    names = layout(family, config)
+    if getattr(config, "tied_head", False) and are_untied(names, tensors):  # then transformers does not tie them either
+        config = replace(config, tied_head=False)
+        names = layout(family, config)
+    model = unfilled(config)
+    match = matched(type(model).__name__, names, plain(model, names), tensors, file=file, ignore_unused=ignore_unused)
     model.to_empty(device="cpu")
-    fill(model, names, tensors)
+    fill(model, names, match.tensors)
     if image_size is not None:
         model = resized(model, image_size)
-    return model.eval()
+    return Loaded(model.eval(), match.ignored)
 
 
 def unfilled(config: StackConfig) -> nn.Module:
@@ -88,59 +108,3 @@ def fill(model: nn.Module, names: Layout, tensors: Mapping[str, Tensor]) -> None
     for row in numbered_rows(names, model.config):
         for name, tensor in zip(row.ours, row.transform.to_ours(tensors[row.published], model.config), strict=True):
             model.get_parameter(name).data.copy_(tensor)
-
-
-def matched(model: nn.Module, names: Layout, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file by the names of the table, if they are exactly those that `model` needs."""
-    expected = plain(model, names)
-    found, problems = spelled(names, tensors, expected.keys())
-    problems += untie(names, found, expected.keys())
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
-            problems.append(f"missing {names.full(name)}: expected {shape(expected[name])}")
-        elif name not in expected:
-            problems.append(f"left over {found[name][0]}: found {shape(found[name][1])}, expected no such tensor")
-        elif found[name][1].shape != expected[name].shape:
-            spelling, tensor = found[name]
-            problems.append(f"misshapen {spelling}: found {shape(tensor)}, expected {shape(expected[name])}")
-        elif not found[name][1].is_floating_point():
-            spelling, tensor = found[name]
-            problems.append(f"not a weight {spelling}: found {tensor.dtype}, expected floating point")
-    if problems:
-        lines = "\n  ".join(problems)
-        raise CheckpointError(f"{len(problems)} tensors are not those of {type(model).__name__}:\n  {lines}")
-    return {name: tensor for name, (_, tensor) in found.items()}
-
-
-def spelled(
-    names: Layout, tensors: Mapping[str, Tensor], expected: Any
-) -> tuple[dict[str, tuple[str, Tensor]], list[str]]:
-    """Each tensor by its name in the table, with its spelling in the file; what is known to be unused is left out."""
-    found: dict[str, tuple[str, Tensor]] = {}
-    problems = []
-    for spelling, tensor in tensors.items():
-        name = names.plain(spelling)
-        if name not in expected and names.is_unused(name):
-            continue
-        if name in found:
-            problems.append(f"twice {spelling}: found {found[name][0]} too, expected one of them")
-        found[name] = spelling, tensor
-    return found, problems
-
-
-def untie(names: Layout, found: dict[str, tuple[str, Tensor]], expected: Any) -> list[str]:
-    """Drop the copies of tied tensors, which must be equal to their originals or stand in for them."""
-    problems = []
-    for copy, original in names.copies:
-        if copy not in found or original not in expected:
-            continue
-        spelling, tensor = found.pop(copy)
-        if original not in found:
-            found[original] = spelling, tensor
-        elif not torch.equal(tensor.float(), found[original][1].float()):
-            problems.append(f"untied {spelling}: found other values than in {found[original][0]}, expected the same")
-    return problems
-
-
-def shape(tensor: Tensor) -> str:
-    return f"({', '.join(map(str, tensor.shape))})"

@@ -1,0 +1,110 @@
+"""The sizes in a published `config.json`, by our names and by those of transformers."""
+
+from typing import Any
+
+from models.checkpoints.errors import CheckpointError, Json, square
+from models.mlp import ACTIVATIONS
+
+# fmt: off
+# Our field: its published name and, where transformers has one, the value it takes when the file is silent. The sizes
+# have none: a wrong count of heads fits every tensor.
+REQUIRED = None
+FIELDS: dict[str, dict[str, tuple[str, Any]]] = {
+    "bert": {
+        "width":        ("hidden_size",             REQUIRED),
+        "depth":        ("num_hidden_layers",       REQUIRED),
+        "heads":        ("num_attention_heads",     REQUIRED),
+        "mlp_width":    ("intermediate_size",       REQUIRED),
+        "vocabulary":   ("vocab_size",              REQUIRED),
+        "positions":    ("max_position_embeddings", REQUIRED),
+        "segments":     ("type_vocab_size",         2),
+        "activation":   ("hidden_act",              "gelu"),
+        "norm_epsilon": ("layer_norm_eps",          1e-12),
+    },
+    "distilbert": {
+        "width":        ("dim",                     REQUIRED),
+        "depth":        ("n_layers",                REQUIRED),
+        "heads":        ("n_heads",                 REQUIRED),
+        "mlp_width":    ("hidden_dim",              REQUIRED),
+        "vocabulary":   ("vocab_size",              REQUIRED),
+        "positions":    ("max_position_embeddings", REQUIRED),
+        "activation":   ("activation",              "gelu"),
+    },
+    "gpt": {
+        "width":        ("n_embd",                  REQUIRED),
+        "depth":        ("n_layer",                 REQUIRED),
+        "heads":        ("n_head",                  REQUIRED),
+        "vocabulary":   ("vocab_size",              REQUIRED),
+        "positions":    ("n_positions",             REQUIRED),
+        "activation":   ("activation_function",     "gelu_new"),
+        "norm_epsilon": ("layer_norm_epsilon",      1e-5),
+    },
+    "nanogpt": {
+        "width":        ("n_embd",                  REQUIRED),
+        "depth":        ("n_layer",                 REQUIRED),
+        "heads":        ("n_head",                  REQUIRED),
+        "vocabulary":   ("vocab_size",              REQUIRED),
+        "positions":    ("block_size",              REQUIRED),
+    },
+    "vit": {
+        "width":        ("hidden_size",             REQUIRED),
+        "depth":        ("num_hidden_layers",       REQUIRED),
+        "heads":        ("num_attention_heads",     REQUIRED),
+        "mlp_width":    ("intermediate_size",       REQUIRED),
+        "image_size":   ("image_size",              224),
+        "patch_size":   ("patch_size",              16),
+        "channels":     ("num_channels",            3),
+        "activation":   ("hidden_act",              "gelu"),
+        "norm_epsilon": ("layer_norm_eps",          1e-12),
+    },
+}
+FIELDS |= {"roberta": FIELDS["bert"], "deit": FIELDS["vit"]}
+# Switches that are published only where they are not as transformers has them by itself.
+SWITCHES: dict[str, dict[str, tuple[str, bool]]] = {
+    "bert": {
+        "tied_head":        ("tie_word_embeddings",             True),
+    },
+    "gpt": {
+        "tied_head":        ("tie_word_embeddings",             True),
+        "scale_by_width":   ("scale_attn_weights",              True),
+        "scale_by_layer":   ("scale_attn_by_inverse_layer_idx", False),
+    },
+    "vit": {
+        "qkv_bias":         ("qkv_bias",                        True),
+    },
+}
+SWITCHES |= {"roberta": SWITCHES["bert"], "distilbert": SWITCHES["bert"], "deit": SWITCHES["vit"], "nanogpt": {}}
+# fmt: on
+
+
+def sizes(config: Json, family: str) -> dict[str, Any]:
+    """The fields of our configuration that have a counterpart of the same meaning."""
+    ours = {}
+    for field, (key, default) in FIELDS[family].items():
+        value = config.get(key, default)
+        if value is None:
+            raise CheckpointError(f"config.json: {key} is missing: expected a value for it")
+        if field == "activation" and value not in ACTIVATIONS:
+            raise CheckpointError(f"config.json: {key} is {value!r}: expected one of {', '.join(ACTIVATIONS)}")
+        if field == "norm_epsilon":
+            value = number(key, value)
+        ours[field] = square(key, value) if field in ("image_size", "patch_size") else value
+    return ours | switches(config, family)
+
+
+def number(key: str, value: Any) -> float:
+    """A number, which JSON may write without a point."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise CheckpointError(f"config.json: {key} is {value!r}: expected a number")
+    return float(value)
+
+
+def switches(config: Json, family: str) -> dict[str, bool]:
+    """What is on or off."""
+    ours = {}
+    for field, (key, default) in SWITCHES[family].items():
+        value = config.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise CheckpointError(f"config.json: {key} is {value!r}: expected true or false")
+        ours[field] = default if value is None else value
+    return ours

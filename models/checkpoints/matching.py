@@ -1,0 +1,138 @@
+"""The tensors of a file beside those that a model needs: which is which, and what is wrong with the rest.
+
+Everything that is wrong is said at once: of each kind the first few by name, and how many there are.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from models.checkpoints.errors import CheckpointError
+from models.checkpoints.layout import Layout, unwrapped
+
+NAMED = 3  # tensors of each kind of fault that a message names
+MISSING, LEFT_OVER = "missing", "left over"
+KINDS = (MISSING, "misshapen", "not a weight", "twice", "untied", LEFT_OVER)
+CLASSES = ("classifier.weight", "classifier.out_proj.weight", "cls_classifier.weight", "head.weight")
+Found = dict[str, tuple[str, Tensor]]  # by the name in the table: the spelling in the file, and the tensor
+Problems = dict[str, list[str]]  # by kind
+
+
+@dataclass(frozen=True)
+class Match:
+    """The tensors that a model needs, by the names of the table, and those that were ignored as the caller wished."""
+
+    tensors: dict[str, Tensor]
+    ignored: list[str] = field(default_factory=list)
+
+
+def matched(
+    model: str,
+    names: Layout,
+    expected: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    *,
+    file: str,
+    ignore_unused: bool,
+) -> Match:
+    """The tensors of `file` that `model` needs: those of the names and shapes `expected`, and no others.
+
+    Names are read without what wrapping has added to them if they fit better so. CheckpointError if a tensor is
+    missing, of another shape, or left over; `ignore_unused` lets those that are left over pass.
+    """
+    found, problems = sorted_out(names, tensors, expected, strip=str)
+    if not expected.keys() <= found.keys():
+        without = sorted_out(names, tensors, expected, strip=unwrapped)
+        if len(expected.keys() - without[0].keys()) < len(expected.keys() - found.keys()):
+            found, problems = without
+    ignored = [found.pop(name)[0] for name in sorted(found.keys() - expected.keys())] if ignore_unused else []
+    compare(names, found, expected, problems)
+    if problems:
+        raise CheckpointError(described(model, file, problems))
+    return Match({name: tensor for name, (_, tensor) in found.items()}, ignored)
+
+
+def are_untied(names: Layout, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the head's matrix is in the file beside that of the words, with other values."""
+    if not names.copies:
+        return False
+    plain = {names.plain(unwrapped(spelling)): tensor for spelling, tensor in tensors.items()}
+    copy, original = (plain.get(name) for name in names.copies[0])
+    return copy is not None and original is not None and not equal(copy, original)
+
+
+def sorted_out(
+    names: Layout, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, strip: Callable[[str], str]
+) -> tuple[Found, Problems]:
+    """Each tensor by its name in the table; copies stand in for their originals, known leftovers are left out."""
+    found: Found = {}
+    problems: Problems = {}
+    copies = {copy for copy, _ in names.copies}
+    for spelling, tensor in tensors.items():
+        name = names.plain(strip(spelling))
+        if name not in expected and name not in copies and names.is_unused(name):
+            continue
+        if name in found:
+            also = f"{spelling}: found {found[name][0]} too, expected one of them"
+            problems.setdefault("twice", []).append(also)
+        found[name] = spelling, tensor
+    untie(names, found, expected, problems)
+    return found, problems
+
+
+def untie(names: Layout, found: Found, expected: Mapping[str, Tensor], problems: Problems) -> None:
+    """Drop the copies of tied tensors, which must be equal to their originals or stand in for them."""
+    for copy, original in names.copies:
+        if copy not in found or original not in expected:
+            continue
+        spelling, tensor = found.pop(copy)
+        if original not in found:
+            found[original] = spelling, tensor
+        elif not equal(tensor, found[original][1]):
+            differs = f"{spelling}: found other values than in {found[original][0]}, expected the same"
+            problems.setdefault("untied", []).append(differs)
+
+
+def compare(names: Layout, found: Found, expected: Mapping[str, Tensor], problems: Problems) -> None:
+    """Add what is missing, left over, of another shape, or no number with a point."""
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            kind, text = MISSING, f"{names.full(name)}: expected {shape(expected[name])}"
+        elif name not in expected:
+            kind, text = LEFT_OVER, f"{found[name][0]}: found {shape(found[name][1])}, expected no such tensor"
+        elif found[name][1].shape != expected[name].shape:
+            spelling, tensor = found[name]
+            kind, text = "misshapen", f"{spelling}: found {shape(tensor)}, expected {shape(expected[name])}"
+            if name in CLASSES and tensor.shape[1:] == expected[name].shape[1:]:
+                text += f": {len(expected[name])} classes by id2label or num_labels of config.json"
+        elif not found[name][1].is_floating_point():
+            spelling, tensor = found[name]
+            kind, text = "not a weight", f"{spelling}: found {tensor.dtype}, expected floating point"
+        else:
+            continue
+        problems.setdefault(kind, []).append(text)
+
+
+def described(model: str, file: str, problems: Problems) -> str:
+    """What is wrong, for a reader, and what to do about it."""
+    lines = [f"{file}: {sum(map(len, problems.values()))} tensors are not those of {model}:"]
+    for kind in KINDS:
+        texts = problems.get(kind, [])
+        lines += [f"  {kind} {text}" for text in texts[:NAMED]]
+        if len(texts) > NAMED:
+            lines.append(f"  and {len(texts) - NAMED} more {kind}")
+    if MISSING in problems:
+        lines.append("  expected the whole model that config.json describes, by the names of transformers or timm")
+    elif problems.keys() == {LEFT_OVER}:
+        lines.append("  if the model does without them, --ignore-unused leaves them out")
+    return "\n".join(lines)
+
+
+def equal(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.float(), other.float())
+
+
+def shape(tensor: Tensor) -> str:
+    return f"({', '.join(map(str, tensor.shape))})"

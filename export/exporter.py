@@ -127,7 +127,9 @@ def read(job: Job) -> LoadedSource:
     except CheckpointError as error:
         raise ExportError(f"{source.location}: {error}") from error
     if job.task not in (None, recipe.task):
-        raise ExportError(f"--task {job.task}: modules.json makes it a model for {recipe.task}, expected that or no task")
+        raise ExportError(
+            f"--task {job.task}: found a model for {recipe.task} by its modules.json, expected no other task"
+        )
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         name=job.name,

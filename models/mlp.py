@@ -35,6 +35,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
     "laplace": lambda x: (1 + torch.erf((x - 0.707107) / (0.282095 * sqrt(2)))) / 2,
+    "sqrtsoftplus": lambda x: functional.softplus(x).sqrt(),
     "linear": lambda x: x,
 }
 

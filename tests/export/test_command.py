@@ -222,9 +222,9 @@ def change_config(directory: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("name", "break_it", "text"),
     [
-        ("gpt", lambda d: change_config(d, n_head=16), "found heads 4 wide (64 / 16), expected a multiple of 8"),
+        ("gpt", lambda d: change_config(d, n_head=7), "width 64 cannot be cut into 7 heads"),
         ("bert", lambda d: change_config(d, architectures=["T5Model"]), "T5Model"),
-        ("bert", lambda d: change_config(d, hidden_act="swish"), "swish"),
+        ("bert", lambda d: change_config(d, hidden_act="prelu"), "hidden_act is 'prelu': expected one of gelu,"),
         ("bert", lambda d: (d / "config.json").write_text("{"), "config.json: found no valid JSON"),
         ("bert", lambda d: (d / "model.safetensors").unlink(), "model.safetensors"),
         ("bert", lambda d: (d / "tokenizer.json").unlink(), "tokenizer: found none, expected tokenizer.json"),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
+    BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
@@ -20,7 +21,18 @@ from transformers import (
 )
 
 from models import AttentionOnly, Bert, Gpt, Mixer, MixerConfig, Vit
-from models.checkpoints import CheckpointError, configuration, labels, load, published, published_config, save
+from models.checkpoints import (
+    CheckpointError,
+    architecture,
+    configuration,
+    fitted,
+    for_task,
+    labels,
+    load,
+    published,
+    published_config,
+    save,
+)
 from models.config import (
     BERT_PRESETS,
     GPT_PRESETS,
@@ -61,6 +73,9 @@ def assert_same(ours: nn.Module, expected: nn.Module) -> None:
         (Bert, MASKED),
         (Bert, CLASSIFIER),
         (Gpt, replace(GPT, mlp_width=96, activation="relu", norm_epsilon=1e-3)),
+        (Gpt, replace(GPT, tied_head=False, scale_by_width=False, scale_by_layer=True)),
+        (Bert, replace(MASKED, tied_head=False)),
+        (Vit, replace(VIT, qkv_bias=False)),
         (Vit, replace(VIT, channels=1, image_size=24)),
         (Mixer, replace(MIXER, channels=1, token_mlp_width=37)),
     ],
@@ -207,6 +222,63 @@ def test_other_spellings_load_the_same_model(
     )
 
 
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.model."])
+@pytest.mark.parametrize(
+    ("kind", "config"), [(Bert, CLASSIFIER), (Bert, ENCODER), (Gpt, GPT), (Vit, VIT), (Mixer, MIXER)]
+)
+def test_what_a_model_was_wrapped_in_is_taken_off_its_names(
+    kind: type[nn.Module], config: Any, wrapper: str, checkpoint: Callable[..., Checkpoint]
+) -> None:
+    saved_config, tensors = checkpoint(kind, config)
+    pooling = "mean" if config is ENCODER else None
+    wrapped = {wrapper + name: tensor for name, tensor in tensors.items()}
+    expected = load((saved_config, tensors), pooling=pooling)
+    assert_same(load((saved_config, wrapped), pooling=pooling), expected)
+    assert_same(load((saved_config, wrapped | {"loss_fct.weight": torch.ones(3)}), pooling=pooling), expected)
+
+
+def test_parts_that_were_wrapped_by_themselves_are_found(checkpoint: Callable[..., Checkpoint]) -> None:
+    config, tensors = checkpoint(Bert, CLASSIFIER)
+    wrapped = {name.replace(".layer.1.", ".layer.1._orig_mod."): tensor for name, tensor in tensors.items()}
+    assert wrapped.keys() != tensors.keys()
+    assert_same(load((config, wrapped)), load((config, tensors)))
+
+
+LEFTOVERS = {
+    "bert": ["loss_fct.weight", "cls.predictions.bias", "cls.seq_relationship.weight", "dropout.p", "qa_outputs.bias",
+             "bert.embeddings.position_ids", "bert.encoder.layer.0.dropout.p", "criterion.weight", "class_weights"],
+    "gpt": ["transformer.h.0.attn.bias", "h.1.attn.masked_bias", "score.weight", "multiple_choice_head.summary.weight"],
+    "vit": ["vit.pooler.dense.weight", "vit.embeddings.mask_token", "decoder.0.weight", "pos_weight"],
+    "mixer": ["loss_fn.weight"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "family"),
+    [(Bert, CLASSIFIER, "bert"), (Gpt, GPT, "gpt"), (Vit, VIT, "vit"), (Mixer, MIXER, "mixer")],
+)
+def test_known_leftovers_are_ignored_and_others_only_where_that_is_allowed(
+    kind: type[nn.Module], config: Any, family: str, checkpoint: Callable[..., Checkpoint]
+) -> None:
+    saved_config, tensors = checkpoint(kind, config)
+    expected = load((saved_config, tensors))
+    known = tensors | {name: torch.ones(1) for name in LEFTOVERS[family]}
+    assert_same(load((saved_config, known)), expected)
+    others = known | {"classifier.dense.weight": torch.ones(1), "adapter.x": torch.ones(1)}
+    with pytest.raises(CheckpointError, match=r"left over adapter.x: found \(1\).*\n.*--ignore-unused leaves them out"):
+        load((saved_config, {name: tensor for name, tensor in others.items() if "dense" not in name or name in known}))
+    fit = fitted(saved_config, others, ignore_unused=True)
+    assert_same(fit.model, expected)
+    assert "adapter.x" in fit.ignored
+
+
+def test_what_is_missing_is_never_ignored(checkpoint: Callable[..., Checkpoint]) -> None:
+    config, tensors = checkpoint(Bert, CLASSIFIER)
+    del tensors["classifier.bias"]
+    with pytest.raises(CheckpointError, match=r"missing classifier.bias: expected \(3\)"):
+        load((config, tensors), ignore_unused=True)
+
+
 @pytest.mark.parametrize("config", [MASKED, CLASSIFIER])
 def test_an_encoder_can_be_taken_out_of_any_bert(config: Any, checkpoint: Callable[..., Checkpoint]) -> None:
     saved_config, tensors = checkpoint(Bert, config)
@@ -225,31 +297,32 @@ def test_missing_leftover_and_misshapen_tensors_are_listed_together(checkpoint: 
     tensors["transformer.h.0.attn.c_attn.weight"] = tensors["transformer.h.0.attn.c_attn.weight"].T
     tensors["transformer.h.2.ln_1.weight"] = torch.ones(64)
     tensors["transformer.ln_f.bias"] = torch.ones(64, dtype=torch.int8)
-    tensors["lm_head.weight"] = tensors["transformer.wte.weight"] + 1
     tensors["wpe.weight"] = tensors["transformer.wpe.weight"]
     with pytest.raises(CheckpointError) as refused:
-        load((config, tensors))
+        load((config, tensors), file="model.safetensors")
     assert sorted(str(refused.value).splitlines()) == [
+        "  expected the whole model that config.json describes, by the names of transformers or timm",
         "  left over transformer.h.2.ln_1.weight: found (64), expected no such tensor",
         "  misshapen transformer.h.0.attn.c_attn.weight: found (192, 64), expected (64, 192)",
         "  missing transformer.h.1.attn.c_attn.bias: expected (192)",
         "  not a weight transformer.ln_f.bias: found torch.int8, expected floating point",
         "  twice wpe.weight: found transformer.wpe.weight too, expected one of them",
-        "  untied lm_head.weight: found other values than in transformer.wte.weight, expected the same",
-        "6 tensors are not those of Gpt:",
+        "model.safetensors: 5 tensors are not those of Gpt:",
     ]
 
 
 @pytest.mark.parametrize(("kind", "config"), [(Bert, MASKED), (Gpt, GPT), (Vit, VIT), (Mixer, MIXER)])
-def test_every_tensor_is_missed_and_every_stranger_is_noticed(
+def test_the_first_tensors_of_each_fault_are_named_and_all_are_counted(
     kind: type[nn.Module], config: Any, checkpoint: Callable[..., Checkpoint]
 ) -> None:
     saved_config, tensors = checkpoint(kind, config)
     with pytest.raises(CheckpointError) as refused:
-        load((saved_config, {f"model.{name}": tensor for name, tensor in tensors.items()}))
-    for name in tensors:
-        assert f"missing {name}: expected" in str(refused.value)
-        assert f"left over model.{name}: found" in str(refused.value)
+        load((saved_config, {f"other.{name}": tensor for name, tensor in tensors.items()}))
+    said = str(refused.value)
+    assert f"the weights: {2 * len(tensors)} tensors are not those of {kind.__name__}:" in said
+    for fault in ("missing ", "left over other."):
+        assert sum(f"{fault}{name}: " in said for name in tensors) == 3
+        assert f"and {len(tensors) - 3} more {fault.split(' other')[0].strip()}" in said
 
 
 def test_a_pooler_is_required_where_it_is_used_alone(checkpoint: Callable[..., Checkpoint]) -> None:
@@ -281,33 +354,35 @@ def mixer_with(**arguments: object) -> dict[str, object]:
 # fmt: off
 @pytest.mark.parametrize(("base", "change", "message"), [
     ("bert",  {"architectures": ["ElectraForMaskedLM"]},   "architectures names ElectraForMaskedLM: expected one of BertForMaskedLM, .*GPT2LMHeadModel, .*mixer_b16_224"),  # noqa: E501
-    ("bert",  {"architectures": None},                     "architectures names nothing: expected one of"),
+    ("bert",  {"architectures": "BertForMaskedLM"},        "architectures is 'BertForMaskedLM': expected a list"),
+    ("bert",  {"architectures": None},                     "architectures is missing: take --task fill-mask, classify-text or embed if"),  # noqa: E501
+    ("bert",  {"architectures": [], "model_type": "t5"},   "architectures is missing: found model_type 't5', which .* if it were one of bert, "),  # noqa: E501
+    ("bert",  {"architectures": [], "model_type": None},   "architectures is missing: found no model_type either"),
+    ("bert",  {"architectures": ["BertForTokenClassification"]}, "names BertForTokenClassification: expected one of .*; take --task"),  # noqa: E501
+    ("bert",  {"layer_norm_eps": "1e-12"},                 "layer_norm_eps is '1e-12': expected a number"),
     ("bert",  {"model_type": "roberta"},                   "model_type is 'roberta': expected 'bert'"),
-    ("bert",  {"hidden_act": "silu"},                      "hidden_act is 'silu': expected one of gelu, gelu_new, gelu_pytorch_tanh, relu"),  # noqa: E501
+    ("bert",  {"hidden_act": "prelu"},                     "hidden_act is 'prelu': expected one of gelu, gelu_python, gelu_new"),  # noqa: E501
     ("bert",  {"hidden_size": None},                       "hidden_size is missing"),
     ("bert",  {"hidden_size": "64"},                       "BertConfig.width is '64': expected a whole number"),
     ("bert",  {"num_attention_heads": 7},                  "width 64 cannot be cut into 7 heads"),
     ("bert",  {"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key': expected 'absolute'"),  # noqa: E501
     ("bert",  {"is_decoder": True},                        "is_decoder is True: expected False"),
     ("bert",  {"add_cross_attention": True},               "add_cross_attention is True: expected False"),
-    ("bert",  {"tie_word_embeddings": False},              "tie_word_embeddings is False: expected True"),
     ("bert",  {"quantization_config": {"bits": 4}},        "quantization_config is {'bits': 4}: expected None"),
     ("bert",  {"auto_map": {"AutoModel": "theirs.py"}},    "auto_map is .*: expected None"),
     ("bert",  ROBERTA | {"pad_token_id": 0},               "pad_token_id is 0: expected 1"),
-    ("bert",  ROBERTA | {"hidden_act": "relu"},            "hidden_act is 'relu': expected 'gelu'"),
     ("bert",  ROBERTA | {"max_position_embeddings": 2},    "BertConfig.positions is 0: expected a whole number"),
     ("bert",  DISTILBERT,                                  "dim is missing"),
     ("encoder", {},                                        "architectures names BertModel, an encoder: expected pooling, one of pooler, first-token, max, mean"),  # noqa: E501
-    ("classifier", {"id2label": {"0": "a", "2": "b"}},     "labels are numbered 0, 2: expected 0 to 1"),
-    ("gpt",   {"activation_function": "swish"},            "activation_function is 'swish': expected one of gelu"),
-    ("gpt",   {"scale_attn_weights": False},               "scale_attn_weights is False: expected True"),
-    ("gpt",   {"scale_attn_by_inverse_layer_idx": True},   "scale_attn_by_inverse_layer_idx is True: expected False"),
+    ("classifier", {"id2label": {"0": "a", "2": "b"}},     "id2label numbers 0, 2: expected 0 to 1, each once"),
+    ("classifier", {"id2label": {"zero": "a"}},            "id2label is {'zero': 'a'}: expected the name of each"),
+    ("classifier", {"num_labels": "3"},                    "num_labels is '3': expected a whole number"),
+    ("gpt",   {"activation_function": "xielu"},            "activation_function is 'xielu': expected one of gelu"),
     ("gpt",   {"add_cross_attention": True},               "add_cross_attention is True: expected False"),
-    ("gpt",   {"tie_word_embeddings": False},              "tie_word_embeddings is False: expected True"),
-    ("vit",   {"qkv_bias": False},                         "qkv_bias is False: expected True"),
+    ("gpt",   {"tie_word_embeddings": "no"},               "tie_word_embeddings is 'no': expected true or false"),
     ("vit",   {"image_size": [32, 64]},                    r"image_size is \[32, 64\]: expected a square"),
     ("vit",   {"patch_size": 7},                           "image_size 32 is not a multiple of patch_size 7"),
-    ("vit",   {"hidden_act": "gelu_fast"},                 "hidden_act is 'gelu_fast': expected one of gelu"),
+    ("vit",   {"hidden_act": "gelu_glu"},                  "hidden_act is 'gelu_glu': expected one of gelu"),
     ("mixer", {"architecture": "gmixer_24_224"},           "architecture is 'gmixer_24_224': expected one of mixer_s"),
     ("mixer", {"global_pool": "max"},                      "global_pool is 'max': expected 'avg'"),
     ("mixer", mixer_with(act_layer="relu"),                "model_args has act_layer: expected only embed_dim, "),
@@ -400,6 +475,46 @@ def test_what_a_mixer_was_trained_with_goes_before_its_name_and_its_arguments_be
     assert (mixer.channels, mixer.image_size, mixer.token_mlp_width, mixer.mlp_width) == (3, 32, 1536, 1536)
 
 
+@pytest.mark.parametrize(
+    ("config", "task", "found"),
+    [
+        ({"model_type": "bert"}, "fill-mask", ("bert", "masked-language")),
+        ({"model_type": "bert", "architectures": None}, "classify-text", ("bert", "classifier")),
+        ({"model_type": "roberta", "architectures": []}, "embed", ("roberta", None)),
+        ({"model_type": "distilbert"}, "classify-text", ("distilbert", "classifier")),
+        ({"model_type": "gpt2"}, "generate", ("gpt", None)),
+        ({"model_type": "deit"}, "classify-image", ("deit", None)),
+        ({"architectures": ["BertForTokenClassification"], "model_type": "bert"}, "embed", ("bert", None)),
+        ({"architectures": ["GPT2Model"], "model_type": "gpt2"}, "generate", ("gpt", None)),
+        ({"architectures": ["BertForPreTraining"]}, "fill-mask", ("bert", "masked-language")),
+        ({"architectures": ["BertForMaskedLM"]}, "embed", ("bert", None)),
+        (
+            {"architectures": ["DeiTForImageClassificationWithTeacher"]},
+            "classify-image",
+            ("deit", "with-teacher"),
+        ),
+        ({"architecture": "mixer_b16_224"}, "classify-image", ("mixer", None)),
+    ],
+)
+def test_a_task_stands_in_for_an_architecture(config: dict, task: str, found: tuple[str, str | None]) -> None:
+    assert architecture(for_task(config, task)) == found
+
+
+@pytest.mark.parametrize(
+    ("config", "task", "message"),
+    [
+        ({"model_type": "bert"}, "generate", "--task generate: expected fill-mask, classify-text or embed"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "embed", "--task embed: expected generate, for a model of the family"),
+        ({"architecture": "mixer_b16_224"}, "embed", "--task embed: expected classify-image"),
+        ({"model_type": "t5"}, "embed", "model_type is 't5': expected one of bert, roberta, distilbert, gpt2, vit"),
+        ({}, "embed", "model_type is missing: expected one of bert"),
+    ],
+)
+def test_a_task_is_one_that_the_family_can_do(config: dict, task: str, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        for_task(config, task)
+
+
 def test_images_given_by_both_sides_are_read_by_one() -> None:
     _, vit = configuration({**PUBLISHED["vit"], "image_size": [48, 48], "patch_size": [8, 8]})
     assert (vit.image_size, vit.patch_size) == (48, 8)
@@ -427,6 +542,26 @@ def test_classes_keep_their_names(base: str) -> None:
 @pytest.mark.parametrize("base", ["classifier", "vit", "mixer"])
 def test_classes_without_a_name_get_a_number(base: str) -> None:
     assert labels(PUBLISHED[base])[:2] == ["LABEL_0", "LABEL_1"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        {"num_labels": 3},
+        {"id2label": {"2": "c", "0": "a", "1": "b"}},
+        {"id2label": {"0": "a", "1": "b"}, "num_labels": 3},
+        {"id2label": {"0": "a", "1": "b", "2": "c"}, "num_labels": 2},
+        {"id2label": {"00": "a", "1": "b"}, "label2id": {"x": 0}},
+        {"label2id": {"x": 0, "y": 1, "z": 2}, "num_labels": 3},
+        {"label2id": {"x": 0, "y": 1, "z": 2}},
+        {"id2label": None, "num_labels": 1},
+        {"id2label": {"0": 1, "1": 2}},
+    ],
+)
+def test_labels_are_those_that_transformers_reads(said: dict[str, Any]) -> None:
+    names = BertConfig.from_dict(said).id2label
+    assert labels(said) == [str(names[n]) for n in range(len(names))]
 
 
 def test_labels_come_in_the_order_of_their_numbers() -> None:

@@ -25,7 +25,7 @@ TINY_BERT, TINY_GPT, TINY_VIT, TINY_MIXER = (
     (TINY_MIXER, "token_mlp_width", 0,         "expected a whole number, at least 1"),
     (TINY_GPT,   "norm_epsilon",    0.0,       "expected a number, more than 0"),
     (TINY_GPT,   "norm_epsilon",    "1e-5",    "expected a number, more than 0"),
-    (TINY_GPT,   "activation",      "swish",   "expected one of gelu, gelu_new, gelu_pytorch_tanh, relu"),
+    (TINY_GPT,   "activation",      "swash",   "expected one of gelu, gelu_python, gelu_new"),
     (TINY_BERT,  "head",            "oracle",  "expected one of masked-language, classifier, pooling, pooler"),
 ])
 # fmt: on

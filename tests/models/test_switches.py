@@ -1,0 +1,122 @@
+"""Settings of config.json that change what is computed, each as transformers computes it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import (
+    BertForMaskedLM,
+    DeiTConfig,
+    DeiTForImageClassification,
+    DistilBertForMaskedLM,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    RobertaForMaskedLM,
+    ViTForImageClassification,
+)
+from transformers.activations import ACT2FN
+
+from models.checkpoints import load
+from models.mlp import ACTIVATIONS
+from tests.models.test_parity import (
+    asked,
+    batch_of_roberta,
+    small_bert,
+    small_distilbert,
+    small_gpt2,
+    small_roberta,
+    small_vit,
+)
+
+Saved = Callable[[PreTrainedModel], Path]
+AssertParity = Callable[[Tensor, Tensor], None]
+TEXT = torch.arange(120).reshape(3, 40) * 7 % 500
+
+
+@pytest.fixture(autouse=True)
+def _without_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def saved(randomised: Callable[[nn.Module], nn.Module], tmp_path: Path) -> Saved:
+    """A reference with random weights, and the directory that it was saved to."""
+
+    def save_pretrained(reference: PreTrainedModel) -> Path:
+        randomised(reference).save_pretrained(tmp_path)
+        return tmp_path
+
+    return save_pretrained
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_is_that_of_transformers(name: str) -> None:
+    x = torch.cat([torch.linspace(-20, 20, 4001), torch.tensor([0.0, -0.0, 1e-6, -1e-6])])
+    torch.testing.assert_close(ACTIVATIONS[name](x), ACT2FN[name](x), atol=2e-6, rtol=2e-6)
+
+
+def test_every_activation_without_weights_of_its_own_is_written() -> None:
+    assert ACT2FN.keys() - ACTIVATIONS.keys() <= {"prelu", "xielu"}
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {"scale_attn_weights": False},
+        {"scale_attn_by_inverse_layer_idx": True},
+        {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True},
+        {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True},
+        {"tie_word_embeddings": False},
+        {"activation_function": "quick_gelu", "n_inner": 100},
+        {"n_head": 5, "n_embd": 65},
+    ],
+    ids=lambda switches: ",".join(switches),
+)
+def test_gpt2(switches: dict[str, object], saved: Saved, assert_parity: AssertParity) -> None:
+    reference = GPT2LMHeadModel(small_gpt2(**switches))
+    assert_parity(load(saved(reference))(TEXT), reference(TEXT).logits)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        (BertForMaskedLM, small_bert),
+        (RobertaForMaskedLM, small_roberta),
+        (DistilBertForMaskedLM, small_distilbert),
+    ],
+)
+def test_a_masked_language_head_with_a_matrix_and_a_bias_of_its_own(
+    kind: type[PreTrainedModel], config: Callable, saved: Saved, assert_parity: AssertParity
+) -> None:
+    reference, texts = kind(config(tie_word_embeddings=False)), batch_of_roberta(0)
+    real = texts["attention_mask"].bool()
+    assert_parity(asked(load(saved(reference)), texts)[real], reference(**texts).logits[real])
+
+
+def test_matrices_that_should_be_tied_and_differ_are_left_untied(saved: Saved, assert_parity: AssertParity) -> None:
+    """As transformers leaves them, whatever config.json says."""
+    directory = saved(GPT2LMHeadModel(small_gpt2()))
+    tensors = load_file(directory / "model.safetensors")
+    save_file({**tensors, "lm_head.weight": torch.randn(500, 64)}, directory / "model.safetensors", {"format": "pt"})
+    reference = GPT2LMHeadModel.from_pretrained(directory).eval()
+    assert_parity(load(directory)(TEXT), reference(TEXT).logits)
+
+
+def test_robertas_head_has_an_activation_of_its_own(saved: Saved, assert_parity: AssertParity) -> None:
+    reference, texts = RobertaForMaskedLM(small_roberta(hidden_act="silu")), batch_of_roberta(0)
+    real = texts["attention_mask"].bool()
+    assert_parity(asked(load(saved(reference)), texts)[real], reference(**texts).logits[real])
+
+
+@pytest.mark.parametrize("kind", [ViTForImageClassification, DeiTForImageClassification])
+def test_queries_keys_and_values_without_biases(
+    kind: type[PreTrainedModel], saved: Saved, assert_parity: AssertParity
+) -> None:
+    config = small_vit(qkv_bias=False)
+    reference = kind(config if kind is ViTForImageClassification else DeiTConfig(**config.to_dict()))
+    images = torch.randn(3, 3, 32, 32)
+    assert_parity(load(saved(reference))(images), reference(images).logits)

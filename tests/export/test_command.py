@@ -235,7 +235,11 @@ def change_config(directory: Path, **changes: object) -> None:
             lambda d: change_config(d, architecture="vit_base_patch16_224"),
             "architecture is 'vit_base_patch16_224'",
         ),
-        ("embedder", lambda d: (d / "1_Pooling/config.json").write_text("{}"), "1_Pooling/config.json: found []"),
+        (
+            "embedder",
+            lambda d: (d / "1_Pooling/config.json").write_text('{"pooling_mode": "min"}'),
+            "1_Pooling/config.json: pooling_mode is 'min'",
+        ),
     ],
 )
 def test_a_source_that_cannot_be_exported_is_named(

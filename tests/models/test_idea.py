@@ -49,7 +49,7 @@ def test_with_identity_matrices_self_attention_is_x_xt_x() -> None:
     for matrix in (attention.to_query, attention.to_key, attention.to_value, attention.to_out):
         nn.init.eye_(matrix.weight)
         nn.init.zeros_(matrix.bias)
-    attention.attend = partial(attend, scale=1, normalise=identity)
+    attention.attend, attention.scale = partial(attend, normalise=identity), 1
     torch.testing.assert_close(attention(x[None])[0], x @ x.T @ x)
 
 
@@ -121,7 +121,8 @@ def attention_without_biases() -> SelfAttention:
 
 def test_qk_alone_gives_the_affinities_of_each_head(attention_without_biases: SelfAttention) -> None:
     x, affinities = torch.randn(2, 5, 24), []
-    attention_without_biases.attend = partial(attend, scale=1, normalise=recorded(identity, affinities))
+    attention_without_biases.attend = partial(attend, normalise=recorded(identity, affinities))
+    attention_without_biases.scale = 1
     attention_without_biases(x)
     torch.testing.assert_close(x[:, None] @ attention_without_biases.qk @ x[:, None].mT, affinities[0])
 

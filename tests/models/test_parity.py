@@ -40,6 +40,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from models.checkpoints import CheckpointError, load, save
+from models.config import NormaliseLayer
 from tests import nanogpt
 
 Randomised = Callable[[nn.Module], nn.Module]
@@ -345,7 +346,7 @@ def test_all_minilm_l6_v2_as_trained(assert_parity: AssertParity) -> None:
     hidden = BertModel.from_pretrained(get_model_path()).eval()(**inputs).last_hidden_state
     real = inputs["attention_mask"][..., None]
     expected = functional.normalize((hidden * real).sum(dim=1) / real.sum(dim=1), dim=-1)
-    ours = asked(load(get_model_path(), pooling="mean", normalise=True), inputs)
+    ours = asked(load(get_model_path(), pooling="mean", layers=[NormaliseLayer()]), inputs)
     assert_parity(ours, expected)
     assert (ours - expected).abs().max() <= 1e-4
     torch.testing.assert_close(ours.norm(dim=-1), torch.ones(len(texts)))

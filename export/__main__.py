@@ -6,11 +6,14 @@ import os
 import sys
 from pathlib import Path
 
-from export import artifact, families, precisions, samples, sources
+from export import families, precisions
+from export.artifact import store
 from export.errors import ExportError
+from export.inputs import samples
 from export.precisions import Precision
 from export.progress import Progress
-from export.sources import Source
+from export.sources import lookup
+from export.sources.lookup import Source
 from protos.artifact import FORMAT_VERSION
 
 FAILED, MISUSED = 1, 2
@@ -124,12 +127,12 @@ def main(arguments: list[str] | None = None) -> int:
         if options.name and len(options.sources) > 1:
             raise ExportError(f"--name: found {len(options.sources)} sources, expected one")
         if options.name:
-            artifact.check_name(options.name)
+            store.check_name(options.name)
     except ExportError as error:
         return report(error, MISUSED)
     try:
         for location in options.sources:
-            source = sources.resolve(location, options.tokenizer)
+            source = lookup.resolve(location, options.tokenizer)
             export_one(source, options, targets, progress)
             done.append(location)
     except ExportError as error:
@@ -145,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
 def export_one(source: Source, options: argparse.Namespace, targets: dict[str, Precision], progress: Progress) -> None:
     """Export one source, unless its newest artifact was made of the same files with the same options."""
     name, artifacts = options.name or source.name, options.artifacts
-    artifact.check_name(name)
+    store.check_name(name)
     digest, chosen = source.digest(), precisions.spell(targets)
     if options.image_size is not None:
         chosen += f",image-size={options.image_size}"
@@ -157,7 +160,7 @@ def export_one(source: Source, options: argparse.Namespace, targets: dict[str, P
         chosen += f"; calibrated on {options.calibrate.name} (sha256 {samples.digest(options.calibrate)[:12]})"
     if source.revision:
         progress.say(f"{name}: {source.location} is commit {source.revision}")
-    found = artifact.newest(artifacts, name)
+    found = store.newest(artifacts, name)
     if found is not None:
         directory, manifest = found
         made_of = (manifest.format_version, manifest.source.digest, manifest.source.options)
@@ -187,7 +190,7 @@ def export_one(source: Source, options: argparse.Namespace, targets: dict[str, P
 def look(arguments: list[str]) -> int:
     """Show what is inside an artifact, or check that it still is what was exported."""
     options = looker().parse_args(arguments)
-    from export import inspection  # brings onnx with it
+    from export.artifact import inspection  # brings onnx with it
 
     try:
         if options.command == "inspect":

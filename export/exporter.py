@@ -9,16 +9,18 @@ import numpy as np
 import torch
 from safetensors.numpy import save as serialised
 
-from export import artifact, calibration, cases, decode, graph, held_out
-from export.cases import Arrays, Case
+from export.artifact import graph, store
 from export.errors import ExportError
-from export.inputs import golden_images, golden_texts, image_processor, text_model, tokenizer
-from export.inputs.text_model import TextModel
-from export.modules import as_encoder
+from export.graph.recipes import BertRecipe, GptRecipe, ImageRecipe, Recipe, recipe_for
+from export.inputs.images import golden_images, processor
+from export.inputs.text import golden_texts, sentence_model, tokenizer
+from export.inputs.text.sentence_model import TextModel
+from export.parity import cases, decode, evaluation, held_out
+from export.parity.cases import Arrays, Case
 from export.precisions import Precision
 from export.progress import Progress
-from export.recipes import BertRecipe, GptRecipe, ImageRecipe, Recipe, recipe_for
-from export.sources import Source
+from export.sources.lookup import Source
+from export.sources.modules import as_encoder
 from models import MixerConfig, VitConfig, checkpoints
 from models.checkpoints import (
     CheckpointError,
@@ -92,7 +94,7 @@ def export(job: Job, progress: Progress) -> Path:
         remarks.append(f"{len(known.tried)} cases")
         if known.own_cases:
             remarks.append(f"{known.own.inputs} inputs of {known.own.file}")
-    with artifact.staging(job.artifacts) as directory:
+    with store.staging(job.artifacts) as directory:
         for name, contents in loaded.files.items():
             (directory / name).write_bytes(contents)
         save_golden(directory / GOLDEN_TENSORS, recipe, known.tried)
@@ -100,7 +102,7 @@ def export(job: Job, progress: Progress) -> Path:
         for target, precision in sorted(targets.items(), key=lambda chosen: chosen[1].datatype != "FP32"):
             manifest.graphs.append(graph.make(directory, target, precision, recipe, known, progress))
         with progress.step("publish") as remarks:
-            published = artifact.publish(directory, job.artifacts, manifest)
+            published = store.publish(directory, job.artifacts, manifest)
             remarks.append(f"{sum(file.bytes for file in manifest.files) / MILLION:.1f} MB")
     return published
 
@@ -108,7 +110,7 @@ def export(job: Job, progress: Progress) -> Path:
 def read(job: Job) -> LoadedSource:
     """The model as a recipe, the manifest as far as the source says it, and the files for its inputs."""
     source, directory = job.source, job.source.directory
-    text = text_model.read(directory, job.task) if directory else TextModel()
+    text = sentence_model.read(directory, job.task) if directory else TextModel()
     try:
         config, tensors = checkpoints.read(source.encoder)
         config = for_task(config, job.task)
@@ -163,7 +165,7 @@ def read_image_input(
     assert source.directory is not None, "an image model is a directory: this is a bug"
     assert isinstance(trained, VitConfig | MixerConfig), "an image model has a size: this is a bug"
     sizes = {"image_size": recipe.config.image_size, "trained": trained.image_size}
-    found = image_processor.read(source.directory, channels=recipe.config.channels, **sizes)
+    found = processor.read(source.directory, channels=recipe.config.channels, **sizes)
     manifest.image.CopyFrom(found.manifest)
     return LoadedSource(recipe, manifest, files={GOLDEN_IMAGES: golden_images.made(found)}, remarks=found.remarks)
 
@@ -245,14 +247,14 @@ def possible(recipe: Recipe, job: Job) -> tuple[dict[str, Precision], list[str]]
 def references(job: Job, loaded: LoadedSource, targets: dict[str, Precision], progress: Progress) -> graph.References:
     """What PyTorch makes in fp32 of all that the graphs will be tried on."""
     recipe, manifest, tokenizer = loaded.recipe, loaded.manifest, loaded.tokenizer
-    own = calibration.inputs_for(recipe, manifest, tokenizer, job.calibrate) if job.calibrate else []
+    own = evaluation.inputs_for(recipe, manifest, tokenizer, job.calibrate) if job.calibrate else []
     rounds = any(precision.weights for precision in targets.values())
     directory = job.source.directory
     sample = held_out.read(directory, recipe, manifest, tokenizer) if rounds and directory else None
     return graph.References(
         tried=seeded(recipe, manifest.text.max_length, progress.each),
         whole=reference(recipe, decode.inputs_for(recipe)) if isinstance(recipe, GptRecipe) else None,
-        own=Calibration(file=job.calibrate.name if job.calibrate else "", inputs=calibration.count(own)),
+        own=Calibration(file=job.calibrate.name if job.calibrate else "", inputs=evaluation.count(own)),
         own_cases=[reference(recipe, inputs) for inputs in own],
         sample=sample,
         score=sample.score(lambda inputs: reference(recipe, inputs).reference) if sample else 0.0,

@@ -5,7 +5,8 @@ A list of words, so that it is there at once: tests hold it to what models/check
 
 from typing import Any
 
-from export import precisions, sources
+from export import precisions
+from export.sources import lookup
 
 FAMILIES = {
     "bert": "BertForMaskedLM, BertForPreTraining (fill-mask), BertForSequenceClassification (classify-text), BertModel "
@@ -34,7 +35,7 @@ WEIGHTS = "config.json, and weights in model.safetensors or pytorch_model.bin, w
 def account() -> dict[str, Any]:
     """For machines."""
     return {
-        "bundled": sources.bundled(),
+        "bundled": lookup.bundled(),
         "families": FAMILIES,
         "tokenizers": TOKENIZERS,
         "files": WEIGHTS,
@@ -44,7 +45,7 @@ def account() -> dict[str, Any]:
 
 def described() -> list[str]:
     """For a reader."""
-    lines = [f"bundled: {', '.join(sources.bundled()) or 'none'}"]
+    lines = [f"bundled: {', '.join(lookup.bundled()) or 'none'}"]
     lines += [f"{family}: {needs}" for family, needs in FAMILIES.items()]
     lines.append(f"tokenizers of text models: {TOKENIZERS}")
     lines.append(f"each but nanogpt: {WEIGHTS}")

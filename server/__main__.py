@@ -14,17 +14,17 @@ import grpc
 import prometheus_client
 import uvloop
 
-from server import logs
+from server.admission.in_flight import UnderWay
+from server.config.cli import parse
+from server.config.settings import Settings
 from server.errors import AffinityError
-from server.flags import parse
-from server.http import HttpServer
-from server.metrics import Metrics
-from server.model_metrics import ModelMetrics
-from server.repository import Repository
+from server.observability import logs
+from server.observability.http import HttpServer
+from server.observability.prometheus import Metrics
+from server.repository.gauges import ModelMetrics
+from server.repository.repository import Repository
 from server.rpc.health import Health
 from server.rpc.server import build_server
-from server.settings import Settings
-from server.under_way import UnderWay
 
 STOPPING = "the server is stopping; ask another one, or come back later"
 LAST_WORDS_S = 1.0  # for the last answers to leave, and for streams that wait for their client

@@ -1,4 +1,4 @@
-"""Everything that can be somebody's fault, and whose. Knows nothing of gRPC: server/rpc/status.py has the one table.
+"""Everything that can be somebody's fault, and whose. Knows nothing of gRPC: server/status.py has the one table.
 
 AffinityError
 ├── InvalidRequest      the request can never be answered as it is

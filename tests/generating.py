@@ -5,7 +5,7 @@ from contextlib import aclosing
 
 import numpy as np
 
-from server.admission import Call
+from server.admission.queue import Call
 from server.generation.stream import Entrant
 
 

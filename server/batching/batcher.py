@@ -13,15 +13,15 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
-from server.admission import Call, Limits
-from server.batching.lane import Batch, Collated, Lane, Runs, out_of_memory
+from server.admission.deadline import within_deadline
+from server.admission.in_flight import UnderWay
+from server.admission.queue import Call, Limits
+from server.batching.collate import Outputs, Row
 from server.batching.queue import Place, Queue, Request
-from server.batching.rows import Outputs, Row
 from server.batching.scheduler import NEVER, Budget, Scheduler, Waiting
-from server.deadline import within_deadline
+from server.batching.worker import Batch, Collated, Lane, Runs, out_of_memory
 from server.errors import NotReady
-from server.observer import Observer, Silent
-from server.under_way import UnderWay
+from server.observability.observer import Observer, Silent
 
 log = logging.getLogger(__name__)
 

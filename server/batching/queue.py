@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from server.admission import Call, Gate, Gone, Limits
-from server.batching.rows import Outputs, Row
+from server.admission.queue import Call, Gate, Gone, Limits
+from server.batching.collate import Outputs, Row
 from server.batching.scheduler import Scheduler, Waiting
 from server.errors import InvalidRequest, Overloaded
-from server.observer import Observer, Spent
+from server.observability.observer import Observer, Spent
 
 
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ whose turn it is, a row waits for at most as many batches as there are rows befo
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from server.batching.shapes import EXACT, Shapes
+from server.batching.shape_buckets import EXACT, Shapes
 
 NEVER = float("inf")
 

@@ -1,6 +1,6 @@
 """What suits each provider: how much it gains from running together, and which shapes it should see."""
 
-from server.batching.shapes import EXACT, Shapes, steps_to
+from server.batching.shape_buckets import EXACT, Shapes, steps_to
 
 # Tokens of one batch: about as many as a provider may gain by; more would only let callers wait for each other. These
 # are guesses. What was seen of BERT-base, once, on a 2-core Xeon that also did other work (22 November 2026): 1,230

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from server.artifact import Artifact
-from server.batching.lane import out_of_memory
-from server.batching.rows import ImageRow, Row, TextRow, collate
+from server.batching.collate import ImageRow, Row, TextRow, collate
 from server.batching.scheduler import Budget
-from server.session import Session
-from server.stop import Stop
+from server.batching.worker import out_of_memory
+from server.concurrency.stop_signal import Stop
+from server.runtime.session import Session
 
 LONGEST_S = 30.0
 

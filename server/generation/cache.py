@@ -13,7 +13,7 @@ import onnxruntime
 from numpy.typing import DTypeLike
 
 from server.errors import NotEnoughMemory
-from server.generation.memory import Memory
+from server.generation.device_memory import Memory
 
 SPARE = 0.1  # of what is free: for what the runtime needs beside the cache
 

@@ -12,12 +12,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from server.admission import Call, Gate, Limits
-from server.deadline import within_deadline
+from server.admission.deadline import within_deadline
+from server.admission.in_flight import UnderWay
+from server.admission.queue import Call, Gate, Limits
+from server.concurrency.weighted_semaphore import Room
+from server.config.settings import ModelSettings
 from server.errors import InvalidRequest, NotEnoughMemory, NotReady, Overloaded
 from server.generation.cache import SlotCache, check_room, megabytes, room_in
-from server.generation.decoders import decoder_of, layout_of, memory_of
-from server.generation.graph import Decoder, Floats, Ids
+from server.generation.cuda_graphs import decoder_of, layout_of, memory_of
+from server.generation.decoder import Decoder, Floats, Ids
 from server.generation.request import Sampling
 from server.generation.runner import Runner
 from server.generation.sampler import Draws
@@ -25,11 +28,8 @@ from server.generation.scheduler import Scheduler
 from server.generation.scheduler import Sequence as Scheduled
 from server.generation.stream import Entrant, Stream
 from server.generation.worker import Clock, Worker
-from server.observer import Observer, Silent, Spent
-from server.room import Room
-from server.session import Session
-from server.settings import ModelSettings
-from server.under_way import UnderWay
+from server.observability.observer import Observer, Silent, Spent
+from server.runtime.session import Session
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence as Several
 
 import numpy as np
 
-from server.generation.graph import Decoder, Floats, Ids
+from server.generation.decoder import Decoder, Floats, Ids
 from server.generation.prefix import Copy
 from server.generation.sampler import Chosen, Draws, Sampler
 from server.generation.scheduler import Decode, Prefill

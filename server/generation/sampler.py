@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from server.generation.drawing import Doubles, Floats, Ids, draw, draw_from_all
-from server.generation.graph import Scores
+from server.generation.decoder import Scores
 from server.generation.request import Sampling
+from server.generation.sampling import Doubles, Floats, Ids, draw, draw_from_all
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from server.admission import Call, Gate
+from server.admission.queue import Call, Gate
 from server.generation.prefix import Copy, Ids, Prefixes
 
 MOST_PREFILLS = 4  # between two decode steps

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from server.generation.graph import Ids
+from server.generation.decoder import Ids
 from server.generation.request import Sampling, Step, Usage
 from server.generation.sampler import Chosen, Draws
 from server.generation.scheduler import Sequence

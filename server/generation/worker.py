@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from server.errors import DeadlineExceeded, NotEnoughMemory
-from server.generation.graph import Floats, Ids
+from server.generation.decoder import Floats, Ids
 from server.generation.prefix import Copy
 from server.generation.request import Step
 from server.generation.runner import Runner
@@ -23,7 +23,7 @@ from server.generation.sampler import Chosen
 from server.generation.scheduler import Decode, Plan, Prefill, Scheduler
 from server.generation.scheduler import Sequence as Scheduled
 from server.generation.stream import Stream
-from server.observer import Observer, Spent
+from server.observability.observer import Observer, Spent
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthServicer
 
 from server.errors import ModelNotFound
-from server.repository import Repository
-from server.rpc.calls import Context
+from server.repository.repository import Repository
+from server.rpc.context import Context
 from server.rpc.services import OPEN_INFERENCE, TYPED
 
 SERVICES = ("", OPEN_INFERENCE, TYPED)

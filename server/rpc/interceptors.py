@@ -12,9 +12,9 @@ from typing import Any, Protocol, TypeAlias
 
 import grpc
 
-from server.rpc.calls import Context, call_of
-from server.rpc.status import GONE, answer_of
-from server.under_way import UnderWay
+from server.admission.in_flight import UnderWay
+from server.rpc.context import Context, call_of
+from server.status import GONE, answer_of
 
 Behaviour = Callable[[Any, Context], Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"  # None: there is no such method

@@ -8,7 +8,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 
 from protos import affinity_pb2, open_inference_pb2
-from server.rpc.open_inference import METHODS, STREAM
+from server.rpc.open_inference.servicer import METHODS, STREAM
 from server.rpc.services import HEALTH, OPEN_INFERENCE, TYPED
 
 

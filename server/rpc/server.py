@@ -8,17 +8,17 @@ import grpc
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from protos.affinity_pb2_grpc import add_AffinityServicer_to_server
+from server.admission.in_flight import UnderWay
+from server.config.settings import Settings
 from server.errors import AffinityError
-from server.metrics import Metrics
-from server.repository import Repository
+from server.observability.prometheus import Metrics
+from server.repository.repository import Repository
+from server.rpc.affinity.servicer import Typed
 from server.rpc.health import Health
 from server.rpc.interceptors import Watch
-from server.rpc.open_inference import OpenInference, add_open_inference_to_server
+from server.rpc.open_inference.servicer import OpenInference, add_open_inference_to_server
 from server.rpc.reflection import enable_reflection
 from server.rpc.services import OPEN_INFERENCE, TYPED
-from server.rpc.typed import Typed
-from server.settings import Settings
-from server.under_way import UnderWay
 
 # Calls that must finish before the server ends. A stream of requests counts each of them instead.
 WORK = frozenset(

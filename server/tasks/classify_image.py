@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from functools import partial
 
-from server.admission import Call
+from server.admission.queue import Call
 from server.artifact import Artifact
 from server.batching.batcher import Batcher
-from server.batching.rows import ImageRow
+from server.batching.collate import ImageRow
 from server.errors import InvalidRequest
-from server.image_files import Header
-from server.image_limits import MAX_PIXELS
-from server.image_pool import ImagePool
-from server.images import ImageDecoder
-from server.tasks.classes import Class, check_classes, ranked, scores_of
+from server.images.decode_pool import ImagePool
+from server.images.file import Header
+from server.images.limits import MAX_PIXELS
+from server.images.preprocess import ImageDecoder
+from server.tasks.classification import Class, check_classes, ranked, scores_of
 
 PIXELS_OF_A_REQUEST = 20 * MAX_PIXELS  # together: some ten seconds of decoding
 # That reading a header can take: a GIF's frame may be filled then, a PNG's texts be unpacked.

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from server.admission import Call
+from server.admission.queue import Call
 from server.artifact import Artifact
 from server.batching.batcher import Batcher
-from server.batching.rows import TextRow
+from server.batching.collate import TextRow
 from server.errors import InvalidRequest
-from server.tasks.classes import DEFAULT, Class, check_classes, ranked, scores_of
-from server.tasks.readers import TextReader
-from server.tasks.text import Reading, TextEncoder, Tokens
+from server.tasks.classification import DEFAULT, Class, check_classes, ranked, scores_of
+from server.text.encode import TextReader
+from server.text.tokenizer import Reading, TextEncoder, Tokens
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from server.admission import Call
+from server.admission.queue import Call
 from server.artifact import Artifact
 from server.batching.batcher import Batcher
-from server.batching.rows import TextRow
+from server.batching.collate import TextRow
 from server.errors import InvalidRequest
-from server.tasks.readers import TextReader
-from server.tasks.text import Reading, TextEncoder
+from server.text.encode import TextReader
+from server.text.tokenizer import Reading, TextEncoder
 
 SHORTEST = 1e-12  # as PyTorch's `normalize` has it
 

@@ -9,15 +9,15 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from server.admission import Call
+from server.admission.queue import Call
 from server.artifact import Artifact
 from server.batching.batcher import Batcher
-from server.batching.rows import Keep, Outputs, TextRow, everything
+from server.batching.collate import Keep, Outputs, TextRow, everything
+from server.concurrency.offload import in_slices
 from server.errors import BadArtifact, InvalidRequest
-from server.off_loop import in_slices
-from server.tasks.classes import check_top_k
-from server.tasks.readers import TextReader
-from server.tasks.text import Reading, TextEncoder, Tokens
+from server.tasks.classification import check_top_k
+from server.text.encode import TextReader
+from server.text.tokenizer import Reading, TextEncoder, Tokens
 
 TOP = ("top_scores", "top_ids", "logsumexp")  # what the graph computes of the best words
 ALL = ("logits", "logsumexp")

@@ -8,17 +8,17 @@ from functools import partial
 
 import numpy as np
 
-from server.admission import Call
+from server.admission.queue import Call
 from server.arrays import Array
+from server.generation.decoder import Ids
 from server.generation.engine import Engine
-from server.generation.engines import Engines
-from server.generation.graph import Ids
+from server.generation.replicas import Engines
 from server.generation.request import Sampling
 from server.generation.stream import Entrant
-from server.generation.text import StopStrings
-from server.tasks.pieces import Pieces, Writer
-from server.tasks.raw import check_size, read_ids, read_lengths, read_segments
-from server.tasks.text import TextEncoder
+from server.tasks.tensors import check_size, read_ids, read_lengths, read_segments
+from server.tasks.text_stream import Pieces, Writer
+from server.text.detokenizer import StopStrings
+from server.text.tokenizer import TextEncoder
 
 Prompt = str | Sequence[int]
 

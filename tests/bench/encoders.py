@@ -17,7 +17,7 @@ import tritonclient.grpc as triton
 
 from server.client import Client
 from server.errors import ProviderUnavailable
-from server.providers import openvino_device
+from server.runtime.providers import openvino_device
 from tests.bench.inputs import MaskedText, masked_texts, photographs, ready_images, ready_texts
 from tests.bench.load import all_answered, log_uniform
 from tests.bench.measure import MostPadding, Result, Target, machine, table, verdicts, write

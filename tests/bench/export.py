@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from export import inspection, precisions
+from export import precisions
+from export.artifact import inspection
 from models import Mixer
 from models.checkpoints import published, published_config, save
 from models.config import MIXER_PRESETS

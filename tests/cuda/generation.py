@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from server.artifact import read_artifact
+from server.config.settings import Settings
 from server.errors import NotEnoughMemory, ProviderUnavailable
-from server.generation.decoders import CapturingDecoder, decoder_of, layout_of, memory_of
-from server.generation.memory import CudaMemory
-from server.providers import ProviderChoice
-from server.session import Session, bytes_beside, open_session
-from server.settings import Settings
+from server.generation.cuda_graphs import CapturingDecoder, decoder_of, layout_of, memory_of
+from server.generation.device_memory import CudaMemory
+from server.runtime.providers import ProviderChoice
+from server.runtime.session import Session, bytes_beside, open_session
 
 TO_DEVICE = 1
 

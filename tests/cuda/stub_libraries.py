@@ -51,7 +51,7 @@ ANSWERS = {
     # 75 and 76 ask for the compute capability; of all else, a count of multiprocessors is a fair answer
     "cudaDeviceGetAttribute": "int cudaDeviceGetAttribute(int *v, int a, int d)"
     " { *v = a == 75 ? 9 : a == 76 ? 0 : 132; return 0; }",
-    # what server/cuda.py asks the driver for, if the provider has failed
+    # what server/runtime/cuda.py asks the driver for, if the provider has failed
     "cuInit": "int cuInit(unsigned flags) { return 0; }",
     "cuDriverGetVersion": NUMBER.format(name="cuDriverGetVersion", value=13000),
     "cuDeviceGetCount": NUMBER.format(name="cuDeviceGetCount", value=1),
@@ -59,7 +59,7 @@ ANSWERS = {
     "cuDeviceGetAttribute": "int cuDeviceGetAttribute(int *v, int a, int d) { *v = a == 75 ? 9 : 0; return 0; }",
     "cuGetErrorName": 'int cuGetErrorName(int e, const char **t) { *t = "CUDA_ERROR_STAND_IN"; return 0; }',
 }
-# by server/generation/memory.py
+# by server/generation/device_memory.py
 CALLED_BY_US = {
     "cudaMemcpy",
     "cudaMemcpy2D",

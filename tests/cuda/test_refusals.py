@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from server.cuda import DRIVER, LIBRARIES
+from server.runtime.cuda import DRIVER, LIBRARIES
 from tests.cuda import stub_libraries
 from tests.serving import ROOT, served
 

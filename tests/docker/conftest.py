@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image as Picture
 
-from export import sources
+from export.sources import lookup
 from tests.docker import engine as engines
 from tests.docker.engine import ROOT, Engine
 from tests.docker.running import Exported
@@ -46,9 +46,9 @@ def engine() -> Engine:
 @pytest.fixture(scope="session")
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """The bundled models; where they are not there, tiny ones."""
-    if set(BUNDLED) <= set(sources.bundled()):
+    if set(BUNDLED) <= set(lookup.bundled()):
         export(BUNDLED, ROOT / "artifacts")
-        return Exported(ROOT / "artifacts", sources.bundled_directory() / "vit-digits" / "example.png", tokens=200)
+        return Exported(ROOT / "artifacts", lookup.bundled_directory() / "vit-digits" / "example.png", tokens=200)
     directory = tmp_path_factory.mktemp("image")
     directory.chmod(0o755)  # for the image's user
     export(request.getfixturevalue("checkpoints").values(), directory / "artifacts")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from server.client import Client
-from server.providers import OPENVINO_MACHINES, OPENVINO_PACKAGE
+from server.runtime.providers import OPENVINO_MACHINES, OPENVINO_PACKAGE
 from tests.docker import engine as engines
 from tests.docker.engine import DOCKERFILE, ROOT, Engine, Image
 from tests.docker.running import Exported, Server

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from server.metrics import Metrics
-from server.model_metrics import ModelMetrics
-from server.settings import Settings
+from server.config.settings import Settings
+from server.observability.prometheus import Metrics
+from server.repository.gauges import ModelMetrics
 from tests.docker.engine import DOCKERFILE, ROOT
 
 DOCKER = ROOT / "docker"

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from export import sources
 from export.exporter import Job, LoadedSource, read
 from export.precisions import parse
+from export.sources import lookup
 from protos.manifest_pb2 import Manifest
 from server.artifact import Artifact
-from server.batching.rows import TextRow, collate
-from server.tasks.text import TextEncoder
+from server.batching.collate import TextRow, collate
+from server.text.tokenizer import TextEncoder
 
 SETTINGS = "sentence_bert_config.json"
 LIBRARY_SETTINGS = "config_sentence_transformers.json"
@@ -31,7 +31,7 @@ def change(path: Path, **changes: object) -> None:
 
 def loaded(directory: Path) -> LoadedSource:
     """The first step of an export."""
-    source = sources.resolve(str(directory))
+    source = lookup.resolve(str(directory))
     return read(Job(source, "model", Path("unused"), parse("cpu"), digest="", options=""))
 
 

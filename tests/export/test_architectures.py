@@ -13,12 +13,12 @@ from google.protobuf.json_format import Parse
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from export import graph
-from export.optimize import optimize
+from export.artifact import graph
+from export.graph.fuse import optimize
+from export.graph.recipes import DTYPES, Port, Ports, Recipe, Tensors
+from export.graph.runtime import Runtime
+from export.graph.trace import trace
 from export.precisions import PRECISIONS
-from export.recipes import DTYPES, Port, Ports, Recipe, Tensors
-from export.runtime import Runtime
-from export.trace import trace
 from models.mlp import ACTIVATIONS
 from protos.manifest_pb2 import Manifest
 from tests.checkpoints import BERT, randomise, write_bytes, write_words

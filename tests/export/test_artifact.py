@@ -9,21 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from export import artifact
+from export.artifact import store
 from export.errors import ExportError
 from protos.artifact import FORMAT_VERSION
 from protos.manifest_pb2 import Manifest
 
 
 def publish(root: Path, text: str = "graph", name: str = "model") -> Path:
-    with artifact.staging(root) as staged:
+    with store.staging(root) as staged:
         (staged / "cpu.onnx").write_text(text)
-        return artifact.publish(staged, root, Manifest(name=name, format_version=FORMAT_VERSION))
+        return store.publish(staged, root, Manifest(name=name, format_version=FORMAT_VERSION))
 
 
 def test_versions_are_counted_up(tmp_path: Path) -> None:
     assert [publish(tmp_path).name for _ in range(3)] == ["1", "2", "3"]
-    assert artifact.versions(tmp_path / "model") == [1, 2, 3]
+    assert store.versions(tmp_path / "model") == [1, 2, 3]
 
 
 def test_the_highest_version_counts_whatever_is_missing_below(tmp_path: Path) -> None:
@@ -40,13 +40,13 @@ def test_every_file_is_listed_with_its_hash(tmp_path: Path) -> None:
 
 
 def test_an_error_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), artifact.staging(tmp_path) as staged:
+    with pytest.raises(FileNotFoundError), store.staging(tmp_path) as staged:
         (staged / "no/such/place.onnx").write_text("half")
     assert list(tmp_path.iterdir()) == []
 
 
 def begin_and_wait(root: Path, begun: "multiprocessing.Queue[str]") -> None:
-    with artifact.staging(root) as staged:
+    with store.staging(root) as staged:
         (staged / "cpu.onnx").write_text("half")
         begun.put(staged.name)
         signal.pause()
@@ -84,7 +84,7 @@ def test_exports_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
-    assert artifact.versions(tmp_path / "model") == list(range(1, 41))
+    assert store.versions(tmp_path / "model") == list(range(1, 41))
     for version in range(1, 41):
         directory = tmp_path / "model" / str(version)
         found = json.loads((directory / "manifest.json").read_text())
@@ -95,18 +95,18 @@ def test_exports_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
 def test_the_newest_is_the_highest_number_not_the_last_by_name(tmp_path: Path) -> None:
     for _ in range(11):
         publish(tmp_path)
-    found = artifact.newest(tmp_path, "model")
+    found = store.newest(tmp_path, "model")
     assert found is not None
     assert (found[0].name, found[1].version) == ("11", 11)
-    assert artifact.newest(tmp_path, "other") is None
+    assert store.newest(tmp_path, "other") is None
 
 
 @pytest.mark.parametrize("name", ["bert", "bert-base.v2", "gpt_2"])
 def test_a_name_that_can_be_served_is_taken(name: str) -> None:
-    artifact.check_name(name)
+    store.check_name(name)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", ".hidden", "-x", "naïve", "a b", "bert.raw"])
 def test_a_name_that_cannot_be_served_is_refused(name: str) -> None:
     with pytest.raises(ExportError, match="--name"):
-        artifact.check_name(name)
+        store.check_name(name)

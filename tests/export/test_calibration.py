@@ -12,10 +12,10 @@ from PIL import Image
 from safetensors.numpy import save, save_file
 from tokenizers import Tokenizer
 
-from export import held_out, preparation
 from export.__main__ import main
+from export.parity import held_out, preparation
 from protos.manifest_pb2 import ImageInput, Manifest, Size
-from server.images import ImageDecoder
+from server.images.preprocess import ImageDecoder
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = "The caller may catch it.\n\nA list is a mutable sequence.\nThe statement raises an [MASK].\n"

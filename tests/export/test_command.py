@@ -20,9 +20,10 @@ import onnx_ir
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from export import graph, sources
 from export.__main__ import main
+from export.artifact import graph
 from export.progress import Progress
+from export.sources import lookup
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -335,14 +336,14 @@ def test_make_serves_the_model_under_the_name_that_the_export_would_give_it(mode
 def test_an_interrupted_command_says_what_was_finished_before(
     export, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resolve = sources.resolve
+    resolve = lookup.resolve
 
-    def interrupted(location: str, tokenizer: str | None) -> sources.Source:
+    def interrupted(location: str, tokenizer: str | None) -> lookup.Source:
         if location == "bert-mini":
             raise KeyboardInterrupt
         return resolve(location, tokenizer)
 
-    monkeypatch.setattr(sources, "resolve", interrupted)
+    monkeypatch.setattr(lookup, "resolve", interrupted)
     outcome = export(checkpoints["mixer"], "bert-mini", "--target", "cpu")
     expected = f"error: interrupted, nothing was written of bert-mini; finished before: {checkpoints['mixer']}\n"
     assert (outcome.status, outcome.visible, outcome.complained) == (1, ["1"], expected)

@@ -11,7 +11,7 @@ from sentence_transformers import CrossEncoder
 from torch import nn
 
 from export.errors import ExportError
-from server.tasks.classes import FUNCTIONS
+from server.tasks.classification import FUNCTIONS
 from tests.checkpoints import BERT, randomise
 from tests.export.saved_models import change, computed, loaded
 

@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Normalize, Pooling, Transformer
 from torch import nn
 
-from export import sources
+from export.sources import lookup
 from server.tasks.embed import normalised
 from tests.export.saved_models import LIBRARY_SETTINGS, SETTINGS, change, computed, loaded, write
 
@@ -126,9 +126,9 @@ def test_the_layout_before_version_2(saved: Callable[..., Path], as_the_library:
     torch.save(layer.state_dict(), dense / "pytorch_model.bin")
     (dense / "model.safetensors").unlink()
     as_the_library(directory)
-    before = sources.resolve(str(directory)).digest()
+    before = lookup.resolve(str(directory)).digest()
     torch.save({name: tensor + 1 for name, tensor in layer.state_dict().items()}, dense / "pytorch_model.bin")
-    assert sources.resolve(str(directory)).digest() != before
+    assert lookup.resolve(str(directory)).digest() != before
 
 
 def test_an_encoder_without_modules_is_pooled_by_the_mean(

@@ -8,9 +8,9 @@ import onnx
 import onnxruntime
 import pytest
 
-from export.optimize import FORBIDDEN
-from export.recipes import recipe_for
-from export.runtime import Runtime, filled
+from export.graph.fuse import FORBIDDEN
+from export.graph.recipes import recipe_for
+from export.graph.runtime import Runtime, filled
 from models.checkpoints import load
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -149,7 +149,7 @@ def test_of_several_formats_safetensors_are_taken(hub: Hub, export: Export) -> N
 
 @pytest.mark.parametrize("name", ["shards", "pickled"])
 def test_weights_are_fetched_whole_in_the_format_that_is_there(name: str, hub: Hub, python: Export) -> None:
-    code = f"from export import hub; print(hub.model('someone/{name}'))"
+    code = f"from export.sources import hub; print(hub.model('someone/{name}'))"
     first = python("-c", code)
     directory = Path(first.stdout.strip())
     wanted = {"shards": "model-*-of-*.safetensors", "pickled": "pytorch_model.bin"}[name]
@@ -168,7 +168,9 @@ def test_weights_are_fetched_whole_in_the_format_that_is_there(name: str, hub: H
 
 
 def test_the_folders_of_modules_are_fetched_with_all_that_the_digest_covers(hub: Hub, python: Export) -> None:
-    code = "from export import hub, layout; path = hub.model('someone/layers'); print(path, *layout.files(path))"
+    code = (
+        "from export.sources import hub, layout; path = hub.model('someone/layers'); print(path, *layout.files(path))"
+    )
     done = python("-c", code)
     assert done.returncode == 0, done.stderr
     directory, *files = map(Path, done.stdout.split())

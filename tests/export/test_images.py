@@ -10,14 +10,14 @@ from PIL import Image
 from safetensors.numpy import load
 
 from export.errors import ExportError
-from export.inputs import golden_images, image_steps
-from export.inputs import image_processor as images
-from export.inputs.image_processor import Preprocessing
-from export.inputs.processor_table import PROCESSORS
+from export.inputs.images import golden_images, steps
+from export.inputs.images import processor as images
+from export.inputs.images.processor import Preprocessing
+from export.inputs.images.processor_table import PROCESSORS
 from protos.manifest_pb2 import ImageInput, Size
 from server.errors import InvalidRequest
-from server.images import ImageDecoder
-from tests.server.test_images import FILES, file_of, picture
+from server.images.preprocess import ImageDecoder
+from tests.server.images.test_images import FILES, file_of, picture
 
 # As published with google/vit-base-patch16-224, facebook/deit-base-distilled-patch16-224 and timm/mixer_b16_224.
 VIT = {"do_normalize": True, "do_resize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": 224}
@@ -186,15 +186,15 @@ def test_images_are_prepared_as_the_image_processor_prepares_them(settings: dict
     found = prepared(tmp_path, settings, image_size=32)
     decoder, compared = ImageDecoder(found.manifest), 0
     for file in [*(file_of(picture(*size)) for size in SIZES), *(FILES[kind] for kind in KINDS)]:
-        expected = found.reference(image_steps.loaded(file))
+        expected = found.reference(steps.loaded(file))
         if expected.shape != (3, 32, 32):
             with pytest.raises(ExportError, match="expected 32 × 32"):
-                image_steps.pixel_values(image_steps.loaded(file), found.manifest)
+                steps.pixel_values(steps.loaded(file), found.manifest)
             with pytest.raises(InvalidRequest, match="expected 32 x 32"):
                 decoder.decode(file)
             continue
-        for pixels in (image_steps.pixel_values(image_steps.loaded(file), found.manifest), decoder.decode(file)):
-            assert image_steps.grey_levels(pixels - expected, found.manifest) <= 1e-3
+        for pixels in (steps.pixel_values(steps.loaded(file), found.manifest), decoder.decode(file)):
+            assert steps.grey_levels(pixels - expected, found.manifest) <= 1e-3
         compared += 1
     assert compared
 
@@ -218,11 +218,11 @@ def test_settings_within_processor_config_go_first(tmp_path: Path) -> None:
 def test_a_transparent_colour_is_white_for_those_processors_alone_that_convert(name: str, tmp_path: Path) -> None:
     found = prepared(tmp_path, {"image_processor_type": name, "size": 32, "crop_size": 32}, image_size=32)
     file = FILES["palette with transparency"]
-    expected = found.reference(image_steps.loaded(file))
-    shown = image_steps.loaded(file)
+    expected = found.reference(steps.loaded(file))
+    shown = steps.loaded(file)
     del shown.info["transparency"]
     assert np.array_equal(expected, found.reference(shown)) == (name == "ViTImageProcessor")
-    assert image_steps.grey_levels(ImageDecoder(found.manifest).decode(file) - expected, found.manifest) <= 1e-3
+    assert steps.grey_levels(ImageDecoder(found.manifest).decode(file) - expected, found.manifest) <= 1e-3
 
 
 # ---- refusals
@@ -354,7 +354,7 @@ def test_timm_rounds_half_a_pixel_of_the_crops_offset_to_the_even_side(more: int
     )
     image.crop.CopyFrom(Size(height=8, width=8))
     rows = Image.fromarray(np.repeat(np.arange(8 + more, dtype=np.uint8)[:, None], 8 + more, 1)).convert("RGB")
-    for pixels in (image_steps.pixel_values(rows, image), ImageDecoder(image).decode(file_of(rows))):
+    for pixels in (steps.pixel_values(rows, image), ImageDecoder(image).decode(file_of(rows))):
         assert pixels[0, 0, 0] == offset
 
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from export.__main__ import main
 from export.errors import ExportError
-from export.inputs import characters
+from export.inputs.text import characters
 from protos import affinity_pb2 as pb
 from protos.affinity_pb2_grpc import AffinityStub
 from tests import nanogpt

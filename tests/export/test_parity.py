@@ -10,12 +10,14 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from export import cases, decode, exporter, graph, parity
+from export import exporter
+from export.artifact import graph
 from export.errors import ExportError, ParityError
-from export.inputs import text_model
+from export.graph.recipes import GptRecipe, Recipe, recipe_for
+from export.graph.runtime import Runtime
+from export.inputs.text import sentence_model
+from export.parity import cases, comparison, decode
 from export.precisions import PRECISIONS
-from export.recipes import GptRecipe, Recipe, recipe_for
-from export.runtime import Runtime
 from models import Gpt
 from models.checkpoints import load
 from protos.manifest_pb2 import Calibration
@@ -24,7 +26,7 @@ FP32, FP16 = PRECISIONS["fp32"], PRECISIONS["fp16"]
 LONGEST = 64
 
 
-def prove(path: Path, recipe: Recipe) -> parity.Parity:
+def prove(path: Path, recipe: Recipe) -> comparison.Parity:
     """The comparison that ends every export, on a file that may have been tampered with."""
     return graph.prove(path, FP32, recipe, references(recipe))
 
@@ -42,7 +44,7 @@ def references(recipe: Recipe) -> graph.References:
 
 
 def recipe_of(directory: Path) -> Recipe:
-    return recipe_for(load(directory, pooling=text_model.read(directory).poolings))
+    return recipe_for(load(directory, pooling=sentence_model.read(directory).poolings))
 
 
 def tampered(path: Path, to: Path, change: Callable[[onnx.GraphProto], None]) -> Path:
@@ -125,8 +127,8 @@ def test_a_cache_that_is_read_wrongly_is_caught_by_writing_step_by_step(
 
     path = tampered(artifacts("gpt") / "cpu.onnx", tmp_path, change)
     recipe = recipe_of(checkpoints["gpt"])
-    at_once = parity.measure(Runtime(path), recipe, FP32, exporter.seeded(recipe, LONGEST))
-    assert parity.judge(at_once, FP32).maximum < 1e-5
+    at_once = comparison.measure(Runtime(path), recipe, FP32, exporter.seeded(recipe, LONGEST))
+    assert comparison.judge(at_once, FP32).maximum < 1e-5
     with pytest.raises(ParityError, match="of a prompt|after prompts"):
         prove(path, recipe)
 
@@ -156,21 +158,21 @@ def test_the_difference_says_where_and_by_how_much() -> None:
     reference = np.zeros((2, 3), np.float32)
     found = reference.copy()
     found[1, 2] = 0.5
-    worst = parity.difference("logits", found, reference, 2.0)
+    worst = comparison.difference("logits", found, reference, 2.0)
     assert (worst.position, worst.found, worst.expected, worst.maximum) == ((1, 2), 0.5, 0.0, 0.25)
 
 
 def test_what_is_not_a_number_is_never_within_tolerance() -> None:
     found = np.array([0.0, np.nan, 1.0], np.float32)
     with pytest.raises(ParityError, match=r"at \[1\]: found nan"):
-        parity.difference("logits", found, np.zeros(3, np.float32), 1.0)
+        comparison.difference("logits", found, np.zeros(3, np.float32), 1.0)
 
 
 def test_half_precision_is_judged_by_its_mean_error() -> None:
-    outlier = parity.Difference("logits", maximum=0.5, root_mean_square=0.01, position=(0,), found=1, expected=0)
-    assert parity.judge([outlier], FP16).maximum == 0.5
+    outlier = comparison.Difference("logits", maximum=0.5, root_mean_square=0.01, position=(0,), found=1, expected=0)
+    assert comparison.judge([outlier], FP16).maximum == 0.5
     with pytest.raises(ParityError):
-        parity.judge([outlier], FP32)
+        comparison.judge([outlier], FP32)
 
 
 def test_cases_are_ragged_seeded_and_reach_both_extremes(checkpoints: dict[str, Path]) -> None:

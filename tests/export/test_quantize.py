@@ -9,11 +9,12 @@ import onnx_ir
 import pytest
 from google.protobuf.json_format import Parse
 
-from export import inspection, precisions
+from export import precisions
 from export.__main__ import main
+from export.artifact import inspection
 from export.errors import ExportError
+from export.graph.quantise import quantize
 from export.precisions import PRECISIONS
-from export.quantize import quantize
 from protos.manifest_pb2 import Manifest
 from server.client import Client
 from tests.serving import ROOT, served

@@ -9,9 +9,9 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from export.errors import ExportError
-from export.inputs import golden_texts, tokenizer
-from export.inputs.text_settings import TextSettings
-from export.inputs.tokenizer import Needs, Text
+from export.inputs.text import golden_texts, tokenizer
+from export.inputs.text.text_settings import TextSettings
+from export.inputs.text.tokenizer import Needs, Text
 from tests.tokenizer_kinds import KINDS, byte_level, byte_level_file, change, word_list, write
 
 NEEDS = {"family": "bert", "task": "fill-mask", "vocabulary": 400, "positions": 64, "segments": 2}

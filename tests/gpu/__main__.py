@@ -17,17 +17,17 @@ from pathlib import Path
 import grpc
 import numpy as np
 
-from export import inspection
+from export.artifact import inspection
 from protos import affinity_pb2 as pb
 from protos import open_inference_pb2 as oip
 from protos.affinity_pb2_grpc import AffinityStub
 from server.artifact import Artifact, read_artifact
 from server.client import OPEN_INFERENCE, Client
-from server.cuda import CPU, CUDA
-from server.golden import measure
-from server.providers import find_providers
-from server.session import BoundSession, Session, open_session
-from server.settings import Settings
+from server.config.settings import Settings
+from server.runtime.cuda import CPU, CUDA
+from server.runtime.golden_check import measure
+from server.runtime.providers import find_providers
+from server.runtime.session import BoundSession, Session, open_session
 from tests.bench.inputs import photographs
 from tests.gpu.decoding import decoding
 from tests.gpu.encoding import ENCODERS, TEXT_TOKENS, floor, in_torch, operations, products_per_second, text_length

@@ -9,11 +9,11 @@ import torch
 import transformers
 
 from server.artifact import read_artifact
-from server.generation.decoders import decoder_of, layout_of, memory_of
-from server.generation.memory import Memory
-from server.providers import find_providers
-from server.session import open_session
-from server.settings import Settings
+from server.config.settings import Settings
+from server.generation.cuda_graphs import decoder_of, layout_of, memory_of
+from server.generation.device_memory import Memory
+from server.runtime.providers import find_providers
+from server.runtime.session import open_session
 from tests.gpu.compiling import compiled
 from tests.gpu.rows import Row, timed
 

@@ -5,12 +5,12 @@ from contextlib import asynccontextmanager
 import pytest
 import pytest_asyncio
 
-from server import providers, sessions
+from server.config.settings import Settings
 from server.errors import ProviderUnavailable
-from server.providers import ProviderChoice, openvino_device
-from server.repository import Repository
-from server.session import Session
-from server.settings import Settings
+from server.repository.repository import Repository
+from server.runtime import providers, sessions
+from server.runtime.providers import ProviderChoice, openvino_device
+from server.runtime.session import Session
 
 
 @pytest.fixture(scope="session")

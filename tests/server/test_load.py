@@ -11,9 +11,9 @@ import pytest
 
 from protos import affinity_pb2 as pb
 from protos.affinity_pb2_grpc import AffinityStub
-from server.rpc.status import RETRY_AFTER
-from tests.server.test_images import file_of, picture
-from tests.server.test_tasks import WORDS
+from server.status import RETRY_AFTER
+from tests.server.images.test_images import file_of, picture
+from tests.server.tasks.test_tasks import WORDS
 from tests.serving import served
 
 OK, FULL = grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -5,12 +5,12 @@ import pytest
 import tritonclient.grpc as triton
 from sentence_transformers import SentenceTransformer
 
-from server.admission import Call
+from server.admission.queue import Call
 from server.artifact import Artifact, read_artifact
 from server.client import Client
 from server.client.__main__ import main
 from server.errors import InvalidRequest
-from server.tasks.text import TextEncoder
+from server.text.tokenizer import TextEncoder
 from tests.checkpoints import PROMPTS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

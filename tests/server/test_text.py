@@ -6,17 +6,17 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models
 
-from export.inputs import tokenizer
-from export.inputs.tokenizer import Needs
+from export.inputs.text import tokenizer
+from export.inputs.text.tokenizer import Needs
 from protos.artifact import TOKENIZER
 from protos.manifest_pb2 import Manifest, TextInput
-from server.admission import Call
+from server.admission.queue import Call
 from server.artifact import Artifact
-from server.batching.rows import TextRow, collate, positions
+from server.batching.collate import TextRow, collate, positions
 from server.errors import InvalidRequest
 from server.generation.request import Sampling
-from server.generation.text import Detokenizer, clean_up
-from server.tasks.text import TextEncoder
+from server.text.detokenizer import Detokenizer, clean_up
+from server.text.tokenizer import TextEncoder
 from tests.server.conftest import opened
 from tests.tokenizer_kinds import KINDS, byte_level_file
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from server.artifact import read_artifact
-from server.batching.rows import TextRow, collate
-from server.providers import ProviderChoice
-from server.session import open_session
-from server.settings import Settings
+from server.batching.collate import TextRow, collate
+from server.config.settings import Settings
+from server.runtime.providers import ProviderChoice
+from server.runtime.session import open_session
 from tests.bench.peers import answering
 
 OUTPUTS = ("top_scores", "top_ids", "logsumexp")

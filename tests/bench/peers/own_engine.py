@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from server.artifact import read_artifact
+from server.config.settings import ModelSettings, Settings
 from server.generation.engine import open_engine
 from server.generation.request import Sampling
-from server.providers import ProviderChoice
-from server.session import open_session
-from server.settings import ModelSettings, Settings
+from server.runtime.providers import ProviderChoice
+from server.runtime.session import open_session
 from tests.bench.peers import answering, traffic
 from tests.generating import generate
 

@@ -7,16 +7,16 @@ import pytest
 import torch
 import transformers
 
-from server.admission import Gate, Limits
+from server.admission.queue import Gate, Limits
 from server.artifact import read_artifact
+from server.config.settings import Settings
 from server.generation.cache import SlotCache
-from server.generation.decoders import layout_of
+from server.generation.cuda_graphs import layout_of
+from server.generation.decoder import Decoder
+from server.generation.device_memory import HostMemory
 from server.generation.engine import Engine
-from server.generation.graph import Decoder
-from server.generation.memory import HostMemory
-from server.providers import ProviderChoice
-from server.session import open_session
-from server.settings import Settings
+from server.runtime.providers import ProviderChoice
+from server.runtime.session import open_session
 
 SETTINGS = Settings(provider="cpu", threads=1)
 

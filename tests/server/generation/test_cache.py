@@ -5,10 +5,10 @@ import pytest
 
 from server.errors import BadArtifact, NotEnoughMemory
 from server.generation.cache import SPARE, SlotCache
-from server.generation.decoders import layout_of
-from server.generation.graph import Decoder
-from server.generation.memory import HostMemory
-from server.generation.replay import check_decoding, replay
+from server.generation.cuda_graphs import layout_of
+from server.generation.decoder import Decoder
+from server.generation.device_memory import HostMemory
+from server.generation.golden_check import check_decoding, replay
 
 
 @pytest.fixture

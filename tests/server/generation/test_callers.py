@@ -9,7 +9,7 @@ import pytest
 
 from protos.affinity_pb2 import GenerateRequest, Prompt, TokenIds
 from protos.affinity_pb2_grpc import AffinityStub
-from server.under_way import UnderWay
+from server.admission.in_flight import UnderWay
 from tests.continuations import greedy_of, request_of, tokens_of
 from tests.server.generation.test_failures import NARROW, decoder_of, listening, much, serving
 from tests.serving import ROOT

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from server.admission import Call
+from server.admission.queue import Call
 from server.errors import DeadlineExceeded, InvalidRequest, NotEnoughMemory, NotReady, Overloaded
+from server.generation.decoder import Decoder
+from server.generation.device_memory import HostMemory
 from server.generation.engine import Engine, groups
-from server.generation.graph import Decoder
-from server.generation.memory import HostMemory
 from server.generation.request import Sampling, Step
 from server.generation.worker import StepFailed
-from server.observer import Silent
+from server.observability.observer import Silent
 from tests.generating import generate, generate_all
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}

@@ -9,12 +9,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.admission import Call
+from server.admission.queue import Call
 from server.errors import InvalidRequest, NotReady
-from server.generation.graph import Decoder
+from server.generation.decoder import Decoder
 from server.generation.request import Sampling
 from server.tasks.generate import Generate, RawGpt
-from server.tasks.text import TextEncoder
+from server.text.tokenizer import TextEncoder
 from tests.server.generation.test_engine import Listener, held
 
 PROMPT = "A list is"

@@ -6,8 +6,8 @@ import threading
 import numpy as np
 import pytest
 
-from server.generation.decoders import CapturingDecoder
-from server.generation.graph import Decoder
+from server.generation.cuda_graphs import CapturingDecoder
+from server.generation.decoder import Decoder
 from server.generation.worker import StepFailed
 from tests.continuations import greedy_of
 from tests.server.generation.test_engine import GREEDY, steps_of, tokens_of

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from server.generation.graph import Scores
+from server.generation.decoder import Scores
 from server.generation.request import Sampling
 from server.generation.sampler import Draws, Sampler
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from server.admission import Call, Gate, Limits
+from server.admission.queue import Call, Gate, Limits
 from server.errors import InvalidRequest, Overloaded
 from server.generation.prefix import Copy
 from server.generation.scheduler import Decode, Plan, Prefill, Scheduler, Sequence, chunk_length

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from server.admission import DEFAULT_PRIORITY, SECONDS_PER_PRIORITY, Limits
+from server.admission.queue import DEFAULT_PRIORITY, SECONDS_PER_PRIORITY, Limits
 from server.errors import Overloaded
 from server.generation.scheduler import Decode, Plan, Prefill, Scheduler, Sequence
 from tests.server.generation.test_scheduler import NEVER_SEEN, PLENTY, request, scheduler

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from server.errors import InvalidRequest
-from server.generation.text import Detokenizer, StopStrings
+from server.text.detokenizer import Detokenizer, StopStrings
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 END = 256

@@ -12,12 +12,7 @@ from PIL import Image
 
 from protos import affinity_pb2 as pb
 from protos.affinity_pb2_grpc import AffinityStub
-from server.image_files import (
-    AVIF_BYTES_PER_PIXEL,
-    BYTES_PER_PIXEL,
-    TIFF_BYTES_PER_PIXEL,
-    WEBP_BYTES_PER_PIXEL,
-)
+from server.images.file import AVIF_BYTES_PER_PIXEL, BYTES_PER_PIXEL, TIFF_BYTES_PER_PIXEL, WEBP_BYTES_PER_PIXEL
 from tests.serving import served
 
 PIXELS = 3000 * 2000

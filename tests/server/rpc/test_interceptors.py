@@ -7,9 +7,9 @@ import grpc
 import pytest
 
 from server import errors
+from server.admission.in_flight import UnderWay
 from server.rpc.interceptors import Watch
-from server.rpc.status import INTERNAL_TEXT, STATUS
-from server.under_way import UnderWay
+from server.status import INTERNAL_TEXT, STATUS
 
 WRONG = {
     errors.InvalidRequest("top_k", "0", "1 or more"): "INVALID_ARGUMENT",

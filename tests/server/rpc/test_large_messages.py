@@ -8,12 +8,12 @@ import pytest
 
 from protos import affinity_pb2 as pb
 from protos.open_inference_pb2 import ModelInferRequest
+from server.admission.in_flight import UnderWay
+from server.config.settings import Settings
 from server.errors import InvalidRequest
-from server.metrics import Metrics
-from server.rpc.open_inference import OpenInference
-from server.rpc.typed import Typed
-from server.settings import Settings
-from server.under_way import UnderWay
+from server.observability.prometheus import Metrics
+from server.rpc.affinity.servicer import Typed
+from server.rpc.open_inference.servicer import OpenInference
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -2,12 +2,12 @@
 
 import asyncio
 
-from server.metrics import Metrics
-from server.repository import Repository
+from server.admission.in_flight import UnderWay
+from server.config.settings import Settings
+from server.observability.prometheus import Metrics
+from server.repository.repository import Repository
 from server.rpc.health import Health
 from server.rpc.server import build_server
-from server.settings import Settings
-from server.under_way import UnderWay
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000")  # and no settings
 

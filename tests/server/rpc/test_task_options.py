@@ -8,7 +8,7 @@ import transformers
 
 from protos import affinity_pb2 as pb
 from protos.affinity_pb2_grpc import AffinityStub
-from tests.server.rpc.test_typed import picture
+from tests.server.rpc.affinity.test_servicer import picture
 
 TEXT = "The [MASK] raises an exception."
 PAIRS = [("A list is a sequence.", "The caller may catch it."), ("a", "b c d"), ("zero or none", "Attention")]

@@ -1,0 +1,116 @@
+"""A saved graph under ONNX Runtime, on its CPU provider unless told otherwise: what an artifact is measured with.
+
+Half precision is computed there through casts: slow, but near enough to show whether the graph is right.
+"""
+
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from export.errors import ExportError
+from export.graph.recipes import Ports, Recipe
+from export.parity.cases import Arrays
+
+ERRORS_ONLY = 3
+TYPES = {"INT64": "tensor(int64)", "INT32": "tensor(int32)", "FP32": "tensor(float)", "FP16": "tensor(float16)"}
+NUMPY: dict[str, type[np.generic]] = {"INT64": np.int64, "INT32": np.int32, "FP32": np.float32, "FP16": np.float16}
+PROVIDER = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+OPTIONS: dict[str, dict[str, str]] = {CUDA: {"use_tf32": "0"}}  # fp32 with all of its bits, as the server computes it
+FATAL = 4
+
+
+class Runtime:
+    """One graph, loaded. ExportError if it does not load, or the provider is not there."""
+
+    def __init__(self, path: Path, provider: str = PROVIDER) -> None:
+        self.provider = provider
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = ERRORS_ONLY
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others may need the cores
+        try:
+            self.session = onnxruntime.InferenceSession(
+                path,
+                options,
+                providers=[(name, OPTIONS.get(name, {})) for name in dict.fromkeys((provider, PROVIDER))],
+                enable_fallback=0,
+            )
+        except Exception as error:  # the runtime has no common base for its errors
+            raise ExportError(f"{path.name}: ONNX Runtime does not load it: {error}") from error
+        if self.session.get_providers()[0] != provider:
+            raise ExportError(f"{path.name}: ONNX Runtime does not load {provider} on this machine")
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """All outputs by name."""
+        names = [output.name for output in self.session.get_outputs()]
+        return dict(zip(names, self.session.run(names, inputs), strict=True))
+
+    def check(self, recipe: Recipe, precision: str) -> None:
+        """ExportError if names, then datatypes, then axes are not those of the recipe."""
+        sides = (
+            ("input", self.session.get_inputs(), recipe.inputs(precision)),
+            ("output", self.session.get_outputs(), recipe.outputs(precision)),
+        )
+        for what in ("names", "datatypes", "axes"):
+            for side, nodes, ports in sides:
+                found = {
+                    "names": [node.name for node in nodes],
+                    "datatypes": [f"{node.name} {node.type}" for node in nodes],
+                    "axes": [f"{node.name} {list(node.shape)}" for node in nodes],
+                }[what]
+                expected = {
+                    "names": list(ports),
+                    "datatypes": [f"{name} {TYPES[port.datatype]}" for name, port in ports.items()],
+                    "axes": [f"{name} {list(port.shape)}" for name, port in ports.items()],
+                }[what]
+                if found != expected:
+                    raise ExportError(f"the graph's {side}s, {what}: found {found}, expected {expected}")
+
+
+def on_cuda(path: Path) -> Runtime:
+    """A graph on this machine's GPU. ExportError if there is none, or none that the runtime can use."""
+    if CUDA not in onnxruntime.get_available_providers():
+        raise ExportError(f"{path.name}: the installed ONNX Runtime has no {CUDA}")
+    with quiet():
+        onnxruntime.preload_dlls()
+        return Runtime(path, CUDA)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the runtime from telling the terminal that there is no GPU."""
+    onnxruntime.set_default_logger_severity(FATAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        onnxruntime.set_default_logger_severity(ERRORS_ONLY)
+
+
+def described(provider: str = PROVIDER) -> str:
+    """Where a measurement was made."""
+    return f"onnxruntime {onnxruntime.__version__}, {provider}"
+
+
+def empty_cache(ports: Ports, rows: int, capacity: int) -> Arrays:
+    """Zeros for every input that is a cache, with room for `capacity` tokens."""
+    sizes = {"batch": rows, "capacity": capacity}
+    return {
+        name: np.zeros(port.sized(sizes), NUMPY[port.datatype])
+        for name, port in ports.items()
+        if name.startswith("past_")
+    }
+
+
+def filled(ports: Ports, inputs: Arrays) -> Arrays:
+    """A case's inputs and whatever else a graph of these `ports` takes: for GPT an empty cache just large enough."""
+    if "total_sequence_length" not in ports:
+        return inputs
+    rows, length = inputs["input_ids"].shape
+    total: NDArray[np.int32] = np.array([length], np.int32)
+    return inputs | {"total_sequence_length": total} | empty_cache(ports, rows, length)

@@ -1,0 +1,121 @@
+"""Golden images: small image files, and the pixel values that the checkpoint's own image processor makes of them.
+
+They travel with the artifact. The server decodes and processes them by its own means before it serves the model, and
+refuses if a pixel differs by more than a grey level. The files are made by formulas alone, so that the same export
+gives the same bytes.
+"""
+
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import ExifTags, Image
+from safetensors.numpy import save as serialised
+
+from export.errors import ExportError
+from export.inputs.images.processor import Preprocessing
+from export.inputs.images.steps import Pixels, grey_levels, loaded, pixel_values
+from protos.manifest_pb2 import ImageInput
+
+QUARTER_TURN = 6  # EXIF: to be turned clockwise
+TRANSPARENT = 3  # an entry of a palette
+AGREED = 0.01  # grey levels by which the manifest's steps may differ from the image processor
+TOLERATED = 1.0  # the same on another machine, whose libraries decode JPEG files a little differently
+
+
+def made(preprocessing: Preprocessing) -> bytes:
+    """The contents of `golden_images.safetensors`.
+
+    ExportError if the manifest's steps do not say what the image processor does.
+    """
+    image = preprocessing.manifest
+    tensors: dict[str, np.ndarray] = {}
+    for number, (kind, file) in enumerate(files(image).items()):
+        picture = loaded(file)
+        expected = preprocessing.reference(picture)
+        compare(kind, expected, pixel_values(picture, image), image)
+        tensors[f"{number}/file"] = np.frombuffer(file, np.uint8)
+        tensors[f"{number}/pixel_values"] = expected
+    return serialised(tensors)
+
+
+def compare(kind: str, expected: Pixels, found: Pixels, image: ImageInput) -> None:
+    """ExportError if the steps give other pixels than the image processor."""
+    if expected.shape != found.shape:
+        raise ExportError(
+            f"the image processor makes {expected.shape} of a {kind} image, expected the model's {found.shape}"
+        )
+    error = grey_levels(expected - found, image)
+    if not error <= AGREED:
+        raise ExportError(
+            f"the image processor and the manifest's steps differ on a {kind} image: found {error:.2g} grey levels, "
+            f"expected at most {AGREED:g}; this version of transformers may have changed the processor"
+        )
+
+
+def verify(images: Sequence[tuple[bytes, Pixels]], image: ImageInput) -> dict[str, float]:
+    """Prepare golden images again by the manifest's steps. ExportError if a pixel is off by more than a grey level."""
+    errors = [distance(number, file, expected, image) for number, (file, expected) in enumerate(images)]
+    return {"golden_images": len(errors), "pixel_error": max(errors)}
+
+
+def distance(number: int, file: bytes, expected: Pixels, image: ImageInput) -> float:
+    """By how many grey levels the pixels of one image are off."""
+    found = pixel_values(loaded(file), image)
+    error = grey_levels(found - expected, image) if found.shape == expected.shape else math.inf
+    if not error <= TOLERATED:
+        raise ExportError(
+            f"golden image {number}: found a pixel {error:.3g} grey levels off, expected at most {TOLERATED:g}: "
+            "the preprocessing in the manifest is not that of the export: export again"
+        )
+    return error
+
+
+def files(image: ImageInput) -> dict[str, bytes]:
+    """What kind of image → its file: of all sizes that the model takes, one of them larger than its own."""
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = QUARTER_TURN
+    palette = drawn(*sized(image, 45, 31)).quantize(16)
+    return {
+        "grey": saved(drawn(*sized(image, 40, 29)).convert("L"), "PNG"),
+        "palette": saved(palette, "PNG", transparency=TRANSPARENT),
+        "transparent": saved(see_through(drawn(*sized(image, 37, 53))), "PNG"),
+        "turned": saved(drawn(*sized(image, 34, 50)[::-1]), "JPEG", exif=turned),
+        "cmyk": saved(drawn(*sized(image, 57, 33)).convert("CMYK"), "JPEG", progressive=True),
+        "tiny": saved(drawn(*sized(image, 1, 1)), "PNG"),
+        "large": saved(drawn(*sized(image, image.width + 45, image.height + 22)), "JPEG", quality=90),
+    }
+
+
+def sized(image: ImageInput, width: int, height: int) -> tuple[int, int]:
+    """Width and height if the model takes images of all sizes; otherwise the nearest that it takes."""
+    if image.HasField("crop") or image.resize.HasField("height"):
+        return width, height
+    if image.HasField("resize"):
+        return width, width  # the aspect is kept, and nothing is cut off
+    if image.HasField("pad"):
+        return min(width, image.width), min(height, image.height)
+    return image.width, image.height
+
+
+def drawn(width: int, height: int) -> Image.Image:
+    """A picture in RGB with smooth shades and hard edges."""
+    y, x = np.mgrid[0:height, 0:width]
+    red, green = 255 * x // max(1, width - 1), 255 * y // max(1, height - 1)
+    blue = 40 + 200 * ((x // 5 + y // 7) % 2)
+    return Image.fromarray(np.stack([red, green, blue], -1).astype(np.uint8))
+
+
+def see_through(picture: Image.Image) -> Image.Image:
+    """More transparent towards the right."""
+    opacity = np.asarray(picture)[:, :, 0]
+    picture.putalpha(Image.fromarray(255 - opacity))
+    return picture
+
+
+def saved(picture: Image.Image, form: str, **options: object) -> bytes:
+    """The bytes of an image file."""
+    stream = io.BytesIO()
+    picture.save(stream, form, **options)
+    return stream.getvalue()

@@ -1,0 +1,54 @@
+"""What makes scores of a cross-encoder's logits: sentence-transformers writes it into one of three places.
+
+`config_sentence_transformers.json` has it in version 5.4 and later, `config.json` before, under two keys in turn.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from export.errors import ExportError
+from export.sources.json_files import read_json
+from export.sources.layout import LIBRARY_SETTINGS
+
+# Its names of activations: functions that the server can apply.
+FUNCTIONS = {
+    "torch.nn.modules.linear.Identity": "none",
+    "torch.nn.modules.activation.Sigmoid": "sigmoid",
+    "torch.nn.modules.activation.Softmax": "softmax",  # over the classes, as its predict has it
+}
+FUNCTIONS |= {f"torch.nn.{name.rpartition('.')[2]}": function for name, function in FUNCTIONS.items()}
+HINTS = ("sentence_transformers", "sbert_ce_default_activation_function")  # keys of config.json
+
+
+def function_to_apply(directory: Path, config: Mapping[str, Any], *, classes: int, saved_whole: bool) -> str | None:
+    """From logits to scores as `CrossEncoder.predict` goes; None for a classifier of which nothing says it is one.
+
+    `saved_whole`: the directory has `modules.json`, and is a cross-encoder by that. ExportError for an activation that
+    is not known here.
+    """
+    found = None
+    for file, key, value in written(directory, config, saved_whole=saved_whole):
+        if value is not None:
+            found = file, key, value
+            break
+    if found is None:
+        is_cross_encoder = saved_whole or any(hint in config for hint in HINTS)
+        return ("sigmoid" if classes == 1 else "none") if is_cross_encoder else None
+    file, key, value = found
+    if value not in FUNCTIONS:
+        known = ", ".join(name for name in FUNCTIONS if ".modules." in name)
+        raise ExportError(f"{file}: {key} is {value!r}, expected one of {known}")
+    return FUNCTIONS[value]
+
+
+def written(directory: Path, config: Mapping[str, Any], *, saved_whole: bool) -> list[tuple[str, str, Any]]:
+    """Where an activation may be written, the place that counts most first: file, key and what stands there."""
+    places = [
+        ("config.json", "sentence_transformers.activation_fn", (config.get(HINTS[0]) or {}).get("activation_fn")),
+        ("config.json", HINTS[1], config.get(HINTS[1])),
+    ]
+    if saved_whole:
+        settings = read_json(directory / LIBRARY_SETTINGS)
+        places.insert(0, (LIBRARY_SETTINGS, "activation_fn", settings.get("activation_fn")))
+    return places

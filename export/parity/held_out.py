@@ -1,0 +1,150 @@
+"""What rounding does to a model's score: measured on a small sample, beside the checkpoint, that training never saw.
+
+`held-out.txt` has a text on each line, `held-out.safetensors` has `images` (n, h, w), grey, and their `labels` (n).
+Memory is bounded, for a row of logits is as wide as the vocabulary: few are asked for at a time, fewer yet counted.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from tokenizers import Encoding, Tokenizer
+
+from export.errors import ExportError
+from export.graph.recipes import BertRecipe, GptRecipe, ImageRecipe, Recipe
+from export.inputs import samples
+from export.parity import preparation
+from export.parity.cases import Arrays
+from export.parity.comparison import log_softmax
+from protos.manifest_pb2 import Manifest
+
+TEXTS, IMAGES = "held-out.txt", "held-out.safetensors"
+MASKED_SHARE, GUESSES = 0.15, 5
+MOST = 512  # lines that are read, the first ones
+WRITTEN = 1024  # tokens of a batch of which every one is predicted: 200 MB of logits with the 50,257 words of GPT-2
+COUNTED = 64  # rows of logits that are in double precision at a time
+Logits = NDArray[np.generic]
+Targets = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Inputs, what is right for each row of logits, how a batch of them is counted, and by how much that is divided."""
+
+    measure: str
+    batches: list[tuple[Arrays, Targets]]
+    counted: Callable[[Logits, Targets], float]
+    units: int
+
+    def score(self, answer: Callable[[Arrays], Logits]) -> float:
+        """The score of whatever gives the logits."""
+        return sum(self.counted_in_parts(answer(inputs), targets) for inputs, targets in self.batches) / self.units
+
+    def counted_in_parts(self, logits: Logits, targets: Targets) -> float:
+        """What a batch counts for."""
+        parts = (slice(start, start + COUNTED) for start in range(0, len(targets), COUNTED))
+        return sum(self.counted(logits[part], targets[part]) for part in parts)
+
+
+def read(directory: Path, recipe: Recipe, manifest: Manifest, tokenizer: str | None) -> Sample | None:
+    """The sample that lies beside a checkpoint; None if there is none, or none for this task. ExportError if broken."""
+    path = directory / (IMAGES if isinstance(recipe, ImageRecipe) else TEXTS)
+    if not path.is_file():
+        return None
+    sample = sample_for(path, recipe, manifest, tokenizer)
+    if sample is not None and not sample.units:
+        raise ExportError(f"{path}: found nothing to count, expected texts of several words, or images")
+    return sample
+
+
+def sample_for(path: Path, recipe: Recipe, manifest: Manifest, tokenizer: str | None) -> Sample | None:
+    """What a file that is there holds for this task."""
+    if tokenizer is None:
+        return images(read_images(path), manifest)
+    encodings = preparation.encoded(tokenizer, samples.texts(path, MOST), manifest.text, path)
+    if isinstance(recipe, GptRecipe):
+        return written_on(recipe, manifest, encodings, Tokenizer.from_str(tokenizer))
+    if isinstance(recipe, BertRecipe) and recipe.task == "fill-mask":
+        return masked(recipe, manifest, encodings)
+    return None
+
+
+def read_images(path: Path) -> Arrays:
+    """`images` and their `labels`."""
+    expected = "expected images, uint8 (n, h, w), and their labels, whole numbers (n)"
+    try:
+        arrays: Arrays = load_file(path)
+    except SafetensorError as error:
+        raise ExportError(f"{path}: found no safetensors file ({error}), {expected}") from error
+    found = {name: f"{array.dtype} {list(array.shape)}" for name, array in arrays.items()}
+    pictures, labels = arrays.get("images"), arrays.get("labels")
+    if (
+        pictures is None
+        or labels is None
+        or (pictures.dtype.name, pictures.ndim) != ("uint8", 3)
+        or (labels.dtype.kind, labels.shape) not in (("i", pictures.shape[:1]), ("u", pictures.shape[:1]))
+    ):
+        raise ExportError(f"{path}: found {found}, {expected}")
+    return arrays
+
+
+def images(arrays: Arrays, manifest: Manifest) -> Sample:
+    """Named rightly or not."""
+    labels = arrays["labels"].astype(np.int64)
+    pictures = [Image.fromarray(image).convert("RGB") for image in arrays["images"]]
+    starts = range(0, len(pictures), preparation.ROWS)
+    batches = [
+        (preparation.pixels(pictures[i : i + preparation.ROWS], manifest.image), labels[i : i + preparation.ROWS])
+        for i in starts
+    ]
+    return Sample("accuracy", batches, right, len(labels))
+
+
+def right(logits: Logits, targets: Targets) -> float:
+    return float(np.sum(logits.argmax(axis=-1) == targets))
+
+
+def written_on(recipe: GptRecipe, manifest: Manifest, encodings: list[Encoding], tokenizer: Tokenizer) -> Sample:
+    """How many bits it takes to write the texts down with the model's help; the first token of each is given."""
+    batches = []
+    for rows in preparation.in_batches([encoding for encoding in encodings if len(encoding) > 1], WRITTEN):
+        arrays = preparation.padded(recipe, rows, manifest.text)
+        followed = preparation.real(arrays)[:, 1:]  # a word that another follows
+        selected = np.flatnonzero(np.pad(followed, ((0, 0), (0, 1))))
+        batches.append((arrays | {"selected": selected}, arrays["input_ids"].astype(np.int64).ravel()[selected + 1]))
+    characters = sum(len(text) for text in tokenizer.decode_batch([encoding.ids[1:] for encoding in encodings]))
+    return Sample("bits per character", batches, bits, characters)
+
+
+def bits(logits: Logits, targets: Targets) -> float:
+    chosen = np.take_along_axis(log_softmax(logits.astype(np.float64)), targets[:, None], axis=-1)
+    return float(-chosen.sum() / np.log(2))
+
+
+def masked(recipe: BertRecipe, manifest: Manifest, encodings: list[Encoding], seed: int = 0) -> Sample:
+    """How many of the words that are masked are among the first guesses."""
+    random, batches = np.random.default_rng(seed), []
+    for rows in preparation.in_batches(encodings):
+        arrays = preparation.padded(recipe, rows, manifest.text)
+        ids: NDArray[np.int64] = arrays["input_ids"].astype(np.int64).ravel()
+        special = np.ones(arrays["input_ids"].shape, bool)
+        for row, encoding in enumerate(rows):
+            special[row, : len(encoding)] = encoding.special_tokens_mask
+        words = np.flatnonzero(~special)
+        selected = np.sort(random.permutation(words)[: max(1, round(MASKED_SHARE * len(words)))])
+        hidden = ids.copy()
+        hidden[selected] = manifest.text.mask_id
+        inputs = arrays | {"input_ids": hidden.reshape(special.shape), "selected": selected}
+        batches.append((inputs, ids[selected]))
+    name = f"masked words among the first {GUESSES} guesses"
+    return Sample(name, batches, guessed, sum(len(targets) for _, targets in batches))
+
+
+def guessed(logits: Logits, targets: Targets) -> float:
+    best = np.argpartition(-logits.astype(np.float64), GUESSES, axis=-1)[:, :GUESSES]
+    return float(np.sum(best == targets[:, None]))

@@ -1,0 +1,18 @@
+"""The deadline of a call, for work that is awaited."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from server.admission.queue import Call
+from server.errors import DeadlineExceeded
+
+
+@asynccontextmanager
+async def within_deadline(call: Call, now: float) -> AsyncIterator[asyncio.Timeout]:
+    """End what is awaited inside when the deadline of the call passes, and raise DeadlineExceeded."""
+    try:
+        async with asyncio.timeout(None if call.deadline is None else call.deadline - now) as timeout:
+            yield timeout
+    except TimeoutError:
+        raise DeadlineExceeded("the deadline of the request passed before its answer was there") from None

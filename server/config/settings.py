@@ -1,0 +1,110 @@
+"""What can be set, for the server and for one model: frozen values with defaults, which are checked when they are made.
+
+Built once, at the edge, by server/config/cli.py; passed down from there.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from server.config.version_policy import Versions
+
+PROVIDERS = ("auto", "cuda", "openvino", "cpu")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("text", "json")
+EVERY_MODEL = "*"
+
+
+class BadSetting(ValueError):
+    """A setting that cannot be: names it, what was found and what was expected."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """What can be set for one model with `--set`. 0 means: as the model and the provider need it."""
+
+    versions: Versions = Versions()
+    max_batch_size: int = 32
+    max_batch_tokens: int = 0
+    max_batch_padding: float = 0.08
+    max_delay_seconds: float = 0.0
+    max_queue_requests: int = 1024
+    max_queue_tokens: int = 0
+    slots: int = 0
+    capacity: int = 0
+    max_prefill_tokens: int = 0
+    prefix_cache: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_batch_size", 1), ("max_queue_requests", 1)):
+            if getattr(self, name) < least:
+                raise BadSetting(f"{name}: found {getattr(self, name)}, expected at least {least}")
+        if not 0 <= self.max_batch_padding < 1:
+            raise BadSetting(f"max_batch_padding: found {self.max_batch_padding}, expected a share from 0 to below 1")
+        for name in (
+            "max_batch_tokens",
+            "max_delay_seconds",
+            "max_queue_tokens",
+            "slots",
+            "capacity",
+            "max_prefill_tokens",
+        ):
+            if getattr(self, name) < 0:
+                raise BadSetting(f"{name}: found {getattr(self, name)}, expected 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What can be set for the server."""
+
+    artifacts: Path = Path("artifacts")
+    models: tuple[str, ...] = ()
+    provider: str = "auto"
+    device: tuple[int, ...] = (0,)
+    threads: int = 0
+    gpu_memory_mb: int = 0
+    host: str = "127.0.0.1"
+    port: int = 8001
+    http_port: int = 8002
+    max_message_mb: int = 64
+    drain_seconds: float = 30.0
+    log_level: str = "info"
+    log_format: str = "text"
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # model, or *, → key → value
+
+    def __post_init__(self) -> None:
+        for name, known in (("provider", PROVIDERS), ("log_level", LOG_LEVELS), ("log_format", LOG_FORMATS)):
+            if getattr(self, name) not in known:
+                raise BadSetting(f"{name}: found {getattr(self, name)!r}, expected one of {', '.join(known)}")
+        for name in ("port", "http_port"):
+            if not 0 <= getattr(self, name) <= 65535:
+                raise BadSetting(f"{name}: found {getattr(self, name)}, expected 0 (any free one) to 65535")
+        for name, least in (
+            ("threads", 0),
+            ("gpu_memory_mb", 0),
+            ("max_message_mb", 1),
+            ("drain_seconds", 0),
+        ):
+            if getattr(self, name) < least:
+                raise BadSetting(f"{name}: found {getattr(self, name)}, expected at least {least}")
+        if not self.device or len(set(self.device)) < len(self.device):
+            raise BadSetting(f"device: found {','.join(map(str, self.device)) or 'none'}, expected different numbers")
+        for model in self.overrides:
+            self.of(model)
+
+    def of(self, model: str) -> ModelSettings:
+        """The settings of one model: its own over those of every model over the defaults."""
+        own = {} if model == EVERY_MODEL else self.overrides.get(model, {})
+        try:
+            return replace(ModelSettings(), **{**self.overrides.get(EVERY_MODEL, {}), **own})
+        except BadSetting as error:
+            raise BadSetting(f"{model}.{error}") from error
+
+
+def version() -> str:
+    try:
+        return metadata.version("affinity")
+    except metadata.PackageNotFoundError:  # run from a checkout that was never installed
+        return "unknown"

@@ -1,0 +1,94 @@
+"""Several engines over the same model, one for each device, that look like one: a request goes to the least loaded."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from server.admission.in_flight import UnderWay
+from server.admission.queue import Call
+from server.generation.decoder import Floats, Ids
+from server.generation.engine import Engine
+from server.generation.request import Sampling
+from server.generation.stream import Entrant
+
+
+class Engines:
+    """An engine whose requests run to their end on the device where they began: their keys and values are there."""
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self._engines = engines
+        self._requests = [0] * len(engines)  # under way on each
+        self.gate = engines[0].gate  # its limits are those of one request
+        self.context = min(engine.context for engine in engines)
+        self.slots = sum(engine.slots for engine in engines)
+        self.vocabulary = engines[0].vocabulary
+        self.under_way = UnderWay(f"{self.gate.name} is being unloaded")
+
+    @property
+    def waiting_rows(self) -> int:
+        return sum(engine.waiting_rows for engine in self._engines)
+
+    @property
+    def waiting_tokens(self) -> int:
+        return sum(engine.waiting_tokens for engine in self._engines)
+
+    @property
+    def running_rows(self) -> int:
+        return sum(engine.running_rows for engine in self._engines)
+
+    async def start(self) -> None:
+        for engine in self._engines:
+            await engine.start()
+
+    async def drain(self) -> None:
+        """As `Engine.drain`, of all of them."""
+        self.under_way.close()
+        await self.under_way.finished()
+        await asyncio.gather(*(engine.drain() for engine in self._engines))
+
+    def give_up(self) -> None:
+        """As `Engine.give_up`, of all of them."""
+        for engine in self._engines:
+            engine.give_up()
+
+    def check_length(self, field: str, tokens: int) -> None:
+        """As `Engine.check_length`."""
+        self._engines[0].check_length(field, tokens)
+
+    @contextmanager
+    def room(self, requests: int, *, field: str) -> Iterator[None]:
+        """As `Engine.room`."""
+        with self._spread(requests) as engines, ExitStack() as stack:
+            for engine, share in Counter(engines).items():
+                stack.enter_context(engine.room(share, field=field))
+            yield
+
+    @contextmanager
+    def admit(
+        self, entrants: Sequence[Entrant], sampling: Sampling, call: Call, *, field: str = "prompts"
+    ) -> Iterator[None]:
+        """As `Engine.admit`; if one of the engines has no room, what others have begun ends by the next step."""
+        with self._spread(len(entrants)) as engines, ExitStack() as stack:
+            for engine in dict.fromkeys(engines):
+                share = [entrant for entrant, its in zip(entrants, engines, strict=True) if its is engine]
+                stack.enter_context(engine.admit(share, sampling, call, field=field))
+            yield
+
+    async def logits(self, ids: Ids, lengths: Ids, call: Call) -> Floats:
+        """As `Engine.logits`."""
+        with self._spread(1) as (engine,):
+            return await engine.logits(ids, lengths, call)
+
+    @contextmanager
+    def _spread(self, requests: int) -> Iterator[list[Engine]]:
+        """An engine for each of so many more requests; they count as theirs until all of them are answered."""
+        numbers = []
+        for _ in range(requests):
+            numbers.append(self._requests.index(min(self._requests)))
+            self._requests[numbers[-1]] += 1
+        try:
+            yield [self._engines[number] for number in numbers]
+        finally:
+            for number in numbers:
+                self._requests[number] -= 1

@@ -1,0 +1,184 @@
+"""From the bytes of an image file to a picture in RGB, upright, as `transformers` loads it.
+
+The header is read, and judged (image_limits), before anything is decoded: a few bytes can stand for gigabytes of
+pixels, or for hours. Between the two nothing stays open: what Pillow keeps of an opened file can be many times as large
+as the file.
+"""
+
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import AvifImagePlugin, ExifTags, Image
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from server.errors import InvalidRequest
+from server.images import limits
+from server.images.metered_reader import MeteredFile
+
+# How a file begins → what reads it. Not by Image.open: of a JPEG of several pictures (MPO) that reads all headers.
+READERS: tuple[tuple[bytes, type[ImageFile]], ...] = (
+    (b"\xff\xd8\xff", JpegImageFile),
+    (b"\x89PNG\r\n\x1a\n", PngImageFile),
+    (b"RIFF", WebPImageFile),
+    (b"GIF8", GifImageFile),
+    (b"BM", BmpImageFile),
+    *((start, TiffImageFile) for start in limits.TIFF_STARTS),
+)
+# AVIF: a box of type `ftyp`, whose length comes first, with one of these brands.
+AVIF_TYPE, AVIF_BRANDS = b"ftyp", (b"avif", b"avis", b"mif1", b"msf1")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+EXPECTED = "a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file"
+# How files of other kinds begin → what they are.
+OTHERS: tuple[tuple[bytes, str], ...] = (
+    (b"\0\0\0\x0cjP  \r\n", "a JPEG 2000 file"),
+    (b"\xff\x4f\xff\x51", "a JPEG 2000 file"),
+    (b"\0\0\x01\0", "an ICO file"),
+    (b"\0\0\x02\0", "a CUR file"),
+    *((b"P%d" % kind, "a PPM file") for kind in range(1, 7)),
+    (b"%PDF", "a PDF file"),
+    (b"8BPS", "a PSD file"),
+    (b"<svg", "an SVG file"),
+    (b"<?xml", "an XML file"),
+)
+# Bytes for each pixel while it is decoded, at the most, as measured: 4, and as many again while it is turned or
+# converted; beside them the coefficients of a JPEG in scans (12.1 in CMYK), the two canvases of a WebP and a copy, the
+# planes of an AVIF and two copies in RGB, or a TIFF in one strip.
+BYTES_PER_PIXEL, WEBP_BYTES_PER_PIXEL, AVIF_BYTES_PER_PIXEL, TIFF_BYTES_PER_PIXEL = 12, 18, 24, 18
+BAND_ROWS = 256  # of a picture that is put on white, at a time
+
+TURNS: dict[object, Image.Transpose] = {  # what EXIF calls orientation → how the picture becomes upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is known of a picture before it is decoded: its size then, and how much memory decoding takes."""
+
+    width: int
+    height: int
+    decoding_bytes: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.width, self.height
+
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
+
+
+def read_header(file: bytes, field: str = "image") -> Header:
+    """InvalidRequest if the file is no image, or one that would take too much time or memory."""
+    picture = _opened(file, field)
+    each = {
+        WebPImageFile: WEBP_BYTES_PER_PIXEL,
+        AvifImageFile: AVIF_BYTES_PER_PIXEL,
+        TiffImageFile: TIFF_BYTES_PER_PIXEL,
+    }.get(type(picture), BYTES_PER_PIXEL)
+    return Header(*picture.size, decoding_bytes=each * math.prod(picture.size))
+
+
+def decode(file: bytes, field: str = "image") -> Image.Image:
+    """The picture in RGB, upright. InvalidRequest as by `read_header`, or if it is cut off or broken."""
+    picture: Image.Image = _opened(file, field)
+    try:
+        picture.load()
+        turn = TURNS.get(_orientation(picture))
+        if turn is not None:
+            picture = picture.transpose(turn)  # what was opened is let go of, with all that it holds
+        return _rgb(picture)
+    except Exception as error:
+        raise _broken(field, error) from None
+
+
+def on_white(picture: Image.Image) -> Image.Image:
+    """A picture in RGB with white in the place of the one colour that its file declares transparent, if it does.
+
+    Some image processors of transformers ask for it (`do_convert_rgb`), and others show that colour as it is.
+    """
+    if picture.info.get("transparency") is None:
+        return picture
+    for top in range(0, picture.height, BAND_ROWS):
+        box = (0, top, picture.width, min(top + BAND_ROWS, picture.height))
+        band = picture.crop(box).convert("RGBA")
+        white = Image.new("RGBA", band.size, (255, 255, 255, 255))
+        picture.paste(Image.alpha_composite(white, band).convert("RGB"), box)
+    return picture
+
+
+def _opened(file: bytes, field: str) -> ImageFile:
+    """The picture, its pixels still to be decoded."""
+    reader = _reader(file, field)
+    limits.check_parts(reader, file, field)
+    try:
+        picture = reader(_stream(reader, file))
+    except Exception as error:
+        raise _broken(field, error) from None
+    limits.check_size(picture, field)
+    limits.check_work(picture, file, field)
+    if isinstance(picture, JpegImageFile) and math.prod(picture.size) > limits.MAX_PIXELS:
+        picture.draft(None, (picture.width // 2, picture.height // 2))
+    return picture
+
+
+def _reader(file: bytes, field: str) -> type[ImageFile]:
+    """What reads files that begin so."""
+    if not file:
+        raise InvalidRequest(field, "no bytes", EXPECTED)
+    for start, reader in READERS:
+        if file.startswith(start):
+            return reader
+    if file[4:8] == AVIF_TYPE and file[8:12] in AVIF_BRANDS:
+        # libavif would decode one file on all processors at once, and take memory for each.
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+        return AvifImageFile
+    other = next((kind for start, kind in OTHERS if file.startswith(start)), f"{len(file)} bytes that are no image")
+    raise InvalidRequest(field, other, EXPECTED)
+
+
+def _stream(reader: type[ImageFile], file: bytes) -> io.BytesIO:
+    """The file, to be read in a bounded number of pieces; runs of equal pixels in a BMP take two pieces each."""
+    if reader is BmpImageFile and limits.has_runs(file):
+        return io.BytesIO(file)
+    return MeteredFile(file)
+
+
+def _orientation(picture: Image.Image) -> object:
+    """What EXIF data, or a text in their place, say. Nothing else of them is looked at: they can be anything."""
+    size = max(len(picture.info.get(name, b"")) for name in ("exif", "Raw profile type exif"))
+    if size > limits.MAX_EXIF_BYTES:
+        raise ValueError(f"{size} bytes of EXIF data, more than {limits.MAX_EXIF_BYTES}")
+    return picture.getexif().get(ExifTags.Base.Orientation)
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I;16"):
+        # Pillow, and transformers with it, makes white of all but the 256 darkest of 65,536 greys. Taken here is the
+        # upper byte, which is what Pillow takes of 16 bits in colour.
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode == "P" and isinstance(picture.info.get("transparency"), bytes):
+        del picture.info["transparency"]  # opacity of each colour: dropped by Pillow, too, but with a warning
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _broken(field: str, error: Exception) -> Exception:
+    """Whatever Pillow raises on a file is the file's fault: broken data comes as a dozen kinds of exceptions."""
+    if isinstance(error, MemoryError):
+        return error
+    return InvalidRequest(field, f"a broken image ({error})", EXPECTED)

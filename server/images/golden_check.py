@@ -1,0 +1,81 @@
+"""Does this machine read images as transformers did at export? Decodes an artifact's golden images as requests' are.
+
+Errors are in grey levels of the image that the pixels were made of, so that they mean the same for every model.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from protos.artifact import GOLDEN_IMAGES
+from protos.manifest_pb2 import ImageInput
+from server.artifact import Artifact
+from server.errors import BadArtifact, InvalidRequest
+from server.images.preprocess import ImageDecoder, Pixels
+from server.runtime.golden_check import GoldenInputs
+
+MOST_GREY_LEVELS = 1.0  # between versions of the libraries that decode JPEG files
+
+
+@dataclass(frozen=True)
+class GoldenImage:
+    """An image file, and what transformers made of it."""
+
+    file: bytes
+    pixel_values: Pixels
+
+
+def check_images(artifact: Artifact, decoder: ImageDecoder) -> GoldenInputs:
+    """Decode the golden images; BadArtifact if one is refused, or comes out otherwise than at export."""
+    images = read(artifact)
+    errors = [_error(artifact, decoder, number, image) for number, image in enumerate(images)]
+    return GoldenInputs(images=len(images), pixel_error=max(errors))
+
+
+def read(artifact: Artifact) -> list[GoldenImage]:
+    """The golden images in order: tensors `<image>/file` and `<image>/pixel_values`. BadArtifact if there are none."""
+    path = artifact.path(GOLDEN_IMAGES)
+    try:
+        tensors = load_file(path)
+        count = len(tensors) // 2
+        images = [
+            GoldenImage(tensors[f"{number}/file"].tobytes(), tensors[f"{number}/pixel_values"])
+            for number in range(count)
+        ]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise BadArtifact(f"{path}: {error}, expected golden images: export again") from error
+    if not images:
+        raise BadArtifact(f"{path}: found no images, expected at least one: export again")
+    return images
+
+
+def _error(artifact: Artifact, decoder: ImageDecoder, number: int, image: GoldenImage) -> float:
+    """The largest error of a pixel, in grey levels."""
+    where = f"{artifact.path(GOLDEN_IMAGES)}: image {number}"
+    try:
+        decoder.header(image.file)
+        found = decoder.decode(image.file)
+    except InvalidRequest as refusal:
+        raise BadArtifact(f"{where}: {refusal}, expected the pixels of transformers: export again") from refusal
+    if found.shape != image.pixel_values.shape:
+        expected = f"{image.pixel_values.shape}, as transformers made them: export again"
+        raise BadArtifact(f"{where}: found pixel values of shape {found.shape}, expected {expected}")
+    error = grey_levels(found - image.pixel_values, artifact.manifest.image)
+    if not error <= MOST_GREY_LEVELS:  # a NaN is in no tolerance
+        raise BadArtifact(
+            f"{where}: found a pixel {error:.3g} grey levels from that of transformers, "
+            f"expected at most {MOST_GREY_LEVELS:g}: the preprocessing in the manifest is another: export again"
+        )
+    return error
+
+
+def grey_levels(difference: NDArray[np.float32], image: ImageInput) -> float:
+    """The largest of differences between pixel values (3, h, w), in grey levels; infinite where one is no number."""
+    deviation = np.array(list(image.deviation) or [1.0] * 3).reshape(-1, 1, 1)
+    rescale = image.rescale if image.HasField("rescale") else 1.0
+    largest = float(np.max(np.abs(difference * deviation))) / abs(rescale) if rescale else math.inf
+    return math.inf if math.isnan(largest) else largest

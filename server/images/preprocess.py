@@ -1,0 +1,151 @@
+"""From a picture to pixels as a model wants them, as `transformers` makes them."""
+
+from dataclasses import replace
+from math import ceil
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from protos.manifest_pb2 import ImageInput, Size
+from server.errors import BadArtifact, InvalidRequest
+from server.images.file import Header, decode, on_white, read_header
+
+MAX_RESIZED_PIXELS = 16_000_000  # before a crop
+BYTES_PER_RESIZED_PIXEL = 10  # Pillow's 4, and two copies without the fourth
+CHANNELS = 3
+BYTES_PER_PIXEL_IN_FP32 = 36  # three copies of three colours
+Pixels = NDArray[np.float32]
+
+
+class ImageDecoder:
+    """The preprocessing of one model: RGB, resize, centre crop, rescale, normalise, pad. Threads may share it."""
+
+    def __init__(self, image: ImageInput) -> None:
+        """BadArtifact if the manifest does not say the steps in a way that can be carried out."""
+        check_steps(image)
+        self._image = image
+        self._resample = Image.Resampling[(image.resample or "bilinear").upper()]
+        self._mean = np.array(image.mean, np.float32).reshape(-1, 1, 1)  # (3, 1, 1)
+        self._deviation = np.array(image.deviation, np.float32).reshape(-1, 1, 1)
+
+    def header(self, file: bytes, field: str = "image") -> Header:
+        """What decoding this file takes, resizing included. InvalidRequest if it is none, or cannot be resized."""
+        header, image = read_header(file, field), self._image
+        more = BYTES_PER_PIXEL_IN_FP32 * image.height * image.width
+        if image.HasField("resize"):
+            width, height = _target(header.size, image.resize, field)
+            # One side after the other: which one first depends on whether EXIF turns the picture.
+            between = max(width * header.height, height * header.width)
+            more += BYTES_PER_RESIZED_PIXEL * (width * height + between)
+        return replace(header, decoding_bytes=header.decoding_bytes + more)
+
+    def decode(self, file: bytes, field: str = "image") -> Pixels:
+        """(3, h, w), FP32, in the order in which a model takes it. InvalidRequest if the bytes are no such image."""
+        picture, image = decode(file, field), self._image
+        if image.white_for_transparent:
+            picture = on_white(picture)
+        if image.HasField("resize"):
+            picture = picture.resize(_target(picture.size, image.resize, field), self._resample)
+        values = np.asarray(picture)  # (h, w, 3)
+        if image.HasField("crop"):
+            values = _crop(values, image)
+        result = self._rescaled(values)  # (3, h, w)
+        if image.HasField("pad"):
+            result = _pad(result, image.pad)
+        if result.shape[1:] != (image.height, image.width):
+            found = f"{result.shape[2]} x {result.shape[1]} pixels"
+            raise InvalidRequest(field, found, f"{image.width} x {image.height}: this model does not {self._missing}")
+        return np.ascontiguousarray(result)
+
+    def _rescaled(self, values: NDArray[np.uint8]) -> Pixels:
+        """From grey levels (h, w, 3) to what the model was trained on, (3, h, w)."""
+        image = self._image
+        result = values.transpose(2, 0, 1).astype(np.float32)
+        if image.HasField("rescale"):
+            result *= np.float32(image.rescale)
+        return (result - self._mean) / self._deviation if image.mean else result
+
+    @property
+    def _missing(self) -> str:
+        """The step without which images do not come out in one size."""
+        return "crop to it" if self._image.HasField("resize") else "resize"
+
+
+def check_steps(image: ImageInput) -> None:
+    """BadArtifact if a step of the manifest cannot be carried out, or does not fit the model's size."""
+    if not 0 < image.height * image.width <= MAX_RESIZED_PIXELS:
+        raise BadArtifact(f"image: found {image.width} x {image.height} pixels, expected 1 to {MAX_RESIZED_PIXELS}")
+    if (image.resample or "bilinear").upper() not in Image.Resampling.__members__:
+        names = ", ".join(name.lower() for name in Image.Resampling.__members__)
+        raise BadArtifact(f"image.resample: found {image.resample!r}, expected one of {names}")
+    if image.HasField("resize"):
+        _check_size("image.resize", image.resize, edges=True)
+    for step in ("crop", "pad"):
+        if image.HasField(step):
+            _check_size(f"image.{step}", getattr(image, step), edges=False)
+    if len(image.mean) != len(image.deviation) or len(image.mean) not in (0, CHANNELS):
+        found = f"{len(image.mean)} and {len(image.deviation)}"
+        raise BadArtifact(
+            f"image.mean and image.deviation: found {found} numbers, expected {CHANNELS} of each, or none"
+        )
+    if not all(image.deviation):
+        raise BadArtifact(f"image.deviation: found {list(image.deviation)}, expected no zero")
+
+
+def _check_size(field: str, size: Size, *, edges: bool) -> None:
+    """BadArtifact if a step has neither both sides nor, where that is possible, a shortest edge."""
+    sides = size.height > 0 and size.width > 0 and size.height * size.width <= MAX_RESIZED_PIXELS
+    if size.HasField("shortest_edge"):
+        known = edges and size.shortest_edge > 0 and not size.HasField("height") and not size.HasField("width")
+        known = known and (not size.HasField("longest_edge") or size.longest_edge > 0)
+    else:
+        known = sides and not size.HasField("longest_edge")
+    if not known:
+        found = {name.name: pixels for name, pixels in size.ListFields()}
+        expected = f"height and width of at most {MAX_RESIZED_PIXELS} pixels{', or shortest_edge' if edges else ''}"
+        raise BadArtifact(f"{field}: found {found}, expected {expected}")
+
+
+def _target(found: tuple[int, int], size: Size, field: str) -> tuple[int, int]:
+    """Width and height to resize to. Of a line of pixels, a shortest edge would make gigabytes, or nothing at all."""
+    if not size.HasField("shortest_edge"):
+        return size.width, size.height
+    short, long = sorted(found)
+    edges = _bounded_edges(short, long, size) if size.HasField("longest_edge") else _edges(short, long, size)
+    if edges[0] * edges[1] > MAX_RESIZED_PIXELS or not edges[0]:
+        raise InvalidRequest(field, f"{found[0]} x {found[1]} pixels", "sides that differ less")
+    return edges if found[0] <= found[1] else edges[::-1]
+
+
+def _edges(short: int, long: int, size: Size) -> tuple[int, int]:
+    """The shortest edge is as the manifest says, and the aspect is kept."""
+    return size.shortest_edge, int(size.shortest_edge * long / short)
+
+
+def _bounded_edges(short: int, long: int, size: Size) -> tuple[int, int]:
+    """The same, made smaller where the longest edge would get longer than the manifest says."""
+    wanted: float = size.shortest_edge
+    edge = size.shortest_edge
+    if long / short * edge > size.longest_edge:
+        wanted = size.longest_edge * short / long
+        edge = round(wanted)
+    return (short, long) if edge == short else (edge, int(wanted * long / short))
+
+
+def _crop(values: NDArray[np.uint8], image: ImageInput) -> NDArray[np.uint8]:
+    """The middle of (h, w, 3); black is added around what is too small."""
+    height, width = image.crop.height, image.crop.width
+    missing = [max(0, wanted - found) for wanted, found in zip((height, width), values.shape[:2], strict=True)]
+    if any(missing):
+        around = [(ceil(pixels / 2), pixels - ceil(pixels / 2)) for pixels in missing]
+        values = np.pad(values, [*around, (0, 0)])
+    more = values.shape[0] - height, values.shape[1] - width
+    top, left = (round(pixels / 2) if image.crop_half_to_even else pixels // 2 for pixels in more)
+    return values[top : top + height, left : left + width]
+
+
+def _pad(values: Pixels, size: Size) -> Pixels:
+    """(3, h, w) with zeros below and on the right, up to a size."""
+    missing = size.height - values.shape[1], size.width - values.shape[2]
+    return np.pad(values, ((0, 0), *((0, max(0, pixels)) for pixels in missing)))

@@ -1,0 +1,114 @@
+"""What is true of the models right now. Read from them when Prometheus scrapes: an unloaded one is gone at once."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from prometheus_client.core import GaugeMetricFamily, Metric, UnknownMetricFamily
+from prometheus_client.registry import Collector
+
+from server.repository.model import Model
+from server.runtime.golden_check import MAXIMUM, ROOT_MEAN_SQUARE
+
+MODEL = ("model", "version")
+QUEUES: dict[str, tuple[str, Callable[[Model], int]]] = {
+    "affinity_queue_rows": ("Inputs that wait to run.", lambda model: _waiting(model)),
+    "affinity_queue_tokens": (
+        "Tokens that wait to run.",
+        lambda model: sum(part.waiting_tokens for part in model.doors.parts),
+    ),
+    "affinity_running_rows": (
+        "Inputs, or continuations, that run right now.",
+        lambda model: sum(part.running_rows for part in model.doors.parts),
+    ),
+    "affinity_slots_used": (
+        "Continuations that hold a slot.",
+        lambda model: sum(part.running_rows for part in model.doors.parts if part.slots),
+    ),
+    "affinity_slots": (
+        "Continuations that can run together.",
+        lambda model: sum(part.slots for part in model.doors.parts),
+    ),
+}
+
+
+class ModelMetrics(Collector):
+    """Collects from the models that are served."""
+
+    def __init__(self, models: Callable[[], Sequence[Model]]) -> None:
+        """`models` is called from other threads."""
+        self._models = models
+
+    def collect(self) -> Iterable[Metric]:
+        models = self._models()
+        for name, (text, value) in QUEUES.items():
+            family = GaugeMetricFamily(name, text, labels=MODEL)
+            for model in models:
+                family.add_metric((model.name, model.version), value(model))
+            yield family
+        yield _pending(models)
+        yield _info(models)
+        yield from _parity(models)
+        yield from _golden_inputs(models)
+
+
+def _waiting(model: Model) -> int:
+    return sum(part.waiting_rows for part in model.doors.parts)
+
+
+def _pending(models: Sequence[Model]) -> Metric:
+    """Under Triton's name (server/observability/triton_names.py), of unknown type: a gauge of that ending is bad style."""
+    pending = UnknownMetricFamily("nv_inference_pending_request_count", "Inputs that wait to run.", labels=MODEL)
+    for model in models:
+        pending.add_metric((model.name, model.version), _waiting(model))
+    return pending
+
+
+def _info(models: Sequence[Model]) -> Metric:
+    info = GaugeMetricFamily(
+        "affinity_model_info",
+        "1: what a model does, the provider that really runs it, and in which precision.",
+        labels=(*MODEL, "task", "provider", "precision"),
+    )
+    for model in models:
+        task = model.artifact.manifest.task
+        info.add_metric((model.name, model.version, task, model.provider, model.precision), 1)
+    return info
+
+
+def _parity(models: Sequence[Model]) -> Iterable[Metric]:
+    """Both errors of each model, and the one tolerance that it was held to."""
+    errors = GaugeMetricFamily(
+        "affinity_model_parity_error",
+        "How far the model is from PyTorch on the golden inputs, in standard deviations, measured when it was loaded.",
+        labels=(*MODEL, "measure"),
+    )
+    tolerances = GaugeMetricFamily("affinity_model_parity_tolerance", "How far it may be.", labels=(*MODEL, "measure"))
+    for model in models:
+        name, measured = (model.name, model.version), model.measured
+        errors.add_metric((*name, MAXIMUM), measured.maximum)
+        errors.add_metric((*name, ROOT_MEAN_SQUARE), measured.root_mean_square)
+        tolerances.add_metric((*name, measured.measure), measured.tolerance)
+    yield errors
+    yield tolerances
+
+
+def _golden_inputs(models: Sequence[Model]) -> Iterable[Metric]:
+    """The texts or images that each model was checked with when it was loaded."""
+    inputs = GaugeMetricFamily(
+        "affinity_model_golden_inputs",
+        "Texts and images that the server turned into the same input as transformers did, checked at load.",
+        labels=(*MODEL, "kind"),
+    )
+    errors = GaugeMetricFamily(
+        "affinity_model_golden_pixel_error",
+        "Largest difference of a pixel of the golden images from that of transformers, in grey levels of 256.",
+        labels=MODEL,
+    )
+    for model in models:
+        name, golden = (model.name, model.version), model.golden_inputs
+        if golden.texts:
+            inputs.add_metric((*name, "text"), golden.texts)
+        if golden.images:
+            inputs.add_metric((*name, "image"), golden.images)
+            errors.add_metric(name, golden.pixel_error)
+    yield inputs
+    yield errors

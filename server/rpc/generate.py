@@ -1,0 +1,26 @@
+"""The continuations of one request, as both doors get them: counted as they are read, and ended with their reader."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from server.admission.queue import Call
+from server.observability.prometheus import Tokens
+from server.repository.repository import Model
+from server.rpc.sampling_params import Continuation
+from server.tasks.generate import Prompt
+from server.tasks.text_stream import Piece
+
+
+async def continue_texts(
+    model: Model, prompts: Sequence[Prompt], how: Continuation, *, call: Call, tokens: Tokens, field: str
+) -> AsyncGenerator[tuple[int, Piece], None]:
+    """Pieces of text as they come, each with the number of its prompt. `field` is what the caller knows these as."""
+    admitted = model.task.continued(
+        prompts, how.sampling, stop=how.stop, include_stop=how.include_stop, call=call, field=field
+    )
+    async with admitted as continued, aclosing(continued.read()) as pieces:
+        async for number, piece in pieces:
+            tokens.came(len(piece.token_ids), prompt=number)
+            if piece.usage is not None:
+                tokens.usages.append(piece.usage)
+            yield number, piece

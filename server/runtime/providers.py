@@ -1,0 +1,125 @@
+"""What computes on this machine: CUDA, OpenVINO or the CPU. Finds out by trying: the runtime falls back in silence.
+
+A provider asked for by name is required; only `auto` falls back, and says why.
+"""
+
+import functools
+import importlib
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from server.config.settings import Settings
+from server.errors import ProviderUnavailable
+from server.runtime.cuda import cuda_problem
+
+OPENVINO = "OpenVINOExecutionProvider"
+OPENVINO_PACKAGE = "onnxruntime-ep-openvino"
+OPENVINO_MACHINES = ("x86_64", "AMD64")  # as platform.machine() names them; the extra `cpu` installs it there alone
+# With AVX512-BF16 alone OpenVINO is slower in bf16 than in fp32: BERT-base, 8 texts of 128 tokens, 1.2 s and 0.8 s on a
+# 2-core Xeon, 22 November 2026.
+FAST_BF16 = "amx_bf16"
+
+
+@dataclass(frozen=True)
+class ProviderChoice:
+    """What a model may run on: one session on each of the devices, which only CUDA has several of."""
+
+    provider: str  # cuda, openvino, cpu
+    devices: tuple[int, ...] = (0,)
+
+    @property
+    def target(self) -> str:
+        """Which graph of an artifact it takes."""
+        return "cuda" if self.provider == "cuda" else "cpu"
+
+
+@dataclass(frozen=True)
+class Providers:
+    """What there is to run on, the best first. `reason` says why there is nothing better, if `auto` chose."""
+
+    choices: tuple[ProviderChoice, ...]
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return " or ".join(choice.provider for choice in self.choices)
+
+
+def find_providers(settings: Settings) -> Providers:
+    """Try what the settings name; ProviderUnavailable with the reason if it cannot run here.
+
+    For `auto` that is CUDA, or else OpenVINO with the CPU for what it cannot run, or else the CPU.
+    """
+    if settings.provider != "auto":
+        return Providers((_required(settings),))
+    try:
+        return Providers((_cuda(settings), ProviderChoice("cpu")))
+    except ProviderUnavailable as error:
+        reason = str(error)
+    try:
+        openvino_device()
+    except ProviderUnavailable as error:
+        return Providers((ProviderChoice("cpu"),), f"{reason}; {error}")
+    return Providers((ProviderChoice("openvino"), ProviderChoice("cpu")), reason)
+
+
+def _required(settings: Settings) -> ProviderChoice:
+    if settings.provider == "cuda":
+        return _cuda(settings)
+    if settings.provider == "openvino":
+        openvino_device()
+    return ProviderChoice(settings.provider)
+
+
+def _cuda(settings: Settings) -> ProviderChoice:
+    for device in settings.device:
+        if problem := cuda_problem(device):
+            raise ProviderUnavailable(f"provider cuda cannot run here: {problem}")
+    return ProviderChoice("cuda", settings.device)
+
+
+def openvino_device() -> Any:
+    """OpenVINO's CPU device of the plugin package, registered with the runtime; ProviderUnavailable without it."""
+    if problem := _register_openvino():
+        raise ProviderUnavailable(f"provider openvino cannot run here: {problem}")
+    return _openvino_devices()[0]
+
+
+@functools.cache  # the runtime registers a library once a process: what came of it holds for every later call
+def _register_openvino() -> str:
+    """Register the plugin with the runtime; the reason if that gives no device, or else nothing."""
+    try:
+        plugin = importlib.import_module("onnxruntime_ep_openvino")
+    except ImportError as error:
+        return f"{error} ({_how_to_install_openvino()})"
+    try:
+        onnxruntime.register_execution_provider_library("openvino", plugin.get_library_path())
+    except Exception as error:  # the runtime has no common base for its errors
+        return str(error)
+    return "" if _openvino_devices() else f"{OPENVINO_PACKAGE} found no device it can use; it supports Intel CPUs only"
+
+
+def _how_to_install_openvino() -> str:
+    if platform.machine() in OPENVINO_MACHINES:
+        return f"pip install {OPENVINO_PACKAGE}"
+    return f"{OPENVINO_PACKAGE} exists for x86-64 only, this machine is {platform.machine()}"
+
+
+def _openvino_devices() -> list[Any]:
+    cpu = onnxruntime.OrtHardwareDeviceType.CPU
+    return [
+        device for device in onnxruntime.get_ep_devices() if device.ep_name == OPENVINO and device.device.type == cpu
+    ]
+
+
+def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether matrix products in bf16 are faster than in fp32 here."""
+    try:
+        text = cpuinfo.read_text()
+    except OSError:
+        return False
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), "").split()
+    return FAST_BF16 in flags

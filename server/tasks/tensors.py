@@ -1,0 +1,155 @@
+"""The tensor door: token ids or pixels in, what the network gives out. For encoders and vision models.
+
+Rows of this door run in the same batches as all others; what is padded in a request is not computed for nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.admission.queue import Call
+from server.arrays import Array
+from server.artifact import Artifact
+from server.batching.batcher import Batcher
+from server.batching.collate import ImageRow, Outputs, TextRow, positions
+from server.batching.queue import Place
+from server.errors import InvalidRequest
+from server.tasks.embed import normalised
+
+MAX_LOGITS = 1 << 26  # numbers in one answer: 256 MiB
+
+
+class RawText:
+    """`input_ids` (n, t), optional `attention_mask` and `token_type_ids`, all INT64 → `logits` or `embedding`, FP32.
+
+    Of fill-mask models `logits` (n, t, v), zeros at padding; of classifiers (n, c); of embedders `embedding` (n, d).
+    """
+
+    def __init__(self, artifact: Artifact, batcher: Batcher) -> None:
+        self.text = artifact.manifest.text
+        self.per_token = artifact.manifest.task == "fill-mask"
+        self.output = "embedding" if artifact.manifest.task == "embed" else "logits"
+        self.normalise = artifact.manifest.normalise
+        self._batcher = batcher
+
+    async def __call__(self, inputs: Mapping[str, Array], *, call: Call) -> dict[str, Array]:
+        ids = read_ids(inputs, max_length=self.text.max_length)
+        if self.per_token:
+            check_size(ids, self.text.vocabulary)
+        async with self._batcher.place(len(ids), call, field="input_ids") as place:
+            rows = self._rows(ids, inputs)
+            if self.per_token:
+                return {self.output: await self._logits(rows, ids.shape, place)}
+            found = np.stack([answer[self.output] for answer in await self._batcher.run(rows, place)])
+        return {self.output: normalised(found) if self.normalise else found}
+
+    async def _logits(self, rows: Sequence[TextRow], shape: tuple[int, ...], place: Place) -> Array:
+        """(n, t, v), filled by the threads that run the rows."""
+        logits = np.zeros((*shape, self.text.vocabulary), np.float32)
+        keeping = [replace(row, keep=partial(_put, line)) for row, line in zip(rows, logits, strict=True)]
+        await self._batcher.run(keeping, place)
+        return logits
+
+    def _rows(self, ids: NDArray[np.int64], inputs: Mapping[str, Array]) -> list[TextRow]:
+        lengths = read_lengths(ids, inputs, vocabulary=self.text.vocabulary)
+        segments = read_segments(ids, lengths, inputs, segments=self.text.segments)
+        return [
+            TextRow(
+                input_ids=row[:length],
+                token_type_ids=None if segments is None else segments[number, :length],
+                position_ids=positions(row[:length], self.text),
+                selected=np.arange(length) if self.per_token else np.zeros(0, np.int64),
+                outputs=(self.output,),
+            )
+            for number, (row, length) in enumerate(zip(ids, lengths, strict=True))
+        ]
+
+
+class RawImage:
+    """`pixel_values` (n, 3, h, w), FP32, normalised as the checkpoint wants them → `logits` (n, c), FP32."""
+
+    def __init__(self, artifact: Artifact, batcher: Batcher) -> None:
+        self.shape = (3, artifact.manifest.image.height, artifact.manifest.image.width)
+        self._batcher = batcher
+
+    async def __call__(self, inputs: Mapping[str, Array], *, call: Call) -> dict[str, Array]:
+        pixels = inputs["pixel_values"]
+        if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != self.shape or not len(pixels):
+            expected = f"float32 of shape [n, {', '.join(map(str, self.shape))}], n at least 1"
+            raise InvalidRequest("pixel_values", f"{pixels.dtype} of shape {list(pixels.shape)}", expected)
+        async with self._batcher.place(len(pixels), call, field="pixel_values") as place:
+            if not np.isfinite(pixels).all():
+                raise InvalidRequest("pixel_values", "values that are not finite", "finite numbers")
+            rows = [ImageRow(pixel_values=image, outputs=("logits",)) for image in pixels.astype("f4", copy=False)]
+            answers = await self._batcher.run(rows, place)
+        return {"logits": np.stack([answer["logits"] for answer in answers])}
+
+
+def _put(line: Array, outputs: Outputs) -> Outputs:
+    """Put the logits of a row where its caller wants them, and keep nothing else."""
+    line[: len(outputs["logits"])] = outputs["logits"]
+    return {}
+
+
+def read_ids(inputs: Mapping[str, Array], *, max_length: int) -> NDArray[np.int64]:
+    """Token ids (n, t) of the right shape: nothing is computed yet. InvalidRequest names what is wrong."""
+    ids = _integers("input_ids", inputs["input_ids"])
+    if ids.shape[1] > max_length:
+        raise InvalidRequest("input_ids", f"{ids.shape[1]} tokens in a row", f"at most {max_length}")
+    return ids
+
+
+def read_lengths(ids: NDArray[np.int64], inputs: Mapping[str, Array], *, vocabulary: int) -> NDArray[np.int64]:
+    """The length of each row (n), whose tokens are of the vocabulary; InvalidRequest names what is wrong."""
+    mask = _integers("attention_mask", inputs["attention_mask"], ids.shape) if "attention_mask" in inputs else None
+    lengths = np.full(len(ids), ids.shape[1]) if mask is None else _lengths(mask)
+    _check_range("input_ids", ids, lengths, vocabulary)
+    return lengths
+
+
+def read_segments(
+    ids: NDArray[np.int64], lengths: NDArray[np.int64], inputs: Mapping[str, Array], *, segments: int
+) -> NDArray[np.int64] | None:
+    """Segments (n, t) if they are given; InvalidRequest names what is wrong."""
+    if "token_type_ids" not in inputs:
+        return None
+    if not segments:
+        raise InvalidRequest("token_type_ids", "a tensor", "none: the model knows no segments")
+    types = _integers("token_type_ids", inputs["token_type_ids"], ids.shape)
+    _check_range("token_type_ids", types, lengths, segments)
+    return types
+
+
+def check_size(ids: NDArray[np.int64], vocabulary: int) -> None:
+    """Refuse an answer that would take too much memory."""
+    if ids.size * vocabulary > MAX_LOGITS:
+        found = f"{len(ids)} x {ids.shape[1]} tokens of {vocabulary} logits each"
+        raise InvalidRequest("input_ids", found, f"at most {MAX_LOGITS // vocabulary} tokens in a request")
+
+
+def _integers(field: str, array: Array, shape: tuple[int, ...] | None = None) -> NDArray[np.int64]:
+    if array.dtype != np.int64 or array.ndim != 2 or not array.size or (shape and array.shape != shape):
+        expected = f"shape {list(shape)}" if shape else "shape [n, t], neither of them 0"
+        raise InvalidRequest(field, f"{array.dtype} of shape {list(array.shape)}", f"int64 of {expected}")
+    return array.astype(np.int64, copy=False)
+
+
+def _lengths(mask: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The number of leading ones of each row, which must be all there are."""
+    lengths = np.asarray((mask == 1).sum(axis=1))
+    right = (np.arange(mask.shape[1]) < lengths[:, None]).astype(np.int64)
+    for number in np.flatnonzero((mask != right).any(axis=1) | (lengths == 0)):
+        raise InvalidRequest(
+            f"attention_mask[{number}]", str(mask[number].tolist())[:80], "ones, then zeros: right-padded"
+        )
+    return lengths
+
+
+def _check_range(field: str, ids: NDArray[np.int64], lengths: NDArray[np.int64], bound: int) -> None:
+    """What stands in the padding does not matter."""
+    real = np.arange(ids.shape[1]) < lengths[:, None]
+    for row, column in np.argwhere(real & ((ids < 0) | (ids >= bound))):
+        raise InvalidRequest(f"{field}[{row}, {column}]", str(ids[row, column]), f"0 to {bound - 1}")

@@ -1,0 +1,72 @@
+"""The texts of requests → tokens, in threads: some at a time, so that others have their turn in between."""
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+
+from server.admission.queue import Gate, Limits
+from server.concurrency.offload import in_slices
+from server.errors import InvalidRequest
+from server.text.tokenizer import TextEncoder, Tokens, check_pairs
+
+SLICE_CHARACTERS = 1 << 18  # a fifth of a second and 40 MB, where each is a token
+MAX_COUNTED_CHARACTERS = 1 << 22  # of one request to count tokens: a few books
+
+
+class TextReader:
+    """Reads texts for one model."""
+
+    def __init__(self, encoder: TextEncoder, prepare: Executor) -> None:
+        self._encoder, self._prepare = encoder, prepare
+
+    async def __call__(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] = (),
+        *,
+        prompt_name: str | None = None,
+        truncate: bool,
+        field: str,
+        pair_field: str = "text_pairs",
+    ) -> list[Tokens]:
+        """As `TextEncoder.encode`; nothing is read any more behind a text that is refused."""
+        check_pairs(texts, pairs, pair_field)
+
+        def encode(part: slice) -> list[Tokens]:
+            named = {"first": part.start, "field": field, "pair_field": pair_field}
+            return self._encoder.encode(texts[part], pairs[part], prompt_name=prompt_name, truncate=truncate, **named)
+
+        lengths = [min(length, self._encoder.most_characters) for length in _characters(texts, pairs)]
+        return await in_slices(self._prepare, encode, lengths, most=SLICE_CHARACTERS)
+
+
+class TokenCounter:
+    """Counts the tokens of texts for one model."""
+
+    def __init__(self, encoder: TextEncoder, prepare: Executor, *, name: str, most: int) -> None:
+        """`most`: how many texts may wait to be counted, over all callers."""
+        self.max_tokens = encoder.max_length
+        self._encoder, self._prepare = encoder, prepare
+        self._gate = Gate(f"texts to count for {name}", Limits(requests=most, tokens=MAX_COUNTED_CHARACTERS))
+
+    async def __call__(
+        self, texts: Sequence[str], pairs: Sequence[str], *, prompt_name: str | None = None, field: str, pair_field: str
+    ) -> list[int]:
+        """Of each text, or pair. InvalidRequest if they are too many or too long together, Overloaded if many wait."""
+        characters = sum(_characters(texts, pairs))
+        if characters > MAX_COUNTED_CHARACTERS:
+            raise InvalidRequest(field, f"{characters} characters together", f"at most {MAX_COUNTED_CHARACTERS}")
+        check_pairs(texts, pairs, pair_field)
+
+        def count(part: slice) -> list[int]:
+            named = {"first": part.start, "field": field, "pair_field": pair_field}
+            return self._encoder.count(texts[part], pairs[part], prompt_name=prompt_name, **named)
+
+        self._gate.enter(requests=len(texts), tokens=0, field=field)
+        try:
+            return await in_slices(self._prepare, count, _characters(texts, pairs), most=SLICE_CHARACTERS)
+        finally:
+            self._gate.leave(requests=len(texts), tokens=0)
+
+
+def _characters(texts: Sequence[str], pairs: Sequence[str]) -> list[int]:
+    return [len(text) + len(pair) for text, pair in zip(texts, pairs or [""] * len(texts), strict=False)]

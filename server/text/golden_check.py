@@ -1,0 +1,91 @@
+"""Does the server read texts as transformers did when the model was exported? Runs its own tokenizer and decoder over
+the golden texts of an artifact before the model is ready.
+"""
+
+from collections.abc import Sequence
+
+from google.protobuf import json_format
+
+from protos.artifact import GOLDEN_TEXTS
+from protos.manifest_pb2 import GoldenText, GoldenTexts, TextInput
+from server.artifact import Artifact
+from server.errors import BadArtifact, InvalidRequest
+from server.text.tokenizer import TextEncoder
+
+SHOWN = 40  # characters of a text in an error
+
+
+def check_golden_texts(encoder: TextEncoder, artifact: Artifact) -> int:
+    """How many golden texts were read and decoded as expected; BadArtifact names the first that was not."""
+    path = artifact.path(GOLDEN_TEXTS)
+    golden = _read(artifact)
+    _check_settings(artifact, golden.settings)
+    if not golden.texts:
+        raise BadArtifact(f"{path}: found no texts, expected at least one: export again")
+    for number, text in enumerate(golden.texts):
+        found = _difference(encoder, text)
+        if found:
+            name = f"golden text {number} ({text.text[:SHOWN]!r})"
+            raise BadArtifact(
+                f"{path}: {name}: {found}: the server does not read texts as transformers did; export again"
+            )
+    return len(golden.texts)
+
+
+def _read(artifact: Artifact) -> GoldenTexts:
+    path = artifact.path(GOLDEN_TEXTS)
+    try:
+        return json_format.Parse(path.read_bytes(), GoldenTexts(), ignore_unknown_fields=True)
+    except OSError as error:
+        raise BadArtifact(f"{path}: {error.strerror}") from error
+    except (json_format.ParseError, UnicodeDecodeError) as error:
+        raise BadArtifact(f"{path}: {error}") from error
+
+
+def _check_settings(artifact: Artifact, expected: TextInput) -> None:
+    """BadArtifact if the manifest says of texts anything else than when the golden texts were made."""
+    settings = artifact.manifest.text
+    for field in TextInput.DESCRIPTOR.fields:
+        found, wanted = (_value(message, field.name) for message in (settings, expected))
+        if found != wanted:
+            raise BadArtifact(
+                f"{artifact.directory}: found {found!r} for text.{field.name} in the manifest, expected {wanted!r} "
+                f"as in {GOLDEN_TEXTS}: export again"
+            )
+
+
+def _value(message: TextInput, name: str) -> object:
+    """A field in plain values; None if it is not there."""
+    if name not in {field.name for field, _ in message.ListFields()}:
+        return None
+    value = getattr(message, name)
+    return dict(value) if name == "prompts" else list(value) if name == "end_ids" else value
+
+
+def _difference(encoder: TextEncoder, text: GoldenText) -> str:
+    """What is found and what is expected, where they differ; empty if they do not."""
+    pair = text.pair if text.HasField("pair") else None
+    prompt_name = text.prompt_name if text.HasField("prompt_name") else None
+    try:
+        encoding = encoder.encode_as_is(text.text, pair, prompt_name=prompt_name)
+    except InvalidRequest as error:
+        return str(error)
+    if found := _first_difference("token", encoding.ids, text.input_ids):
+        return found
+    if encoder.text.token_types and (found := _first_difference("token type", encoding.type_ids, text.token_type_ids)):
+        return found
+    if not text.HasField("decoded"):
+        return ""
+    pieces = encoder.piece_by_piece()
+    streamed = "".join(map(pieces.push, text.input_ids)) + pieces.flush()
+    for decoded in (encoder.decode(text.input_ids, skip_special_tokens=True), streamed):
+        if decoded != text.decoded:
+            return f"found {decoded[:SHOWN]!r} when decoded, expected {text.decoded[:SHOWN]!r}"
+    return ""
+
+
+def _first_difference(what: str, found: Sequence[int], expected: Sequence[int]) -> str:
+    for position, (one, other) in enumerate(zip(found, expected, strict=False)):
+        if one != other:
+            return f"found {what} {one} at position {position}, expected {other}"
+    return "" if len(found) == len(expected) else f"found {len(found)} {what}s, expected {len(expected)}"

@@ -1,0 +1,75 @@
+"""What holds of the batcher whatever comes and whoever leaves, on one device or two, with or without enough memory."""
+
+import asyncio
+from collections import Counter
+
+import hypothesis.strategies as st
+from hypothesis import given, settings
+
+from server.admission.queue import Limits
+from server.batching.batcher import Batcher
+from server.batching.scheduler import Budget
+from tests.server.batching.test_batcher import Sums, ask, row, sums
+
+BUDGET = Budget(rows=4, tokens=32, heads=1, padding=0.5)
+# The lengths of a request's rows; whether its caller leaves; whether others get a word in before the next one comes.
+REQUESTS = st.lists(
+    st.tuples(st.lists(st.integers(1, 12), min_size=1, max_size=7), st.booleans(), st.booleans()), max_size=12
+)
+
+
+class Day:
+    """Sessions that begin to run when so many requests have come, and what becomes of these."""
+
+    def __init__(self, requests, *, lanes, memory_rows, opens):
+        self.sessions, self.rows, self.answers = [Sums() for _ in range(lanes)], [], []
+        for session in self.sessions:
+            session.memory_rows, session.no_memory = memory_rows, "out of memory"
+            session.open.clear()
+        asyncio.run(self._pass(requests, opens))
+
+    async def _pass(self, requests, opens):
+        limits = Limits(requests=200, tokens=2000)
+        batcher = Batcher(self.sessions, name="sums", budget=BUDGET, limits=limits)
+        await batcher.start()
+        tasks = []
+        for number, (lengths, leaves, others) in enumerate(requests):
+            if number == opens:
+                self._open()
+            first = 100 * (number + 1)  # no two rows have one sum
+            self.rows.append([row(first + place, *[0] * (length - 1)) for place, length in enumerate(lengths)])
+            tasks.append(asyncio.create_task(ask(batcher, self.rows[-1])))
+            if others:
+                await asyncio.sleep(0)
+            if leaves:
+                tasks[-1].cancel()
+        self._open()
+        self.answers = await asyncio.gather(*tasks, return_exceptions=True)
+        await batcher.drain()
+        self.left_behind = batcher.waiting_rows, batcher.waiting_tokens, batcher.running_rows
+
+    def _open(self):
+        for session in self.sessions:
+            session.open.set()
+
+    @property
+    def ran(self):
+        """The batches for which there was memory."""
+        return [batch for session in self.sessions for batch in session.batches if len(batch) <= session.memory_rows]
+
+
+@settings(deadline=None, max_examples=60)
+@given(REQUESTS, st.integers(1, 2), st.integers(1, 4), st.integers(0, 12))
+def test_nothing_is_lost_or_run_twice_or_answered_out_of_order(requests, lanes, memory_rows, opens):
+    day = Day(requests, lanes=lanes, memory_rows=memory_rows, opens=opens)
+    runs = Counter(sum(ids) for batch in day.ran for ids in batch)
+    for (_, leaves, _), rows, answers in zip(requests, day.rows, day.answers, strict=True):
+        own = [int(each.input_ids.sum()) for each in rows]
+        assert all(runs[each] <= 1 for each in own)
+        if not leaves:
+            assert sums(answers) == own
+            assert all(runs[each] == 1 for each in own)
+    assert day.left_behind == (0, 0, 0)
+    for batch in day.ran:
+        assert len(batch) <= BUDGET.rows
+        assert len(batch) * len(batch[0]) <= BUDGET.tokens

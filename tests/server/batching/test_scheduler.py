@@ -1,0 +1,239 @@
+"""The decisions of batching: as tables of cases, and as properties that hold for any rows."""
+
+import itertools
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+
+from server.batching.scheduler import NEVER, Budget, Scheduler, Waiting
+from server.batching.shape_buckets import EXACT, Shapes, steps_to
+
+
+def scheduler_of(lengths, budget, **settings):
+    scheduler = Scheduler(budget, **settings)
+    for key, tokens in enumerate(lengths):
+        scheduler.add(Waiting(key=key, tokens=tokens, arrived=float(key)))
+    return scheduler
+
+
+def batches(scheduler):
+    taken = []
+    while batch := scheduler.take():
+        taken.append([row.key for row in batch])
+    return taken
+
+
+@pytest.mark.parametrize(
+    ("lengths", "budget", "expected"),
+    [
+        ([], {}, []),
+        ([5], {}, [[0]]),
+        # Equal lengths run together, in the order in which they came.
+        ([5, 5, 5], {}, [[0, 1, 2]]),
+        ([5, 5, 5], {"rows": 2}, [[0, 1], [2]]),
+        # A short row and a long one do not: the short one would be mostly padding.
+        ([5, 50, 5, 50], {}, [[0, 2], [1, 3]]),
+        # Nearest first, whether shorter or longer, up to a tenth of padding.
+        ([20, 22, 19, 30, 21], {}, [[0, 2, 4, 1], [3]]),
+        # Padding counts against the budget: three rows of 21 would be 63 tokens.
+        ([20, 21, 20, 19], {"tokens": 60}, [[0, 2, 3], [1]]),
+        # What is free does not mind padding.
+        ([5, 50, 5, 50], {"free_tokens": 100}, [[0, 2], [1, 3]]),
+        ([5, 50, 5, 50], {"free_tokens": 200}, [[0, 2, 1, 3]]),
+        ([5, 50, 5, 50], {"padding": 0.9}, [[0, 2, 1, 3]]),
+    ],
+)
+def test_rows_near_in_length_run_together(lengths, budget, expected):
+    assert batches(scheduler_of(lengths, Budget(**{"rows": 8, "tokens": 512, "heads": 512} | budget))) == expected
+
+
+def test_positions_with_logits_have_a_budget_of_their_own():
+    scheduler = Scheduler(Budget(rows=8, tokens=512, heads=10))
+    for key in range(3):
+        scheduler.add(Waiting(key=key, tokens=5, heads=5))
+    assert batches(scheduler) == [[0, 1], [2]]
+
+
+def test_the_lowest_rank_leads():
+    scheduler = Scheduler(Budget(rows=1, tokens=512, heads=1))
+    for key, rank in enumerate((2.0, 1.0, 2.0, 0.5)):
+        scheduler.add(Waiting(key=key, tokens=5, rank=rank))
+    assert batches(scheduler) == [[3], [1], [0], [2]]
+
+
+def test_a_dropped_row_is_gone():
+    scheduler = scheduler_of([5, 5, 5], Budget(rows=8, tokens=512, heads=1))
+    assert scheduler.drop(1).key == 1
+    assert scheduler.drop(1) is None
+    assert batches(scheduler) == [[0, 2]]
+
+
+def test_nothing_waits_for_company_unless_it_is_told_to():
+    budget = Budget(rows=3, tokens=512, heads=1)
+    assert Scheduler(budget).due(now=0.0) == NEVER
+    assert scheduler_of([5], budget).due(now=0.0) == 0.0
+    patient = scheduler_of([5, 5], budget, max_delay_s=2.0)  # came at 0 and at 1
+    assert patient.due(now=1.5) == 0.5
+    assert patient.due(now=9.0) == 0.0
+    patient.add(Waiting(key=2, tokens=5, arrived=1.6))  # the batch is full
+    assert patient.due(now=1.6) == 0.0
+
+
+BUDGETS = st.builds(
+    Budget,
+    rows=st.integers(1, 9),
+    tokens=st.integers(64, 300),
+    heads=st.integers(16, 40),
+    padding=st.floats(0, 0.9),
+    free_tokens=st.sampled_from([0, 100, 1000]),
+    shapes=st.sampled_from([EXACT, Shapes(lengths=steps_to(64, first=8), row_counts=steps_to(9))]),
+)
+ROWS = st.lists(st.tuples(st.integers(1, 64), st.integers(0, 16)), min_size=1, max_size=6)
+REQUESTS = st.tuples(st.floats(0, 5), ROWS)
+EVENTS = st.lists(st.one_of(REQUESTS, st.sampled_from(["plan", "take", "take"]), st.integers(0, 50)), max_size=40)
+
+
+class Day:
+    """A scheduler as it is used: requests come, batches are planned and taken, rows dropped; until all ran."""
+
+    def __init__(self, budget, events):
+        self.rows, self.dropped, self.batches = {}, set(), []
+        self.came_to = {}  # key → how many batches had been taken when it came
+        self.before = {}  # key → whose turn was before its own while it waited
+        self._scheduler, self._shapes, self._planned = Scheduler(budget), budget.shapes, []
+        for event in events:
+            match event:
+                case "plan":
+                    self._planned = self._scheduler.plan()
+                case "take":
+                    self._take()
+                case int(key):
+                    self.dropped |= {row.key for row in [self._scheduler.drop(key)] if row}
+                case rank, request:
+                    self._come(rank, request)
+        while len(self._scheduler):
+            self._take()
+
+    @property
+    def taken(self):
+        return [row.key for batch in self.batches for row in batch]
+
+    def _come(self, rank, request):
+        for tokens, heads in request:
+            key, length = len(self.rows), self._shapes.length(tokens)
+            row = self.rows[key] = Waiting(key=key, tokens=tokens, length=length, heads=heads, rank=rank)
+            others = [self.rows[other] for other in self.before.keys() - self.dropped - set(self.taken)]
+            self.before[key] = {other.key for other in others if other.turn < row.turn}
+            for other in others:
+                if row.turn < other.turn:
+                    self.before[other.key].add(key)
+            self.came_to[key] = len(self.batches)
+            self._scheduler.add(row)
+
+    def _take(self):
+        if batch := self._scheduler.take(self._planned):
+            self.batches.append(batch)
+
+
+@given(BUDGETS, EVENTS)
+def test_every_row_runs_once_or_was_dropped(budget, events):
+    day = Day(budget, events)
+    assert sorted([*day.taken, *day.dropped]) == list(day.rows)
+
+
+@given(BUDGETS, EVENTS)
+def test_no_batch_exceeds_its_budget(budget, events):
+    for batch in Day(budget, events).batches:
+        longest = max(row.length for row in batch)
+        padded, lengths = len(batch) * longest, sum(row.length for row in batch)  # padding: beyond that of each alone
+        assert len(batch) <= budget.rows
+        assert sum(row.heads for row in batch) <= budget.heads
+        assert len(batch) == 1 or budget.shapes.row_count(len(batch)) * longest <= budget.tokens
+        assert len(batch) == 1 or padded <= budget.free_tokens or padded - lengths <= budget.padding * padded
+
+
+@given(BUDGETS, EVENTS)
+def test_a_row_waits_for_no_more_batches_than_rows_had_their_turn_before_it(budget, events):
+    day = Day(budget, events)
+    for number, batch in enumerate(day.batches):
+        for row in batch:
+            assert number - day.came_to[row.key] <= len(day.before[row.key])
+
+
+@given(BUDGETS, EVENTS)
+def test_rows_of_a_request_that_are_of_one_length_run_in_their_order(budget, events):
+    """So do those of several requests, as long as they have one rank."""
+    day, orders = Day(budget, events), {}
+    for key in day.taken:
+        orders.setdefault((day.rows[key].rank, day.rows[key].length), []).append(key)
+    assert all(order == sorted(order) for order in orders.values())
+
+
+@given(BUDGETS, EVENTS)
+def test_a_plan_is_what_is_taken_if_nothing_happens_between(budget, events):
+    scheduler = Scheduler(budget)
+    for row in Day(budget, events).rows.values():
+        scheduler.add(row)
+    plan = scheduler.plan()
+    assert scheduler.take(plan) == plan
+
+
+def test_a_plan_is_kept_for_rows_that_came_later_and_would_not_fit():
+    scheduler = scheduler_of([5, 5], Budget(rows=2, tokens=512, heads=1))
+    planned = scheduler.plan()
+    scheduler.add(Waiting(key=2, tokens=5))
+    assert [row.key for row in scheduler.take(planned)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("happens", "expected"),
+    [
+        (lambda scheduler: scheduler.add(Waiting(key=3, tokens=5)), [0, 2, 3]),  # there is room for it
+        (lambda scheduler: scheduler.add(Waiting(key=3, tokens=1, rank=-1.0)), [3]),  # it is its turn, alone as it is
+        (lambda scheduler: scheduler.drop(2), [0]),
+        (lambda scheduler: scheduler.drop(0), [1]),  # it led
+    ],
+    ids=["joined", "overtaken", "left", "led no more"],
+)
+def test_a_plan_is_given_up_for_a_better_one(happens, expected):
+    scheduler = scheduler_of([5, 50, 5], Budget(rows=3, tokens=512, heads=1))
+    planned = scheduler.plan()
+    assert [row.key for row in planned] == [0, 2]
+    happens(scheduler)
+    assert [row.key for row in scheduler.take(planned)] == expected
+
+
+@pytest.mark.parametrize("shapes", [EXACT, Shapes(lengths=steps_to(512, first=8))], ids=["exact", "steps"])
+@pytest.mark.parametrize("callers", [16, 64, 256])
+def test_lengths_of_all_kinds_are_padded_by_less_than_fifteen_percent(shapes, callers, record_property):
+    """Lengths log-uniform over 8 to 512, each caller coming back at once; the usual settings."""
+    random = np.random.default_rng(0)
+    lengths = [int(length) for length in np.exp(random.uniform(np.log(8), np.log(512), 3000))]
+    scheduler, coming = (
+        Scheduler(Budget(rows=32, tokens=2048, heads=1, free_tokens=64, shapes=shapes)),
+        iter(enumerate(lengths)),
+    )
+    real = padded = 0
+
+    def come(count):
+        for key, tokens in itertools.islice(coming, count):
+            scheduler.add(Waiting(key=key, tokens=tokens, length=shapes.length(tokens)))
+
+    come(callers)
+    while batch := scheduler.take():
+        real += sum(row.tokens for row in batch)
+        padded += len(batch) * max(row.length for row in batch)
+        come(len(batch))
+    record_property("padding", 1 - real / padded)
+    assert real == sum(lengths)
+    assert 1 - real / padded < 0.15
+
+
+def test_rows_whose_lengths_are_padded_to_the_same_step_run_together():
+    shapes = Shapes(lengths=(8, 16), row_counts=(1, 2, 4))
+    scheduler = Scheduler(Budget(rows=4, tokens=48, heads=1, padding=0.0, shapes=shapes))
+    for key, tokens in enumerate((9, 8, 16, 12, 10)):
+        scheduler.add(Waiting(key=key, tokens=tokens, length=shapes.length(tokens)))
+    assert batches(scheduler) == [[0, 2], [1], [3, 4]]  # three rows would be padded to four, which is too much

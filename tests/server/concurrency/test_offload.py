@@ -1,0 +1,68 @@
+"""Large work is done in a thread, so that others get their turn; small work at once."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse
+from server.concurrency.offload import FEW, off_loop
+from server.errors import InvalidRequest
+from server.rpc.open_inference.endpoints import Door, Reply, Tensor
+from server.rpc.open_inference.infer import answer, items_of
+from server.rpc.open_inference.tensors import items_in
+from server.tasks.classification import MAX_CLASSES, ranked, softmax
+
+
+@pytest.fixture
+def threads():
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize(("items", "here"), [(1, True), (FEW, True), (FEW + 1, False)])
+async def test_large_work_leaves_the_loop_alone(threads, items, here):
+    where = await off_loop(threads, threading.current_thread, items=items)
+    assert (where is threading.current_thread()) == here
+
+
+@pytest.mark.parametrize(("inputs", "top_k", "here"), [(1, 5, True), (1, 1000, False), (100, 5, False)])
+async def test_classes_of_many_inputs_or_many_classes_are_ranked_in_a_thread(threads, inputs, top_k, here):
+    ranked_in = []
+
+    def scores(logits):
+        ranked_in.append(threading.current_thread())
+        return softmax(logits)
+
+    logits = list(np.random.default_rng(0).standard_normal((inputs, 1000), np.float32))
+    labels = [f"class {number}" for number in range(1000)]
+    found = await ranked(logits, scores, labels, top_k=top_k, threads=threads)
+    assert [classes[0].class_id for classes in found] == [row.argmax() for row in logits]
+    assert [len(classes) for classes in found] == [top_k] * inputs
+    assert {each is threading.current_thread() for each in ranked_in} == {here}
+
+
+def test_typed_values_and_texts_count_one_by_one_and_raw_numbers_do_not():
+    def items(datatype, shape, raw=(), **contents):
+        tensor = ModelInferRequest.InferInputTensor(name="x", datatype=datatype, shape=shape)
+        for field, values in contents.items():
+            getattr(tensor.contents, field).extend(values)
+        return items_in(ModelInferRequest(inputs=[tensor], raw_input_contents=raw))
+
+    assert items("FP32", [300], fp32_contents=[0.0] * 300) == 300
+    assert items("FP32", [300], raw=[bytes(1200)]) == 0
+    assert items("BYTES", [300, 1], raw=[bytes(1200)]) == 300
+    assert items("BYTES", [1], bytes_contents=[bytes(100_000)]) == 2
+
+
+DOOR = Door((), (Tensor("logits", "FP32", (-1, -1), labels=()),), infer=None)
+
+
+def test_classes_that_are_told_as_texts_count_and_are_not_more_than_can_be_told_soon():
+    reply = Reply({"logits": np.zeros((600, 500), np.float32)})
+    assert items_of({"logits": 0}, reply) == 600 * 500 * 4 // 1024
+    assert items_of({"logits": 7}, reply) > 600 * 7
+    assert answer(DOOR, {"logits": 7}, reply, ModelInferResponse()).outputs[0].shape == [600, 7]
+    with pytest.raises(InvalidRequest, match=f"found 300000 classes, expected at most {MAX_CLASSES}"):
+        answer(DOOR, {"logits": 1000}, reply, ModelInferResponse())

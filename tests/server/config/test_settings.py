@@ -1,0 +1,70 @@
+"""What a user may set, and what is said about what they may not."""
+
+import pytest
+
+from server.config.cli import MODEL_KEYS, OPTIONS, parse
+from server.config.settings import ModelSettings
+
+
+def test_settings_have_defaults_for_a_server_on_this_machine_alone():
+    settings = parse([], {})
+    assert (settings.host, settings.port, settings.http_port) == ("127.0.0.1", 8001, 8002)
+    assert settings.provider == "auto"
+
+
+def test_a_flag_wins_over_the_environment_and_the_environment_over_the_default():
+    environment = {"AFFINITY_PORT": "9000", "AFFINITY_HTTP_PORT": "9001", "AFFINITY_MODELS": "a, b"}
+    settings = parse(["--port", "7000"], environment)
+    assert (settings.port, settings.http_port, settings.models) == (7000, 9001, ("a", "b"))
+
+
+def test_settings_of_one_model_go_over_those_of_every_model():
+    settings = parse(
+        ["--set", "bert.max_batch_size=4", "--set", "bert.max_delay_seconds=0.01"],
+        {"AFFINITY_SET": "*.max_batch_size=16,bert.slots=2,bert.max_batch_size=8"},
+    )
+    assert settings.of("gpt") == ModelSettings(max_batch_size=16)
+    assert settings.of("bert") == ModelSettings(max_batch_size=4, max_delay_seconds=0.01, slots=2)
+
+
+def test_model_names_may_have_dots():
+    assert parse(["--set", "mixer_b16_224.goog_in21k.slots=3"], {}).of("mixer_b16_224.goog_in21k").slots == 3
+
+
+@pytest.mark.parametrize(
+    ("argv", "environment", "said"),
+    [
+        (["--port", "x"], {}, "--port: found 'x', expected a whole number"),
+        (["--port", "70000"], {}, "port: found 70000, expected 0 (any free one) to 65535"),
+        ([], {"AFFINITY_PROVIDER": "tpu"}, "AFFINITY_PROVIDER: found 'tpu', expected one of auto, cuda, openvino, cpu"),
+        ([], {"AFFINITY_DRAIN_SECONDS": "soon"}, "AFFINITY_DRAIN_SECONDS: found 'soon', expected a number"),
+        ([], {"AFFINITY_DRAIN_SECONDS": "nan"}, "AFFINITY_DRAIN_SECONDS: found 'nan', expected a number"),
+        (["--set", "bert"], {}, "--set: found 'bert', expected MODEL.KEY=VALUE"),
+        (["--set", "bert.size=4"], {}, "--set bert.size=4: found key 'size', expected one of versions, max_batch_size"),
+        (
+            [],
+            {"AFFINITY_SET": "bert.slots=many"},
+            "AFFINITY_SET bert.slots=many: found 'many', expected a whole number",
+        ),
+        (["--set", "bert.versions=newest"], {}, "--set bert.versions=newest: found 'newest', expected latest, all, "),
+        (["--set", "bert.max_batch_size=0"], {}, "bert.max_batch_size: found 0, expected at least 1"),
+        (["--set", "*.max_batch_padding=1"], {}, "*.max_batch_padding: found 1.0, expected a share from 0 to below 1"),
+        (["--set", "gpt.prefix_cache=yes"], {}, "gpt.prefix_cache=yes: found 'yes', expected one of on, off"),
+        (["--models"], {}, "--models: expected one argument"),
+    ],
+)
+def test_a_wrong_setting_ends_the_start_and_says_where_it_stands(argv, environment, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(argv, environment)
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_help_explains_every_flag_variable_and_key(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--help"], {})
+    text = " ".join(capsys.readouterr().out.split())
+    for option in (option for group in OPTIONS.values() for option in group):
+        assert option.flag in text
+        assert f"[{option.variable}]" in text
+    assert all(key in text for key in MODEL_KEYS)

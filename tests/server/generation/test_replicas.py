@@ -1,0 +1,89 @@
+"""Engines on several devices share the requests; here they are two on the CPU."""
+
+import asyncio
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from server.admission.queue import Call
+from server.errors import NotReady
+from server.generation.replicas import Engines
+from server.generation.request import Sampling
+from server.observability.observer import Silent
+from tests.generating import generate, generate_all
+from tests.server.generation.test_engine import padded
+
+GREEDY = Sampling(temperature=0.0, ignore_eos=True, max_tokens=12)
+
+
+async def tokens_of(engine, prompt):
+    return [step.token_id async for step in generate(engine, prompt, GREEDY)]
+
+
+class Listener(Silent):
+    def __init__(self):
+        self.endings = []
+
+    def finished(self, *, reason, usage):
+        self.endings.append(reason)
+
+
+@pytest.fixture
+def listeners():
+    return Listener(), Listener()
+
+
+@pytest.fixture
+async def engines(engine_of, listeners):
+    return [await engine_of(slots=4, observer=listener) for listener in listeners]
+
+
+async def test_requests_go_to_the_engine_with_the_least_to_do(engines, listeners, prompts):
+    both, asked = Engines(engines), prompts(8)
+    answers = await asyncio.gather(*(tokens_of(both, prompt) for prompt in asked))
+    assert [len(listener.endings) for listener in listeners] == [4, 4]
+    assert answers == [await tokens_of(engines[0], prompt) for prompt in asked]
+
+
+async def test_the_prompts_of_one_request_are_spread_over_the_engines(engines, listeners, prompts):
+    both, asked = Engines(engines), {str(number): prompt for number, prompt in enumerate(prompts(6))}
+    with both.room(6, field="prompts"):
+        assert [engine.waiting_rows for engine in engines] == [3, 3]
+    found = defaultdict(list)
+    async for name, step in generate_all(both, asked, GREEDY):
+        found[name].append(step.token_id)
+    assert [len(listener.endings) for listener in listeners] == [3, 3]
+    assert found == {name: await tokens_of(engines[0], prompt) for name, prompt in asked.items()}
+
+
+async def test_whole_texts_give_the_same_on_any(engines, prompts):
+    texts = padded(prompts(3))
+    found, expected = await Engines(engines).logits(*texts, Call()), await engines[1].logits(*texts, Call())
+    assert np.array_equal(found, expected)
+
+
+async def test_giving_up_ends_what_is_under_way(engines, prompts):
+    both = Engines(engines)
+    endless = replace(GREEDY, max_tokens=50)
+
+    async def last_of(prompt):
+        return [step async for step in generate(both, prompt[:5], endless)][-1].finish_reason
+
+    running = [asyncio.create_task(last_of(prompt)) for prompt in prompts(6)]
+    await asyncio.sleep(0)
+    both.give_up()
+    assert set(await asyncio.gather(*running)) == {"cancelled"}
+
+
+async def test_draining_answers_who_is_in_on_every_engine_and_lets_in_nobody(engines, prompts):
+    both = Engines(engines)
+    await both.start()
+    running = [asyncio.create_task(tokens_of(both, prompt)) for prompt in prompts(6)]
+    await asyncio.sleep(0)
+    await both.drain()
+    assert [len(await task) for task in running] == [12] * 6
+    for engine in (both, *engines):
+        with pytest.raises(NotReady):
+            await tokens_of(engine, prompts(1)[0])

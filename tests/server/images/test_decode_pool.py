@@ -1,0 +1,112 @@
+"""Images are decoded within a memory, whoever gives up meanwhile; nobody else waits for their threads."""
+
+import asyncio
+import threading
+
+import pytest
+
+from server.images.decode_pool import ImagePool
+
+SECONDS = 30  # after which a test that hangs has failed
+
+
+class Works:
+    """Jobs that threads have begun, each until it is told to end."""
+
+    def __init__(self, pool):
+        self.pool, self.most, self.running = pool, 0, set()
+        self._lock, self._begun, self._ends = threading.Lock(), {}, {}
+
+    def start(self, name, decoding_bytes):
+        """A task that waits for the job."""
+        self._begun[name], self._ends[name] = threading.Event(), threading.Event()
+        return asyncio.create_task(self.pool.run(lambda: self._work(name), decoding_bytes=decoding_bytes))
+
+    async def begun(self, name):
+        assert await asyncio.to_thread(self._begun[name].wait, SECONDS)
+
+    def end(self, *names):
+        for name in names:
+            self._ends[name].set()
+
+    def _work(self, name):
+        with self._lock:
+            self.running.add(name)
+            self.most = max(self.most, len(self.running))
+        self._begun[name].set()
+        assert self._ends[name].wait(SECONDS)
+        with self._lock:
+            self.running.discard(name)
+        return name
+
+
+@pytest.fixture
+def works():
+    """Three threads, and memory for two jobs of 50."""
+    pool = ImagePool(3, decoding_bytes=100)
+    yield Works(pool)
+    pool.end()
+
+
+async def test_no_more_is_decoded_at_once_than_there_is_memory_for(works):
+    tasks = [works.start(number, 50) for number in range(6)]
+    works.end(*range(6))
+    assert await asyncio.gather(*tasks) == list(range(6))
+    assert works.most <= 2
+
+
+async def test_what_a_thread_has_begun_keeps_its_memory_though_the_caller_is_gone(works):
+    given_up = [works.start(name, 50) for name in "ab"]
+    await works.begun("a")
+    await works.begun("b")
+    for task in given_up:
+        task.cancel()
+    assert all(
+        isinstance(each, asyncio.CancelledError) for each in await asyncio.gather(*given_up, return_exceptions=True)
+    )
+    assert works.running == {"a", "b"}  # and nobody waits for them
+    following = [works.start(name, 50) for name in "cd"]
+    works.end("c", "d", "a")
+    await following[0]  # once a has ended
+    works.end("b")
+    assert await following[1] == "d"
+    assert works.most == 2
+
+
+async def test_who_gives_up_before_a_thread_has_begun_leaves_no_work_behind(works):
+    begun = works.start("a", 100)
+    await works.begun("a")
+    waiting = works.start("b", 100)
+    await asyncio.sleep(0)
+    waiting.cancel()
+    works.end("a")
+    await begun
+    last = works.start("c", 100)
+    works.end("c")
+    assert await last == "c"
+    assert not works._begun["b"].is_set()
+
+
+async def test_what_fails_gives_its_memory_back(works):
+    for _ in range(5):
+        with pytest.raises(ZeroDivisionError):
+            await works.pool.run(lambda: 1 / 0, decoding_bytes=100)
+
+
+def test_the_loop_may_end_before_a_thread_does(caplog):
+    pool, begun, end = ImagePool(1), threading.Event(), threading.Event()
+
+    def work():
+        begun.set()
+        end.wait(SECONDS)
+
+    async def give_up():
+        task = asyncio.create_task(pool.run(work, decoding_bytes=1))
+        assert await asyncio.to_thread(begun.wait, SECONDS)
+        task.cancel()
+
+    asyncio.run(give_up())
+    end.set()
+    pool.end()
+    pool._threads.shutdown()  # waits for the thread
+    assert not caplog.records

@@ -1,0 +1,144 @@
+"""What Prometheus scrapes after known traffic, and what probes are told."""
+
+import urllib.error
+import urllib.request
+
+import grpc
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from protos import affinity_pb2 as pb
+from protos.affinity_pb2_grpc import AffinityStub
+from server.client import CallFailed, Client
+from server.observability.http import HttpServer
+from server.observability.prometheus import Metrics
+from tests.server.rpc.affinity.test_servicer import TEXT, picture
+from tests.serving import served
+
+
+def read(url):
+    with urllib.request.urlopen(url) as answer:
+        return answer.read().decode()
+
+
+@pytest.fixture(scope="module")
+def scraped(artifacts):
+    """Samples, as (name, labels) → value, after traffic that is known."""
+    with served(artifacts, "--models", "tiny-bert,tiny-gpt,tiny-vit") as running, Client(running.target) as client:
+        for _ in range(3):
+            client.fill_mask([TEXT, TEXT + " The statement."], model="tiny-bert")
+        client.classify_image([picture()])
+        list(client.generate("A list is", model="tiny-gpt", max_tokens=8, ignore_eos=True))
+        for model in ("nobody", "tiny-gpt"):
+            with pytest.raises(CallFailed):
+                client.fill_mask([TEXT], model=model)
+        with pytest.raises(CallFailed):
+            client.fill_mask(["no mask"], model="tiny-bert")
+        give_up(running.target)
+        text = read(running.url("/metrics"))
+        families = list(text_string_to_metric_families(text))
+        yield {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for family in families
+            for sample in family.samples
+        }
+
+
+def give_up(target):
+    """A generation that its client leaves, and is done with when this returns."""
+    with grpc.insecure_channel(target) as channel:
+        call = AffinityStub(channel).Generate(
+            pb.GenerateRequest(prompts=[pb.Prompt(text="A")], max_tokens=60, ignore_eos=True)
+        )
+        next(call)
+        call.cancel()
+    with Client(target) as client:
+        list(client.generate("A list is", model="tiny-gpt", max_tokens=8, ignore_eos=True))
+
+
+def value(scraped, name, **labels):
+    return scraped.get((name, tuple(sorted(labels.items()))))
+
+
+BERT = {"model": "tiny-bert", "version": "1"}
+GPT = {"model": "tiny-gpt", "version": "1"}
+
+
+def test_requests_are_counted_by_how_they_ended(scraped):
+    assert value(scraped, "affinity_requests_total", **BERT, task="fill-mask", status="OK") == 3
+    assert value(scraped, "affinity_requests_total", **BERT, task="fill-mask", status="INVALID_ARGUMENT") == 1
+    assert value(scraped, "affinity_requests_total", **GPT, task="generate", status="OK") == 2
+    assert value(scraped, "affinity_requests_total", **GPT, task="generate", status="CANCELLED") == 1
+    assert value(scraped, "affinity_request_duration_seconds_count", **BERT, task="fill-mask") == 4
+
+
+def test_a_name_that_a_client_made_up_is_no_label(scraped):
+    assert {dict(labels)["model"] for _, labels in scraped if "model" in dict(labels)} == {
+        "tiny-bert",
+        "tiny-gpt",
+        "tiny-vit",
+    }
+
+
+def test_batches_are_measured(scraped):
+    assert value(scraped, "affinity_batch_rows_sum", **BERT) == 6
+    assert value(scraped, "affinity_queue_duration_seconds_count", **BERT) == 6
+    batches = value(scraped, "affinity_run_duration_seconds_count", **BERT)
+    assert 3 <= batches <= 6
+    assert value(scraped, "affinity_batch_padding_ratio_count", **BERT) == batches
+
+
+def test_tokens_are_counted_and_timed(scraped):
+    assert value(scraped, "affinity_time_to_first_token_seconds_count", **GPT) == 3
+    generated = value(scraped, "affinity_generated_tokens_total", **GPT)
+    assert 17 <= generated <= 16 + 60
+    assert value(scraped, "affinity_inter_token_seconds_count", **GPT) == generated - 3
+    assert value(scraped, "affinity_finished_generations_total", **GPT, reason="length") == 2
+    assert value(scraped, "affinity_slots_used", **GPT) == 0
+
+
+def test_models_say_where_they_run_and_how_near_they_are(scraped):
+    labels = {**BERT, "task": "fill-mask", "provider": "cpu", "precision": "fp32"}
+    assert value(scraped, "affinity_model_info", **labels) == 1
+    assert 0 < value(scraped, "affinity_model_parity_error", **BERT, measure="maximum") < 1e-4
+    assert value(scraped, "affinity_model_parity_tolerance", **BERT, measure="maximum") == 1e-4
+
+
+def test_calls_are_counted_by_the_convention(scraped):
+    method = {"grpc_service": "affinity.v1.Affinity", "grpc_method": "FillMask", "grpc_type": "unary"}
+    assert value(scraped, "grpc_server_started_total", **method) == 6
+    assert value(scraped, "grpc_server_handled_total", **method, grpc_code="OK") == 3
+    assert value(scraped, "grpc_server_handled_total", **method, grpc_code="NOT_FOUND") == 1
+    assert value(scraped, "grpc_server_handled_total", **method, grpc_code="FAILED_PRECONDITION") == 1
+    assert value(scraped, "grpc_server_handling_seconds_count", **method) == 6
+    stream = {"grpc_service": "affinity.v1.Affinity", "grpc_method": "Generate", "grpc_type": "server_stream"}
+    assert value(scraped, "grpc_server_handled_total", **stream, grpc_code="CANCELLED") == 1
+
+
+def test_the_same_numbers_stand_under_tritons_names(scraped):
+    assert value(scraped, "nv_inference_request_success", **BERT) == 3
+    assert value(scraped, "nv_inference_request_failure", **BERT, reason="OTHER") == 1
+    assert value(scraped, "nv_inference_request_failure", **GPT, reason="CANCELED") == 1
+    assert value(scraped, "nv_inference_count", **BERT) == 6
+    assert value(scraped, "nv_inference_exec_count", **BERT) == value(
+        scraped, "affinity_run_duration_seconds_count", **BERT
+    )
+    assert value(scraped, "nv_inference_compute_infer_duration_us", **BERT) > 0
+    assert value(scraped, "nv_inference_pending_request_count", **BERT) == 0
+
+
+def test_probes_are_answered(server):
+    assert read(server.url("/livez")) == "alive\n"
+    assert read(server.url("/readyz")) == "ready\n"
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        read(server.url("/nowhere"))
+
+
+def test_a_server_that_is_not_ready_says_503():
+    http = HttpServer("127.0.0.1", 0, Metrics().registry, lambda: False)
+    try:
+        assert read(f"http://127.0.0.1:{http.port}/livez") == "alive\n"
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            read(f"http://127.0.0.1:{http.port}/readyz")
+    finally:
+        http.stop()

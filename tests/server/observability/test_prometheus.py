@@ -1,0 +1,256 @@
+"""A real Prometheus scrapes a real server: every number arrives, and promtool has nothing to say about our names."""
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from contextlib import contextmanager
+
+import grpc
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from tokenizers import Tokenizer
+
+from protos import affinity_pb2 as pb
+from protos.affinity_pb2_grpc import AffinityStub
+from server.client import CallFailed, Client
+from server.observability.prometheus import Metrics
+from server.repository.gauges import ModelMetrics
+from tests.server.rpc.affinity.test_servicer import TEXT, picture
+from tests.serving import served
+
+pytestmark = pytest.mark.skipif(not shutil.which("prometheus"), reason="Prometheus is not installed")
+
+PATIENCE_S = 60
+OWN = ("job", "instance")  # labels that Prometheus adds
+
+
+MODELS = "tiny-bert,tiny-gpt,tiny-vit,tiny-classifier"
+PATIENT = ("--set", "tiny-classifier.max_delay_seconds=60", "--set", "tiny-classifier.max_queue_requests=1")
+PROMPT = "A list is"
+
+
+@pytest.fixture(scope="module")
+def busy(artifacts):
+    """A server that had some traffic, and has none any more."""
+    with served(artifacts, "--models", MODELS, *PATIENT) as running, Client(running.target) as client:
+        client.fill_mask([TEXT, TEXT], model="tiny-bert")
+        client.classify_image([picture()])
+        list(client.generate(PROMPT, max_tokens=8, ignore_eos=True))
+        with pytest.raises(CallFailed):
+            client.fill_mask([""], model="tiny-bert")
+        fill_the_queue(running, client)
+        yield running
+
+
+def fill_the_queue(server, client):
+    """One request waits for company, another finds the queue full, the first gives up."""
+    with grpc.insecure_channel(server.target) as channel:
+        waiting = AffinityStub(channel).ClassifyText.future(pb.ClassifyTextRequest(inputs=["a list"]))
+        until(server, "affinity_queue_rows", {"model": "tiny-classifier"}, 1)
+        with pytest.raises(CallFailed, match="the queue of tiny-classifier is full"):
+            client.classify_text(["a set"])
+        waiting.cancel()
+    until(server, "affinity_requests_total", {"model": "tiny-classifier", "status": "CANCELLED"}, 1)
+
+
+def until(server, name, labels, value):
+    """Wait until the server says so."""
+    deadline = time.monotonic() + PATIENCE_S
+    while (told := found(exposed(server), name, **labels)) != value and time.monotonic() < deadline:
+        pass
+    assert told == value
+
+
+def found(samples, name, **labels):
+    """The only sample of that name that has these labels, among others; None if there is none."""
+    values = [value for (of, own), value in samples.items() if of == name and labels.items() <= dict(own).items()]
+    assert len(values) <= 1, f"several of {name} {labels}"
+    return values[0] if values else None
+
+
+def exposed(server):
+    """(name, labels) → value, as the server says."""
+    with urllib.request.urlopen(server.url("/metrics")) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+        return {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in families
+            for sample in family.samples
+        }
+
+
+@contextmanager
+def prometheus(target, directory):
+    """The address of a Prometheus that scrapes the target often."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    job = {"job_name": "affinity", "scrape_interval": "200ms", "static_configs": [{"targets": [target]}]}
+    config = directory / "prometheus.yml"
+    config.write_text(json.dumps({"scrape_configs": [{**job, "scrape_timeout": "200ms"}]}))  # JSON is YAML
+    command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={directory / 'data'}"]
+    process = subprocess.Popen(
+        [*command, f"--web.listen-address={address}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield address
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def stored(address):
+    """(name, labels) → value, as Prometheus has it; nothing while it is starting."""
+    query = urllib.parse.urlencode({"query": '{job="affinity"}'})
+    try:
+        with urllib.request.urlopen(f"http://{address}/api/v1/query?{query}") as answer:
+            results = json.load(answer)["data"]["result"]
+    except (urllib.error.URLError, ConnectionError):
+        return {}
+    found = {}
+    for result in results:
+        labels = {key: value for key, value in result["metric"].items() if key not in OWN}
+        found[labels.pop("__name__"), frozenset(labels.items())] = float(result["value"][1])
+    return found
+
+
+def canonical(samples):
+    """Prometheus writes the bounds of buckets in its own way: 1e-05 as 1e-05, 1.0 as 1."""
+    return {
+        (name, frozenset((key, float(value) if key == "le" else value) for key, value in labels)): number
+        for (name, labels), number in samples.items()
+    }
+
+
+def of(model, **labels):
+    return {"model": f"tiny-{model}", "version": "1", **labels}
+
+
+BERT, GPT, VIT, WAITS = of("bert"), of("gpt"), of("vit"), of("classifier")
+EXPECTED = [  # what the traffic comes to
+    ("affinity_requests_total", of("bert", task="fill-mask", status="OK"), 1),
+    ("affinity_requests_total", of("bert", task="fill-mask", status="INVALID_ARGUMENT"), 1),
+    ("affinity_requests_total", of("gpt", task="generate", status="OK"), 1),
+    ("affinity_requests_total", of("vit", task="classify-image", status="OK"), 1),
+    ("affinity_requests_total", of("classifier", task="classify-text", status="RESOURCE_EXHAUSTED"), 1),
+    ("affinity_requests_total", of("classifier", task="classify-text", status="CANCELLED"), 1),
+    ("affinity_request_duration_seconds_count", of("bert", task="fill-mask"), 2),
+    ("affinity_request_duration_seconds_bucket", of("gpt", task="generate", le="+Inf"), 1),
+    ("affinity_queue_duration_seconds_count", BERT, 2),
+    ("affinity_queue_duration_seconds_count", GPT, 1),
+    ("affinity_run_duration_seconds_count", VIT, 1),
+    ("affinity_collate_duration_seconds_count", VIT, 1),
+    ("affinity_batch_rows_sum", BERT, 2),
+    ("affinity_batch_rows_sum", VIT, 1),
+    ("affinity_batch_padding_ratio_sum", BERT, 0),  # both are of one length
+    ("affinity_batch_padding_ratio_count", VIT, 1),
+    ("affinity_time_to_first_token_seconds_count", GPT, 1),
+    ("affinity_inter_token_seconds_count", GPT, 7),
+    ("affinity_generated_tokens_total", GPT, 8),
+    ("affinity_cached_prompt_tokens_total", GPT, 0),
+    ("affinity_finished_generations_total", of("gpt", reason="length"), 1),
+    ("affinity_finished_generations_total", of("gpt", reason="cancelled"), 0),
+    ("affinity_step_duration_seconds_count", of("gpt", kind="decode"), 7),
+    ("affinity_step_rows_sum", of("gpt", kind="decode"), 7),
+    ("affinity_refused_requests_total", of("classifier", reason="overloaded"), 1),
+    ("affinity_dropped_rows_total", of("classifier", reason="cancelled"), 1),
+    ("affinity_dropped_rows_total", of("classifier", reason="expired"), 0),
+    ("affinity_failed_rows_total", BERT, 0),
+    ("affinity_queue_rows", WAITS, 0),
+    ("affinity_queue_tokens", WAITS, 0),
+    ("affinity_running_rows", BERT, 0),
+    ("affinity_slots", GPT, 32),
+    ("affinity_slots_used", GPT, 0),
+    ("affinity_model_info", of("gpt", task="generate", provider="cpu", precision="fp32"), 1),
+    ("affinity_model_parity_tolerance", of("bert", measure="maximum"), 1e-4),
+    ("nv_inference_request_success", BERT, 1),
+    ("nv_inference_request_failure", of("bert", reason="OTHER"), 1),
+    ("nv_inference_request_failure", of("classifier", reason="REJECTED"), 1),
+    ("nv_inference_request_failure", of("classifier", reason="CANCELED"), 1),
+    ("nv_inference_count", BERT, 2),
+    ("nv_inference_count", GPT, 1),
+    ("nv_inference_exec_count", VIT, 1),
+    ("nv_inference_pending_request_count", WAITS, 0),
+]
+
+
+@pytest.fixture(scope="module")
+def told(busy, tmp_path_factory):
+    """What the server says, and what Prometheus has, once it has all of it."""
+    expected = canonical(exposed(busy))
+    with prometheus(busy.url("").removeprefix("http://"), tmp_path_factory.mktemp("prometheus")) as address:
+        deadline = time.monotonic() + PATIENCE_S
+        found: dict = {}
+        while not expected.items() <= found.items() and time.monotonic() < deadline:
+            found = canonical(stored(address))
+    return expected, found
+
+
+def test_every_number_arrives(told):
+    expected, found = told
+    assert {key: found.get(key) for key in expected} == expected
+    assert len(expected) > 300
+
+
+@pytest.mark.parametrize(("name", "labels", "value"), EXPECTED, ids=lambda each: each if isinstance(each, str) else "")
+def test_every_number_is_the_one_that_the_traffic_comes_to(told, name, labels, value):
+    labels = {key: float(text) if key == "le" else text for key, text in labels.items()}
+    assert found(told[1], name, **labels) == value
+
+
+def test_tokens_are_those_of_the_tokenizers(told, artifacts):
+    def tokens(model, text):
+        return len(Tokenizer.from_file(str(artifacts / model / "1" / "tokenizer.json")).encode(text).ids)
+
+    assert found(told[1], "affinity_batch_tokens_sum", **BERT) == 2 * tokens("tiny-bert", TEXT)
+    assert found(told[1], "affinity_prompt_tokens_total", **GPT) == tokens("tiny-gpt", PROMPT)
+
+
+def test_times_add_up(told):
+    """In seconds or, under Triton's names, in microseconds of the only request."""
+
+    def seconds(name, **labels):
+        return found(told[1], f"affinity_{name}_seconds_sum", **VIT, **labels)
+
+    request = seconds("request_duration", task="classify-image")
+    assert 0 < seconds("run_duration") <= request
+    assert 0 < seconds("queue_duration") <= request
+    parts = ("queue", "compute_input", "compute_infer", "compute_output")
+    spent = {part: found(told[1], f"nv_inference_{part}_duration_us", **VIT) for part in parts}
+    assert spent["compute_infer"] == pytest.approx(seconds("run_duration") * 1e6, abs=1)
+    assert sum(spent.values()) <= found(told[1], "nv_inference_request_duration_us", **VIT) + 4
+    assert 0 < found(told[1], "affinity_model_parity_error", **VIT, measure="maximum") < 1e-4
+
+
+def test_no_family_is_left_out(told):
+    """Every metric that the server has is in Prometheus, those of what never happened among them."""
+    metrics = Metrics()
+    metrics.observe("some", "1")
+    families = [*metrics.registry.collect(), *ModelMetrics(lambda: ()).collect()]
+    stored = {name for name, _ in told[1]}
+    suffixes = ("", "_total", "_bucket")
+    assert [each.name for each in families if not {each.name + suffix for suffix in suffixes} & stored] == []
+
+
+def promtool(server, path):
+    with urllib.request.urlopen(server.url(path)) as answer:
+        text = answer.read()
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
+    return done.returncode, sorted((done.stdout + done.stderr).decode().splitlines())
+
+
+def test_promtool_finds_no_fault_with_our_own_names(busy):
+    assert promtool(busy, "/metrics/own") == (0, [])
+
+
+def test_of_all_names_it_only_minds_that_tritons_durations_are_in_microseconds(busy):
+    kinds = ("compute_infer", "compute_input", "compute_output", "queue", "request")
+    complaints = [
+        f"nv_inference_{kind}_duration_us metric names should not contain abbreviated units" for kind in kinds
+    ]
+    assert promtool(busy, "/metrics") == (3, complaints)

@@ -1,0 +1,321 @@
+"""Which models are served, and how they come and go while others are asked."""
+
+import asyncio
+import json
+import shutil
+
+import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+
+from server.admission.queue import Call
+from server.config.version_policy import Versions
+from server.errors import BadArtifact, InvalidRequest, ModelNotFound, NotReady, ProviderUnavailable, WrongTask
+from server.observability.observer import silence
+from server.repository.repository import Entry
+from server.rpc.health import Health
+from tests.server.conftest import opened
+
+CALL = Call()
+ASK = "a [MASK]"
+
+
+@pytest.fixture
+def root(artifacts, tmp_path):
+    """A directory of artifacts of this test's own."""
+    for name in ("tiny-bert", "tiny-embedder"):
+        shutil.copytree(artifacts / name, tmp_path / name)
+    return tmp_path
+
+
+def next_version(root, name, **fields):
+    """Another version of a model, as an export would add it."""
+    version = max(int(path.name) for path in (root / name).iterdir()) + 1
+    directory = shutil.copytree(root / name / "1", root / name / str(version))
+    manifest = json.loads((directory / "manifest.json").read_text())
+    (directory / "manifest.json").write_text(json.dumps(manifest | {"version": version} | fields))
+    return directory
+
+
+async def test_every_model_of_the_directory_is_loaded_and_measured(root):
+    async with opened(root) as repository:
+        assert repository.ready
+        assert repository.index() == [Entry("tiny-bert", "1", "READY"), Entry("tiny-embedder", "1", "READY")]
+        for model in repository.models():
+            assert (model.provider, model.precision) == ("cpu", "fp32")
+            assert 0 < model.measured.maximum <= 1e-4
+    assert not repository.ready
+
+
+async def test_a_directory_without_models_ends_the_start(tmp_path):
+    with pytest.raises(BadArtifact, match="found no models; `python -m export SOURCE --artifacts .*` makes one"):
+        async with opened(tmp_path):
+            pass
+
+
+async def test_a_model_that_is_asked_for_and_not_there_ends_the_start(root):
+    with pytest.raises(ModelNotFound, match="model gpt-5: found no such directory in"):
+        async with opened(root, "gpt-5"):
+            pass
+
+
+async def test_a_setting_of_a_model_that_is_not_there_ends_the_start(root):
+    with pytest.raises(
+        ModelNotFound, match="--set tiny-bret: found no such model, expected one of tiny-bert, tiny-emb"
+    ):
+        async with opened(root, overrides={"tiny-bret": {"slots": 1}}):
+            pass
+
+
+async def test_a_model_that_fails_ends_the_start_with_the_reason(root):
+    next_version(root, "tiny-bert", format_version=0)
+    with pytest.raises(BadArtifact, match="found format_version 0, expected 2: export again"):
+        async with opened(root):
+            pass
+
+
+async def test_a_model_of_a_task_that_the_server_does_not_know_is_refused(root):
+    next_version(root, "tiny-bert", task="translate")
+    with pytest.raises(BadArtifact, match="found task 'translate', expected one of fill-mask"):
+        async with opened(root):
+            pass
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_models_are_found_by_name_version_and_task(repository):
+    assert repository.get("tiny-bert").name == "tiny-bert"
+    assert repository.get("tiny-bert", "1").version == "1"
+    assert repository.for_task("tiny-bert", "", "fill-mask").name == "tiny-bert"
+    assert repository.for_task("", "", "embed").name == "tiny-embedder"
+    with pytest.raises(ModelNotFound, match="model: found 'bert', expected one of those that are served: tiny-bert, "):
+        repository.get("bert")
+    with pytest.raises(ModelNotFound, match="model tiny-bert: found version 1, not '2'"):
+        repository.get("tiny-bert", "2")
+    with pytest.raises(WrongTask, match="model tiny-bert: found task fill-mask, expected embed"):
+        repository.for_task("tiny-bert", "", "embed")
+    with pytest.raises(InvalidRequest, match="model: found nothing, expected one of tiny-mixer, tiny-vit"):
+        repository.for_task("", "", "classify-image")
+    with pytest.raises(ModelNotFound, match="none of those that are served does generate"):
+        repository.for_task("", "", "generate")
+
+
+async def test_a_new_version_takes_over_and_nobody_notices(root):
+    async with opened(root) as repository:
+        next_version(root, "tiny-bert")
+        old = repository.get("tiny-bert")
+        stop, answers = asyncio.Event(), []
+
+        async def keep_asking():
+            while not stop.is_set():
+                answers.append(await repository.get("tiny-bert").task([ASK], call=CALL))
+
+        asking = [asyncio.create_task(keep_asking()) for _ in range(4)]
+        while not answers:
+            await asyncio.sleep(0)
+        await repository.load("tiny-bert")
+        await repository.get("tiny-bert").task([ASK], call=CALL)
+        stop.set()
+        await asyncio.gather(*asking)
+        assert repository.get("tiny-bert").version == "2"
+        assert all(
+            answer[0].masks[0].candidates[0].token_id == answers[0][0].masks[0].candidates[0].token_id
+            for answer in answers
+        )
+        while repository.index()[0].state == "UNLOADING":
+            await asyncio.sleep(0)
+        assert repository.index()[:2] == [
+            Entry("tiny-bert", "1", "UNAVAILABLE", "unloaded"),
+            Entry("tiny-bert", "2", "READY"),
+        ]
+        with pytest.raises(NotReady):
+            await old.task([ASK], call=CALL)
+
+
+async def test_a_bad_new_version_leaves_the_old_one_in_place(root):
+    async with opened(root) as repository:
+        (next_version(root, "tiny-bert") / "cpu.onnx").write_bytes(b"altered")
+        with pytest.raises(BadArtifact, match="the file was altered"):
+            await repository.load("tiny-bert")
+        old, new = repository.index()[:2]
+        assert old == Entry("tiny-bert", "1", "READY")
+        assert (new.version, new.state) == ("2", "UNAVAILABLE")
+        assert "the file was altered" in new.reason
+        with pytest.raises(ModelNotFound, match="found version 1, not '2': .*the file was altered"):
+            repository.get("tiny-bert", "2")
+        assert repository.get("tiny-bert").version == "1"
+        assert await repository.get("tiny-bert").task([ASK], call=CALL)
+
+
+async def test_a_version_that_fails_leaves_nothing_to_count_for_it(root):
+    counted = set()
+    async with opened(root, observe=lambda *key: counted.add(key) or silence(*key)) as repository:
+        repository.gone = lambda *key: counted.discard(key)
+        next_version(root, "tiny-bert", task="translate")
+        with pytest.raises(BadArtifact):
+            await repository.load("tiny-bert")
+        assert counted == {("tiny-bert", "1"), ("tiny-embedder", "1")}
+
+
+async def test_the_health_of_a_model_is_known_from_when_its_first_load_begins(root):
+    shutil.move(root / "tiny-bert", root.parent / "elsewhere")
+    async with opened(root) as repository:
+        health = Health(repository)
+        repository.changed = health.refresh
+        await health.refresh()
+
+        async def state():
+            return (await health.Check(HealthCheckRequest(service="model/tiny-bert"), None)).status
+
+        shutil.move(root.parent / "elsewhere", root / "tiny-bert")
+        with pytest.raises(ModelNotFound):
+            await state()
+        loading = asyncio.create_task(repository.load("tiny-bert"))
+        while not repository.names().count("tiny-bert"):
+            await asyncio.sleep(0)
+        assert await state() == HealthCheckResponse.NOT_SERVING
+        await loading
+        assert await state() == HealthCheckResponse.SERVING
+
+
+async def test_the_health_of_a_model_whose_first_load_failed_is_not_serving(root):
+    async with opened(root, "tiny-embedder") as repository:
+        health = Health(repository)
+        repository.changed = health.refresh
+        (root / "tiny-bert" / "1" / "cpu.onnx").write_bytes(b"altered")
+        with pytest.raises(BadArtifact):
+            await repository.load("tiny-bert")
+        found = await health.Check(HealthCheckRequest(service="model/tiny-bert"), None)
+        assert found.status == HealthCheckResponse.NOT_SERVING
+
+
+async def test_names_that_nobody_has_leave_nothing_behind(root):
+    async with opened(root) as repository:
+        known = repository.index(), repository.names(), set(repository._locks)
+        for attempt in (repository.load, repository.unload):
+            with pytest.raises(ModelNotFound):
+                await attempt("made-up")
+        assert (repository.index(), repository.names(), set(repository._locks)) == known
+
+
+async def test_an_unloaded_model_is_gone_and_can_come_back(root):
+    async with opened(root) as repository:
+        await repository.unload("tiny-bert")
+        with pytest.raises(ModelNotFound):
+            repository.get("tiny-bert")
+        assert repository.index()[0] == Entry("tiny-bert", "1", "UNAVAILABLE", "unloaded")
+        with pytest.raises(ModelNotFound):
+            await repository.unload("tiny-bert")
+        await repository.load("tiny-bert")
+        assert await repository.get("tiny-bert").task([ASK], call=CALL)
+
+
+# ---- which versions
+
+
+async def test_who_is_still_being_read_when_a_model_goes_is_answered(root):
+    """Large tensors are read in a thread: the request has yet to come to a door of the model."""
+    async with opened(root) as repository:
+        model = repository.get("tiny-bert")
+        with model.reading.one():
+            unloading = asyncio.create_task(repository.unload("tiny-bert"))
+            for _ in range(20):
+                await asyncio.sleep(0)
+        assert await model.task([ASK], call=CALL)
+        await unloading
+        with pytest.raises(NotReady):
+            await model.task([ASK], call=CALL)
+
+
+async def test_all_versions_can_be_served_and_the_newest_is_meant_unless_one_is_named(root):
+    next_version(root, "tiny-bert")
+    async with opened(root, "tiny-bert", overrides=versions("tiny-bert", "all")) as repository:
+        assert repository.get("tiny-bert").version == "2"
+        assert [model.version for model in repository.served("tiny-bert")] == ["1", "2"]
+        assert repository.for_task("", "1", "fill-mask").version == "1"
+        with pytest.raises(ModelNotFound, match="model tiny-bert: found versions 1, 2, not '3'"):
+            repository.get("tiny-bert", "3")
+
+
+async def test_versions_that_are_not_chosen_are_listed_and_not_loaded(root):
+    for _ in range(2):
+        next_version(root, "tiny-bert")
+    async with opened(root, "tiny-bert", overrides=versions("*", "1+3")) as repository:
+        states = {(entry.name, entry.version): (entry.state, entry.reason) for entry in repository.index()}
+        assert states == {
+            ("tiny-bert", "1"): ("READY", ""),
+            ("tiny-bert", "2"): ("UNAVAILABLE", "not loaded; --set tiny-bert.versions=1+3 says which ones are"),
+            ("tiny-bert", "3"): ("READY", ""),
+            ("tiny-embedder", "1"): ("UNAVAILABLE", "not loaded"),
+        }
+
+
+async def test_a_version_that_is_named_and_not_there_ends_the_start(root):
+    with pytest.raises(ModelNotFound, match="found versions 1 in .*, expected also 4: --set tiny-bert.versions=1.4"):
+        async with opened(root, overrides=versions("tiny-bert", "1+4")):
+            pass
+
+
+async def test_the_oldest_goes_when_another_of_the_latest_two_comes(root):
+    next_version(root, "tiny-bert")
+    async with opened(root, "tiny-bert", overrides=versions("tiny-bert", "latest:2")) as repository:
+        second = repository.get("tiny-bert", "2")
+        next_version(root, "tiny-bert")
+        await repository.load("tiny-bert")
+        assert [model.version for model in repository.served("tiny-bert")] == ["2", "3"]
+        assert repository.get("tiny-bert", "2") is second  # not opened again: it has not changed
+
+
+async def test_versions_come_together_or_not_at_all(root):
+    async with opened(root, "tiny-bert", overrides=versions("tiny-bert", "all")) as repository:
+        next_version(root, "tiny-bert")
+        (next_version(root, "tiny-bert") / "cpu.onnx").unlink()
+        with pytest.raises(BadArtifact, match="tiny-bert/3/cpu.onnx: No such file"):
+            await repository.load("tiny-bert")
+        assert [model.version for model in repository.served("tiny-bert")] == ["1"]
+        _, second, third, *_ = repository.index()
+        assert (second.state, third.state) == ("UNAVAILABLE", "UNAVAILABLE")
+        assert second.reason.startswith("version 3: ")
+
+
+async def test_a_version_whose_directory_is_gone_serves_until_the_next_load(root):
+    next_version(root, "tiny-bert")
+    async with opened(root, "tiny-bert") as repository:
+        shutil.rmtree(root / "tiny-bert" / "2")
+        assert await repository.get("tiny-bert", "2").task([ASK], call=CALL)
+        await repository.load("tiny-bert")
+        assert repository.get("tiny-bert").version == "1"
+        shutil.rmtree(root / "tiny-bert")
+        with pytest.raises(ModelNotFound, match="model tiny-bert: found no such directory"):
+            await repository.load("tiny-bert")
+        assert await repository.get("tiny-bert", "1").task([ASK], call=CALL)
+
+
+async def test_what_was_exported_anew_under_the_same_number_is_loaded_again(root):
+    async with opened(root, "tiny-bert") as repository:
+        old = repository.get("tiny-bert")
+        manifest = json.loads((root / "tiny-bert/1/manifest.json").read_text())
+        (root / "tiny-bert/1/manifest.json").write_text(json.dumps(manifest | {"source": {"digest": "another"}}))
+        await repository.load("tiny-bert")
+        assert repository.get("tiny-bert") is not old
+        assert repository.get("tiny-bert").artifact.manifest.source.digest == "another"
+        assert repository.index()[0] == Entry("tiny-bert", "1", "READY")
+
+
+def versions(name, text):
+    return {name: {"versions": Versions.parse(text)}}
+
+
+async def test_what_happens_inside_is_told_to_the_observer_of_that_version(root):
+    from tests.server.batching.test_batcher import Notes
+
+    notes = {}
+    async with opened(root, observe=lambda *key: notes.setdefault(key, Notes())) as repository:
+        await repository.get("tiny-embedder").task(["a text", "another one"], call=CALL)
+    assert sum(facts["rows"] for facts in notes["tiny-embedder", "1"].batches) == 2
+    assert notes["tiny-bert", "1"].batches == []
+
+
+@pytest.mark.usefixtures("openvino_or_stand_in")
+async def test_generation_is_refused_on_openvino(artifacts):
+    with pytest.raises(ProviderUnavailable, match="tiny-gpt: found provider openvino, expected cpu or cuda"):
+        async with opened(artifacts, "tiny-gpt", provider="openvino"):
+            pass

@@ -1,0 +1,91 @@
+"""Many share, one is alone."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
+
+import pytest
+
+from server.runtime.capture_lock import CAPTURES, Captures, beside_captures
+
+PATIENCE_S = 60
+
+
+@pytest.fixture
+def captures():
+    return Captures()
+
+
+@pytest.fixture
+def pool():
+    with ThreadPoolExecutor(6) as pool:
+        yield pool
+
+
+def test_many_share_at_once(captures, pool):
+    together = threading.Barrier(6, timeout=PATIENCE_S)
+
+    def share():
+        with captures.shared():
+            together.wait()
+
+    for done in [pool.submit(share) for _ in range(6)]:
+        done.result(PATIENCE_S)
+
+
+def test_who_captures_is_alone(captures, pool):
+    sharing, capturing = [], []
+
+    def work(seed):
+        random = Random(seed)
+        for _ in range(300):
+            if random.random() < 0.2:
+                with captures.alone():
+                    assert (sharing, capturing) == ([], [])
+                    capturing.append(seed)
+                    with captures.shared():
+                        assert (sharing, capturing.pop()) == ([], seed)
+            else:
+                with captures.shared():
+                    sharing.append(seed)
+                    assert capturing == []
+                    sharing.remove(seed)
+
+    for done in [pool.submit(work, seed) for seed in range(6)]:
+        done.result(PATIENCE_S)
+
+
+def test_who_shares_may_share_again_though_somebody_waits_to_be_alone(captures, pool):
+    wanted = threading.Event()
+
+    class Waits(threading.Condition):
+        def wait(self, timeout=None):
+            wanted.set()
+            return super().wait(timeout)
+
+    def capture():
+        with captures.alone():
+            pass
+
+    captures._changed = Waits()
+    with captures.shared():
+        capturing = pool.submit(capture)
+        assert wanted.wait(PATIENCE_S)
+        with captures.shared():
+            assert not capturing.done()
+    capturing.result(PATIENCE_S)
+
+
+def test_an_error_leaves_the_lock(captures):
+    for enter in (captures.alone, captures.shared, captures.alone):
+        with pytest.raises(RuntimeError), enter():
+            raise RuntimeError
+
+
+def test_nobody_waits_on_a_cpu(pool):
+    def run():
+        with beside_captures("cpu"):
+            return "done"
+
+    with CAPTURES.alone():
+        assert pool.submit(run).result(PATIENCE_S) == "done"

@@ -11,12 +11,12 @@ from safetensors.numpy import save as serialised
 
 from export.artifact import graph, store
 from export.errors import ExportError
-from export.graph.recipes import BertRecipe, GptRecipe, ImageRecipe, Recipe, recipe_for
+from export.graph.recipes import Arrays, BertRecipe, GptRecipe, ImageRecipe, Recipe, recipe_for
 from export.inputs.images import golden_images, processor
 from export.inputs.text import golden_texts, sentence_model, tokenizer
 from export.inputs.text.sentence_model import TextModel
 from export.parity import cases, decode, evaluation, held_out
-from export.parity.cases import Arrays, Case
+from export.parity.cases import Case
 from export.precisions import Precision
 from export.progress import Progress
 from export.sources.lookup import Source

@@ -14,7 +14,7 @@ import grpc
 import prometheus_client
 import uvloop
 
-from server.admission.in_flight import UnderWay
+from server.admission.in_flight import InFlight
 from server.config.cli import parse
 from server.config.settings import Settings
 from server.errors import AffinityError
@@ -60,22 +60,22 @@ async def serve(settings: Settings) -> None:
     signals, metrics = Signals(), Metrics()
     repository = Repository(settings, metrics.observe)
     metrics.registry.register(ModelMetrics(repository.models))
-    under_way, health = UnderWay(STOPPING), Health(repository)
+    in_flight, health = InFlight(STOPPING), Health(repository)
     repository.changed, repository.gone = health.refresh, metrics.forget
     async with AsyncExitStack() as stack:  # ends what has been started, the last first
         http = HttpServer(
-            settings.host, settings.http_port, metrics.registry, lambda: repository.ready and not under_way.closed
+            settings.host, settings.http_port, metrics.registry, lambda: repository.ready and not in_flight.closed
         )
         stack.callback(http.stop)
         stack.push_async_callback(repository.drain)
-        server, port = build_server(settings, repository, metrics, health, under_way)
+        server, port = build_server(settings, repository, metrics, health, in_flight)
         stack.push_async_callback(server.stop, None)
         await health.refresh()
         await server.start()
         if await signals.unless_stopped(repository.load_all()):
             _say_ready(settings, repository, port, http.port)
             await signals.stop.wait()
-        await _finish(settings, server, repository, health, under_way)
+        await _finish(settings, server, repository, health, in_flight)
 
 
 class Signals:
@@ -104,15 +104,15 @@ class Signals:
 
 
 async def _finish(
-    settings: Settings, server: grpc.aio.Server, repository: Repository, health: Health, under_way: UnderWay
+    settings: Settings, server: grpc.aio.Server, repository: Repository, health: Health, in_flight: InFlight
 ) -> None:
     """Refuse what comes, let what is under way end; what takes too long ends with what it has."""
-    log.info("stopping: %d requests under way have %g s; Ctrl-C ends at once", under_way.count, settings.drain_seconds)
-    under_way.close()
+    log.info("stopping: %d requests under way have %g s; Ctrl-C ends at once", in_flight.count, settings.drain_seconds)
+    in_flight.close()
     await health.stop()
-    if not await under_way.finished(settings.drain_seconds):
-        log.warning("%d requests took longer and are cut off", under_way.count)
-        repository.give_up()
+    if not await in_flight.wait_idle(settings.drain_seconds):
+        log.warning("%d requests took longer and are cut off", in_flight.count)
+        repository.abort()
     await server.stop(LAST_WORDS_S)
     log.info("stopped")
 

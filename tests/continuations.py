@@ -11,10 +11,10 @@ import transformers
 from protos.affinity_pb2 import GenerateRequest, GenerateResponse, Prompt, TokenIds
 from protos.affinity_pb2_grpc import AffinityStub
 
-Pieces = list[GenerateResponse]
+TextStream = list[GenerateResponse]
 
 
-async def continued(target: str, prompts: Sequence[Sequence[int]], *, seed: int = 0, **asked) -> list[Pieces]:
+async def continued(target: str, prompts: Sequence[Sequence[int]], *, seed: int = 0, **asked) -> list[TextStream]:
     """The pieces of each prompt.
 
     Each is sent a random number of tokens after the one before, all counted, so that they come while others run: the
@@ -23,7 +23,7 @@ async def continued(target: str, prompts: Sequence[Sequence[int]], *, seed: int 
     gaps = np.random.default_rng(seed).integers(0, asked["max_tokens"], len(prompts)) * (np.arange(len(prompts)) > 0)
     made, changed = 0, asyncio.Condition()
 
-    async def one(stub: AffinityStub, ids: Sequence[int], after: int) -> Pieces:
+    async def one(stub: AffinityStub, ids: Sequence[int], after: int) -> TextStream:
         nonlocal made
         async with changed:
             await changed.wait_for(lambda: made >= after)
@@ -47,7 +47,7 @@ def request_of(ids: Sequence[int], **asked) -> GenerateRequest:
     return GenerateRequest(prompts=[prompt], **{"ignore_eos": True, **asked})
 
 
-def tokens_of(pieces: Pieces) -> list[int]:
+def tokens_of(pieces: TextStream) -> list[int]:
     return [token for piece in pieces for token in piece.token_ids]
 
 

@@ -5,18 +5,18 @@ from contextlib import aclosing
 
 import numpy as np
 
-from server.admission.queue import Call
+from server.admission.queue import RequestContext
 from server.generation.stream import Entrant
 
 
-async def generate(engine, ids, sampling, call=Call()):  # noqa: B008  # it is frozen
+async def generate(engine, ids, sampling, call=RequestContext()):  # noqa: B008  # it is frozen
     """Its steps as they come. Closing the iterator ends it."""
     async with aclosing(generate_all(engine, {"prompt": ids}, sampling, call)) as steps:
         async for _, step in steps:
             yield step
 
 
-async def generate_all(engine, prompts, sampling, call=Call()):  # noqa: B008
+async def generate_all(engine, prompts, sampling, call=RequestContext()):  # noqa: B008
     """The steps of several prompts of one request, each with the name of its prompt."""
     arrived = asyncio.Queue()
 

@@ -1,0 +1,1 @@
+"""From a model to an ONNX graph: recipes, the runtime's attention, tracing, fusing, rounding, running."""

@@ -7,7 +7,9 @@ with the runtime's attention; `reference` is the model as it is written.
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.graph import attention_ops
@@ -17,6 +19,7 @@ from models import Bert, BertConfig, Gpt, GptConfig, Mixer, Vit, VitConfig
 TOP = 64  # how many of the best words leave the device without the logits
 DTYPES = {"INT64": torch.int64, "INT32": torch.int32, "FP32": torch.float32, "FP16": torch.float16}
 Tensors = dict[str, Tensor]
+Arrays = dict[str, NDArray[np.generic]]
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from export.errors import ExportError
-from export.graph.recipes import Ports, Recipe
-from export.parity.cases import Arrays
+from export.graph.recipes import Arrays, Ports, Recipe
 
 ERRORS_ONLY = 3
 TYPES = {"INT64": "tensor(int64)", "INT32": "tensor(int32)", "FP32": "tensor(float)", "FP16": "tensor(float16)"}

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from export.graph.recipes import BertRecipe, GptRecipe, Recipe
+from export.graph.recipes import Arrays, BertRecipe, GptRecipe, Recipe
 
-Arrays = dict[str, NDArray[np.generic]]
 GOLDEN = 3  # how many of the cases travel with the artifact; the first ones, which are small
 # Rows and the share of the longest length. At the end the extremes: one token, and as many as there can be.
 TEXT_SHAPES = ((2, 0.05), (1, 0.03), (4, 0.02), (3, 0.1), (8, 0.05), (5, 0.1), (1, 0.0), (1, 1.0))

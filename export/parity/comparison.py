@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.errors import ParityError
-from export.graph.recipes import Recipe
+from export.graph.recipes import Arrays, Recipe
 from export.graph.runtime import Runtime, described, filled
-from export.parity.cases import Arrays, Case
+from export.parity.cases import Case
 from export.precisions import Precision
 from protos.manifest_pb2 import Parity as ParityMessage
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from export.graph.recipes import GptRecipe
+from export.graph.recipes import Arrays, GptRecipe
 from export.graph.runtime import Runtime, empty_cache
-from export.parity.cases import Arrays, Case
+from export.parity.cases import Case
 from export.parity.comparison import Difference, deviation, difference_of_logits
 from export.precisions import Precision
 

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from export.graph.recipes import BertRecipe, GptRecipe, Recipe
+from export.graph.recipes import Arrays, BertRecipe, GptRecipe, Recipe
 from export.inputs import samples
 from export.parity import preparation
-from export.parity.cases import Arrays
 from protos.manifest_pb2 import Manifest
 
 SELECTED = 64  # positions of a batch at which words are compared: a row of logits is as wide as the vocabulary

@@ -16,10 +16,9 @@ from safetensors.numpy import load_file
 from tokenizers import Encoding, Tokenizer
 
 from export.errors import ExportError
-from export.graph.recipes import BertRecipe, GptRecipe, ImageRecipe, Recipe
+from export.graph.recipes import Arrays, BertRecipe, GptRecipe, ImageRecipe, Recipe
 from export.inputs import samples
 from export.parity import preparation
-from export.parity.cases import Arrays
 from export.parity.comparison import log_softmax
 from protos.manifest_pb2 import Manifest
 

@@ -10,9 +10,8 @@ from PIL import Image
 from tokenizers import Encoding, Tokenizer
 
 from export.errors import ExportError
-from export.graph.recipes import BertRecipe, GptRecipe
+from export.graph.recipes import Arrays, BertRecipe, GptRecipe
 from export.inputs.images.steps import pixel_values
-from export.parity.cases import Arrays
 from models.checkpoints.layout import PAD_POSITION
 from protos.manifest_pb2 import ImageInput, TextInput
 

@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from server.admission.queue import Call
+from server.admission.queue import RequestContext
 from server.errors import DeadlineExceeded
 
 
 @asynccontextmanager
-async def within_deadline(call: Call, now: float) -> AsyncIterator[asyncio.Timeout]:
+async def within_deadline(call: RequestContext, now: float) -> AsyncIterator[asyncio.Timeout]:
     """End what is awaited inside when the deadline of the call passes, and raise DeadlineExceeded."""
     try:
         async with asyncio.timeout(None if call.deadline is None else call.deadline - now) as timeout:

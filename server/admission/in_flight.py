@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from server.errors import NotReady
 
 
-class UnderWay:
+class InFlight:
     """Counts requests, from their very beginning, until `close`; refuses them afterwards with `refusal`."""
 
     def __init__(self, refusal: str) -> None:
@@ -18,7 +18,7 @@ class UnderWay:
         self._none.set()
 
     @contextmanager
-    def one(self) -> Iterator[None]:
+    def track(self) -> Iterator[None]:
         """A request, from its first look to its last answer. NotReady once it is closed."""
         if self.closed:
             raise NotReady(self._refusal)
@@ -35,7 +35,7 @@ class UnderWay:
         """Let nobody in any more."""
         self.closed = True
 
-    async def finished(self, timeout_s: float | None = None) -> bool:
+    async def wait_idle(self, timeout_s: float | None = None) -> bool:
         """Wait for those under way; False if some still are when the time is up."""
         try:
             async with asyncio.timeout(timeout_s):

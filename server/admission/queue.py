@@ -14,7 +14,7 @@ SHORTEST_RETRY_S, LONGEST_RETRY_S = 0.05, 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class RequestContext:
     """What the front door knows about one request."""
 
     deadline: float | None = None  # on time.monotonic()'s clock
@@ -60,7 +60,7 @@ class Limits:
             raise InvalidRequest(field, found, f"at most {self.requests} inputs and {self.tokens} tokens in a request")
 
 
-class Gate:
+class AdmissionQueue:
     """Counts what waits, and refuses what is too much.
 
     >>> gate = Gate("bert", Limits(requests=2, tokens=100))

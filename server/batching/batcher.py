@@ -14,14 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from server.admission.deadline import within_deadline
-from server.admission.in_flight import UnderWay
-from server.admission.queue import Call, Limits
+from server.admission.in_flight import InFlight
+from server.admission.queue import Limits, RequestContext
 from server.batching.collate import Outputs, Row
-from server.batching.queue import Place, Queue, Request
+from server.batching.queue import Queue, Request, Reservation
 from server.batching.scheduler import NEVER, Budget, Scheduler, Waiting
-from server.batching.worker import Batch, Collated, Lane, Runs, out_of_memory
+from server.batching.worker import Batch, BatchWorker, Collated, SessionProtocol, out_of_memory
 from server.errors import NotReady
-from server.observability.observer import Observer, Silent
+from server.observability.observer import NoOpObserver, Observer
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Batcher:
 
     def __init__(
         self,
-        sessions: Sequence[Runs],
+        sessions: Sequence[SessionProtocol],
         *,
         name: str,
         budget: Budget,
@@ -42,17 +42,17 @@ class Batcher:
     ) -> None:
         self.name = name
         self.slots = 0
-        self.under_way = UnderWay(f"{name} is being unloaded")
+        self.in_flight = InFlight(f"{name} is being unloaded")
         self._shapes = budget.shapes
-        self._observer = observer or Silent()
+        self._observer = observer or NoOpObserver()
         self._scheduler = Scheduler(budget, max_delay_s=max_delay_s)
         self._queue = Queue(name, self._scheduler, limits, self._observer)
         self.gate = self._queue.gate
         self._lanes = [
-            Lane(session, f"{name}-{number}", self._shapes, clock) for number, session in enumerate(sessions)
+            BatchWorker(session, f"{name}-{number}", self._shapes, clock) for number, session in enumerate(sessions)
         ]
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix=f"collate-{name}")
-        self._free: asyncio.Queue[Lane] = asyncio.Queue()
+        self._free: asyncio.Queue[BatchWorker] = asyncio.Queue()
         self._running: set[asyncio.Task[None]] = set()
         self._clock = clock
         self._arrived = asyncio.Event()
@@ -73,24 +73,24 @@ class Batcher:
         return self._queue.running
 
     @asynccontextmanager
-    async def place(self, inputs: int, call: Call, *, field: str = "inputs") -> AsyncIterator[Place]:
+    async def place(self, inputs: int, call: RequestContext, *, field: str = "inputs") -> AsyncIterator[Reservation]:
         """A request under way, with a place for each of its inputs before anything is made of them.
 
         InvalidRequest if so many can never fit, Overloaded if they do not now: so nothing is prepared in vain.
         DeadlineExceeded wherever the request is when its time is up.
         """
-        with self.under_way.one():
+        with self.in_flight.track():
             now = self._clock()
             call.check_deadline(now)
-            self._queue.pass_gate(requests=inputs, tokens=0, field=field)
+            self._queue.admit(requests=inputs, tokens=0, field=field)
             async with within_deadline(call, now) as timeout:
-                place = Place(inputs, call, field, timeout)
+                place = Reservation(inputs, call, field, timeout)
                 try:
                     yield place
                 finally:
                     self.gate.leave(requests=place.inputs, tokens=0)
 
-    async def run(self, rows: Sequence[Row], place: Place) -> list[Outputs]:
+    async def run(self, rows: Sequence[Row], place: Reservation) -> list[Outputs]:
         """The outputs that each row wants, in the order of the rows, which take the place over.
 
         InvalidRequest if their tokens can never fit, Overloaded if they do not now.
@@ -113,10 +113,10 @@ class Batcher:
         self._observer.answered(request.spent(self._clock() - now))
         return [answer for answer in request.answers if answer is not None]
 
-    def _enter(self, rows: Sequence[Row], place: Place) -> None:
+    def _enter(self, rows: Sequence[Row], place: Reservation) -> None:
         assert place.inputs == len(rows), f"a place for {place.inputs} inputs, and {len(rows)} rows; this is a bug"
         self._queue.check(rows, place.field)
-        self._queue.pass_gate(requests=0, tokens=sum(row.tokens for row in rows), field=place.field)
+        self._queue.admit(requests=0, tokens=sum(row.tokens for row in rows), field=place.field)
         place.inputs = 0
 
     async def start(self) -> None:
@@ -127,8 +127,8 @@ class Batcher:
     async def drain(self) -> None:
         """Let in nobody any more, answer who is in, and end."""
         try:
-            self.under_way.close()
-            await self.under_way.finished()
+            self.in_flight.close()
+            await self.in_flight.wait_idle()
             if self._running:
                 await asyncio.wait(self._running)  # for callers who have left
         finally:  # also when whoever waits for this has no more patience
@@ -139,9 +139,9 @@ class Batcher:
                 lane.end()
             self._ahead.shutdown(wait=False)
 
-    def give_up(self) -> None:
+    def abort(self) -> None:
         """Tell everybody who waits that there will be no answer."""
-        self._queue.give_up(NotReady(f"{self.name} is being unloaded"))
+        self._queue.abort(NotReady(f"{self.name} is being unloaded"))
 
     # ---- the loop
 
@@ -184,14 +184,14 @@ class Batcher:
             padded_tokens=self._shapes.row_count(len(rows)) * max(member.length for member in members),
         )
 
-    async def _run(self, lane: Lane, batch: Batch) -> None:
+    async def _run(self, lane: BatchWorker, batch: Batch) -> None:
         """Run a batch, and free the lane."""
         try:
             await self._answer(lane, batch)
         finally:
             self._free.put_nowait(lane)
 
-    async def _answer(self, lane: Lane, batch: Batch) -> None:
+    async def _answer(self, lane: BatchWorker, batch: Batch) -> None:
         """Run a batch and hand out the answers. Never raises: a failure is told to the callers of this batch."""
         begun = self._clock()
         try:
@@ -212,7 +212,7 @@ class Batcher:
         )
         self._queue.answer(batch.members, ran.answers, ran.spent)
 
-    async def _answer_halves(self, lane: Lane, batch: Batch) -> None:
+    async def _answer_halves(self, lane: BatchWorker, batch: Batch) -> None:
         """There was no memory for the whole."""
         log.warning("%s: no memory for %d rows together; trying in halves", self.name, len(batch.rows))
         middle = len(batch.rows) // 2

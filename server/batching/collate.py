@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from protos.manifest_pb2 import TextInput
 from server.arrays import Array
 from server.batching.shape_buckets import EXACT, Shapes
 
@@ -44,7 +43,7 @@ class TextRow:
         return len(self.input_ids)
 
     @property
-    def heads(self) -> int:
+    def logit_positions(self) -> int:
         """At how many positions the language head is computed for it."""
         return len(self.selected)
 
@@ -56,7 +55,7 @@ class ImageRow:
     pixel_values: NDArray[np.float32]
     outputs: tuple[str, ...]
     keep: Keep = everything
-    heads = 0
+    logit_positions = 0
 
     @property
     def tokens(self) -> int:
@@ -64,18 +63,6 @@ class ImageRow:
 
 
 Row = TextRow | ImageRow
-
-
-def positions(input_ids: NDArray[np.int64], text: TextInput) -> NDArray[np.int64] | None:
-    """The positions of tokens (t) that are not 0, 1, 2, …; None if they are.
-
-    RoBERTa does not count padding tokens that stand within a text: all of them have one position of their own.
-    """
-    padding = input_ids == text.pad_position_id
-    if not text.HasField("pad_position") or not padding.any():
-        return None
-    counted: NDArray[np.int64] = np.cumsum(~padding) - 1
-    return np.where(padding, text.pad_position, counted)
 
 
 def collate(rows: Sequence[Row], input_names: Sequence[str], shapes: Shapes = EXACT) -> Outputs:
@@ -93,8 +80,8 @@ def _collate_texts(rows: Sequence[TextRow], shapes: Shapes) -> Outputs:
     input_ids = np.zeros((count, longest), np.int64)
     token_type_ids = np.zeros_like(input_ids)
     position_ids = np.tile(np.arange(longest), (count, 1))
-    selected = np.zeros(shapes.head_count(sum(row.heads for row in rows)), np.int64)
-    heads = 0
+    selected = np.zeros(shapes.logit_count(sum(row.logit_positions for row in rows)), np.int64)
+    logit_positions = 0
     for number, row in enumerate(rows):
         lengths[number] = row.tokens
         input_ids[number, : row.tokens] = row.input_ids
@@ -102,8 +89,8 @@ def _collate_texts(rows: Sequence[TextRow], shapes: Shapes) -> Outputs:
             token_type_ids[number, : row.tokens] = row.token_type_ids
         if row.position_ids is not None:
             position_ids[number, : row.tokens] = row.position_ids
-        selected[heads : heads + row.heads] = number * longest + row.selected
-        heads += row.heads
+        selected[logit_positions : logit_positions + row.logit_positions] = number * longest + row.selected
+        logit_positions += row.logit_positions
     return {
         "input_ids": input_ids,  # (b, t)
         "token_type_ids": token_type_ids,
@@ -132,12 +119,12 @@ def split(outputs: Mapping[str, Array], rows: Sequence[Row]) -> list[Outputs]:
 
     What shapes were filled up with comes last, and is nobody's.
     """
-    ends = np.cumsum([row.heads for row in rows])
+    ends = np.cumsum([row.logit_positions for row in rows])
     by_position = bool(ends[-1])
     return [
         row.keep(
             {
-                name: outputs[name][end - row.heads : end] if by_position else outputs[name][number]
+                name: outputs[name][end - row.logit_positions : end] if by_position else outputs[name][number]
                 for name in row.outputs
             }
         )

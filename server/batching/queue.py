@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from server.admission.queue import Call, Gate, Gone, Limits
+from server.admission.queue import AdmissionQueue, Gone, Limits, RequestContext
 from server.batching.collate import Outputs, Row
 from server.batching.scheduler import Scheduler, Waiting
 from server.errors import InvalidRequest, Overloaded
@@ -37,11 +37,11 @@ class Request:
 
 
 @dataclass(eq=False)
-class Place:
+class Reservation:
     """Room in the queue for inputs that are being prepared, until their rows take it over; and how long there is."""
 
     inputs: int
-    call: Call
+    call: RequestContext
     field: str  # what the caller knows the inputs as
     timeout: asyncio.Timeout
 
@@ -54,7 +54,7 @@ class Queue:
     """Rows from when they come until they are answered. A row is known by its key, and waits until it is taken."""
 
     def __init__(self, name: str, scheduler: Scheduler, limits: Limits, observer: Observer) -> None:
-        self.gate = Gate(name, limits)
+        self.gate = AdmissionQueue(name, limits)
         self.scheduler = scheduler
         self._observer = observer
         self._owners: dict[int, tuple[Request, int]] = {}  # key → whose the row is, and its number
@@ -65,7 +65,7 @@ class Queue:
         """Rows that were taken and are not answered."""
         return len(self._owners) - len(self.scheduler)
 
-    def pass_gate(self, *, requests: int, tokens: int, field: str) -> None:
+    def admit(self, *, requests: int, tokens: int, field: str) -> None:
         """Take so much room; InvalidRequest if there can never be so much, Overloaded if there is not now."""
         try:
             self.gate.enter(requests=requests, tokens=tokens, field=field)
@@ -77,13 +77,13 @@ class Queue:
         """InvalidRequest if no batch can hold one of the rows."""
         budget = self.scheduler.budget
         for number, row in enumerate(rows):
-            if not budget.fits_alone(tokens=row.tokens, heads=row.heads):
-                found = f"{row.tokens} tokens, {row.heads} of them with logits"
+            if not budget.fits_alone(tokens=row.tokens, logit_positions=row.logit_positions):
+                found = f"{row.tokens} tokens, {row.logit_positions} of them with logits"
                 raise InvalidRequest(
-                    f"{field}[{number}]", found, f"at most {budget.tokens}, {budget.heads} with logits"
+                    f"{field}[{number}]", found, f"at most {budget.tokens}, {budget.logit_positions} with logits"
                 )
 
-    def wait(self, request: Request, call: Call, now: float) -> range:
+    def wait(self, request: Request, call: RequestContext, now: float) -> range:
         """Let the rows of a request wait, whose room is taken already: their keys."""
         keys = range(self._keys, self._keys + len(request.rows))
         self._keys = keys.stop
@@ -91,7 +91,14 @@ class Queue:
         for number, (key, row) in enumerate(zip(keys, request.rows, strict=True)):
             self._owners[key] = request, number
             self.scheduler.add(
-                Waiting(key=key, tokens=row.tokens, length=length(row.tokens), heads=row.heads, rank=rank, arrived=now)
+                Waiting(
+                    key=key,
+                    tokens=row.tokens,
+                    length=length(row.tokens),
+                    logit_positions=row.logit_positions,
+                    rank=rank,
+                    arrived=now,
+                )
             )
         return keys
 
@@ -131,7 +138,7 @@ class Queue:
             failure.__cause__ = error
             request.fail(failure)
 
-    def give_up(self, error: Exception) -> None:
+    def abort(self, error: Exception) -> None:
         """Tell all callers, who then drop their rows."""
         for request in {request for request, _ in self._owners.values()}:
             request.fail(error)

@@ -20,8 +20,8 @@ class Waiting:
     key: int  # names it; the order of arrival among rows of the same rank
     tokens: int
     length: int = 0  # what it is padded to if it runs alone; no less than its tokens
-    heads: int = 0  # positions at which the language head is computed
-    rank: float = 0.0  # lowest first: server.admission.Call.rank
+    logit_positions: int = 0  # positions at which the language head is computed
+    rank: float = 0.0  # lowest first: server.admission.RequestContext.rank
     arrived: float = 0.0
 
     def __post_init__(self) -> None:
@@ -38,17 +38,17 @@ class Budget:
 
     rows: int
     tokens: int  # padding included
-    heads: int  # positions at which the language head is computed: each is as wide as the vocabulary
+    logit_positions: int  # positions at which the language head is computed: each is as wide as the vocabulary
     padding: float = 0.08  # the share of padding up to which rows of different lengths run together
     free_tokens: int = 0  # up to which a batch costs no more for being larger, so that padding does not matter
     shapes: Shapes = EXACT
 
     def __post_init__(self) -> None:
-        if min(self.rows, self.tokens, self.heads) < 1:
+        if min(self.rows, self.tokens, self.logit_positions) < 1:
             raise ValueError(f"budget of a batch: found {self}, expected at least one row, token and head")
 
-    def fits_alone(self, *, tokens: int, heads: int) -> bool:
-        return tokens <= self.tokens and heads <= self.heads
+    def fits_alone(self, *, tokens: int, logit_positions: int) -> bool:
+        return tokens <= self.tokens and logit_positions <= self.logit_positions
 
 
 @dataclass
@@ -59,12 +59,12 @@ class _Batch:
     members: list[Waiting] = field(default_factory=list)
     longest: int = 0
     lengths: int = 0  # of all together: what they cost if each runs alone
-    heads: int = 0
+    logit_positions: int = 0
 
     def takes(self, row: Waiting) -> bool:
         budget, rows, longest = self.budget, len(self.members) + 1, max(self.longest, row.length)
         padded = rows * longest
-        if rows > budget.rows or self.heads + row.heads > budget.heads:
+        if rows > budget.rows or self.logit_positions + row.logit_positions > budget.logit_positions:
             return False
         if budget.shapes.row_count(rows) * longest > budget.tokens:
             return False
@@ -74,7 +74,7 @@ class _Batch:
         self.members.append(row)
         self.longest = max(self.longest, row.length)
         self.lengths += row.length
-        self.heads += row.heads
+        self.logit_positions += row.logit_positions
 
 
 class Scheduler:
@@ -97,7 +97,9 @@ class Scheduler:
 
     def add(self, row: Waiting) -> None:
         """Let a row wait. It must fit into a batch of its own: what can never run is refused at the door."""
-        assert self.budget.fits_alone(tokens=row.tokens, heads=row.heads), f"{row} can never run; this is a bug"
+        assert self.budget.fits_alone(tokens=row.tokens, logit_positions=row.logit_positions), (
+            f"{row} can never run; this is a bug"
+        )
         assert row.key not in self._waiting, f"{row} waits already; this is a bug"
         self._waiting[row.key] = row
 

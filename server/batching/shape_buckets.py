@@ -21,7 +21,7 @@ class Shapes:
 
     lengths: tuple[int, ...] = ()  # of texts, in tokens
     row_counts: tuple[int, ...] = ()
-    head_counts: tuple[int, ...] = ()  # positions at which the language head is computed
+    logit_counts: tuple[int, ...] = ()  # positions at which the language head is computed
 
     def length(self, tokens: int) -> int:
         return _step(self.lengths, tokens)
@@ -29,8 +29,8 @@ class Shapes:
     def row_count(self, rows: int) -> int:
         return _step(self.row_counts, rows)
 
-    def head_count(self, heads: int) -> int:
-        return _step(self.head_counts, heads)
+    def logit_count(self, logit_positions: int) -> int:
+        return _step(self.logit_counts, logit_positions)
 
 
 EXACT = Shapes()  # nothing is padded

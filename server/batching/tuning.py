@@ -12,11 +12,11 @@ FREE_TOKENS = {"cpu": 64, "openvino": 64, "cuda": 1024}
 SHORTEST = 8  # tokens that a text is padded to at least, where lengths have steps
 
 
-def shapes_of(provider: str, *, rows: int, longest: int | None, heads: int) -> Shapes:
+def shapes_of(provider: str, *, rows: int, longest: int | None, logit_positions: int) -> Shapes:
     """The shapes for batches of so many rows, whose texts have up to `longest` tokens (None for images)."""
     if provider == "cpu":
         return EXACT
     lengths = steps_to(longest, first=SHORTEST) if longest else ()
     if provider == "openvino":
         return Shapes(lengths=lengths)
-    return Shapes(lengths=lengths, row_counts=steps_to(rows), head_counts=steps_to(heads))
+    return Shapes(lengths=lengths, row_counts=steps_to(rows), logit_counts=steps_to(logit_positions))

@@ -14,7 +14,7 @@ from server.artifact import Artifact
 from server.batching.collate import ImageRow, Row, TextRow, collate
 from server.batching.scheduler import Budget
 from server.batching.worker import out_of_memory
-from server.concurrency.stop_signal import Stop
+from server.concurrency.stop_signal import StopSignal
 from server.runtime.session import Session
 
 LONGEST_S = 30.0
@@ -36,7 +36,7 @@ def warm_up(
     artifact: Artifact,
     budget: Budget,
     *,
-    stop: Stop | None = None,
+    stop: StopSignal | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> WarmUp:
     """Run batches of all shapes of the budget that have steps, or as many as `LONGEST_S` allows.
@@ -44,7 +44,7 @@ def warm_up(
     Shapes of several rows for which there is no memory are left out: the batcher runs them in halves. NotReady after a
     stop.
     """
-    begun, done, stop = clock(), 0, stop or Stop()
+    begun, done, stop = clock(), 0, stop or StopSignal()
     shapes = sorted(_shapes(budget), key=lambda shape: shape[0] * shape[1], reverse=True)
     for count, length in shapes:
         stop.check()

@@ -22,7 +22,7 @@ OUT_OF_MEMORY = (
 )
 
 
-class Runs(Protocol):
+class SessionProtocol(Protocol):
     """What the batcher needs of a session."""
 
     @property
@@ -54,23 +54,23 @@ class Batch:
 
 
 @dataclass(frozen=True, eq=False)
-class Ran:
+class BatchResult:
     """What a batch came to: the answers of its rows, in order, with what each wants."""
 
     answers: list[Outputs]
     spent: Spent
 
 
-class Lane:
+class BatchWorker:
     """Runs one batch at a time."""
 
-    def __init__(self, session: Runs, name: str, shapes: Shapes, clock: Callable[[], float]) -> None:
+    def __init__(self, session: SessionProtocol, name: str, shapes: Shapes, clock: Callable[[], float]) -> None:
         self._session = session
         self._shapes = shapes
         self._clock = clock
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"run-{name}")
 
-    async def run(self, batch: Batch) -> Ran:
+    async def run(self, batch: Batch) -> BatchResult:
         """Raises what collating the rows or running them raised."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, batch)
 
@@ -82,7 +82,7 @@ class Lane:
     def end(self) -> None:
         self._thread.shutdown(wait=False)
 
-    def _compute(self, batch: Batch) -> Ran:
+    def _compute(self, batch: Batch) -> BatchResult:
         """In the session's thread."""
         collated = batch.collated or self.collate(batch.rows)
         begun = self._clock()
@@ -90,7 +90,7 @@ class Lane:
         ran = self._clock()
         answers = split(outputs, batch.rows)
         split_seconds = self._clock() - ran
-        return Ran(
+        return BatchResult(
             answers, Spent(collate_seconds=collated.seconds, run_seconds=ran - begun, split_seconds=split_seconds)
         )
 

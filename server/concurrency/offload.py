@@ -10,14 +10,14 @@ FEW = 256  # things that take about a microsecond each: a thread costs a hundred
 Result = TypeVar("Result")
 
 
-async def off_loop(threads: Executor, work: Callable[[], Result], *, items: int) -> Result:
+async def offload(threads: Executor, work: Callable[[], Result], *, items: int) -> Result:
     """The result of work on so many items, each of them as much as making an object of a class in a message."""
     if items <= FEW:
         return work()
     return await asyncio.get_running_loop().run_in_executor(threads, work)
 
 
-async def in_slices(
+async def offload_chunked(
     threads: Executor, work: Callable[[slice], list[Result]], sizes: Sequence[int], *, most: int
 ) -> list[Result]:
     """What work makes of inputs of such sizes, a thread doing some of them at a time, of no more than `most` together.

@@ -5,7 +5,7 @@ import threading
 from server.errors import NotReady
 
 
-class Stop:
+class StopSignal:
     """Not asked for until `set`."""
 
     def __init__(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class Room:
+class WeightedSemaphore:
     """Bounds the sum of the sizes of what is being done. What is larger than the whole room is done alone."""
 
     def __init__(self, size: int) -> None:
@@ -15,7 +15,7 @@ class Room:
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @asynccontextmanager
-    async def taken(self, size: int) -> AsyncIterator[None]:
+    async def acquire(self, size: int) -> AsyncIterator[None]:
         """So much of the room, for as long as this lasts."""
         await self.enter(size)
         try:

@@ -20,11 +20,11 @@ SPARE = 0.1  # of what is free: for what the runtime needs beside the cache
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The shape of the cache: `slots` at first, `most_slots` at last."""
+    """The shape of the cache: `slots` at first, `max_slots` at last."""
 
     layers: int
     slots: int
-    most_slots: int
+    max_slots: int
     heads: int
     capacity: int  # tokens of a slot
     head_width: int
@@ -63,7 +63,7 @@ class SlotCache:
         check_room(layout, memory, slots=layout.slots, more=layout.bytes(layout.slots))
         for name in layout.tensors:
             size = layout.slots * layout.slot_bytes
-            self._addresses[name] = memory.take(size, layout.most_slots * layout.slot_bytes)
+            self._addresses[name] = memory.take(size, layout.max_slots * layout.slot_bytes)
             self._sizes[name] = size
 
     def grow(self, slots: int) -> None:
@@ -81,7 +81,7 @@ class SlotCache:
 
     def check_growth(self, slots: int) -> None:
         """Raise NotEnoughMemory if there is no room for so many slots: then nothing has moved."""
-        assert self.slots < slots <= self.layout.most_slots, "a number of slots that was not agreed; this is a bug"
+        assert self.slots < slots <= self.layout.max_slots, "a number of slots that was not agreed; this is a bug"
         more = self.layout.bytes(slots) - self.layout.bytes(self.slots) + slots * self.layout.slot_bytes
         check_room(self.layout, self.memory, slots=slots, more=more)
 

@@ -11,7 +11,7 @@ from server.arrays import Array
 from server.generation.cache import Layout, SlotCache
 from server.generation.decoder import ELEMENTS, Decoder, Ids, Scores
 from server.generation.device_memory import CudaMemory, HostMemory, Memory
-from server.runtime.capture_lock import CAPTURES
+from server.runtime.capture_lock import CAPTURE_LOCK
 from server.runtime.session import Session, run_options
 
 GRAPHS = count(1)  # no two decoders of this process capture under the same number
@@ -38,12 +38,12 @@ class CapturingDecoder(Decoder):
             self.decode(np.zeros(rows, np.int64), np.ones(rows, np.int32))
 
     def prefill(self, slot: int, token_ids: Ids, past: int) -> Scores:
-        with CAPTURES.shared():
+        with CAPTURE_LOCK.shared():
             return super().prefill(slot, token_ids, past)
 
     def decode(self, token_ids: Ids, lengths: NDArray[np.int32]) -> Scores:
         rows = len(token_ids)
-        with CAPTURES.shared() if rows in self._captured else CAPTURES.alone():
+        with CAPTURE_LOCK.shared() if rows in self._captured else CAPTURE_LOCK.alone():
             scores = super().decode(token_ids, lengths)
         self._captured.add(rows)
         return scores
@@ -51,13 +51,13 @@ class CapturingDecoder(Decoder):
     def _run_apart(
         self, input_ids: Ids, lengths: NDArray[np.int32], past: Sequence[Array], *, start: int, more: bool
     ) -> list[Array]:
-        with CAPTURES.shared():
+        with CAPTURE_LOCK.shared():
             return super()._run_apart(input_ids, lengths, past, start=start, more=more)
 
     def release(self) -> None:
         """Forget the graphs: they know addresses that will be somebody else's."""
         self._captured.clear()
-        with CAPTURES.shared():
+        with CAPTURE_LOCK.shared():
             while self._graphs:
                 self._session.release_captured_graph(self._graphs.pop())
 
@@ -82,14 +82,14 @@ def memory_of(session: Session, *, device_id: int = 0, limit: int | None = None)
     return CudaMemory(device_id, limit=limit) if session.provider == "cuda" else HostMemory()
 
 
-def layout_of(session: onnxruntime.InferenceSession, *, slots: int, most_slots: int, capacity: int) -> Layout:
+def layout_of(session: onnxruntime.InferenceSession, *, slots: int, max_slots: int, capacity: int) -> Layout:
     """The shape of a cache; the graph says what was not asked."""
     keys = [value for value in session.get_inputs() if value.name.startswith("past_key.")]
     _, heads, _, head_width = keys[0].shape
     return Layout(
         layers=len(keys),
         slots=slots,
-        most_slots=most_slots,
+        max_slots=max_slots,
         heads=heads,
         capacity=capacity,
         head_width=head_width,

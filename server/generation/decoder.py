@@ -61,7 +61,7 @@ class Decoder:
         self._slots: dict[int, onnxruntime.IOBinding] = {}
         self._rows: dict[int, _Rows] = {}
         self._eager = run_options()
-        size = cache.layout.most_slots * self.vocabulary * self._logits_type.itemsize
+        size = cache.layout.max_slots * self.vocabulary * self._logits_type.itemsize
         self._logits = cache.memory.take(size, size)
 
     def rows_of(self, texts: int) -> int:

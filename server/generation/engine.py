@@ -13,9 +13,9 @@ from dataclasses import replace
 import numpy as np
 
 from server.admission.deadline import within_deadline
-from server.admission.in_flight import UnderWay
-from server.admission.queue import Call, Gate, Limits
-from server.concurrency.weighted_semaphore import Room
+from server.admission.in_flight import InFlight
+from server.admission.queue import AdmissionQueue, Limits, RequestContext
+from server.concurrency.weighted_semaphore import WeightedSemaphore
 from server.config.settings import ModelSettings
 from server.errors import InvalidRequest, NotEnoughMemory, NotReady, Overloaded
 from server.generation.cache import SlotCache, check_room, megabytes, room_in
@@ -23,12 +23,11 @@ from server.generation.cuda_graphs import decoder_of, layout_of, memory_of
 from server.generation.decoder import Decoder, Floats, Ids
 from server.generation.request import Sampling
 from server.generation.runner import Runner
-from server.generation.sampler import Draws
-from server.generation.scheduler import Scheduler
-from server.generation.scheduler import Sequence as Scheduled
+from server.generation.sampler import SamplingState
+from server.generation.scheduler import Scheduler, SequenceState
 from server.generation.stream import Entrant, Stream
 from server.generation.worker import Clock, Worker
-from server.observability.observer import Observer, Silent, Spent
+from server.observability.observer import NoOpObserver, Observer, Spent
 from server.runtime.session import Session
 
 log = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ class Engine:
         self,
         decoder: Decoder,
         *,
-        gate: Gate,
+        gate: AdmissionQueue,
         chunk_tokens: int,
         forward_tokens: int = FORWARD_TOKENS_ELSEWHERE,
         end_ids: Collection[int] = (),
@@ -63,24 +62,24 @@ class Engine:
     ) -> None:
         layout = decoder.cache.layout
         self.context = layout.capacity  # tokens of prompt and continuation
-        self.slots = layout.most_slots
+        self.slots = layout.max_slots
         self.vocabulary = decoder.vocabulary
         self.gate = gate
         self._forward_tokens = forward_tokens
-        self._logits = Room(LOGITS_AT_ONCE)
+        self._logits = WeightedSemaphore(LOGITS_AT_ONCE)
         self._end_ids = frozenset(end_ids)
-        self._observer = observer or Silent()
+        self._observer = observer or NoOpObserver()
         scheduler = Scheduler(
             gate,
             slots=layout.slots,
-            most_slots=layout.most_slots,
+            max_slots=layout.max_slots,
             chunk_tokens=chunk_tokens,
             shared_tokens=shared_tokens,
             step_rows=decoder.rows_of,
         )
         self._worker = Worker(Runner(decoder), scheduler, observer=self._observer, clock=clock)
         self._clock = clock
-        self.under_way = UnderWay(f"{gate.name} is being unloaded")
+        self.in_flight = InFlight(f"{gate.name} is being unloaded")
         self._accepting = False
 
     @property
@@ -102,12 +101,12 @@ class Engine:
 
     async def drain(self) -> None:
         """Accept nothing more and let what is under way be computed, whether its callers have read it or not."""
-        self.under_way.close()
-        await self.under_way.finished()  # those too whose prompt is not tokens yet
+        self.in_flight.close()
+        await self.in_flight.wait_idle()  # those too whose prompt is not tokens yet
         self._accepting = False
         await self._worker.idle()
 
-    def give_up(self) -> None:
+    def abort(self) -> None:
         """Accept nothing more, and cancel what is under way."""
         self._accepting = False
         self._worker.cancel_all()
@@ -123,7 +122,7 @@ class Engine:
 
     @contextmanager
     def admit(
-        self, entrants: Sequence[Entrant], sampling: Sampling, call: Call, *, field: str = "prompts"
+        self, entrants: Sequence[Entrant], sampling: Sampling, call: RequestContext, *, field: str = "prompts"
     ) -> Iterator[None]:
         """Let in all of a request's prompts, or none of them. Leaving ends those that are not done by the next step.
 
@@ -144,7 +143,7 @@ class Engine:
         finally:
             self._worker.cancel(*streams)
 
-    async def logits(self, ids: Ids, lengths: Ids, call: Call) -> Floats:
+    async def logits(self, ids: Ids, lengths: Ids, call: RequestContext) -> Floats:
         """The logits (n, t, vocabulary) after the first `lengths` (n,) tokens of each row of `ids` (n, t), 0 elsewhere.
 
         They are computed in parts between the steps of generation. Raises InvalidRequest, Overloaded, NotReady,
@@ -155,7 +154,7 @@ class Engine:
         call.check_deadline(begun)
         place = self._worker.room(requests=len(ids), tokens=int(lengths.sum()), field="input_ids")
         with self._counting_refusals(), place:
-            async with within_deadline(call, begun), self._logits.taken(ids.size * self.vocabulary):
+            async with within_deadline(call, begun), self._logits.acquire(ids.size * self.vocabulary):
                 logits, run_seconds = await self._forward(ids, lengths)
         waited = max(0.0, self._clock() - begun - run_seconds)
         self._observer.answered(Spent(queue_seconds=waited, run_seconds=run_seconds))
@@ -175,7 +174,7 @@ class Engine:
             first += len(texts)
         return logits, run_seconds
 
-    def _stream(self, entrant: Entrant, sampling: Sampling, call: Call) -> Stream:
+    def _stream(self, entrant: Entrant, sampling: Sampling, call: RequestContext) -> Stream:
         now = self._clock()
         call.check_deadline(now)
         ends = set(sampling.stop_token_ids)
@@ -183,8 +182,8 @@ class Engine:
             ends |= self._end_ids
         max_tokens = min(sampling.max_tokens, self.context - len(entrant.ids))
         return Stream(
-            sequence=Scheduled(prompt=entrant.ids, max_tokens=max_tokens, call=call, arrived=now),
-            draws=Draws(sampling, entrant.ids, vocabulary=self.vocabulary, end_ids=sorted(ends)),
+            sequence=SequenceState(prompt=entrant.ids, max_tokens=max_tokens, call=call, arrived=now),
+            draws=SamplingState(sampling, entrant.ids, vocabulary=self.vocabulary, end_ids=sorted(ends)),
             end_ids=frozenset(ends),
             take=entrant.take,
         )
@@ -254,7 +253,7 @@ def open_engine(
     chunk_tokens = settings.max_prefill_tokens or CHUNK_TOKENS.get(session.provider, CHUNK_TOKENS_ELSEWHERE)
     return Engine(
         decoder,
-        gate=Gate(name, limits),
+        gate=AdmissionQueue(name, limits),
         chunk_tokens=max(chunk_tokens, 3),
         forward_tokens=FORWARD_TOKENS.get(session.provider, FORWARD_TOKENS_ELSEWHERE),
         end_ids=end_ids,
@@ -269,11 +268,11 @@ def _decoder(
     """A number of slots that somebody asked for must fit whole; the usual number is as many of them as fit."""
     most = settings.slots or SLOTS.get(session.provider, SLOTS_ELSEWHERE)
     memory = memory_of(session, device_id=device, limit=memory_limit)
-    layout = layout_of(session.ort, slots=most, most_slots=most, capacity=capacity)
+    layout = layout_of(session.ort, slots=most, max_slots=most, capacity=capacity)
     if settings.slots:
         check_room(layout, memory, slots=most, more=layout.bytes(most))
     most = max(1, min(most, room_in(memory) // layout.bytes(1)))
-    layout = replace(layout, slots=min(most, SLOTS_AT_FIRST), most_slots=most)
+    layout = replace(layout, slots=min(most, SLOTS_AT_FIRST), max_slots=most)
     return decoder_of(session, layout, memory)
 
 
@@ -286,6 +285,6 @@ def _tell_memory(name: str, cache: SlotCache) -> None:
         layout.capacity,
         megabytes(layout.bytes(1)),
         megabytes(layout.bytes(layout.slots)),
-        megabytes(layout.bytes(layout.most_slots)),
-        layout.most_slots,
+        megabytes(layout.bytes(layout.max_slots)),
+        layout.max_slots,
     )

@@ -5,15 +5,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from server.admission.in_flight import UnderWay
-from server.admission.queue import Call
+from server.admission.in_flight import InFlight
+from server.admission.queue import RequestContext
 from server.generation.decoder import Floats, Ids
 from server.generation.engine import Engine
 from server.generation.request import Sampling
 from server.generation.stream import Entrant
 
 
-class Engines:
+class EngineReplicas:
     """An engine whose requests run to their end on the device where they began: their keys and values are there."""
 
     def __init__(self, engines: Sequence[Engine]) -> None:
@@ -23,7 +23,7 @@ class Engines:
         self.context = min(engine.context for engine in engines)
         self.slots = sum(engine.slots for engine in engines)
         self.vocabulary = engines[0].vocabulary
-        self.under_way = UnderWay(f"{self.gate.name} is being unloaded")
+        self.in_flight = InFlight(f"{self.gate.name} is being unloaded")
 
     @property
     def waiting_rows(self) -> int:
@@ -43,14 +43,14 @@ class Engines:
 
     async def drain(self) -> None:
         """As `Engine.drain`, of all of them."""
-        self.under_way.close()
-        await self.under_way.finished()
+        self.in_flight.close()
+        await self.in_flight.wait_idle()
         await asyncio.gather(*(engine.drain() for engine in self._engines))
 
-    def give_up(self) -> None:
-        """As `Engine.give_up`, of all of them."""
+    def abort(self) -> None:
+        """As `Engine.abort`, of all of them."""
         for engine in self._engines:
-            engine.give_up()
+            engine.abort()
 
     def check_length(self, field: str, tokens: int) -> None:
         """As `Engine.check_length`."""
@@ -66,7 +66,7 @@ class Engines:
 
     @contextmanager
     def admit(
-        self, entrants: Sequence[Entrant], sampling: Sampling, call: Call, *, field: str = "prompts"
+        self, entrants: Sequence[Entrant], sampling: Sampling, call: RequestContext, *, field: str = "prompts"
     ) -> Iterator[None]:
         """As `Engine.admit`; if one of the engines has no room, what others have begun ends by the next step."""
         with self._spread(len(entrants)) as engines, ExitStack() as stack:
@@ -75,7 +75,7 @@ class Engines:
                 stack.enter_context(engine.admit(share, sampling, call, field=field))
             yield
 
-    async def logits(self, ids: Ids, lengths: Ids, call: Call) -> Floats:
+    async def logits(self, ids: Ids, lengths: Ids, call: RequestContext) -> Floats:
         """As `Engine.logits`."""
         with self._spread(1) as (engine,):
             return await engine.logits(ids, lengths, call)

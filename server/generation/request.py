@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from server.errors import InvalidRequest
+from server.observability.observer import Usage
 
 LIKELIEST_LIMIT = 20  # of `logprobs`, as in vLLM: all of them are among the likeliest that a graph gives (64)
 NAMED_LIMIT = 1024  # tokens in `logit_bias`, and in `stop_token_ids`
@@ -63,17 +64,6 @@ class Sampling:
             for token in tokens:
                 if not 0 <= token < vocabulary:
                     raise InvalidRequest(name, f"token {token}", f"0 to {vocabulary - 1}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Usage:
-    """What a request took."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int  # of the prompt: those whose keys and values were at hand
-    queue_seconds: float  # until its prompt began to be read
-    inference_seconds: float  # from then to the last token
 
 
 @dataclass(frozen=True, kw_only=True)

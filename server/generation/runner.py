@@ -7,7 +7,7 @@ import numpy as np
 
 from server.generation.decoder import Decoder, Floats, Ids
 from server.generation.prefix import Copy
-from server.generation.sampler import Chosen, Draws, Sampler
+from server.generation.sampler import SampledToken, Sampler, SamplingState
 from server.generation.scheduler import Decode, Prefill
 from server.generation.stream import Stream
 
@@ -32,7 +32,7 @@ class Runner:
         for copy in copies:
             self._decoder.cache.copy(source=copy.source, target=copy.target, tokens=copy.tokens)
 
-    def run(self, step: Prefill | Decode, rows: Several[Stream]) -> list[Chosen]:
+    def run(self, step: Prefill | Decode, rows: Several[Stream]) -> list[SampledToken]:
         """The next token of each row; none while a prompt is not read to its end."""
         draws = [row.draws for row in rows]
         if isinstance(step, Prefill):
@@ -52,5 +52,5 @@ class Runner:
         """As `Decoder.forward`."""
         return self._decoder.forward(texts, longest)
 
-    def _sampler_of(self, draws: list[Draws]) -> Sampler:
+    def _sampler_of(self, draws: list[SamplingState]) -> Sampler:
         return Sampler(draws, likeliest=self._decoder.likeliest, vocabulary=self._decoder.vocabulary)

@@ -20,7 +20,7 @@ from server.generation.sampling import Doubles, Floats, Ids, draw, draw_from_all
 
 
 @dataclass(frozen=True)
-class Chosen:
+class SampledToken:
     """The next token of one row; log-probabilities are the model's own."""
 
     token_id: int
@@ -28,7 +28,7 @@ class Chosen:
     top: tuple[tuple[int, float], ...]  # the likeliest, if asked for
 
 
-class Draws:
+class SamplingState:
     """What one request needs to choose its tokens: parameters, random numbers, and what it has generated so far."""
 
     def __init__(self, sampling: Sampling, prompt_ids: Ids, *, vocabulary: int, end_ids: Sequence[int]) -> None:
@@ -100,9 +100,9 @@ class Draws:
 
 
 class Sampler:
-    """Chooses for a batch of rows. To be made anew when rows come, go or move: what they generated is in `Draws`."""
+    """Samples for one batch of rows. A change of the rows needs a new sampler: their history is in `SamplingState`."""
 
-    def __init__(self, rows: Sequence[Draws], *, likeliest: int, vocabulary: int) -> None:
+    def __init__(self, rows: Sequence[SamplingState], *, likeliest: int, vocabulary: int) -> None:
         asked = [row.sampling for row in rows]
         self.rows = rows
         self._all_known = likeliest == vocabulary
@@ -116,8 +116,8 @@ class Sampler:
         lifted = np.array([row.lifts for row in rows])
         self._whole = set() if self._all_known else set(np.flatnonzero(wide | lifted).tolist())
 
-    def choose(self, scores: Scores) -> list[Chosen]:
-        """One token for each row, recorded in its `Draws`. Fetches the logits only if a row cannot do without."""
+    def choose(self, scores: Scores) -> list[SampledToken]:
+        """One token for each row, recorded in its `SamplingState`. Fetches the logits only if a row needs them."""
         uniforms = np.array([row.uniform() for row in self.rows])
         raw, ids = scores.top_scores, scores.top_ids
         adjusted, order, whole = self._adjust(raw, ids)
@@ -133,7 +133,7 @@ class Sampler:
         logprobs = (chosen_scores - scores.logsumexp).tolist()
         tops = self._report(scores)
         return [
-            Chosen(token, logprob, tops.get(index, ()))
+            SampledToken(token, logprob, tops.get(index, ()))
             for index, (token, logprob) in enumerate(zip(tokens.tolist(), logprobs, strict=True))
         ]
 

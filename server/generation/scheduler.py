@@ -17,19 +17,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from server.admission.queue import Call, Gate
+from server.admission.queue import AdmissionQueue, RequestContext
 from server.generation.prefix import Copy, Ids, Prefixes
 
-MOST_PREFILLS = 4  # between two decode steps
+MAX_PREFILLS = 4  # between two decode steps
 
 
 @dataclass(eq=False, kw_only=True)
-class Sequence:
+class SequenceState:
     """One request as the scheduler sees it: a prompt to read, then a token each step. Compared by identity."""
 
     prompt: Ids  # (t,)
     max_tokens: int  # prompt and these fit into a slot
-    call: Call
+    call: RequestContext
     arrived: float  # seconds, on the clock that `Scheduler.plan` is told
     slot: int = -1
     cached: int = 0  # tokens whose keys and values are in the slot
@@ -56,12 +56,12 @@ class Prefill:
     """Read the tokens [start, stop) of one prompt."""
 
     kind: ClassVar = "prefill"
-    sequence: Sequence
+    sequence: SequenceState
     start: int
     stop: int
 
     @property
-    def sequences(self) -> tuple[Sequence, ...]:
+    def sequences(self) -> tuple[SequenceState, ...]:
         return (self.sequence,)
 
     @property
@@ -81,7 +81,7 @@ class Decode:
     """
 
     kind: ClassVar = "decode"
-    sequences: tuple[Sequence, ...]
+    sequences: tuple[SequenceState, ...]
     idle: tuple[int, ...] = ()
 
     @property
@@ -93,8 +93,8 @@ class Decode:
 class Plan:
     """What to do now, in this order: tell those who are gone, copy, run. Without a step there is nothing to do."""
 
-    cancelled: tuple[Sequence, ...] = ()
-    expired: tuple[Sequence, ...] = ()
+    cancelled: tuple[SequenceState, ...] = ()
+    expired: tuple[SequenceState, ...] = ()
     copies: tuple[Copy, ...] = ()
     step: Prefill | Decode | None = None
 
@@ -103,15 +103,15 @@ class Plan:
 class Scheduler:
     """Decides each step. `plan`, then run it, then `advance`, then `finish` those that have ended; `plan` again."""
 
-    gate: Gate
+    gate: AdmissionQueue
     slots: int
     chunk_tokens: int
     shared_tokens: int = 16  # prompts that begin with as many equal tokens share their keys and values
-    most_slots: int = 0  # as many as there may ever be; 0: as many as there are
+    max_slots: int = 0  # as many as there may ever be; 0: as many as there are
     step_rows: Callable[[int], int] = int  # with how many rows a step runs for so many sequences
-    waiting: list[tuple[float, int, Sequence]] = field(default_factory=list)  # a heap: rank, order of arrival
-    reading: Sequence | None = None
-    decoding: list[Sequence] = field(default_factory=list)
+    waiting: list[tuple[float, int, SequenceState]] = field(default_factory=list)  # a heap: rank, order of arrival
+    reading: SequenceState | None = None
+    decoding: list[SequenceState] = field(default_factory=list)
     _arrivals: int = 0
     _read_since_decode: int = 0
     _look_again: float = math.inf  # when somebody may have to leave: the earliest deadline, or now after a cancellation
@@ -119,7 +119,7 @@ class Scheduler:
     def __post_init__(self) -> None:
         if self.slots < 1 or self.chunk_tokens < 3:
             raise ValueError(f"found {self.slots} slots, chunks of {self.chunk_tokens}, expected at least 1 and 3")
-        self.most_slots = self.most_slots or self.slots
+        self.max_slots = self.max_slots or self.slots
         self.prefixes = Prefixes(self.slots, least=self.shared_tokens)
 
     @property
@@ -127,21 +127,21 @@ class Scheduler:
         return not (self.waiting or self.reading or self.decoding)
 
     @property
-    def running(self) -> list[Sequence]:
+    def running(self) -> list[SequenceState]:
         """Those that have a slot."""
         return self.decoding + ([self.reading] if self.reading else [])
 
     @property
     def wanted_slots(self) -> int:
         """How many slots there should be, because somebody waits for one; 0 if there are enough, or cannot be more."""
-        short = self.waiting and not self.reading and len(self.decoding) == self.slots < self.most_slots
-        return min(2 * self.slots, self.most_slots) if short else 0
+        short = self.waiting and not self.reading and len(self.decoding) == self.slots < self.max_slots
+        return min(2 * self.slots, self.max_slots) if short else 0
 
     def grow(self, slots: int) -> None:
         """There are more slots now."""
         self.slots = self.prefixes.slots = slots
 
-    def submit(self, *sequences: Sequence, field: str = "prompts") -> None:
+    def submit(self, *sequences: SequenceState, field: str = "prompts") -> None:
         """Let all wait for their turns, or none. Overloaded; InvalidRequest if the queue can never hold them."""
         reserved = sum(sequence.reserved_tokens for sequence in sequences)
         self.gate.enter(requests=len(sequences), tokens=reserved, field=field)
@@ -150,7 +150,7 @@ class Scheduler:
             self._arrivals += 1
             self._look_again = min(self._look_again, _deadline(sequence))
 
-    def cancel(self, sequence: Sequence) -> None:
+    def cancel(self, sequence: SequenceState) -> None:
         """It leaves at the next `plan`. Harmless if it is gone already."""
         sequence.cancelled = True
         self._look_again = -math.inf
@@ -174,12 +174,12 @@ class Scheduler:
             self.decoding.append(step.sequence)
             self.reading = None
 
-    def finish(self, sequence: Sequence) -> None:
+    def finish(self, sequence: SequenceState) -> None:
         """It has its last token, or its caller is gone: its slot is free, and keeps the prompt."""
         self.fail(sequence)
         self.prefixes.keep(sequence.slot, sequence.read)
 
-    def fail(self, sequence: Sequence) -> None:
+    def fail(self, sequence: SequenceState) -> None:
         """Its step failed: its slot is free, and what is in it good for nothing."""
         if sequence is self.reading:
             self.reading = None
@@ -200,7 +200,7 @@ class Scheduler:
 
     # ---- the parts of a plan
 
-    def _leave(self, now: float) -> tuple[tuple[Sequence, ...], tuple[Sequence, ...]]:
+    def _leave(self, now: float) -> tuple[tuple[SequenceState, ...], tuple[SequenceState, ...]]:
         if now < self._look_again:
             return (), ()
         everyone = [sequence for _, _, sequence in self.waiting] + self.running
@@ -261,7 +261,7 @@ class Scheduler:
 
     def _cost(self, tokens: int) -> int:
         """Of a run over so many tokens, in tokens: it has to read all weights, be they ever so few."""
-        return max(tokens, self.chunk_tokens // MOST_PREFILLS)
+        return max(tokens, self.chunk_tokens // MAX_PREFILLS)
 
     def _held(self, slot: int) -> int:
         """How many tokens of a slot in which nobody decodes are still needed."""
@@ -270,7 +270,7 @@ class Scheduler:
         return len(self.prefixes.kept[slot].prompt) if slot in self.prefixes.kept else 0
 
 
-def _deadline(sequence: Sequence) -> float:
+def _deadline(sequence: SequenceState) -> float:
     return math.inf if sequence.call.deadline is None else sequence.call.deadline
 
 

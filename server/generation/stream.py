@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from server.generation.decoder import Ids
-from server.generation.request import Sampling, Step, Usage
-from server.generation.sampler import Chosen, Draws
-from server.generation.scheduler import Sequence
+from server.generation.request import Sampling, Step
+from server.generation.sampler import SampledToken, SamplingState
+from server.generation.scheduler import SequenceState
+from server.observability.observer import Usage
 
 # Called on the event loop with what comes, in order; must return at once and never raise. True: no more is wanted, for
 # the text has come to its end.
@@ -26,8 +27,8 @@ class Entrant:
 class Stream:
     """A sequence of the scheduler, what it chooses with, and who takes its steps."""
 
-    sequence: Sequence
-    draws: Draws
+    sequence: SequenceState
+    draws: SamplingState
     end_ids: frozenset[int]  # tokens after which it ends
     take: Take
     last_token: int = -1
@@ -37,7 +38,7 @@ class Stream:
     def sampling(self) -> Sampling:
         return self.draws.sampling
 
-    def accept(self, chosen: Chosen, now: float) -> Step:
+    def accept(self, chosen: SampledToken, now: float) -> Step:
         """The step of a token that was chosen."""
         self.last_token = chosen.token_id
         reason, stop_reason = self._ending(chosen.token_id)

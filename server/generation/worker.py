@@ -19,9 +19,8 @@ from server.generation.decoder import Floats, Ids
 from server.generation.prefix import Copy
 from server.generation.request import Step
 from server.generation.runner import Runner
-from server.generation.sampler import Chosen
-from server.generation.scheduler import Decode, Plan, Prefill, Scheduler
-from server.generation.scheduler import Sequence as Scheduled
+from server.generation.sampler import SampledToken
+from server.generation.scheduler import Decode, Plan, Prefill, Scheduler, SequenceState
 from server.generation.stream import Stream
 from server.observability.observer import Observer, Spent
 
@@ -50,7 +49,7 @@ class Worker:
         self._scheduler = scheduler
         self._observer = observer
         self._lock = threading.Lock()  # over the scheduler and all that follows
-        self._streams: dict[Scheduled, Stream] = {}
+        self._streams: dict[SequenceState, Stream] = {}
         self._forwards: deque[Forward] = deque()
         self._work: Future[None] | None = None  # None: nothing to do
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -129,7 +128,7 @@ class Worker:
             while self._run_next():
                 pass
         except Exception as error:  # a bug; without this everybody would wait for ever, and who comes after them
-            self._give_up(error)
+            self._abort(error)
 
     def _run_next(self) -> bool:
         """Do what is to be done next; False if there is nothing."""
@@ -150,7 +149,7 @@ class Worker:
             self._run(plan.copies, plan.step, rows)
         return True
 
-    def _give_up(self, error: Exception) -> None:
+    def _abort(self, error: Exception) -> None:
         """Tell everybody, those who wait included, and begin anew with whoever comes next."""
         with self._lock:
             rows, forwards = list(self._streams.values()), list(self._forwards)
@@ -236,7 +235,7 @@ class Worker:
         return rows
 
     def _accept(
-        self, step: Prefill | Decode, rows: list[Stream], chosen: list[Chosen], now: float
+        self, step: Prefill | Decode, rows: list[Stream], chosen: list[SampledToken], now: float
     ) -> list[tuple[Stream, Step]]:
         """Take each row's token, if it has one yet; let those go that have their last."""
         with self._lock:

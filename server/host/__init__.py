@@ -1,0 +1,1 @@
+"""What this machine, container or process may use: CPUs, memory, control groups. Imports nothing of the server."""

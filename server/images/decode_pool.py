@@ -9,18 +9,18 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from server.concurrency.weighted_semaphore import Room
+from server.concurrency.weighted_semaphore import WeightedSemaphore
 
 DECODING_BYTES = 1_600_000_000  # of all images that are being decoded: two of the largest, dozens of photographs
 Result = TypeVar("Result")
 
 
-class ImagePool:
+class DecodePool:
     """Runs work whose memory is known beforehand."""
 
     def __init__(self, threads: int, *, decoding_bytes: int = DECODING_BYTES) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="images")
-        self._room = Room(decoding_bytes)
+        self._room = WeightedSemaphore(decoding_bytes)
 
     async def run(self, work: Callable[[], Result], *, decoding_bytes: int) -> Result:
         """The result of work that takes so much memory, once there is room for it.

@@ -22,7 +22,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from server.errors import InvalidRequest
 from server.images import limits
-from server.images.metered_reader import MeteredFile
+from server.images.metered_reader import MeteredReader
 
 # How a file begins → what reads it. Not by Image.open: of a JPEG of several pictures (MPO) that reads all headers.
 READERS: tuple[tuple[bytes, type[ImageFile]], ...] = (
@@ -156,7 +156,7 @@ def _stream(reader: type[ImageFile], file: bytes) -> io.BytesIO:
     """The file, to be read in a bounded number of pieces; runs of equal pixels in a BMP take two pieces each."""
     if reader is BmpImageFile and limits.has_runs(file):
         return io.BytesIO(file)
-    return MeteredFile(file)
+    return MeteredReader(file)
 
 
 def _orientation(picture: Image.Image) -> object:

@@ -9,11 +9,11 @@ import io
 FREE_PIECES, BYTES_PER_PIECE = 4_000, 32  # of the whole file: an image of GIF may have text in blocks of some 80 bytes
 
 
-class TooManyPieces(ValueError):
+class TooManyReads(ValueError):
     """What the file is read in, and how many would have been fine."""
 
 
-class MeteredFile(io.BytesIO):
+class MeteredReader(io.BytesIO):
     """Raises TooManyPieces from `read`."""
 
     def __init__(self, file: bytes) -> None:
@@ -23,5 +23,5 @@ class MeteredFile(io.BytesIO):
     def read(self, size: int | None = -1, /) -> bytes:
         self._left -= 1
         if self._left < 0:
-            raise TooManyPieces(f"its parts are read in more than {self._most} pieces")
+            raise TooManyReads(f"its parts are read in more than {self._most} pieces")
         return super().read(size)

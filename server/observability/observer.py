@@ -1,4 +1,4 @@
-"""What happens inside, told to whoever counts it. Knows nothing of metrics: server/observability/prometheus.py is one listener.
+"""Events within a model, for a listener such as server/observability/prometheus.py. Knows nothing of metrics.
 
 An observer is made for one version of one model, so that nothing here carries names.
 """
@@ -6,8 +6,6 @@ An observer is made for one version of one model, so that nothing here carries n
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
-
-from server.generation.request import Usage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +23,17 @@ class Spent:
 
     def __add__(self, other: "Spent") -> "Spent":
         return Spent(**{name: seconds + getattr(other, name) for name, seconds in asdict(self).items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What a request took."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int  # of the prompt: those whose keys and values were at hand
+    queue_seconds: float  # until its prompt began to be read
+    inference_seconds: float  # from then to the last token
 
 
 class Observer(Protocol):
@@ -57,7 +66,7 @@ class Observer(Protocol):
         """A generation that had a slot has ended. Reasons: stop, length, cancelled (or out of time)."""
 
 
-class Silent:
+class NoOpObserver:
     """An observer that listens to nothing."""
 
     def batch(
@@ -80,6 +89,6 @@ class Silent:
 Observe = Callable[[str, str], Observer]  # model, version → the observer of that version
 
 
-def silence(model: str, version: str) -> Observer:
+def no_op_observer(model: str, version: str) -> Observer:
     """The `Observe` of a server that nobody measures."""
-    return Silent()
+    return NoOpObserver()

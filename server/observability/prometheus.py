@@ -1,7 +1,7 @@
 """What Prometheus sees: our own `affinity_*` families, and calls by the `grpc_server_*` convention.
 
-Triton's names stand in server/observability/triton_names.py. The registry is its own: nothing else in the process gets in. Only
-what is loaded becomes a label: a name that a client made up never does.
+Triton's names stand in server/observability/triton_names.py. The registry holds nothing else of the process. Labels
+are names of models that are loaded, never names that a client made up.
 """
 
 import asyncio
@@ -12,9 +12,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from server.admission.queue import Call
-from server.generation.request import Usage
-from server.observability.observer import Spent
+from server.admission.queue import RequestContext
+from server.observability.observer import Spent, Usage
 from server.observability.totals import Statistics
 from server.observability.triton_names import TritonNames
 from server.status import GONE, code_of
@@ -61,7 +60,7 @@ TRITON_REASONS = {  # by status code; anything else is OTHER
 }
 
 
-class Nowhere:
+class NoOpMetric:
     """Counts nothing."""
 
     def inc(self, amount: float = 1) -> None: ...
@@ -69,7 +68,7 @@ class Nowhere:
     def observe(self, amount: float) -> None: ...
 
 
-NOWHERE = Nowhere()
+NO_OP_METRIC = NoOpMetric()
 
 
 class Metrics:
@@ -107,11 +106,11 @@ class Metrics:
     def of(self, family: str, model: str, version: str, **labels: str) -> Any:
         """The child of a family for one version of a model; nothing that counts for one that is gone."""
         if (model, version) not in self.statistics:
-            return NOWHERE
+            return NO_OP_METRIC
         return self._families[family].labels(model=model, version=version, **labels)
 
     def observe(self, model: str, version: str) -> "ModelObserver":
-        """The listener to what happens inside one version of a model: an `Observe` (server/observability/observer.py)."""
+        """The observer of one version of a model: an `Observe` (server/observability/observer.py)."""
         self.statistics.setdefault((model, version), Statistics())
         self._from_zero(model, version)
         return ModelObserver(self, model, version)
@@ -132,7 +131,7 @@ class Metrics:
                 self.of(name, model, version, **labelled)
 
     @contextmanager
-    def request(self, model: str, version: str, task: str, call: Call) -> Iterator["Tokens"]:
+    def request(self, model: str, version: str, task: str, call: RequestContext) -> Iterator["Tokens"]:
         """Count and time one request to a model that exists; however it ends, by its status."""
         started = time.perf_counter()
         status, tokens = "OK", Tokens(self, model, version, started)

@@ -5,8 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from server.generation.request import Usage
-from server.observability.observer import Spent
+from server.observability.observer import Spent, Usage
 
 
 @dataclass

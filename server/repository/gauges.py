@@ -13,19 +13,19 @@ QUEUES: dict[str, tuple[str, Callable[[Model], int]]] = {
     "affinity_queue_rows": ("Inputs that wait to run.", lambda model: _waiting(model)),
     "affinity_queue_tokens": (
         "Tokens that wait to run.",
-        lambda model: sum(part.waiting_tokens for part in model.doors.parts),
+        lambda model: sum(backend.waiting_tokens for backend in model.handlers.backends),
     ),
     "affinity_running_rows": (
         "Inputs, or continuations, that run right now.",
-        lambda model: sum(part.running_rows for part in model.doors.parts),
+        lambda model: sum(backend.running_rows for backend in model.handlers.backends),
     ),
     "affinity_slots_used": (
         "Continuations that hold a slot.",
-        lambda model: sum(part.running_rows for part in model.doors.parts if part.slots),
+        lambda model: sum(backend.running_rows for backend in model.handlers.backends if backend.slots),
     ),
     "affinity_slots": (
         "Continuations that can run together.",
-        lambda model: sum(part.slots for part in model.doors.parts),
+        lambda model: sum(backend.slots for backend in model.handlers.backends),
     ),
 }
 
@@ -51,11 +51,11 @@ class ModelMetrics(Collector):
 
 
 def _waiting(model: Model) -> int:
-    return sum(part.waiting_rows for part in model.doors.parts)
+    return sum(backend.waiting_rows for backend in model.handlers.backends)
 
 
 def _pending(models: Sequence[Model]) -> Metric:
-    """Under Triton's name (server/observability/triton_names.py), of unknown type: a gauge of that ending is bad style."""
+    """Triton's name (server/observability/triton_names.py), of unknown type: its ending is not one of a gauge."""
     pending = UnknownMetricFamily("nv_inference_pending_request_count", "Inputs that wait to run.", labels=MODEL)
     for model in models:
         pending.add_metric((model.name, model.version), _waiting(model))

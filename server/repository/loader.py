@@ -1,4 +1,4 @@
-"""Opens versions of models, each on the best provider that can run it. Which ones, server/repository/repository.py says."""
+"""Loads versions of models, each on the best provider that can run it. The repository decides which versions."""
 
 import asyncio
 import logging
@@ -10,12 +10,12 @@ from typing import TypeVar
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
 from server.artifact import Artifact, read_artifact
-from server.concurrency.stop_signal import Stop
+from server.concurrency.stop_signal import StopSignal
 from server.config.settings import Settings
 from server.errors import BadArtifact, NotEnoughMemory, ProviderUnavailable
-from server.images.decode_pool import ImagePool
+from server.images.decode_pool import DecodePool
 from server.observability.observer import Observe
-from server.repository.model import Model, open_model
+from server.repository.model import Model, load_model
 from server.runtime.providers import ProviderChoice, Providers, find_providers
 
 Result = TypeVar("Result")
@@ -30,14 +30,14 @@ RUNTIME_ERRORS: tuple[type[Exception], ...] = (
 log = logging.getLogger(__name__)
 
 
-class Opener:
+class ModelLoader:
     """Opens in a thread of its own. `prepare` and `images` are the pools of the models for work before they run."""
 
-    def __init__(self, settings: Settings, observe: Observe, *, prepare: Executor, images: ImagePool) -> None:
+    def __init__(self, settings: Settings, observe: Observe, *, prepare: Executor, images: DecodePool) -> None:
         self._settings, self._observe, self._prepare, self._images = settings, observe, prepare, images
         self._providers: Providers | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="open")
-        self._stop = Stop()
+        self._stop = StopSignal()
 
     async def open(self, directory: Path, old: Model | None) -> Model:
         """A model that has started; the old one if nothing has changed.
@@ -65,7 +65,7 @@ class Opener:
         observer = self._observe(artifact.name, artifact.version)
         try:
             model = await self._in_thread(
-                lambda: open_model(
+                lambda: load_model(
                     artifact,
                     choice,
                     self._settings,

@@ -1,6 +1,6 @@
 """One version of one model, ready to answer: a session that was checked, and its task and tensor door over it.
 
-The one table of tasks is here. A task is made from what `Opening` has; it may bring parts to start and to drain.
+The one table of tasks is here. A task is made from what `LoadContext` has; it may bring parts to start and to drain.
 """
 
 import asyncio
@@ -11,21 +11,21 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-from server.admission.in_flight import UnderWay
-from server.admission.queue import Gate, Limits
+from server.admission.in_flight import InFlight
+from server.admission.queue import AdmissionQueue, Limits
 from server.artifact import Artifact
 from server.batching.batcher import Batcher
 from server.batching.collate import PIXELS_PER_TOKEN
 from server.batching.scheduler import Budget
 from server.batching.tuning import FREE_TOKENS, MAX_BATCH_TOKENS, shapes_of
 from server.batching.warm_up import warm_up
-from server.concurrency.stop_signal import Stop
+from server.concurrency.stop_signal import StopSignal
 from server.config.settings import ModelSettings, Settings
 from server.errors import BadArtifact
 from server.generation.engine import open_engine
 from server.generation.golden_check import check_decoding
-from server.generation.replicas import Engines
-from server.images.decode_pool import ImagePool
+from server.generation.replicas import EngineReplicas
+from server.images.decode_pool import DecodePool
 from server.images.golden_check import check_images
 from server.images.preprocess import ImageDecoder
 from server.observability.observer import Observer
@@ -50,10 +50,10 @@ log = logging.getLogger(__name__)
 TextTask = Callable[[Artifact, Batcher, TextEncoder, Executor], Any]
 
 
-class Part(Protocol):
+class Backend(Protocol):
     """Something of a model that lives on the event loop, with a queue before it."""
 
-    gate: Gate
+    gate: AdmissionQueue
     slots: int  # continuations that can run together; 0 where nothing is generated
 
     @property
@@ -69,11 +69,11 @@ class Part(Protocol):
 
     async def drain(self) -> None: ...
 
-    def give_up(self) -> None: ...
+    def abort(self) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opening:
+class LoadContext:
     """All that a task can be made from."""
 
     artifact: Artifact
@@ -81,9 +81,9 @@ class Opening:
     settings: ModelSettings
     memory_limit: int | None  # bytes of a GPU for what the runtime does not take; None: all that is free
     prepare: Executor  # for work that must not hold up the event loop
-    images: ImagePool  # for images
+    images: DecodePool  # for images
     observer: Observer
-    stop: Stop
+    stop: StopSignal
 
     @property
     def session(self) -> Session:
@@ -92,13 +92,13 @@ class Opening:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Doors:
+class Handlers:
     """What a model answers with. Which calls they take is the task's (server/tasks/)."""
 
     task: Any
     raw: Any
     counter: TokenCounter | None = None  # of models on text
-    parts: tuple[Part, ...] = ()
+    backends: tuple[Backend, ...] = ()
     golden_inputs: GoldenInputs = GoldenInputs()  # what its tokenizer or image decoder was checked with
 
 
@@ -111,30 +111,30 @@ class Model:
     artifact: Artifact
     session: Session  # any of them, if there are several devices
     measured: Measured  # in the session that is farthest from PyTorch
-    doors: Doors = field(repr=False)
+    handlers: Handlers = field(repr=False)
     prepare: Executor = field(repr=False)  # for work that must not hold up the event loop
-    reading: UnderWay = field(repr=False)  # requests that were given this model, and have yet to come to a door
+    reading: InFlight = field(repr=False)  # requests that were given this model, and have yet to come to a door
 
     @property
     def task(self) -> Any:
-        return self.doors.task
+        return self.handlers.task
 
     @property
     def raw(self) -> Any:
-        return self.doors.raw
+        return self.handlers.raw
 
     @property
     def counter(self) -> TokenCounter | None:
-        return self.doors.counter
+        return self.handlers.counter
 
     @property
     def golden_inputs(self) -> GoldenInputs:
-        return self.doors.golden_inputs
+        return self.handlers.golden_inputs
 
     @property
     def limits(self) -> Limits:
         """Of what may wait, and so of one request."""
-        return self.doors.parts[0].gate.limits
+        return self.handlers.backends[0].gate.limits
 
     @property
     def provider(self) -> str:
@@ -145,29 +145,29 @@ class Model:
         return self.session.precision
 
     async def start(self) -> None:
-        for part in self.doors.parts:
-            await part.start()
+        for backend in self.handlers.backends:
+            await backend.start()
 
     async def drain(self) -> None:
         """Answer who is in, let in nobody any more."""
-        await self.reading.finished()
-        await asyncio.gather(*(part.drain() for part in self.doors.parts))
+        await self.reading.wait_idle()
+        await asyncio.gather(*(backend.drain() for backend in self.handlers.backends))
 
-    def give_up(self) -> None:
+    def abort(self) -> None:
         """End what is under way: generation with what it has, everything else with NotReady."""
-        for part in self.doors.parts:
-            part.give_up()
+        for backend in self.handlers.backends:
+            backend.abort()
 
 
-def open_model(
+def load_model(
     artifact: Artifact,
     choice: ProviderChoice,
     settings: Settings,
     *,
     prepare: Executor,
-    images: ImagePool,
+    images: DecodePool,
     observer: Observer,
-    stop: Stop,
+    stop: StopSignal,
 ) -> Model:
     """Open sessions, check them with the golden inputs, make the doors. Blocks.
 
@@ -191,7 +191,7 @@ def open_model(
         measured.measure,
         measured.tolerance,
     )
-    opening = Opening(
+    context = LoadContext(
         artifact=artifact,
         sessions=sessions,
         settings=settings.of(artifact.name),
@@ -207,9 +207,9 @@ def open_model(
         artifact=artifact,
         session=session,
         measured=measured,
-        doors=TASKS[task](opening),
+        handlers=TASKS[task](context),
         prepare=prepare,
-        reading=UnderWay(f"{artifact.name} is being unloaded"),
+        reading=InFlight(f"{artifact.name} is being unloaded"),
     )
 
 
@@ -221,69 +221,69 @@ def _memory_limit(artifact: Artifact, session: Session, settings: Settings) -> i
 # ---- the tasks
 
 
-def _text(make: TextTask, opening: Opening) -> Doors:
-    encoder = TextEncoder(opening.artifact)
-    golden = GoldenInputs(texts=check_golden_texts(encoder, opening.artifact))
-    batcher = _text_batcher(opening)
-    task = make(opening.artifact, batcher, encoder, opening.prepare)
-    raw = RawText(opening.artifact, batcher)
-    return Doors(task=task, raw=raw, counter=_counter(opening, encoder), parts=(batcher,), golden_inputs=golden)
+def _text(make: TextTask, context: LoadContext) -> Handlers:
+    encoder = TextEncoder(context.artifact)
+    golden = GoldenInputs(texts=check_golden_texts(encoder, context.artifact))
+    batcher = _text_batcher(context)
+    task = make(context.artifact, batcher, encoder, context.prepare)
+    raw = RawText(context.artifact, batcher)
+    return Handlers(task=task, raw=raw, counter=_counter(context, encoder), backends=(batcher,), golden_inputs=golden)
 
 
-def _classify_image(opening: Opening) -> Doors:
-    image = opening.artifact.manifest.image
+def _classify_image(context: LoadContext) -> Handlers:
+    image = context.artifact.manifest.image
     decoder = ImageDecoder(image)
-    golden_inputs = check_images(opening.artifact, decoder)
-    batcher = _batcher(opening, tokens_of_a_row=max(1, image.height * image.width // PIXELS_PER_TOKEN))
-    task = ClassifyImage(opening.artifact, batcher, decoder, pool=opening.images, prepare=opening.prepare)
-    raw = RawImage(opening.artifact, batcher)
-    return Doors(task=task, raw=raw, parts=(batcher,), golden_inputs=golden_inputs)
+    golden_inputs = check_images(context.artifact, decoder)
+    batcher = _batcher(context, tokens_of_a_row=max(1, image.height * image.width // PIXELS_PER_TOKEN))
+    task = ClassifyImage(context.artifact, batcher, decoder, pool=context.images, prepare=context.prepare)
+    raw = RawImage(context.artifact, batcher)
+    return Handlers(task=task, raw=raw, backends=(batcher,), golden_inputs=golden_inputs)
 
 
-def _generate(opening: Opening) -> Doors:
-    artifact, text = opening.artifact, opening.artifact.manifest.text
+def _generate(context: LoadContext) -> Handlers:
+    artifact, text = context.artifact, context.artifact.manifest.text
     encoder = TextEncoder(artifact)
     golden = GoldenInputs(texts=check_golden_texts(encoder, artifact))
     engines = []
-    for session in opening.sessions:
-        opening.stop.check()
+    for session in context.sessions:
+        context.stop.check()
         check_decoding(session, artifact, device=session.device)
         engines.append(
             open_engine(
                 session,
-                opening.settings,
+                context.settings,
                 name=artifact.name,
                 context=text.max_length,
                 end_ids=text.end_ids,
                 device=session.device,
-                memory_limit=opening.memory_limit,
-                observer=opening.observer,
+                memory_limit=context.memory_limit,
+                observer=context.observer,
             )
         )
-    engine = engines[0] if len(engines) == 1 else Engines(engines)
-    task, counter = Generate(engine, encoder, opening.prepare), _counter(opening, encoder)
-    return Doors(task=task, raw=RawGpt(engine), counter=counter, parts=(engine,), golden_inputs=golden)
+    engine = engines[0] if len(engines) == 1 else EngineReplicas(engines)
+    task, counter = Generate(engine, encoder, context.prepare), _counter(context, encoder)
+    return Handlers(task=task, raw=RawGpt(engine), counter=counter, backends=(engine,), golden_inputs=golden)
 
 
-def _counter(opening: Opening, encoder: TextEncoder) -> TokenCounter:
-    most = opening.settings.max_queue_requests
-    return TokenCounter(encoder, opening.prepare, name=opening.artifact.name, most=most)
+def _counter(context: LoadContext, encoder: TextEncoder) -> TokenCounter:
+    most = context.settings.max_queue_requests
+    return TokenCounter(encoder, context.prepare, name=context.artifact.name, most=most)
 
 
-def _text_batcher(opening: Opening) -> Batcher:
-    return _batcher(opening, tokens_of_a_row=opening.artifact.manifest.text.max_length)
+def _text_batcher(context: LoadContext) -> Batcher:
+    return _batcher(context, tokens_of_a_row=context.artifact.manifest.text.max_length)
 
 
-def _batcher(opening: Opening, *, tokens_of_a_row: int) -> Batcher:
+def _batcher(context: LoadContext, *, tokens_of_a_row: int) -> Batcher:
     """`tokens_of_a_row` is what the longest input costs: it fits, unless a setting says that it should not."""
-    settings, artifact = opening.settings, opening.artifact
-    budget = _budget(opening, tokens_of_a_row)
-    for session in opening.sessions:
-        warmed = warm_up(session, artifact, budget, stop=opening.stop)
+    settings, artifact = context.settings, context.artifact
+    budget = _budget(context, tokens_of_a_row)
+    for session in context.sessions:
+        warmed = warm_up(session, artifact, budget, stop=context.stop)
         if warmed.of:
             log.info("%s: %d of %d shapes warmed up in %.1f s", artifact.name, warmed.shapes, warmed.of, warmed.seconds)
     return Batcher(
-        opening.sessions,
+        context.sessions,
         name=artifact.name,
         budget=budget,
         limits=Limits(
@@ -291,26 +291,26 @@ def _batcher(opening: Opening, *, tokens_of_a_row: int) -> Batcher:
             tokens=settings.max_queue_tokens or settings.max_queue_requests * tokens_of_a_row,
         ),
         max_delay_s=settings.max_delay_seconds,
-        observer=opening.observer,
+        observer=context.observer,
     )
 
 
-def _budget(opening: Opening, tokens_of_a_row: int) -> Budget:
-    settings, provider, text = opening.settings, opening.session.provider, opening.artifact.manifest.text
+def _budget(context: LoadContext, tokens_of_a_row: int) -> Budget:
+    settings, provider, text = context.settings, context.session.provider, context.artifact.manifest.text
     tokens = settings.max_batch_tokens or max(MAX_BATCH_TOKENS[provider], tokens_of_a_row)
-    heads = max(MAX_LOGITS // max(1, text.vocabulary), tokens_of_a_row)
+    logit_positions = max(MAX_LOGITS // max(1, text.vocabulary), tokens_of_a_row)
     longest = min(text.max_length, tokens) or None
     return Budget(
         rows=settings.max_batch_size,
         tokens=tokens,
-        heads=heads,
+        logit_positions=logit_positions,
         padding=settings.max_batch_padding,
         free_tokens=FREE_TOKENS[provider],
-        shapes=shapes_of(provider, rows=settings.max_batch_size, longest=longest, heads=heads),
+        shapes=shapes_of(provider, rows=settings.max_batch_size, longest=longest, logit_positions=logit_positions),
     )
 
 
-TASKS: dict[str, Callable[[Opening], Doors]] = {
+TASKS: dict[str, Callable[[LoadContext], Handlers]] = {
     "fill-mask": partial(_text, FillMask),
     "classify-text": partial(_text, ClassifyText),
     "embed": partial(_text, Embed),

@@ -11,9 +11,9 @@ from server.artifact import newest, versions
 from server.config.settings import EVERY_MODEL, Settings
 from server.errors import AffinityError, BadArtifact, InvalidRequest, ModelNotFound, NotReady, WrongTask
 from server.host.cpus import usable_cpus
-from server.images.decode_pool import ImagePool
-from server.observability.observer import Observe, silence
-from server.repository.loader import Opener
+from server.images.decode_pool import DecodePool
+from server.observability.observer import Observe, no_op_observer
+from server.repository.loader import ModelLoader
 from server.repository.model import Model
 
 __all__ = ["Entry", "Model", "Repository"]
@@ -44,7 +44,7 @@ def no_one(name: str, version: str) -> None:
 class Repository:
     """Opens the versions of models that the settings choose; answers which model a request is for."""
 
-    def __init__(self, settings: Settings, observe: Observe = silence) -> None:
+    def __init__(self, settings: Settings, observe: Observe = no_op_observer) -> None:
         self._settings = settings
         # Name → version → model, the lowest first. What is in here is replaced, never changed: other threads read it.
         self._models: dict[str, dict[int, Model]] = {}
@@ -52,8 +52,8 @@ class Repository:
         self._locks: dict[str, asyncio.Lock] = {}  # one load or unload of a model at a time
         self._leaving: dict[asyncio.Task[None], Model] = {}  # unloaded, and still answering who is in
         self._prepare = ThreadPoolExecutor(usable_cpus() + 1, thread_name_prefix="prepare")
-        self._images = ImagePool(usable_cpus() + 1)
-        self._opener = Opener(settings, observe, prepare=self._prepare, images=self._images)
+        self._images = DecodePool(usable_cpus() + 1)
+        self._loader = ModelLoader(settings, observe, prepare=self._prepare, images=self._images)
         self.ready = False
         self.changed: Callable[[], Awaitable[None]] = nobody  # called when models have come, failed to come, or gone
         self.gone: Callable[[str, str], None] = no_one  # called when a version has answered all who were in
@@ -159,9 +159,9 @@ class Repository:
             try:
                 await self.changed()
                 for number, directory in chosen.items():
-                    new[number] = await self._opener.open(directory, old.get(number))
+                    new[number] = await self._loader.open(directory, old.get(number))
             except BaseException as error:
-                self._give_up(name, number, error, waiting=chosen.keys() - old.keys())
+                self._abort(name, number, error, waiting=chosen.keys() - old.keys())
                 self._let_go(new, but=old)
                 await self.changed()
                 raise
@@ -181,15 +181,15 @@ class Repository:
         await self.changed()
         await asyncio.shield(asyncio.gather(*leaving))
 
-    def give_up(self) -> None:
+    def abort(self) -> None:
         """End what is under way, of models that are leaving, too."""
         for model in (*self.models(), *self._leaving.values()):
-            model.give_up()
+            model.abort()
 
     async def drain(self) -> None:
         """Answer who is in, let in nobody any more."""
         self.ready = False
-        self._opener.stop()
+        self._loader.stop()
         await asyncio.gather(*(model.drain() for model in self.models()), *self._leaving)
         self._prepare.shutdown(wait=False, cancel_futures=True)
         self._images.end()
@@ -207,7 +207,7 @@ class Repository:
             )
         return {number: found[number] for number in wanted.choose(found)}
 
-    def _give_up(self, name: str, failed: int, error: BaseException, *, waiting: set[int]) -> None:
+    def _abort(self, name: str, failed: int, error: BaseException, *, waiting: set[int]) -> None:
         """Note why those that were to come do not: one of them failed."""
         reason = str(error) if isinstance(error, AffinityError) else "could not be loaded"
         for number in waiting:

@@ -1,0 +1,1 @@
+"""gRPC: the two services, interceptors, health and reflection. Imports repository and below."""

@@ -5,14 +5,14 @@ from typing import Any
 
 import grpc
 
-from server.admission.queue import Call
+from server.admission.queue import RequestContext
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 ROUNDED_UP, ON_THE_WAY_S = 0.01, 0.1
 
 
-def call_of(context: Context, *, priority: int = 0, timeout_us: int = 0) -> Call:
+def request_context(context: Context, *, priority: int = 0, timeout_us: int = 0) -> RequestContext:
     """The call behind a context. `timeout_us` (microseconds, 0 for none) may only shorten the caller's own deadline.
 
     A client leaves at its own deadline. That is earlier than here: gRPC tells it rounded up, in steps of 10 ms from a
@@ -21,7 +21,7 @@ def call_of(context: Context, *, priority: int = 0, timeout_us: int = 0) -> Call
     remaining_s: float | None = context.time_remaining()
     limits_s = [limit for limit in (remaining_s, timeout_us / 1e6 or None) if limit is not None]
     deadline = time.monotonic() + min(limits_s) if limits_s else None
-    return Call(deadline=deadline, leeway_s=_leeway_s(remaining_s or 0.0), priority=priority)
+    return RequestContext(deadline=deadline, leeway_s=_leeway_s(remaining_s or 0.0), priority=priority)
 
 
 def _leeway_s(remaining_s: float) -> float:

@@ -3,17 +3,17 @@
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from server.admission.queue import Call
+from server.admission.queue import RequestContext
 from server.observability.prometheus import Tokens
 from server.repository.repository import Model
 from server.rpc.sampling_params import Continuation
 from server.tasks.generate import Prompt
-from server.tasks.text_stream import Piece
+from server.tasks.text_stream import TextDelta
 
 
 async def continue_texts(
-    model: Model, prompts: Sequence[Prompt], how: Continuation, *, call: Call, tokens: Tokens, field: str
-) -> AsyncGenerator[tuple[int, Piece], None]:
+    model: Model, prompts: Sequence[Prompt], how: Continuation, *, call: RequestContext, tokens: Tokens, field: str
+) -> AsyncGenerator[tuple[int, TextDelta], None]:
     """Pieces of text as they come, each with the number of its prompt. `field` is what the caller knows these as."""
     admitted = model.task.continued(
         prompts, how.sampling, stop=how.stop, include_stop=how.include_stop, call=call, field=field

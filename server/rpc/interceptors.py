@@ -12,8 +12,8 @@ from typing import Any, Protocol, TypeAlias
 
 import grpc
 
-from server.admission.in_flight import UnderWay
-from server.rpc.context import Context, call_of
+from server.admission.in_flight import InFlight
+from server.rpc.context import Context, request_context
 from server.status import GONE, answer_of
 
 Behaviour = Callable[[Any, Context], Any]
@@ -35,13 +35,13 @@ class CallListener(Protocol):
     def call_ended(self, kind: str, service: str, method: str, code: str, seconds: float) -> None: ...
 
 
-class Watch(grpc.aio.ServerInterceptor):
+class CallInterceptor(grpc.aio.ServerInterceptor):
     """One interceptor for all four kinds of calls."""
 
-    def __init__(self, listener: CallListener, under_way: UnderWay, work: frozenset[str]) -> None:
+    def __init__(self, listener: CallListener, in_flight: InFlight, work: frozenset[str]) -> None:
         """`work`: the paths whose calls must finish before the server stops, and are refused while it does."""
         self._listener = listener
-        self._under_way = under_way
+        self._in_flight = in_flight
         self._work = work
 
     async def intercept_service(
@@ -85,13 +85,13 @@ class Watch(grpc.aio.ServerInterceptor):
     async def _watched(self, kind: str, path: str, context: Context) -> AsyncIterator[None]:
         _, service, method = path.split("/")
         self._listener.call_started(kind, service, method)
-        call = call_of(context)
+        call = request_context(context)
         started = time.perf_counter()
         code = grpc.StatusCode.OK
         try:
             async with AsyncExitStack() as stack:
                 if path in self._work:
-                    stack.enter_context(self._under_way.one())
+                    stack.enter_context(self._in_flight.track())
                 yield
         except asyncio.CancelledError:
             code = GONE[call.why_gone(time.monotonic())]

@@ -8,15 +8,15 @@ import grpc
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from protos.affinity_pb2_grpc import add_AffinityServicer_to_server
-from server.admission.in_flight import UnderWay
+from server.admission.in_flight import InFlight
 from server.config.settings import Settings
 from server.errors import AffinityError
 from server.observability.prometheus import Metrics
 from server.repository.repository import Repository
-from server.rpc.affinity.servicer import Typed
+from server.rpc.affinity.servicer import AffinityService
 from server.rpc.health import Health
-from server.rpc.interceptors import Watch
-from server.rpc.open_inference.servicer import OpenInference, add_open_inference_to_server
+from server.rpc.interceptors import CallInterceptor
+from server.rpc.open_inference.servicer import OpenInferenceService, add_open_inference_to_server
 from server.rpc.reflection import enable_reflection
 from server.rpc.services import OPEN_INFERENCE, TYPED
 
@@ -38,12 +38,12 @@ class PortTaken(AffinityError):
 
 
 def build_server(
-    settings: Settings, repository: Repository, metrics: Metrics, health: Health, under_way: UnderWay
+    settings: Settings, repository: Repository, metrics: Metrics, health: Health, in_flight: InFlight
 ) -> tuple[grpc.aio.Server, int]:
     """A server that listens when it is started, and its port. PortTaken if that cannot be had."""
-    server = grpc.aio.server(interceptors=(Watch(metrics, under_way, WORK),), options=_options(settings))
-    add_AffinityServicer_to_server(Typed(repository, metrics), server)
-    add_open_inference_to_server(OpenInference(settings, repository, metrics, under_way), server)
+    server = grpc.aio.server(interceptors=(CallInterceptor(metrics, in_flight, WORK),), options=_options(settings))
+    add_AffinityServicer_to_server(AffinityService(repository, metrics), server)
+    add_open_inference_to_server(OpenInferenceService(settings, repository, metrics, in_flight), server)
     add_HealthServicer_to_server(health, server)
     enable_reflection(server)
     _check_port(settings.host, settings.port)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 
-class Captures:
+class CaptureLock:
     """A lock that many threads share, or one has alone. Whoever waits to be alone comes before those who would share.
 
     A thread that is inside may share again. It may not ask to be alone.
@@ -63,9 +63,9 @@ class Captures:
         return getattr(self._mine, "inside", False)
 
 
-CAPTURES = Captures()  # of this process
+CAPTURE_LOCK = CaptureLock()  # of this process
 
 
 def beside_captures(provider: str) -> AbstractContextManager[None]:
     """Use the provider's device while nothing is captured; on a CPU at any time."""
-    return CAPTURES.shared() if provider == "cuda" else nullcontext()
+    return CAPTURE_LOCK.shared() if provider == "cuda" else nullcontext()

@@ -19,10 +19,10 @@ from server.runtime.cuda import CPU, CUDA, ERROR
 from server.runtime.providers import OPENVINO, ProviderChoice, openvino_device
 
 PROVIDER_NAMES = {CUDA: "cuda", OPENVINO: "openvino", CPU: "cpu"}
-# Where weights are in 8 or 4 bits OpenVINO multiplies whole numbers if it may round so many numbers of an input by a
-# scale of theirs, and if the blocks of the weights (export/graph/quantise.py) consist of such groups; else it makes fp32 of
-# the weights. BERT-base with int8 weights, 8 texts of 128 tokens, on AVX512-VNNI: 2.2 times as fast as fp32 in groups
-# of 128, 1.4 times in its own of 32, not at all faster in groups larger than the blocks (22 November 2026).
+# With weights in 8 or 4 bits OpenVINO multiplies whole numbers if it may round groups of so many numbers of an input
+# by a scale of their own, and if the blocks of the weights (export/graph/quantise.py) consist of such groups; else it
+# converts the weights to fp32. BERT-base with int8 weights, 8 texts of 128 tokens, on AVX512-VNNI: 2.2 times as fast as
+# fp32 in groups of 128, 1.4 times in its own of 32, no faster in groups larger than the blocks (22 November 2026).
 OPENVINO_ROUNDED: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 128}
 OPENVINO_PRECISIONS: dict[str, dict[str, str | int]] = {
     "fp32": {"INFERENCE_PRECISION_HINT": "f32"},
@@ -78,7 +78,7 @@ def run_options(graph: int = -1) -> onnxruntime.RunOptions:
 class BoundSession(Session):
     """Keeps its inputs on the device, in memory that runs of the same shapes share, and fetches what is wanted alone.
 
-    The other outputs stay where they are. Inputs hold up to `most_bytes`, or as much as one run needs if that is more:
+    The other outputs stay where they are. Inputs hold up to `max_bytes`, or as much as one run needs if that is more:
     shapes that were not seen for long make room. To be used by one thread at a time.
     """
 
@@ -89,10 +89,10 @@ class BoundSession(Session):
         provider: str,
         precision: str,
         device: int = 0,
-        most_bytes: int = MAX_BOUND_BYTES,
+        max_bytes: int = MAX_BOUND_BYTES,
     ) -> None:
         super().__init__(ort, provider=provider, precision=precision, device=device)
-        self._most_bytes, self._bytes = most_bytes, 0
+        self._max_bytes, self._bytes = max_bytes, 0
         self._place = ("cuda", device) if provider == "cuda" else ("cpu", 0)
         self._bound: OrderedDict[object, _Bound] = OrderedDict()  # the one used last at the end
 
@@ -124,7 +124,7 @@ class BoundSession(Session):
 
     def _make_room(self, size: int) -> None:
         """Before it is taken: what was used last goes last."""
-        while self._bound and (self._bytes + size > self._most_bytes or self.shapes >= MAX_BOUND_SHAPES):
+        while self._bound and (self._bytes + size > self._max_bytes or self.shapes >= MAX_BOUND_SHAPES):
             _, forgotten = self._bound.popitem(last=False)
             self._bytes -= forgotten.bytes
 
@@ -174,8 +174,8 @@ def open_session(
         _check_placement(ort, path)
     precision = precision or graph.precision
     if found == "cuda" and _is_bound(artifact):
-        most_bytes = _bound_bytes(settings)
-        return BoundSession(ort, provider=found, precision=precision, device=device, most_bytes=most_bytes)
+        max_bytes = _bound_bytes(settings)
+        return BoundSession(ort, provider=found, precision=precision, device=device, max_bytes=max_bytes)
     return Session(ort, provider=found, precision=precision, device=device)
 
 

@@ -3,7 +3,7 @@
 import logging
 
 from server.artifact import Artifact
-from server.concurrency.stop_signal import Stop
+from server.concurrency.stop_signal import StopSignal
 from server.config.settings import Settings
 from server.errors import BadArtifact, ProviderUnavailable
 from server.runtime.golden_check import Measured, measure
@@ -16,7 +16,7 @@ CheckedSession = tuple[Session, Measured]
 
 
 def open_sessions(
-    artifact: Artifact, choice: ProviderChoice, settings: Settings, *, stop: Stop
+    artifact: Artifact, choice: ProviderChoice, settings: Settings, *, stop: StopSignal
 ) -> list[CheckedSession]:
     """BadArtifact or ProviderUnavailable says why the provider cannot run the model as it was exported."""
     if choice.provider == "openvino":

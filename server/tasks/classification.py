@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from server.concurrency.offload import off_loop
+from server.concurrency.offload import offload
 from server.errors import InvalidRequest
 
 MAX_CLASSES = 1 << 18  # of all inputs of a request: some megabytes of an answer, and tenths of a second to write it
@@ -54,7 +54,7 @@ async def ranked(
 ) -> list[list[Class]]:
     """For each input the `top_k` best classes by the scores of its logits (c), the likeliest first."""
     work = partial(_ranked, logits, scores, labels, top_k)
-    return await off_loop(threads, work, items=len(logits) * (top_k + len(labels) // LOGITS_PER_CLASS))
+    return await offload(threads, work, items=len(logits) * (top_k + len(labels) // LOGITS_PER_CLASS))
 
 
 def _ranked(

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from functools import partial
 
-from server.admission.queue import Call
+from server.admission.queue import RequestContext
 from server.artifact import Artifact
 from server.batching.batcher import Batcher
 from server.batching.collate import ImageRow
 from server.errors import InvalidRequest
-from server.images.decode_pool import ImagePool
+from server.images.decode_pool import DecodePool
 from server.images.file import Header
 from server.images.limits import MAX_PIXELS
 from server.images.preprocess import ImageDecoder
@@ -25,7 +25,7 @@ class ClassifyImage:
     """What an image shows, by the model's own labels."""
 
     def __init__(
-        self, artifact: Artifact, batcher: Batcher, decoder: ImageDecoder, *, pool: ImagePool, prepare: Executor
+        self, artifact: Artifact, batcher: Batcher, decoder: ImageDecoder, *, pool: DecodePool, prepare: Executor
     ) -> None:
         self.labels = tuple(artifact.manifest.labels)
         self.function = artifact.manifest.function_to_apply or "softmax"
@@ -37,7 +37,7 @@ class ClassifyImage:
         *,
         top_k: int = 5,
         function_to_apply: str = "default",
-        call: Call,
+        call: RequestContext,
         field: str = "images",
     ) -> list[list[Class]]:
         """For each image its `top_k` classes, the likeliest first; `function_to_apply` makes scores of logits."""

@@ -4,20 +4,20 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from server.admission.queue import Call
+from server.admission.queue import RequestContext
 from server.artifact import Artifact
 from server.batching.batcher import Batcher
 from server.batching.collate import TextRow
 from server.errors import InvalidRequest
 from server.tasks.classification import DEFAULT, Class, check_classes, ranked, scores_of
-from server.text.encode import TextReader
-from server.text.tokenizer import Reading, TextEncoder, Tokens
+from server.text.encode import AsyncEncoder
+from server.text.tokenizer import TextEncoder, Tokens, TokenUsage
 
 
 @dataclass(frozen=True)
 class ClassifiedText:
     classes: list[Class]  # the likeliest first
-    reading: Reading
+    reading: TokenUsage
 
 
 class ClassifyText:
@@ -27,7 +27,7 @@ class ClassifyText:
         self.labels = tuple(artifact.manifest.labels)
         self.function = artifact.manifest.function_to_apply or "softmax"
         self._segments = artifact.manifest.text.segments
-        self._batcher, self._read, self._prepare = batcher, TextReader(encoder, prepare), prepare
+        self._batcher, self._read, self._prepare = batcher, AsyncEncoder(encoder, prepare), prepare
 
     async def __call__(
         self,
@@ -37,7 +37,7 @@ class ClassifyText:
         top_k: int | None = None,
         function_to_apply: str = DEFAULT,
         truncate: bool = False,
-        call: Call,
+        call: RequestContext,
         field: str = "texts",
         pair_field: str = "text_pairs",
     ) -> list[ClassifiedText]:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from server.admission.queue import Call
+from server.admission.queue import RequestContext
 from server.artifact import Artifact
 from server.batching.batcher import Batcher
 from server.batching.collate import TextRow
 from server.errors import InvalidRequest
-from server.text.encode import TextReader
-from server.text.tokenizer import Reading, TextEncoder
+from server.text.encode import AsyncEncoder
+from server.text.tokenizer import TextEncoder, TokenUsage
 
 SHORTEST = 1e-12  # as PyTorch's `normalize` has it
 
@@ -21,7 +21,7 @@ SHORTEST = 1e-12  # as PyTorch's `normalize` has it
 @dataclass(frozen=True)
 class Embeddings:
     vectors: NDArray[np.float32]  # (n, d)
-    readings: list[Reading]
+    readings: list[TokenUsage]
 
 
 class Embed:
@@ -30,7 +30,7 @@ class Embed:
     def __init__(self, artifact: Artifact, batcher: Batcher, encoder: TextEncoder, prepare: Executor) -> None:
         self.width = artifact.manifest.embedding_width
         self.normalise = artifact.manifest.normalise
-        self._batcher, self._read = batcher, TextReader(encoder, prepare)
+        self._batcher, self._read = batcher, AsyncEncoder(encoder, prepare)
 
     async def __call__(
         self,
@@ -40,7 +40,7 @@ class Embed:
         dimensions: int | None = None,
         prompt_name: str | None = None,
         truncate: bool = False,
-        call: Call,
+        call: RequestContext,
         field: str = "texts",
     ) -> Embeddings:
         """Vectors of the model's width, or of their first `dimensions`; of length 1 if the model, or the request, says.

@@ -9,15 +9,15 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from server.admission.queue import Call
+from server.admission.queue import RequestContext
 from server.artifact import Artifact
 from server.batching.batcher import Batcher
 from server.batching.collate import Keep, Outputs, TextRow, everything
-from server.concurrency.offload import in_slices
+from server.concurrency.offload import offload_chunked
 from server.errors import BadArtifact, InvalidRequest
 from server.tasks.classification import check_top_k
-from server.text.encode import TextReader
-from server.text.tokenizer import Reading, TextEncoder, Tokens
+from server.text.encode import AsyncEncoder
+from server.text.tokenizer import TextEncoder, Tokens, TokenUsage
 
 TOP = ("top_scores", "top_ids", "logsumexp")  # what the graph computes of the best words
 ALL = ("logits", "logsumexp")
@@ -47,7 +47,7 @@ class FilledMask:
 @dataclass(frozen=True)
 class FilledText:
     masks: list[FilledMask]  # from left to right
-    reading: Reading
+    reading: TokenUsage
 
 
 class FillMask:
@@ -61,7 +61,7 @@ class FillMask:
         self._mask_id = encoder.mask_id
         self._ranked = ranked_in_graph(artifact)
         self._batcher, self._encoder, self._prepare = batcher, encoder, prepare
-        self._read = TextReader(encoder, prepare)
+        self._read = AsyncEncoder(encoder, prepare)
 
     async def __call__(
         self,
@@ -70,7 +70,7 @@ class FillMask:
         top_k: int = 5,
         targets: Sequence[str] = (),
         truncate: bool = False,
-        call: Call,
+        call: RequestContext,
         field: str = "texts",
     ) -> list[FilledText]:
         """For each text its masks, each with the `top_k` likeliest words (of `targets`, if given), the likeliest first.
@@ -117,8 +117,8 @@ class FillMask:
             pairs = zip(rows[part], answers[part], strict=True)
             return [self._masks(row, *best(answer, top_k)) for row, answer in pairs]
 
-        sizes = [top_k * row.heads * (row.tokens + TOKENS_OF_A_CANDIDATE) for row in rows]
-        return await in_slices(self._prepare, fill, sizes, most=SLICE_TOKENS)
+        sizes = [top_k * row.logit_positions * (row.tokens + TOKENS_OF_A_CANDIDATE) for row in rows]
+        return await offload_chunked(self._prepare, fill, sizes, most=SLICE_TOKENS)
 
     def _masks(self, row: TextRow, scores: NDArray[np.float32], ids: NDArray[np.int64]) -> list[FilledMask]:
         """The masks of one text; scores and ids (masks, k)."""
@@ -141,12 +141,15 @@ class FillMask:
         ids[position] = token
         if self._encoder.pad_id is not None:
             ids = ids[ids != self._encoder.pad_id]
-        return self._encoder.decode(ids.tolist(), skip_special_tokens=row.heads == 1)
+        return self._encoder.decode(ids.tolist(), skip_special_tokens=row.logit_positions == 1)
 
 
 def check_size(rows: Sequence[TextRow], top_k: int) -> None:
     """Refuse an answer that would be written for minutes: a few masks and a large `top_k` are enough for it."""
-    masks, tokens = sum(row.heads for row in rows), top_k * sum(row.heads * row.tokens for row in rows)
+    masks, tokens = (
+        sum(row.logit_positions for row in rows),
+        top_k * sum(row.logit_positions * row.tokens for row in rows),
+    )
     found = f"{top_k} for each of {masks} masks, {tokens} tokens of filled-in texts"
     if tokens > MAX_SEQUENCE_TOKENS:
         raise InvalidRequest("top_k", found, f"at most {MAX_SEQUENCE_TOKENS} tokens in an answer")

@@ -8,15 +8,15 @@ from functools import partial
 
 import numpy as np
 
-from server.admission.queue import Call
+from server.admission.queue import RequestContext
 from server.arrays import Array
 from server.generation.decoder import Ids
 from server.generation.engine import Engine
-from server.generation.replicas import Engines
+from server.generation.replicas import EngineReplicas
 from server.generation.request import Sampling
 from server.generation.stream import Entrant
 from server.tasks.tensors import check_size, read_ids, read_lengths, read_segments
-from server.tasks.text_stream import Pieces, Writer
+from server.tasks.text_stream import DeltaBuilder, TextStream
 from server.text.detokenizer import StopStrings
 from server.text.tokenizer import TextEncoder
 
@@ -26,7 +26,7 @@ Prompt = str | Sequence[int]
 class Generate:
     """Text in, text out, over an engine that knows only tokens."""
 
-    def __init__(self, engine: Engine | Engines, encoder: TextEncoder, prepare: Executor) -> None:
+    def __init__(self, engine: Engine | EngineReplicas, encoder: TextEncoder, prepare: Executor) -> None:
         self._engine, self._encoder, self._prepare = engine, encoder, prepare
 
     @asynccontextmanager
@@ -37,19 +37,19 @@ class Generate:
         *,
         stop: Sequence[str] = (),
         include_stop: bool = False,
-        call: Call,
+        call: RequestContext,
         field: str = "prompts",
-    ) -> AsyncIterator[Pieces]:
+    ) -> AsyncIterator[TextStream]:
         """The continuations of all prompts, or of none, in pieces as they come. Leaving ends those that are not done.
 
         Raises what `Engine.admit` raises, before anything is read. `field` is what the caller knows the prompts as.
         """
         with ExitStack() as stack:
-            with self._engine.under_way.one():  # from the moment it is admitted the engine knows of it
+            with self._engine.in_flight.track():  # from the moment it is admitted the engine knows of it
                 with self._engine.room(len(prompts), field=field):
                     encode = partial(self._prompt_ids, prompts, field)
                     prompt_ids = await asyncio.get_running_loop().run_in_executor(self._prepare, encode)
-                    pieces = Pieces([self._writer(stop, include_stop, sampling) for _ in prompts])
+                    pieces = TextStream([self._writer(stop, include_stop, sampling) for _ in prompts])
                 entrants = [
                     Entrant(name, ids, partial(pieces.take, number))
                     for number, (name, ids) in enumerate(prompt_ids.items())
@@ -57,8 +57,8 @@ class Generate:
                 stack.enter_context(self._engine.admit(entrants, sampling, call, field=field))
             yield pieces
 
-    def _writer(self, stop: Sequence[str], include_stop: bool, sampling: Sampling) -> Writer:
-        return Writer(self._encoder.piece_by_piece(), StopStrings(stop, include=include_stop), sampling)
+    def _writer(self, stop: Sequence[str], include_stop: bool, sampling: Sampling) -> DeltaBuilder:
+        return DeltaBuilder(self._encoder.piece_by_piece(), StopStrings(stop, include=include_stop), sampling)
 
     def _prompt_ids(self, prompts: Sequence[Prompt], field: str) -> dict[str, Ids]:
         """Off the event loop: each prompt by the name that errors tell."""
@@ -75,14 +75,14 @@ class Generate:
 class RawGpt:
     """`input_ids` (n, t), optional `attention_mask` alike, both INT64 → `logits` (n, t, v) FP32, zeros at padding."""
 
-    def __init__(self, engine: Engine | Engines) -> None:
+    def __init__(self, engine: Engine | EngineReplicas) -> None:
         self._engine = engine
 
-    async def __call__(self, inputs: Mapping[str, Array], *, call: Call) -> dict[str, Array]:
+    async def __call__(self, inputs: Mapping[str, Array], *, call: RequestContext) -> dict[str, Array]:
         vocabulary = self._engine.vocabulary
         ids = read_ids(inputs, max_length=self._engine.context)
         check_size(ids, vocabulary)
         lengths = read_lengths(ids, inputs, vocabulary=vocabulary)
         read_segments(ids, lengths, inputs, segments=0)
-        with self._engine.under_way.one():
+        with self._engine.in_flight.track():
             return {"logits": await self._engine.logits(ids, lengths, call)}

@@ -10,14 +10,15 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from server.admission.queue import Call
+from server.admission.queue import RequestContext
 from server.arrays import Array
 from server.artifact import Artifact
 from server.batching.batcher import Batcher
-from server.batching.collate import ImageRow, Outputs, TextRow, positions
-from server.batching.queue import Place
+from server.batching.collate import ImageRow, Outputs, TextRow
+from server.batching.queue import Reservation
 from server.errors import InvalidRequest
 from server.tasks.embed import normalised
+from server.text.positions import positions
 
 MAX_LOGITS = 1 << 26  # numbers in one answer: 256 MiB
 
@@ -35,7 +36,7 @@ class RawText:
         self.normalise = artifact.manifest.normalise
         self._batcher = batcher
 
-    async def __call__(self, inputs: Mapping[str, Array], *, call: Call) -> dict[str, Array]:
+    async def __call__(self, inputs: Mapping[str, Array], *, call: RequestContext) -> dict[str, Array]:
         ids = read_ids(inputs, max_length=self.text.max_length)
         if self.per_token:
             check_size(ids, self.text.vocabulary)
@@ -46,7 +47,7 @@ class RawText:
             found = np.stack([answer[self.output] for answer in await self._batcher.run(rows, place)])
         return {self.output: normalised(found) if self.normalise else found}
 
-    async def _logits(self, rows: Sequence[TextRow], shape: tuple[int, ...], place: Place) -> Array:
+    async def _logits(self, rows: Sequence[TextRow], shape: tuple[int, ...], place: Reservation) -> Array:
         """(n, t, v), filled by the threads that run the rows."""
         logits = np.zeros((*shape, self.text.vocabulary), np.float32)
         keeping = [replace(row, keep=partial(_put, line)) for row, line in zip(rows, logits, strict=True)]
@@ -75,7 +76,7 @@ class RawImage:
         self.shape = (3, artifact.manifest.image.height, artifact.manifest.image.width)
         self._batcher = batcher
 
-    async def __call__(self, inputs: Mapping[str, Array], *, call: Call) -> dict[str, Array]:
+    async def __call__(self, inputs: Mapping[str, Array], *, call: RequestContext) -> dict[str, Array]:
         pixels = inputs["pixel_values"]
         if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != self.shape or not len(pixels):
             expected = f"float32 of shape [n, {', '.join(map(str, self.shape))}], n at least 1"

@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
-from server.generation.request import Sampling, Step, Usage
+from server.generation.request import Sampling, Step
+from server.observability.observer import Usage
 from server.text.detokenizer import Detokenizer, StopStrings
 
 
@@ -17,7 +18,7 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
+class TextDelta:
     """What is new of a continuation.
 
     `text` may lag behind `token_ids`: characters are never cut, and what may be the beginning of a stop string is held
@@ -33,16 +34,16 @@ class Piece:
     usage: Usage | None = None
 
 
-class Writer:
+class DeltaBuilder:
     """The steps of one prompt into pieces of text."""
 
     def __init__(self, detokenizer: Detokenizer, stops: StopStrings, sampling: Sampling) -> None:
         self._detokenizer, self._stops, self._sampling = detokenizer, stops, sampling
 
-    def write(self, step: Step) -> Piece:
+    def write(self, step: Step) -> TextDelta:
         """What is new with this step. It is the last piece if it has a `finish_reason`, whatever the step says."""
         ids = [] if step.token_id is None else [step.token_id]
-        piece = Piece(
+        piece = TextDelta(
             text=self._text(ids, step),
             token_ids=ids,
             logprobs=[TokenLogprobs(step.logprob, step.top) for _ in ids] if self._sampling.logprobs else [],
@@ -63,12 +64,12 @@ class Writer:
         return text + self._stops.flush() if step.finish_reason else text
 
 
-class Pieces:
+class TextStream:
     """What is new of several continuations, until it is read: a slow reader gets of each what waits as one piece."""
 
-    def __init__(self, writers: Sequence[Writer]) -> None:
+    def __init__(self, writers: Sequence[DeltaBuilder]) -> None:
         self._writers = writers
-        self._new: dict[int, list[Piece]] = {}  # by number of the prompt
+        self._new: dict[int, list[TextDelta]] = {}  # by number of the prompt
         self._arrived = asyncio.Event()
         self._error: Exception | None = None
 
@@ -85,7 +86,7 @@ class Pieces:
         self._new.setdefault(number, []).append(piece)
         return piece.finish_reason == "stop"
 
-    async def read(self) -> AsyncGenerator[tuple[int, Piece], None]:
+    async def read(self) -> AsyncGenerator[tuple[int, TextDelta], None]:
         """What is new, with the number of its prompt, until all have ended. The first error ends all of them."""
         running = len(self._writers)
         while running:
@@ -99,7 +100,7 @@ class Pieces:
                 raise self._error
 
 
-def joined(pieces: Sequence[Piece]) -> Piece:
+def joined(pieces: Sequence[TextDelta]) -> TextDelta:
     """Pieces that follow each other as one."""
     return replace(
         pieces[-1],

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from concurrent.futures import Executor
 
-from server.admission.queue import Gate, Limits
-from server.concurrency.offload import in_slices
+from server.admission.queue import AdmissionQueue, Limits
+from server.concurrency.offload import offload_chunked
 from server.errors import InvalidRequest
 from server.text.tokenizer import TextEncoder, Tokens, check_pairs
 
@@ -12,7 +12,7 @@ SLICE_CHARACTERS = 1 << 18  # a fifth of a second and 40 MB, where each is a tok
 MAX_COUNTED_CHARACTERS = 1 << 22  # of one request to count tokens: a few books
 
 
-class TextReader:
+class AsyncEncoder:
     """Reads texts for one model."""
 
     def __init__(self, encoder: TextEncoder, prepare: Executor) -> None:
@@ -35,8 +35,8 @@ class TextReader:
             named = {"first": part.start, "field": field, "pair_field": pair_field}
             return self._encoder.encode(texts[part], pairs[part], prompt_name=prompt_name, truncate=truncate, **named)
 
-        lengths = [min(length, self._encoder.most_characters) for length in _characters(texts, pairs)]
-        return await in_slices(self._prepare, encode, lengths, most=SLICE_CHARACTERS)
+        lengths = [min(length, self._encoder.max_characters) for length in _characters(texts, pairs)]
+        return await offload_chunked(self._prepare, encode, lengths, most=SLICE_CHARACTERS)
 
 
 class TokenCounter:
@@ -46,7 +46,9 @@ class TokenCounter:
         """`most`: how many texts may wait to be counted, over all callers."""
         self.max_tokens = encoder.max_length
         self._encoder, self._prepare = encoder, prepare
-        self._gate = Gate(f"texts to count for {name}", Limits(requests=most, tokens=MAX_COUNTED_CHARACTERS))
+        self._admission = AdmissionQueue(
+            f"texts to count for {name}", Limits(requests=most, tokens=MAX_COUNTED_CHARACTERS)
+        )
 
     async def __call__(
         self, texts: Sequence[str], pairs: Sequence[str], *, prompt_name: str | None = None, field: str, pair_field: str
@@ -61,11 +63,11 @@ class TokenCounter:
             named = {"first": part.start, "field": field, "pair_field": pair_field}
             return self._encoder.count(texts[part], pairs[part], prompt_name=prompt_name, **named)
 
-        self._gate.enter(requests=len(texts), tokens=0, field=field)
+        self._admission.enter(requests=len(texts), tokens=0, field=field)
         try:
-            return await in_slices(self._prepare, count, _characters(texts, pairs), most=SLICE_CHARACTERS)
+            return await offload_chunked(self._prepare, count, _characters(texts, pairs), most=SLICE_CHARACTERS)
         finally:
-            self._gate.leave(requests=len(texts), tokens=0)
+            self._admission.leave(requests=len(texts), tokens=0)
 
 
 def _characters(texts: Sequence[str], pairs: Sequence[str]) -> list[int]:

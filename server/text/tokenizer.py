@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from server.artifact import Artifact
-from server.batching.collate import positions
 from server.errors import BadArtifact, InvalidRequest
 from server.text.detokenizer import Detokenizer, clean_up
+from server.text.positions import positions
 
 # A token is seldom longer than a few characters: what is longer than this is refused before it is read, or cut there.
 MAX_CHARACTERS_PER_TOKEN = 250
@@ -32,12 +32,12 @@ class Tokens:
         return len(self.input_ids)
 
     @property
-    def reading(self) -> "Reading":
-        return Reading(len(self), self.truncated)
+    def reading(self) -> "TokenUsage":
+        return TokenUsage(len(self), self.truncated)
 
 
 @dataclass(frozen=True)
-class Reading:
+class TokenUsage:
     """How much of an input the model has read."""
 
     tokens: int
@@ -89,7 +89,7 @@ class TextEncoder:
         inputs = self._inputs(self._readable(texts, truncate, name), self._readable(pairs, truncate, pair_name))
         tokens = []
         for number, encoding in enumerate(self._read(self._tokenizer, inputs, name)):
-            cut = any(len(group[number]) > self.most_characters for group in (texts, pairs) if group)
+            cut = any(len(group[number]) > self.max_characters for group in (texts, pairs) if group)
             if len(encoding) > self.max_length:
                 if not truncate:
                     most = f"at most {self.max_length} (or `truncate`)"
@@ -122,7 +122,7 @@ class TextEncoder:
         return [prompt + text for text in texts] if prompt else texts
 
     @property
-    def most_characters(self) -> int:
+    def max_characters(self) -> int:
         """That are read of a text."""
         return self.max_length * MAX_CHARACTERS_PER_TOKEN
 
@@ -235,11 +235,11 @@ class TextEncoder:
         if not truncate:
             for number, text in enumerate(texts):
                 self._check_characters(name(number), text)
-        most = self.most_characters
+        most = self.max_characters
         return [text[-most:] if self._on_left else text[:most] for text in texts]
 
     def _check_characters(self, field: str, text: str) -> None:
-        if len(text) > self.most_characters:
+        if len(text) > self.max_characters:
             raise InvalidRequest(field, f"{len(text)} characters", f"at most {self.max_length} tokens")
 
 

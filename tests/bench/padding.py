@@ -11,19 +11,19 @@ TEXT, PADDING = "affinity_batch_tokens_sum", "affinity_padding_tokens_total"
 
 
 @dataclass(frozen=True)
-class Ran:
+class BatchResult:
     """What one model has run so far, in tokens."""
 
     text: float
     padding: float
 
-    def share_since(self, before: "Ran") -> float:
+    def share_since(self, before: "BatchResult") -> float:
         """Padding in all that ran after `before`."""
         text, padding = self.text - before.text, self.padding - before.padding
         return padding / (text + padding)
 
 
-def ran(server: Served, model: str) -> Ran:
+def ran(server: Served, model: str) -> BatchResult:
     with urllib.request.urlopen(server.url("/metrics")) as answer:
         families = list(text_string_to_metric_families(answer.read().decode()))
     samples = [sample for family in families for sample in family.samples if sample.labels.get("model") == model]
@@ -31,4 +31,4 @@ def ran(server: Served, model: str) -> Ran:
     def total(name: str) -> float:
         return sum(sample.value for sample in samples if sample.name == name)
 
-    return Ran(total(TEXT), total(PADDING))
+    return BatchResult(total(TEXT), total(PADDING))

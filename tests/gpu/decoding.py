@@ -29,7 +29,7 @@ def decoding(
     session = open_session(artifact, choice, settings)
     most, context = max(batches), artifact.manifest.text.max_length
     memory = memory_of(session)
-    layout = layout_of(session.ort, slots=most, most_slots=most, capacity=context)
+    layout = layout_of(session.ort, slots=most, max_slots=most, capacity=context)
     decoder = decoder_of(session, layout, memory)
     speed = bytes_per_second(memory)
     weights = artifact.path(artifact.graph(choice.target).file).stat().st_size

@@ -5,7 +5,7 @@ import pytest
 import tritonclient.grpc as triton
 from sentence_transformers import SentenceTransformer
 
-from server.admission.queue import Call
+from server.admission.queue import RequestContext
 from server.artifact import Artifact, read_artifact
 from server.client import Client
 from server.client.__main__ import main
@@ -29,7 +29,7 @@ def encoder(exported):
 async def test_vectors_are_those_of_sentence_transformers_with_any_prompt(tiny_checkpoints, repository):
     reference = SentenceTransformer(str(tiny_checkpoints["tiny-embedder"]), device="cpu")
     for name in (None, "passage", "query", "document"):
-        found = await repository.get("tiny-embedder").task(TEXTS, prompt_name=name, call=Call())
+        found = await repository.get("tiny-embedder").task(TEXTS, prompt_name=name, call=RequestContext())
         assert found.vectors == pytest.approx(reference.encode(TEXTS, prompt_name=name), abs=1e-5)
 
 

@@ -1,0 +1,1 @@
+"""Image processors, read by transformers, and timm's settings; golden images."""

@@ -1,0 +1,1 @@
+"""Tokenizers, poolings and prompts, read by transformers or in the files of sentence-transformers."""

@@ -1,0 +1,1 @@
+"""The typed service, affinity.v1."""

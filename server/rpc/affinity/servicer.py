@@ -11,11 +11,11 @@ from google.protobuf.message import Message
 
 from protos import affinity_pb2 as pb
 from protos.affinity_pb2_grpc import AffinityServicer
-from server.concurrency.offload import off_loop
+from server.concurrency.offload import offload
 from server.errors import InvalidRequest
 from server.observability.prometheus import Metrics
 from server.repository.repository import Model, Repository
-from server.rpc.context import Context, call_of
+from server.rpc.context import Context, request_context
 from server.rpc.generate import continue_texts
 from server.rpc.model_info import describe
 from server.rpc.sampling_params import from_request
@@ -23,15 +23,15 @@ from server.tasks.classification import Class
 from server.tasks.embed import Embeddings
 from server.tasks.fill_mask import FilledMask, FilledText
 from server.tasks.generate import Prompt
-from server.tasks.text_stream import Piece
-from server.text.tokenizer import Reading
+from server.tasks.text_stream import TextDelta
+from server.text.tokenizer import TokenUsage
 
 TEXT_TASKS = ("fill-mask", "generate", "classify-text", "embed")
 NUMBERS_PER_ITEM = 32  # of a vector: they are put into a message as fast as one object of a class
 Item = TypeVar("Item")
 
 
-class Typed(AffinityServicer):
+class AffinityService(AffinityServicer):
     """One method by task."""
 
     def __init__(self, repository: Repository, metrics: Metrics) -> None:
@@ -40,7 +40,7 @@ class Typed(AffinityServicer):
 
     async def FillMask(self, request: pb.FillMaskRequest, context: Context) -> pb.FillMaskResponse:
         model = self._repository.for_task(request.model, request.model_version, "fill-mask")
-        call = call_of(context, priority=request.priority)
+        call = request_context(context, priority=request.priority)
         with self._metrics.request(model.name, model.version, "fill-mask", call):
             texts = await model.task(
                 _some(model, "inputs", request.inputs),
@@ -52,13 +52,13 @@ class Typed(AffinityServicer):
             )
             response = pb.FillMaskResponse(model=model.name, model_version=model.version)
             candidates = sum(len(mask.candidates) for text in texts for mask in text.masks)
-            return await off_loop(model.prepare, partial(_filled, response, texts), items=candidates)
+            return await offload(model.prepare, partial(_filled, response, texts), items=candidates)
 
     async def Generate(
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         model = self._repository.for_task(request.model, request.model_version, "generate")
-        call = call_of(context, priority=request.priority)
+        call = request_context(context, priority=request.priority)
         with self._metrics.request(model.name, model.version, "generate", call) as tokens:
             how = from_request(request)
             prompts = [
@@ -73,7 +73,7 @@ class Typed(AffinityServicer):
 
     async def ClassifyImage(self, request: pb.ClassifyImageRequest, context: Context) -> pb.ClassifyResponse:
         model = self._repository.for_task(request.model, request.model_version, "classify-image")
-        call = call_of(context, priority=request.priority)
+        call = request_context(context, priority=request.priority)
         with self._metrics.request(model.name, model.version, "classify-image", call):
             images = await model.task(
                 _some(model, "images", request.images),
@@ -83,11 +83,11 @@ class Typed(AffinityServicer):
                 field="images",
             )
             response = pb.ClassifyResponse(model=model.name, model_version=model.version)
-            return await off_loop(model.prepare, partial(_classified, response, images), items=sum(map(len, images)))
+            return await offload(model.prepare, partial(_classified, response, images), items=sum(map(len, images)))
 
     async def ClassifyText(self, request: pb.ClassifyTextRequest, context: Context) -> pb.ClassifyResponse:
         model = self._repository.for_task(request.model, request.model_version, "classify-text")
-        call = call_of(context, priority=request.priority)
+        call = request_context(context, priority=request.priority)
         with self._metrics.request(model.name, model.version, "classify-text", call):
             texts = await model.task(
                 _some(model, "inputs", request.inputs),
@@ -101,13 +101,13 @@ class Typed(AffinityServicer):
             )
             classes, tokens = [text.classes for text in texts], [_read(text.reading) for text in texts]
             response = pb.ClassifyResponse(model=model.name, model_version=model.version)
-            return await off_loop(
+            return await offload(
                 model.prepare, partial(_classified, response, classes, tokens), items=sum(map(len, classes))
             )
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
         model = self._repository.for_task(request.model, request.model_version, "embed")
-        call = call_of(context, priority=request.priority)
+        call = request_context(context, priority=request.priority)
         with self._metrics.request(model.name, model.version, "embed", call):
             found = await model.task(
                 _some(model, "inputs", request.inputs),
@@ -118,7 +118,7 @@ class Typed(AffinityServicer):
             )
             response = pb.EmbedResponse(model=model.name, model_version=model.version)
             items = found.vectors.size // NUMBERS_PER_ITEM
-            return await off_loop(model.prepare, partial(_embedded, response, found), items=items)
+            return await offload(model.prepare, partial(_embedded, response, found), items=items)
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:
         model = self._repository.for_task(request.model, request.model_version, *TEXT_TASKS)
@@ -189,11 +189,11 @@ def _classified(
     return response
 
 
-def _read(reading: Reading) -> pb.InputTokens:
+def _read(reading: TokenUsage) -> pb.InputTokens:
     return pb.InputTokens(used=reading.tokens, truncated=reading.truncated)
 
 
-def _piece(response: pb.GenerateResponse, piece: Piece) -> pb.GenerateResponse:
+def _piece(response: pb.GenerateResponse, piece: TextDelta) -> pb.GenerateResponse:
     """Fill the response of a prompt with what is new; the last piece also has how it ended."""
     response.text = piece.text
     response.token_ids.extend(piece.token_ids)

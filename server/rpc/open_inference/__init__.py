@@ -1,0 +1,1 @@
+"""The Open Inference Protocol, as KServe and Triton speak it: endpoints by task, tensors, metadata, streams."""

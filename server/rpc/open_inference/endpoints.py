@@ -1,6 +1,6 @@
 """What each model takes and gives over the Open Inference Protocol: one door by task, and a raw one beside it.
 
-A door declares its tensors and has a function that answers. server/rpc/open_inference/servicer.py does the rest for all of them.
+An endpoint declares its tensors and has a function that answers. The servicer beside this file does the rest.
 """
 
 import json
@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from protos.manifest_pb2 import Manifest
-from server.admission.queue import Call
+from server.admission.queue import RequestContext
 from server.arrays import Array
-from server.concurrency.offload import off_loop
+from server.concurrency.offload import offload
 from server.errors import InvalidRequest
 from server.observability.prometheus import Tokens
 from server.repository.repository import Model
@@ -22,8 +22,8 @@ from server.rpc.parameters import Kind, Value
 from server.rpc.sampling_params import PARAMETERS as SAMPLING
 from server.rpc.sampling_params import from_parameters, strings
 from server.tasks.classification import Class
-from server.tasks.text_stream import Piece
-from server.text.tokenizer import Reading
+from server.tasks.text_stream import TextDelta
+from server.text.tokenizer import TokenUsage
 
 Arrays = Mapping[str, Array]
 ANY = -1
@@ -48,18 +48,18 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Ask:
+class EndpointRequest:
     """One request, checked against the door it came to."""
 
     model: Model
     inputs: Arrays
     parameters: Mapping[str, Value]  # the door's own
-    call: Call
+    call: RequestContext
     tokens: Tokens  # counts what is generated
 
 
 @dataclass(frozen=True)
-class Reply:
+class EndpointResponse:
     """The outputs of a request, or a piece of them, and what is told beside them."""
 
     outputs: Arrays
@@ -67,12 +67,12 @@ class Reply:
     last: bool = True  # of the pieces of a request
 
 
-Infer = Callable[[Ask], Awaitable[Reply]]
-Stream = Callable[[Ask], AsyncGenerator[Reply, None]]
+Infer = Callable[[EndpointRequest], Awaitable[EndpointResponse]]
+Stream = Callable[[EndpointRequest], AsyncGenerator[EndpointResponse, None]]
 
 
 @dataclass(frozen=True)
-class Door:
+class Endpoint:
     """What can be asked of a model, and the function that answers. `stream` only where answers come in pieces."""
 
     inputs: tuple[Tensor, ...]
@@ -82,15 +82,15 @@ class Door:
     stream: Stream | None = None
 
 
-def door_of(manifest: Manifest, *, raw: bool) -> Door:
+def endpoint_for(manifest: Manifest, *, raw: bool) -> Endpoint:
     """The door of a model, or of its NAME.raw."""
-    return _raw_door(manifest) if raw else TASKS[manifest.task]
+    return _tensor_endpoint(manifest) if raw else TASKS[manifest.task]
 
 
 # ---- the tasks
 
 
-async def _fill_mask(ask: Ask) -> Reply:
+async def _fill_mask(ask: EndpointRequest) -> EndpointResponse:
     texts, own = texts_of("text", ask.inputs["text"]), dict(ask.parameters)
     targets = strings(str(own.pop("targets", "")))
     filled = await ask.model.task(texts, **own, targets=targets, call=ask.call, field="text")
@@ -104,23 +104,25 @@ async def _fill_mask(ask: Ask) -> Reply:
             "row": np.array([row for row, _ in masks], np.int64),  # [masks]
         }
 
-    outputs = await off_loop(ask.model.prepare, arrays, items=sum(len(candidates) for _, candidates in masks))
-    return Reply(outputs, _read(ask, [text.reading for text in filled]))
+    outputs = await offload(ask.model.prepare, arrays, items=sum(len(candidates) for _, candidates in masks))
+    return EndpointResponse(outputs, _read(ask, [text.reading for text in filled]))
 
 
-async def _classify_text(ask: Ask) -> Reply:
+async def _classify_text(ask: EndpointRequest) -> EndpointResponse:
     texts = texts_of("text", ask.inputs["text"])
     pairs = texts_of("text_pair", ask.inputs["text_pair"]) if "text_pair" in ask.inputs else []
     found = await ask.model.task(texts, pairs, **ask.parameters, call=ask.call, field="text", pair_field="text_pair")
-    return Reply(await _classes(ask, [text.classes for text in found]), _read(ask, [text.reading for text in found]))
+    return EndpointResponse(
+        await _classes(ask, [text.classes for text in found]), _read(ask, [text.reading for text in found])
+    )
 
 
-async def _classify_image(ask: Ask) -> Reply:
+async def _classify_image(ask: EndpointRequest) -> EndpointResponse:
     rows = await ask.model.task(list(ask.inputs["image"].ravel()), **ask.parameters, call=ask.call, field="image")
-    return Reply(await _classes(ask, rows))
+    return EndpointResponse(await _classes(ask, rows))
 
 
-def _read(ask: Ask, readings: Sequence[Reading]) -> dict[str, Value]:
+def _read(ask: EndpointRequest, readings: Sequence[TokenUsage]) -> dict[str, Value]:
     """Told to who lets texts be truncated: the tokens that were read of each, and the numbers of those cut, as JSON."""
     if not ask.parameters.get("truncate"):
         return {}
@@ -130,7 +132,7 @@ def _read(ask: Ask, readings: Sequence[Reading]) -> dict[str, Value]:
     }
 
 
-async def _classes(ask: Ask, rows: Sequence[Sequence[Class]]) -> dict[str, Array]:
+async def _classes(ask: EndpointRequest, rows: Sequence[Sequence[Class]]) -> dict[str, Array]:
     """Classes of each input → label, class_id, score, all [n, k]."""
 
     def arrays() -> dict[str, Array]:
@@ -140,18 +142,18 @@ async def _classes(ask: Ask, rows: Sequence[Sequence[Class]]) -> dict[str, Array
             "score": np.array([[found.score for found in row] for row in rows], np.float32),
         }
 
-    return await off_loop(ask.model.prepare, arrays, items=sum(map(len, rows)))
+    return await offload(ask.model.prepare, arrays, items=sum(map(len, rows)))
 
 
-async def _embed(ask: Ask) -> Reply:
+async def _embed(ask: EndpointRequest) -> EndpointResponse:
     found = await ask.model.task(texts_of("text", ask.inputs["text"]), **ask.parameters, call=ask.call, field="text")
-    return Reply({"embedding": found.vectors}, _read(ask, found.readings))
+    return EndpointResponse({"embedding": found.vectors}, _read(ask, found.readings))
 
 
-async def _generate(ask: Ask) -> Reply:
+async def _generate(ask: EndpointRequest) -> EndpointResponse:
     """The whole continuations at once."""
     prompts = _prompts(ask)
-    found: list[list[Piece]] = [[] for _ in prompts]
+    found: list[list[TextDelta]] = [[] for _ in prompts]
     async with aclosing(_continued(ask, prompts)) as pieces:
         async for number, piece in pieces:
             found[number].append(piece)
@@ -161,17 +163,17 @@ async def _generate(ask: Ask) -> Reply:
         "text_output": np.array([text.encode() for text in texts], object),
         "finish_reason": np.array([end.finish_reason.encode() for end in ends], object),
     }
-    return Reply(outputs, _told(ends))
+    return EndpointResponse(outputs, _told(ends))
 
 
-async def _pieces(ask: Ask) -> AsyncGenerator[Reply, None]:
+async def _pieces(ask: EndpointRequest) -> AsyncGenerator[EndpointResponse, None]:
     """What is new of each continuation as it comes, of all but one nothing; each has a finish_reason once.
 
     The outputs are of one shape throughout, so a piece has an empty text for every other prompt: many prompts are
     cheaper as many requests on the stream, or over the typed door.
     """
     prompts = _prompts(ask)
-    ends: dict[int, Piece] = {}
+    ends: dict[int, TextDelta] = {}
     async with aclosing(_continued(ask, prompts)) as pieces:
         async for number, piece in pieces:
             text, reason = np.full((2, len(prompts)), b"", object)
@@ -180,10 +182,10 @@ async def _pieces(ask: Ask) -> AsyncGenerator[Reply, None]:
                 ends[number] = piece
             last = len(ends) == len(prompts)
             told = _told([ends[number] for number in sorted(ends)]) if last else {}
-            yield Reply({"text_output": text, "finish_reason": reason}, told, last=last)
+            yield EndpointResponse({"text_output": text, "finish_reason": reason}, told, last=last)
 
 
-def _told(ends: Sequence[Piece]) -> dict[str, Value]:
+def _told(ends: Sequence[TextDelta]) -> dict[str, Value]:
     """Told with the last piece of a request, as JSON lists with an item for each text."""
     usages = [asdict(end.usage) for end in ends if end.usage is not None]
     told = {
@@ -194,14 +196,14 @@ def _told(ends: Sequence[Piece]) -> dict[str, Value]:
     return {name: json.dumps(values) for name, values in told.items()}
 
 
-def _prompts(ask: Ask) -> list[str]:
+def _prompts(ask: EndpointRequest) -> list[str]:
     prompts = texts_of("text_input", ask.inputs["text_input"])
     if not prompts:
         raise InvalidRequest("text_input", "0 texts", "at least one")
     return prompts
 
 
-def _continued(ask: Ask, prompts: Sequence[str]) -> AsyncGenerator[tuple[int, Piece], None]:
+def _continued(ask: EndpointRequest, prompts: Sequence[str]) -> AsyncGenerator[tuple[int, TextDelta], None]:
     how = from_parameters(ask.parameters)
     return continue_texts(ask.model, prompts, how, call=ask.call, tokens=ask.tokens, field="text_input")
 
@@ -226,7 +228,7 @@ SCORED = {**TOP_K, "function_to_apply": Kind.TEXT}  # softmax, sigmoid, none, de
 TRUNCATE = {"truncate": Kind.BOOLEAN}
 
 TASKS = {
-    "fill-mask": Door(
+    "fill-mask": Endpoint(
         inputs=(TEXT,),
         outputs=(
             Tensor("token", "BYTES", (ANY, ANY)),
@@ -237,19 +239,19 @@ TASKS = {
         infer=_fill_mask,
         parameters={**TOP_K, **TRUNCATE, "targets": Kind.TEXT},  # one word, or a JSON list of words
     ),
-    "classify-text": Door(
+    "classify-text": Endpoint(
         inputs=(TEXT, Tensor("text_pair", "BYTES", (ANY,), optional=True)),
         outputs=(LABELS, SCORES),
         infer=_classify_text,
         parameters={**SCORED, **TRUNCATE},
     ),
-    "classify-image": Door(
+    "classify-image": Endpoint(
         inputs=(Tensor("image", "BYTES", (ANY,)),),
         outputs=(LABELS, Tensor("class_id", "INT64", (ANY, ANY)), SCORES),
         infer=_classify_image,
         parameters=SCORED,
     ),
-    "embed": Door(
+    "embed": Endpoint(
         inputs=(TEXT,),
         outputs=(Tensor("embedding", "FP32", (ANY, ANY)),),
         infer=_embed,
@@ -260,7 +262,7 @@ TASKS = {
             "prompt_name": Kind.TEXT,  # of the model's prompts, "" for none
         },
     ),
-    "generate": Door(
+    "generate": Endpoint(
         inputs=(Tensor("text_input", "BYTES", (ANY,)),),
         outputs=(Tensor("text_output", "BYTES", (ANY,)), Tensor("finish_reason", "BYTES", (ANY,))),
         infer=_generate,
@@ -273,16 +275,16 @@ TASKS = {
 # ---- the tensor doors
 
 
-async def _raw(ask: Ask) -> Reply:
-    return Reply(await ask.model.raw(ask.inputs, call=ask.call))
+async def _raw(ask: EndpointRequest) -> EndpointResponse:
+    return EndpointResponse(await ask.model.raw(ask.inputs, call=ask.call))
 
 
-def _raw_door(manifest: Manifest) -> Door:
+def _tensor_endpoint(manifest: Manifest) -> Endpoint:
     """Token ids or pixels in, what the network gives out: of one signature whatever the exported graph looks like."""
     labels = tuple(manifest.labels)
     if manifest.HasField("image"):
         pixels = Tensor("pixel_values", "FP32", (ANY, 3, manifest.image.height, manifest.image.width))
-        return Door((pixels,), (Tensor("logits", "FP32", (ANY, len(labels)), labels=labels),), _raw)
+        return Endpoint((pixels,), (Tensor("logits", "FP32", (ANY, len(labels)), labels=labels),), _raw)
     inputs = [Tensor("input_ids", "INT64", (ANY, ANY)), Tensor("attention_mask", "INT64", (ANY, ANY), optional=True)]
     if manifest.text.segments:
         inputs.append(Tensor("token_type_ids", "INT64", (ANY, ANY), optional=True))
@@ -291,4 +293,4 @@ def _raw_door(manifest: Manifest) -> Door:
         "embed": Tensor("embedding", "FP32", (ANY, manifest.embedding_width or ANY)),
     }
     vocabulary = Tensor("logits", "FP32", (ANY, ANY, manifest.text.vocabulary), labels=())
-    return Door(tuple(inputs), (outputs.get(manifest.task, vocabulary),), _raw)
+    return Endpoint(tuple(inputs), (outputs.get(manifest.task, vocabulary),), _raw)

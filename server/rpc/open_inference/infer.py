@@ -8,7 +8,7 @@ from protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse
 from server.admission.queue import Limits
 from server.arrays import Array
 from server.errors import InvalidRequest
-from server.rpc.open_inference.endpoints import ANY, Door, Reply, Tensor
+from server.rpc.open_inference.endpoints import ANY, Endpoint, EndpointResponse, Tensor
 from server.rpc.open_inference.tensors import BYTES, add_outputs, check_header, decode_inputs, items_out
 from server.rpc.parameters import write_parameters
 from server.tasks.classification import MAX_CLASSES
@@ -16,7 +16,7 @@ from server.tasks.classification import MAX_CLASSES
 CLASSIFICATION = "classification"  # parameter of a requested output: how many classes to tell in place of the scores
 
 
-def check_inputs(door: Door, request: ModelInferRequest, limits: Limits) -> None:
+def check_inputs(door: Endpoint, request: ModelInferRequest, limits: Limits) -> None:
     """Judge the headers of the inputs, and how many texts, or images, are in each.
 
     Nothing is read or multiplied before: a message can hold millions of tensors, or one of millions of dimensions.
@@ -32,7 +32,7 @@ def check_inputs(door: Door, request: ModelInferRequest, limits: Limits) -> None
         raise InvalidRequest("inputs", f"{len(request.inputs)} tensors", f"each of {', '.join(declared)} once")
 
 
-def read_inputs(door: Door, request: ModelInferRequest) -> dict[str, Array]:
+def read_inputs(door: Endpoint, request: ModelInferRequest) -> dict[str, Array]:
     """The input arrays of a request that was checked, each as its door declares it."""
     found = decode_inputs(request)
     declared = {tensor.name: tensor for tensor in door.inputs}
@@ -58,7 +58,7 @@ def _spelled(tensor: Tensor) -> str:
     return f"{tensor.datatype} of shape [{sizes}]"
 
 
-def wanted_outputs(door: Door, request: ModelInferRequest) -> dict[str, int]:
+def wanted_outputs(door: Endpoint, request: ModelInferRequest) -> dict[str, int]:
     """Which outputs to send, all if none are asked for → how many classes to tell of each, 0 for the array itself."""
     declared = {tensor.name: tensor for tensor in door.outputs}
     wanted: dict[str, int] = {}
@@ -78,12 +78,14 @@ def wanted_outputs(door: Door, request: ModelInferRequest) -> dict[str, int]:
     return wanted or dict.fromkeys(declared, 0)
 
 
-def _known_parameters(door: Door) -> str:
+def _known_parameters(door: Endpoint) -> str:
     names = [tensor.name for tensor in door.outputs if tensor.labels is not None]
     return f"{CLASSIFICATION!r}, of {', '.join(names)}" if names else "none"
 
 
-def answer(door: Door, wanted: dict[str, int], reply: Reply, response: ModelInferResponse) -> ModelInferResponse:
+def answer(
+    door: Endpoint, wanted: dict[str, int], reply: EndpointResponse, response: ModelInferResponse
+) -> ModelInferResponse:
     """Put the wanted outputs into the response, and what is told beside them."""
     declared = {tensor.name: tensor for tensor in door.outputs}
     arrays = {}
@@ -98,7 +100,7 @@ def answer(door: Door, wanted: dict[str, int], reply: Reply, response: ModelInfe
     return response
 
 
-def items_of(wanted: dict[str, int], reply: Reply) -> int:
+def items_of(wanted: dict[str, int], reply: EndpointResponse) -> int:
     """How many things `answer` handles one by one."""
     told = sum(_classes(reply.outputs[name], classes) for name, classes in wanted.items())
     return told + items_out(reply.outputs[name] for name in wanted)

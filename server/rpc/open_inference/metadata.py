@@ -6,7 +6,7 @@ from protos import open_inference_pb2 as oip
 from server.config.settings import version
 from server.repository.repository import Model
 from server.rpc.model_info import properties
-from server.rpc.open_inference.endpoints import Door, Tensor
+from server.rpc.open_inference.endpoints import Endpoint, Tensor
 from server.rpc.open_inference.tensors import BYTES
 
 SERVER = "affinity"
@@ -26,7 +26,7 @@ def server_metadata() -> oip.ServerMetadataResponse:
     return oip.ServerMetadataResponse(name=SERVER, version=version(), extensions=EXTENSIONS)
 
 
-def model_metadata(name: str, versions: Sequence[str], model: Model, door: Door) -> oip.ModelMetadataResponse:
+def model_metadata(name: str, versions: Sequence[str], model: Model, door: Endpoint) -> oip.ModelMetadataResponse:
     """`name` is the model's, or that of its raw door. Shapes hold -1 where a size varies."""
     response = oip.ModelMetadataResponse(name=name, versions=versions, platform=PLATFORM, properties=properties(model))
     for tensor in door.inputs:
@@ -36,7 +36,7 @@ def model_metadata(name: str, versions: Sequence[str], model: Model, door: Door)
     return response
 
 
-def model_config(name: str, model: Model, door: Door, max_batch_size: int) -> oip.ModelConfigResponse:
+def model_config(name: str, model: Model, door: Endpoint, max_batch_size: int) -> oip.ModelConfigResponse:
     """As Triton writes it: `dims` leave out the batch. The parameters tell what server/rpc/model_info.py knows."""
     config = oip.ModelConfig(
         name=name, platform=PLATFORM, backend=BACKEND, max_batch_size=max(max_batch_size, MIN_BATCH_SIZE)

@@ -15,18 +15,18 @@ from typing import Any
 import grpc
 
 from protos import open_inference_pb2 as oip
-from server.admission.in_flight import UnderWay
-from server.concurrency.offload import off_loop
+from server.admission.in_flight import InFlight
+from server.concurrency.offload import offload
 from server.config.settings import Settings
 from server.errors import AffinityError, InvalidRequest, ModelNotFound, NotReady
 from server.observability.prometheus import Metrics, Tokens
 from server.repository.repository import Model, Repository
-from server.rpc.context import Context, call_of
+from server.rpc.context import Context, request_context
 from server.rpc.open_inference import metadata
-from server.rpc.open_inference.endpoints import RAW, Ask, Door, Reply, door_of
+from server.rpc.open_inference.endpoints import RAW, Endpoint, EndpointRequest, EndpointResponse, endpoint_for
 from server.rpc.open_inference.infer import answer, check_inputs, items_of, read_inputs, wanted_outputs
 from server.rpc.open_inference.statistics import model_statistics
-from server.rpc.open_inference.stream import Conversation
+from server.rpc.open_inference.stream import InferStream
 from server.rpc.open_inference.tensors import items_in
 from server.rpc.parameters import read_parameters
 from server.rpc.services import OPEN_INFERENCE
@@ -69,14 +69,14 @@ def add_open_inference_to_server(servicer: Any, server: Any) -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(OPEN_INFERENCE, handlers),))
 
 
-class OpenInference:
+class OpenInferenceService:
     """The methods of the protocol, over a repository. Errors are for the interceptor to translate."""
 
-    def __init__(self, settings: Settings, repository: Repository, metrics: Metrics, under_way: UnderWay) -> None:
+    def __init__(self, settings: Settings, repository: Repository, metrics: Metrics, in_flight: InFlight) -> None:
         self._settings = settings
         self._repository = repository
         self._metrics = metrics
-        self._under_way = under_way
+        self._in_flight = in_flight
 
     # ---- the server
 
@@ -84,7 +84,7 @@ class OpenInference:
         return oip.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: oip.ServerReadyRequest, context: Context) -> oip.ServerReadyResponse:
-        return oip.ServerReadyResponse(ready=self._repository.ready and not self._under_way.closed)
+        return oip.ServerReadyResponse(ready=self._repository.ready and not self._in_flight.closed)
 
     async def ServerMetadata(self, request: oip.ServerMetadataRequest, context: Context) -> oip.ServerMetadataResponse:
         return metadata.server_metadata()
@@ -97,7 +97,7 @@ class OpenInference:
             self._find(request.name, request.version)
         except (ModelNotFound, NotReady):
             return oip.ModelReadyResponse(ready=False)
-        return oip.ModelReadyResponse(ready=not self._under_way.closed)
+        return oip.ModelReadyResponse(ready=not self._in_flight.closed)
 
     async def ModelMetadata(self, request: oip.ModelMetadataRequest, context: Context) -> oip.ModelMetadataResponse:
         model, door = self._find(request.name, request.version)
@@ -148,7 +148,9 @@ class OpenInference:
 
     async def ModelInfer(self, request: oip.ModelInferRequest, context: Context) -> oip.ModelInferResponse:
         model, door = self._find(request.model_name, request.model_version)
-        with self._metrics.request(model.name, model.version, _task(request, model), call_of(context)) as tokens:
+        with self._metrics.request(
+            model.name, model.version, _task(request, model), request_context(context)
+        ) as tokens:
             ask = await _ask(model, door, request, context, tokens)
             wanted = wanted_outputs(door, request)
             return await _answer(door, wanted, await door.infer(ask), request, model)
@@ -161,7 +163,7 @@ class OpenInference:
 
         async def answers(request: oip.ModelInferRequest) -> AsyncGenerator[oip.ModelStreamInferResponse, None]:
             try:
-                with self._under_way.one():
+                with self._in_flight.track():
                     async with aclosing(self._pieces(request, context)) as pieces:
                         async for piece in pieces:
                             yield oip.ModelStreamInferResponse(infer_response=piece)
@@ -172,7 +174,7 @@ class OpenInference:
                 whose = oip.ModelInferResponse(model_name=request.model_name, id=request.id)
                 yield oip.ModelStreamInferResponse(error_message=told.text, infer_response=whose)
 
-        async with aclosing(Conversation(answers, self._in_pieces).hold(requests)) as conversation:
+        async with aclosing(InferStream(answers, self._in_pieces).hold(requests)) as conversation:
             async for message in conversation:
                 yield message
 
@@ -181,7 +183,9 @@ class OpenInference:
     ) -> AsyncGenerator[oip.ModelInferResponse, None]:
         """The answers to one request of a stream; the last one says that it is."""
         model, door = self._find(request.model_name, request.model_version)
-        with self._metrics.request(model.name, model.version, _task(request, model), call_of(context)) as tokens:
+        with self._metrics.request(
+            model.name, model.version, _task(request, model), request_context(context)
+        ) as tokens:
             ask = await _ask(model, door, request, context, tokens)
             wanted = wanted_outputs(door, request)
             if door.stream is None:
@@ -197,27 +201,29 @@ class OpenInference:
         except AffinityError:
             return False
 
-    def _find(self, name: str, version: str) -> tuple[Model, Door]:
+    def _find(self, name: str, version: str) -> tuple[Model, Endpoint]:
         """The model and the door that a name stands for: NAME.raw is the tensor door of NAME."""
         model = self._repository.get(name.removesuffix(RAW), version)
-        return model, door_of(model.artifact.manifest, raw=name.endswith(RAW))
+        return model, endpoint_for(model.artifact.manifest, raw=name.endswith(RAW))
 
 
-async def _ask(model: Model, door: Door, request: oip.ModelInferRequest, context: Context, tokens: Tokens) -> Ask:
+async def _ask(
+    model: Model, door: Endpoint, request: oip.ModelInferRequest, context: Context, tokens: Tokens
+) -> EndpointRequest:
     values: dict[str, Any] = read_parameters(request.parameters, door.parameters)
-    call = call_of(context, priority=values.get("priority", 0), timeout_us=values.get("timeout", 0))
+    call = request_context(context, priority=values.get("priority", 0), timeout_us=values.get("timeout", 0))
     own = {name: value for name, value in values.items() if name in door.parameters}
     check_inputs(door, request, model.limits)
-    with model.reading.one():
-        inputs = await off_loop(model.prepare, partial(read_inputs, door, request), items=items_in(request))
-    return Ask(model, inputs, own, call, tokens)
+    with model.reading.track():
+        inputs = await offload(model.prepare, partial(read_inputs, door, request), items=items_in(request))
+    return EndpointRequest(model, inputs, own, call, tokens)
 
 
 async def _answer(
-    door: Door, wanted: dict[str, int], reply: Reply, request: oip.ModelInferRequest, model: Model
+    door: Endpoint, wanted: dict[str, int], reply: EndpointResponse, request: oip.ModelInferRequest, model: Model
 ) -> oip.ModelInferResponse:
     work = partial(answer, door, wanted, reply, _response(request, model))
-    return await off_loop(model.prepare, work, items=items_of(wanted, reply))
+    return await offload(model.prepare, work, items=items_of(wanted, reply))
 
 
 def _check_parameters(names: Iterable[str], *, known: Container[str], why: str) -> None:

@@ -12,10 +12,10 @@ from protos.open_inference_pb2 import ModelInferRequest, ModelStreamInferRespons
 
 Answers = AsyncGenerator[ModelStreamInferResponse, None]
 
-MOST_AT_ONCE = 256  # requests of one stream; the next is read when one of them is done
+MAX_CONCURRENT = 256  # requests of one stream; the next is read when one of them is done
 
 
-class Conversation:
+class InferStream:
     """Runs the requests of a stream as tasks that put their answers into one queue."""
 
     def __init__(
@@ -26,9 +26,9 @@ class Conversation:
         """`answers` of a request that fails is an answer; what it raises ends the whole stream."""
         self._answers = answers
         self._in_pieces = in_pieces
-        self._arrived: asyncio.Queue[ModelStreamInferResponse | BaseException | None] = asyncio.Queue(MOST_AT_ONCE)
+        self._arrived: asyncio.Queue[ModelStreamInferResponse | BaseException | None] = asyncio.Queue(MAX_CONCURRENT)
         self._running: set[asyncio.Task[None]] = set()
-        self._room = asyncio.Semaphore(MOST_AT_ONCE)
+        self._room = asyncio.Semaphore(MAX_CONCURRENT)
 
     async def hold(self, requests: AsyncIterable[ModelInferRequest]) -> Answers:
         """The answers, until the client has no more requests and all of them are answered."""

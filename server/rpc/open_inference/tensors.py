@@ -16,7 +16,7 @@ from server.arrays import Array
 from server.errors import InvalidRequest
 
 BYTES, BF16 = "BYTES", "BF16"
-MOST_DIMENSIONS = 8
+MAX_DIMENSIONS = 8
 VALUES_AT_ONCE = 1 << 16  # typed values: a millisecond or two
 
 
@@ -82,8 +82,8 @@ def check_header(tensor: ModelInferRequest.InferInputTensor) -> None:
     """InvalidRequest if no tensor can have this datatype, this shape or these parameters."""
     if tensor.datatype not in DATATYPES:
         raise InvalidRequest(tensor.name, f"datatype {tensor.datatype!r}", f"one of {', '.join(DATATYPES)}")
-    expected = f"at most {MOST_DIMENSIONS} sizes of 1 or more"
-    if len(tensor.shape) > MOST_DIMENSIONS:
+    expected = f"at most {MAX_DIMENSIONS} sizes of 1 or more"
+    if len(tensor.shape) > MAX_DIMENSIONS:
         raise InvalidRequest(tensor.name, f"{len(tensor.shape)} dimensions", expected)
     if any(size < 1 for size in tensor.shape):
         raise InvalidRequest(tensor.name, f"shape {list(tensor.shape)}", expected)

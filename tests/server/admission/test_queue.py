@@ -2,12 +2,12 @@
 
 import pytest
 
-from server.admission.queue import LONGEST_RETRY_S, Call, Gate, Limits
+from server.admission.queue import LONGEST_RETRY_S, AdmissionQueue, Limits, RequestContext
 from server.errors import DeadlineExceeded, InvalidRequest, Overloaded
 
 
 def test_a_gate_is_full_by_requests_and_by_tokens():
-    gate = Gate("bert", Limits(requests=3, tokens=100))
+    gate = AdmissionQueue("bert", Limits(requests=3, tokens=100))
     gate.enter(requests=2, tokens=90)
     with pytest.raises(Overloaded, match="2 of 3 inputs and 90 of 100 tokens wait, so 1 and 11 do not fit"):
         gate.enter(requests=1, tokens=11)
@@ -19,7 +19,7 @@ def test_a_gate_is_full_by_requests_and_by_tokens():
 
 
 def test_what_can_never_fit_is_told_so_and_not_to_come_back():
-    gate = Gate("bert", Limits(requests=3, tokens=100))
+    gate = AdmissionQueue("bert", Limits(requests=3, tokens=100))
     with pytest.raises(InvalidRequest, match="texts: found 4 inputs, expected at most 3 inputs"):
         gate.enter(requests=4, tokens=4, field="texts")
     with pytest.raises(InvalidRequest, match="found 101 tokens together, expected at most 3 inputs and 100 tokens"):
@@ -27,7 +27,7 @@ def test_what_can_never_fit_is_told_so_and_not_to_come_back():
 
 
 def test_the_hint_when_to_come_back_follows_how_long_others_waited():
-    gate = Gate("bert", Limits(requests=1000, tokens=1000))
+    gate = AdmissionQueue("bert", Limits(requests=1000, tokens=1000))
     at_first = gate.retry_after_s
     for _ in range(100):
         gate.enter(requests=1, tokens=1)
@@ -41,25 +41,29 @@ def test_the_hint_when_to_come_back_follows_how_long_others_waited():
 
 
 def test_a_higher_priority_goes_first_but_nobody_waits_for_ever():
-    assert Call(priority=1).rank(now=10.0) < Call().rank(now=10.0) < Call(priority=9).rank(now=10.0)
-    assert Call(priority=9).rank(now=10.0) < Call(priority=1).rank(now=19.0)
-    assert Call().rank(now=10.0) < Call().rank(now=10.1)
+    assert (
+        RequestContext(priority=1).rank(now=10.0)
+        < RequestContext().rank(now=10.0)
+        < RequestContext(priority=9).rank(now=10.0)
+    )
+    assert RequestContext(priority=9).rank(now=10.0) < RequestContext(priority=1).rank(now=19.0)
+    assert RequestContext().rank(now=10.0) < RequestContext().rank(now=10.1)
 
 
 def test_a_negative_priority_is_refused():
     with pytest.raises(InvalidRequest, match="priority: found -1"):
-        Call(priority=-1)
+        RequestContext(priority=-1)
 
 
 def test_who_leaves_shortly_before_the_deadline_leaves_because_of_it():
-    call = Call(deadline=5.0, leeway_s=0.25)
+    call = RequestContext(deadline=5.0, leeway_s=0.25)
     assert [call.why_gone(now) for now in (4.0, 4.8, 6.0)] == ["cancelled", "expired", "expired"]
-    assert Call().why_gone(now=4.0) == "cancelled"
+    assert RequestContext().why_gone(now=4.0) == "cancelled"
 
 
 def test_a_call_expires_at_its_deadline():
-    call = Call(deadline=5.0)
+    call = RequestContext(deadline=5.0)
     call.check_deadline(4.9)
     with pytest.raises(DeadlineExceeded):
         call.check_deadline(5.0)
-    assert not Call().expired(1e9)
+    assert not RequestContext().expired(1e9)

@@ -9,15 +9,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from server.admission.queue import Call, Limits
+from server.admission.queue import Limits, RequestContext
 from server.batching.batcher import Batcher
 from server.batching.collate import TextRow
 from server.batching.scheduler import Budget
 from server.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded
-from server.observability.observer import Silent
+from server.observability.observer import NoOpObserver
 
 POISON = 666
-NO_HURRY = Call()
+NO_HURRY = RequestContext()
 
 
 class Sums:
@@ -46,7 +46,7 @@ class Sums:
         return {name: feeds["input_ids"].sum(axis=1) for name in outputs}
 
 
-class Notes(Silent):
+class Notes(NoOpObserver):
     """Remembers what it is told."""
 
     def __init__(self):
@@ -100,7 +100,7 @@ async def make(session, notes):
             batcher = Batcher(
                 sessions or [session],
                 name="sums",
-                budget=Budget(rows=rows, tokens=tokens, heads=64, padding=0.5),
+                budget=Budget(rows=rows, tokens=tokens, logit_positions=64, padding=0.5),
                 limits=limits or Limits(requests=2000, tokens=100_000),
                 observer=notes,
                 **settings,
@@ -238,17 +238,17 @@ async def test_a_full_queue_refuses_and_hints_when_to_come_back(make, session, n
 
 async def test_a_place_is_counted_before_there_are_rows_and_goes_over_to_them(make):
     batcher = await make(limits=Limits(requests=3, tokens=20))
-    async with batcher.place(2, Call()) as place:
+    async with batcher.place(2, RequestContext()) as place:
         with pytest.raises(Overloaded, match="the queue of sums is full: 2 of 3 inputs"):
             await ask(batcher, [row(3), row(4)])
         assert sums(await batcher.run([row(1), row(2)], place)) == [1, 2]
         assert (batcher.waiting_rows, place.inputs) == (0, 0)
     with pytest.raises(ValueError, match="unreadable"):
-        async with batcher.place(3, Call()):
+        async with batcher.place(3, RequestContext()):
             raise ValueError("unreadable")
     with pytest.raises(InvalidRequest, match="texts: found 4 inputs, expected at most 3"):
         await ask(batcher, [row(1)] * 4, field="texts")
-    assert (batcher.waiting_rows, batcher.waiting_tokens, batcher.under_way.count) == (0, 0, 0)
+    assert (batcher.waiting_rows, batcher.waiting_tokens, batcher.in_flight.count) == (0, 0, 0)
 
 
 async def test_rows_that_do_not_get_in_give_their_place_back(make):
@@ -312,9 +312,9 @@ async def test_an_expired_row_does_not_run(make, session, notes):
     running = asyncio.create_task(ask(batcher, [row(1)]))
     await until(lambda: batcher.waiting_rows == 0 and batcher.running_rows)
     with pytest.raises(DeadlineExceeded):
-        await ask(batcher, [row(2)], Call(deadline=time.monotonic() + 0.01))
+        await ask(batcher, [row(2)], RequestContext(deadline=time.monotonic() + 0.01))
     with pytest.raises(DeadlineExceeded):
-        await ask(batcher, [row(3)], Call(deadline=time.monotonic()))
+        await ask(batcher, [row(3)], RequestContext(deadline=time.monotonic()))
     assert batcher.waiting_rows == 0
     session.open.set()
     await running
@@ -325,9 +325,9 @@ async def test_an_expired_row_does_not_run(make, session, notes):
 async def test_a_deadline_is_kept_also_before_there_are_rows(make, session):
     batcher = await make()
     with pytest.raises(DeadlineExceeded, match="passed before its answer"):
-        async with batcher.place(2, Call(deadline=time.monotonic() + 0.01)):
+        async with batcher.place(2, RequestContext(deadline=time.monotonic() + 0.01)):
             await asyncio.Event().wait()  # what is never prepared
-    assert (batcher.waiting_rows, batcher.under_way.count, session.batches) == (0, 0, [])
+    assert (batcher.waiting_rows, batcher.in_flight.count, session.batches) == (0, 0, [])
 
 
 async def test_a_high_priority_overtakes(make, session):
@@ -336,7 +336,7 @@ async def test_a_high_priority_overtakes(make, session):
     tasks = [asyncio.create_task(ask(batcher, [row(1)]))]
     await until(lambda: batcher.waiting_rows == 0 and batcher.running_rows)
     for number, priority in ((2, 0), (3, 9), (4, 1)):
-        tasks.append(asyncio.create_task(ask(batcher, [row(number)], Call(priority=priority))))
+        tasks.append(asyncio.create_task(ask(batcher, [row(number)], RequestContext(priority=priority))))
     await until(lambda: batcher.waiting_rows == 3)
     session.open.set()
     await asyncio.gather(*tasks)
@@ -352,7 +352,7 @@ async def test_a_high_priority_overtakes_the_batch_that_is_collated_already(make
     await until(lambda: batcher.waiting_rows == 0 and batcher.running_rows)
     tasks += [asyncio.create_task(ask(batcher, [row(*[1] * 16)])) for _ in range(4)]
     await until(lambda: session.collated == 2)
-    tasks.append(asyncio.create_task(ask(batcher, [row(4)], Call(priority=1))))
+    tasks.append(asyncio.create_task(ask(batcher, [row(4)], RequestContext(priority=1))))
     await until(lambda: batcher.waiting_rows == 5)
     session.open.set()
     await asyncio.gather(*tasks)
@@ -364,7 +364,7 @@ async def test_who_waits_is_told_when_the_server_gives_up(make, session, notes):
     session.open.clear()
     tasks = [asyncio.create_task(ask(batcher, [row(number)])) for number in range(4)]
     await asyncio.sleep(0)
-    batcher.give_up()
+    batcher.abort()
     found = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(answer) for answer in found] == [NotReady] * 4
     assert batcher.waiting_rows == 0
@@ -378,7 +378,7 @@ async def test_draining_answers_who_is_in_and_lets_in_nobody(make, session):
     tokenised = asyncio.Event()
 
     async def tokenise_and_ask(number):
-        async with batcher.place(1, Call()) as place:
+        async with batcher.place(1, RequestContext()) as place:
             await tokenised.wait()  # a request that has begun is in, though none of its rows waits yet
             return await batcher.run([row(number)], place)
 

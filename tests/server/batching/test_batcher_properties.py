@@ -11,7 +11,7 @@ from server.batching.batcher import Batcher
 from server.batching.scheduler import Budget
 from tests.server.batching.test_batcher import Sums, ask, row, sums
 
-BUDGET = Budget(rows=4, tokens=32, heads=1, padding=0.5)
+BUDGET = Budget(rows=4, tokens=32, logit_positions=1, padding=0.5)
 # The lengths of a request's rows; whether its caller leaves; whether others get a word in before the next one comes.
 REQUESTS = st.lists(
     st.tuples(st.lists(st.integers(1, 12), min_size=1, max_size=7), st.booleans(), st.booleans()), max_size=12

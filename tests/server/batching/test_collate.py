@@ -61,7 +61,7 @@ def test_without_selected_positions_each_row_has_one_line():
     assert [answer["embedding"].tolist() for answer in answers] == [[0, 1], [2, 3]]
 
 
-SHAPES = Shapes(lengths=(4, 8), row_counts=(1, 4), head_counts=(1, 4))
+SHAPES = Shapes(lengths=(4, 8), row_counts=(1, 4), logit_counts=(1, 4))
 
 
 def test_what_fills_up_a_shape_comes_last_and_is_nobodys():

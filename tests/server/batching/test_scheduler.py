@@ -46,32 +46,35 @@ def batches(scheduler):
     ],
 )
 def test_rows_near_in_length_run_together(lengths, budget, expected):
-    assert batches(scheduler_of(lengths, Budget(**{"rows": 8, "tokens": 512, "heads": 512} | budget))) == expected
+    assert (
+        batches(scheduler_of(lengths, Budget(**{"rows": 8, "tokens": 512, "logit_positions": 512} | budget)))
+        == expected
+    )
 
 
 def test_positions_with_logits_have_a_budget_of_their_own():
-    scheduler = Scheduler(Budget(rows=8, tokens=512, heads=10))
+    scheduler = Scheduler(Budget(rows=8, tokens=512, logit_positions=10))
     for key in range(3):
-        scheduler.add(Waiting(key=key, tokens=5, heads=5))
+        scheduler.add(Waiting(key=key, tokens=5, logit_positions=5))
     assert batches(scheduler) == [[0, 1], [2]]
 
 
 def test_the_lowest_rank_leads():
-    scheduler = Scheduler(Budget(rows=1, tokens=512, heads=1))
+    scheduler = Scheduler(Budget(rows=1, tokens=512, logit_positions=1))
     for key, rank in enumerate((2.0, 1.0, 2.0, 0.5)):
         scheduler.add(Waiting(key=key, tokens=5, rank=rank))
     assert batches(scheduler) == [[3], [1], [0], [2]]
 
 
 def test_a_dropped_row_is_gone():
-    scheduler = scheduler_of([5, 5, 5], Budget(rows=8, tokens=512, heads=1))
+    scheduler = scheduler_of([5, 5, 5], Budget(rows=8, tokens=512, logit_positions=1))
     assert scheduler.drop(1).key == 1
     assert scheduler.drop(1) is None
     assert batches(scheduler) == [[0, 2]]
 
 
 def test_nothing_waits_for_company_unless_it_is_told_to():
-    budget = Budget(rows=3, tokens=512, heads=1)
+    budget = Budget(rows=3, tokens=512, logit_positions=1)
     assert Scheduler(budget).due(now=0.0) == NEVER
     assert scheduler_of([5], budget).due(now=0.0) == 0.0
     patient = scheduler_of([5, 5], budget, max_delay_s=2.0)  # came at 0 and at 1
@@ -85,7 +88,7 @@ BUDGETS = st.builds(
     Budget,
     rows=st.integers(1, 9),
     tokens=st.integers(64, 300),
-    heads=st.integers(16, 40),
+    logit_positions=st.integers(16, 40),
     padding=st.floats(0, 0.9),
     free_tokens=st.sampled_from([0, 100, 1000]),
     shapes=st.sampled_from([EXACT, Shapes(lengths=steps_to(64, first=8), row_counts=steps_to(9))]),
@@ -121,9 +124,11 @@ class Day:
         return [row.key for batch in self.batches for row in batch]
 
     def _come(self, rank, request):
-        for tokens, heads in request:
+        for tokens, logit_positions in request:
             key, length = len(self.rows), self._shapes.length(tokens)
-            row = self.rows[key] = Waiting(key=key, tokens=tokens, length=length, heads=heads, rank=rank)
+            row = self.rows[key] = Waiting(
+                key=key, tokens=tokens, length=length, logit_positions=logit_positions, rank=rank
+            )
             others = [self.rows[other] for other in self.before.keys() - self.dropped - set(self.taken)]
             self.before[key] = {other.key for other in others if other.turn < row.turn}
             for other in others:
@@ -149,7 +154,7 @@ def test_no_batch_exceeds_its_budget(budget, events):
         longest = max(row.length for row in batch)
         padded, lengths = len(batch) * longest, sum(row.length for row in batch)  # padding: beyond that of each alone
         assert len(batch) <= budget.rows
-        assert sum(row.heads for row in batch) <= budget.heads
+        assert sum(row.logit_positions for row in batch) <= budget.logit_positions
         assert len(batch) == 1 or budget.shapes.row_count(len(batch)) * longest <= budget.tokens
         assert len(batch) == 1 or padded <= budget.free_tokens or padded - lengths <= budget.padding * padded
 
@@ -181,7 +186,7 @@ def test_a_plan_is_what_is_taken_if_nothing_happens_between(budget, events):
 
 
 def test_a_plan_is_kept_for_rows_that_came_later_and_would_not_fit():
-    scheduler = scheduler_of([5, 5], Budget(rows=2, tokens=512, heads=1))
+    scheduler = scheduler_of([5, 5], Budget(rows=2, tokens=512, logit_positions=1))
     planned = scheduler.plan()
     scheduler.add(Waiting(key=2, tokens=5))
     assert [row.key for row in scheduler.take(planned)] == [0, 1]
@@ -198,7 +203,7 @@ def test_a_plan_is_kept_for_rows_that_came_later_and_would_not_fit():
     ids=["joined", "overtaken", "left", "led no more"],
 )
 def test_a_plan_is_given_up_for_a_better_one(happens, expected):
-    scheduler = scheduler_of([5, 50, 5], Budget(rows=3, tokens=512, heads=1))
+    scheduler = scheduler_of([5, 50, 5], Budget(rows=3, tokens=512, logit_positions=1))
     planned = scheduler.plan()
     assert [row.key for row in planned] == [0, 2]
     happens(scheduler)
@@ -212,7 +217,7 @@ def test_lengths_of_all_kinds_are_padded_by_less_than_fifteen_percent(shapes, ca
     random = np.random.default_rng(0)
     lengths = [int(length) for length in np.exp(random.uniform(np.log(8), np.log(512), 3000))]
     scheduler, coming = (
-        Scheduler(Budget(rows=32, tokens=2048, heads=1, free_tokens=64, shapes=shapes)),
+        Scheduler(Budget(rows=32, tokens=2048, logit_positions=1, free_tokens=64, shapes=shapes)),
         iter(enumerate(lengths)),
     )
     real = padded = 0
@@ -233,7 +238,7 @@ def test_lengths_of_all_kinds_are_padded_by_less_than_fifteen_percent(shapes, ca
 
 def test_rows_whose_lengths_are_padded_to_the_same_step_run_together():
     shapes = Shapes(lengths=(8, 16), row_counts=(1, 2, 4))
-    scheduler = Scheduler(Budget(rows=4, tokens=48, heads=1, padding=0.0, shapes=shapes))
+    scheduler = Scheduler(Budget(rows=4, tokens=48, logit_positions=1, padding=0.0, shapes=shapes))
     for key, tokens in enumerate((9, 8, 16, 12, 10)):
         scheduler.add(Waiting(key=key, tokens=tokens, length=shapes.length(tokens)))
     assert batches(scheduler) == [[0, 2], [1], [3, 4]]  # three rows would be padded to four, which is too much

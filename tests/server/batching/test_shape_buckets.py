@@ -13,7 +13,7 @@ from server.batching.collate import ImageRow, TextRow, collate
 from server.batching.scheduler import Budget
 from server.batching.tuning import shapes_of
 from server.batching.warm_up import warm_up
-from server.concurrency.stop_signal import Stop
+from server.concurrency.stop_signal import StopSignal
 from server.config.settings import Settings
 from server.errors import NotReady
 from server.runtime.providers import ProviderChoice
@@ -40,11 +40,11 @@ def rows_of(artifact, count):
             for _ in range(count)
         ]
     lengths = random.integers(2, text.max_length, count)
-    heads = 2 if artifact.name == "tiny-bert" else 0
+    logit_positions = 2 if artifact.name == "tiny-bert" else 0
     return [
         TextRow(
             input_ids=random.integers(5, text.vocabulary, length),
-            selected=random.choice(length, heads, replace=False),
+            selected=random.choice(length, logit_positions, replace=False),
             outputs=outputs,
         )
         for length in lengths
@@ -53,8 +53,8 @@ def rows_of(artifact, count):
 
 def budget_of(artifact, provider):
     longest = artifact.manifest.text.max_length or None
-    shapes = shapes_of(provider, rows=6, longest=longest, heads=512)
-    return Budget(rows=6, tokens=512, heads=512, shapes=shapes)
+    shapes = shapes_of(provider, rows=6, longest=longest, logit_positions=512)
+    return Budget(rows=6, tokens=512, logit_positions=512, shapes=shapes)
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ async def test_padded_batches_answer_as_single_inputs_do(name, bound):
     for row, (answer,) in zip(rows, answers, strict=True):
         alone = session.run(collate([row], session.input_names), row.outputs)
         for output in row.outputs:
-            expected = alone[output] if row.heads else alone[output][0]
+            expected = alone[output] if row.logit_positions else alone[output][0]
             np.testing.assert_allclose(answer[output], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -119,7 +119,7 @@ def test_warming_up_leaves_out_what_there_is_no_memory_for_but_not_a_single_row(
 
 def test_warming_up_ends_when_it_is_asked_to(bound):
     artifact, session = bound("tiny-bert")
-    stop, looks = Stop(), count()
+    stop, looks = StopSignal(), count()
 
     def clock():
         if next(looks) == 3:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse
-from server.concurrency.offload import FEW, off_loop
+from server.concurrency.offload import FEW, offload
 from server.errors import InvalidRequest
-from server.rpc.open_inference.endpoints import Door, Reply, Tensor
+from server.rpc.open_inference.endpoints import Endpoint, EndpointResponse, Tensor
 from server.rpc.open_inference.infer import answer, items_of
 from server.rpc.open_inference.tensors import items_in
 from server.tasks.classification import MAX_CLASSES, ranked, softmax
@@ -23,7 +23,7 @@ def threads():
 
 @pytest.mark.parametrize(("items", "here"), [(1, True), (FEW, True), (FEW + 1, False)])
 async def test_large_work_leaves_the_loop_alone(threads, items, here):
-    where = await off_loop(threads, threading.current_thread, items=items)
+    where = await offload(threads, threading.current_thread, items=items)
     assert (where is threading.current_thread()) == here
 
 
@@ -56,11 +56,11 @@ def test_typed_values_and_texts_count_one_by_one_and_raw_numbers_do_not():
     assert items("BYTES", [1], bytes_contents=[bytes(100_000)]) == 2
 
 
-DOOR = Door((), (Tensor("logits", "FP32", (-1, -1), labels=()),), infer=None)
+DOOR = Endpoint((), (Tensor("logits", "FP32", (-1, -1), labels=()),), infer=None)
 
 
 def test_classes_that_are_told_as_texts_count_and_are_not_more_than_can_be_told_soon():
-    reply = Reply({"logits": np.zeros((600, 500), np.float32)})
+    reply = EndpointResponse({"logits": np.zeros((600, 500), np.float32)})
     assert items_of({"logits": 0}, reply) == 600 * 500 * 4 // 1024
     assert items_of({"logits": 7}, reply) > 600 * 7
     assert answer(DOOR, {"logits": 7}, reply, ModelInferResponse()).outputs[0].shape == [600, 7]

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from server.concurrency.weighted_semaphore import Room
+from server.concurrency.weighted_semaphore import WeightedSemaphore
 
 
 class Works:
@@ -22,13 +22,13 @@ class Works:
         await self.tasks[name]
         await asyncio.sleep(0)
 
-    async def give_up(self, name):
+    async def abort(self, name):
         self.tasks[name].cancel()
         await asyncio.gather(self.tasks[name], return_exceptions=True)
         await asyncio.sleep(0)
 
     async def _work(self, name, size):
-        async with self.room.taken(size):
+        async with self.room.acquire(size):
             self.inside.add(name)
             try:
                 await self.ends[name].wait()
@@ -37,7 +37,7 @@ class Works:
 
 
 async def test_what_fits_goes_in_and_the_rest_waits_in_order():
-    works = Works(Room(10))
+    works = Works(WeightedSemaphore(10))
     for name, size in (("a", 4), ("b", 4), ("large", 8), ("small", 1)):
         await works.start(name, size)
     assert works.inside == {"a", "b"}  # the small one would fit, but then the large one might wait for ever
@@ -48,7 +48,7 @@ async def test_what_fits_goes_in_and_the_rest_waits_in_order():
 
 
 async def test_what_is_larger_than_the_room_is_done_alone():
-    works = Works(Room(10))
+    works = Works(WeightedSemaphore(10))
     await works.start("huge", 99)
     await works.start("small", 1)
     assert works.inside == {"huge"}
@@ -57,12 +57,12 @@ async def test_what_is_larger_than_the_room_is_done_alone():
 
 
 async def test_who_gives_up_holds_up_nobody_and_leaves_no_hole():
-    room = Room(10)
+    room = WeightedSemaphore(10)
     works = Works(room)
     for name, size in (("a", 10), ("b", 9), ("c", 10)):
         await works.start(name, size)
-    await works.give_up("b")
-    await works.give_up("a")
+    await works.abort("b")
+    await works.abort("a")
     assert works.inside == {"c"}
     await works.end("c")
     assert room.free == 10

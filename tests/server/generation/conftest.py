@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from server.admission.queue import Gate, Limits
+from server.admission.queue import AdmissionQueue, Limits
 from server.artifact import read_artifact
 from server.config.settings import Settings
 from server.generation.cache import SlotCache
@@ -53,10 +53,10 @@ async def engine_of(session, context):
     """Makes engines, and drains them after the test."""
     engines = []
 
-    async def make(*, slots=8, most_slots=0, chunk_tokens=8, waiting=100, decoder=Decoder, **options) -> Engine:
-        layout = layout_of(session.ort, slots=slots, most_slots=most_slots or slots, capacity=context)
+    async def make(*, slots=8, max_slots=0, chunk_tokens=8, waiting=100, decoder=Decoder, **options) -> Engine:
+        layout = layout_of(session.ort, slots=slots, max_slots=max_slots or slots, capacity=context)
         cache = SlotCache(layout, options.pop("memory", None) or HostMemory())
-        gate = Gate("gpt", Limits(requests=waiting, tokens=100_000))
+        gate = AdmissionQueue("gpt", Limits(requests=waiting, tokens=100_000))
         engine = Engine(decoder(session.ort, cache), gate=gate, chunk_tokens=chunk_tokens, **options)
         await engine.start()
         engines.append(engine)

@@ -9,7 +9,7 @@ import pytest
 
 from protos.affinity_pb2 import GenerateRequest, Prompt, TokenIds
 from protos.affinity_pb2_grpc import AffinityStub
-from server.admission.in_flight import UnderWay
+from server.admission.in_flight import InFlight
 from tests.continuations import greedy_of, request_of, tokens_of
 from tests.server.generation.test_failures import NARROW, decoder_of, listening, much, serving
 from tests.serving import ROOT
@@ -82,7 +82,7 @@ async def test_a_client_whose_process_is_killed_frees_its_slot_by_the_next_step(
 
 @pytest.mark.parametrize("then", ["reads", "leaves"])
 async def test_a_client_that_does_not_read_holds_up_nobody_and_gets_everything_or_leaves_nothing(root, reference, then):
-    calls = UnderWay("the server is stopping")
+    calls = InFlight("the server is stopping")
     async with listening(root, calls) as (address, engine), grpc.aio.insecure_channel(address, NARROW) as its_own:
         silent = AffinityStub(its_own).Generate(much())
         await silent.initial_metadata()  # its first tokens are on the way

@@ -12,7 +12,7 @@ from server.generation.cache import SlotCache
 from server.generation.cuda_graphs import CapturingDecoder, layout_of
 from server.generation.decoder import Decoder
 from server.generation.device_memory import HostMemory
-from server.runtime.capture_lock import Captures
+from server.runtime.capture_lock import CaptureLock
 from tests.continuations import greedy_of
 from tests.server.generation.test_engine import GREEDY, steps_of, tokens_of
 
@@ -43,7 +43,7 @@ async def test_steps_of_a_few_numbers_of_rows_give_the_tokens_of_steps_of_any(en
     assert {4, 6} <= set(decoders[0].rows[4:]) <= {1, 2, 4, 6}
 
 
-@pytest.mark.parametrize("slots", [{"slots": 4}, {"slots": 2, "most_slots": 12}], ids=str)
+@pytest.mark.parametrize("slots", [{"slots": 4}, {"slots": 2, "max_slots": 12}], ids=str)
 async def test_idle_rows_leave_kept_prompts_and_one_that_is_being_read_as_they_are(engine_of, prompts, slots):
     beginning = np.arange(1, 31)
     asked = [np.concatenate([beginning[: 10 + 3 * number], own[:20]]) for number, own in enumerate(prompts(7))]
@@ -74,7 +74,7 @@ def test_the_buffers_of_a_step_stay_where_they_are(session, context):
 
 
 def test_each_number_of_rows_is_a_graph_of_its_own_until_the_memory_moves(session, context):
-    decoder = CapturingDecoder(session.ort, SlotCache(replace(layout(session, context), most_slots=8), HostMemory()))
+    decoder = CapturingDecoder(session.ort, SlotCache(replace(layout(session, context), max_slots=8), HostMemory()))
     for rows in (1, 2, 4, 4, 2, 1):
         decoder.decode(np.zeros(rows, np.int64), np.ones(rows, np.int32))
     assert len(decoder._graphs) == len(set(decoder._graphs)) == 3
@@ -88,7 +88,7 @@ def test_each_number_of_rows_is_a_graph_of_its_own_until_the_memory_moves(sessio
     assert decoder.rows_of(5) == 8
 
 
-class Watched(Captures):
+class Watched(CaptureLock):
     """Writes down how it was entered."""
 
     def __init__(self):
@@ -105,8 +105,8 @@ class Watched(Captures):
 
 
 def test_a_step_is_alone_in_the_process_until_its_graph_is_there(session, context, monkeypatch):
-    monkeypatch.setattr(cuda_graphs, "CAPTURES", watched := Watched())
-    decoder = CapturingDecoder(session.ort, SlotCache(replace(layout(session, context), most_slots=8), HostMemory()))
+    monkeypatch.setattr(cuda_graphs, "CAPTURE_LOCK", watched := Watched())
+    decoder = CapturingDecoder(session.ort, SlotCache(replace(layout(session, context), max_slots=8), HostMemory()))
 
     def decode(rows):
         decoder.decode(np.zeros(rows, np.int64), np.ones(rows, np.int32))
@@ -121,7 +121,7 @@ def test_a_step_is_alone_in_the_process_until_its_graph_is_there(session, contex
 
 
 def test_a_capture_that_failed_is_tried_again_alone(session, context, monkeypatch):
-    monkeypatch.setattr(cuda_graphs, "CAPTURES", watched := Watched())
+    monkeypatch.setattr(cuda_graphs, "CAPTURE_LOCK", watched := Watched())
     decoder = CapturingDecoder(session.ort, SlotCache(layout(session, context), HostMemory()))
     with pytest.raises(RuntimeError, match="does not match"):
         decoder.decode(np.zeros(2, np.int64), np.ones(3, np.int32))
@@ -130,4 +130,4 @@ def test_a_capture_that_failed_is_tried_again_alone(session, context, monkeypatc
 
 
 def layout(session, context):
-    return layout_of(session.ort, slots=4, most_slots=4, capacity=context)
+    return layout_of(session.ort, slots=4, max_slots=4, capacity=context)

@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from server.admission.queue import Call
+from server.admission.queue import RequestContext
 from server.errors import DeadlineExceeded, InvalidRequest, NotEnoughMemory, NotReady, Overloaded
 from server.generation.decoder import Decoder
 from server.generation.device_memory import HostMemory
 from server.generation.engine import Engine, groups
 from server.generation.request import Sampling, Step
 from server.generation.worker import StepFailed
-from server.observability.observer import Silent
+from server.observability.observer import NoOpObserver
 from tests.generating import generate, generate_all
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
 
 
-async def steps_of(engine: Engine, prompt, call=Call(), **sampling) -> list[Step]:  # noqa: B008  # it is frozen
+async def steps_of(engine: Engine, prompt, call=RequestContext(), **sampling) -> list[Step]:  # noqa: B008  # it is frozen
     return [step async for step in generate(engine, prompt, Sampling(**sampling), call)]
 
 
@@ -48,7 +48,7 @@ def padded(rows):
     return ids, np.array([len(row) for row in rows])
 
 
-class Listener(Silent):
+class Listener(NoOpObserver):
     """Writes down what it hears."""
 
     def __init__(self):
@@ -113,7 +113,7 @@ async def test_greedy_tokens_are_those_of_transformers_for_prompts_that_come_whi
         async with came:
             await came.wait_for(lambda: made >= number * 5)  # those before have made so many tokens
         tokens = []
-        async for step in generate(engine, prompt, Sampling(max_tokens=20, **GREEDY), Call()):
+        async for step in generate(engine, prompt, Sampling(max_tokens=20, **GREEDY), RequestContext()):
             tokens.append(step.token_id)
             async with came:
                 made += 1
@@ -163,7 +163,7 @@ async def test_raw_logits_are_those_of_torch_for_rows_of_any_length(
 ):
     engine, rows = await engine_of(forward_tokens=forward_tokens), [*prompts(20, longest=60), np.arange(1, context + 1)]
     generating = asyncio.create_task(tokens_of(engine, rows[0], max_tokens=4))
-    found = await engine.logits(*padded(rows), Call())
+    found = await engine.logits(*padded(rows), RequestContext())
     await generating
     for row, logits in zip(rows, found, strict=True):
         with torch.no_grad():
@@ -172,7 +172,7 @@ async def test_raw_logits_are_those_of_torch_for_rows_of_any_length(
         assert not logits[len(row) :].any()
 
 
-class Reading(Decoder):
+class TokenUsage(Decoder):
     """Writes down what runs: the first token of a part of a whole text, or a step."""
 
     def __init__(self, *arguments):
@@ -189,10 +189,10 @@ class Reading(Decoder):
 
 
 async def test_those_who_stream_go_on_while_a_long_text_is_read_for_the_raw_door(engine_of, context):
-    engine, decoder = await held(engine_of, kind=Reading, forward_tokens=8)
-    streaming = generate(engine, np.array([1]), Sampling(max_tokens=context - 1, ignore_eos=True), Call())
+    engine, decoder = await held(engine_of, kind=TokenUsage, forward_tokens=8)
+    streaming = generate(engine, np.array([1]), Sampling(max_tokens=context - 1, ignore_eos=True), RequestContext())
     await anext(streaming)
-    await engine.logits(*padded([np.arange(1, 65)]), Call())
+    await engine.logits(*padded([np.arange(1, 65)]), RequestContext())
     parts = [decoder.ran.index(token) for token in range(1, 65, 8)]
     assert all("decode" in decoder.ran[one:other] for one, other in pairwise(parts))
     await streaming.aclose()
@@ -204,9 +204,9 @@ async def test_those_who_stream_go_on_while_a_long_text_is_read_for_the_raw_door
 )
 async def test_only_so_many_logits_are_in_memory_at_once_and_the_rest_waits(engine_of, monkeypatch, room, order):
     monkeypatch.setattr("server.generation.engine.LOGITS_AT_ONCE", room)
-    engine, decoder = await held(engine_of, kind=Reading, forward_tokens=8)
+    engine, decoder = await held(engine_of, kind=TokenUsage, forward_tokens=8)
     texts = [np.arange(first, first + 24) for first in (1, 31, 101)]
-    await asyncio.gather(*(engine.logits(*padded([text]), Call()) for text in texts))
+    await asyncio.gather(*(engine.logits(*padded([text]), RequestContext()) for text in texts))
     assert decoder.ran == order
     assert engine.waiting_rows == 0
 
@@ -240,7 +240,7 @@ async def test_answers_are_identical_whether_shared_prompts_are_read_again_or_no
 
 async def test_slots_become_more_while_others_run_and_nobody_notices(engine_of, prompts, reference):
     listener, asked = Listener(), prompts(30)
-    engine = await engine_of(slots=2, most_slots=12, observer=listener)
+    engine = await engine_of(slots=2, max_slots=12, observer=listener)
     found = await asyncio.gather(*(tokens_of(engine, prompt, max_tokens=20, **GREEDY) for prompt in asked))
     assert found == [greedy_of(reference, prompt, 20) for prompt in asked]
     assert max(step["rows"] for step in listener.steps) > 4  # grew twice
@@ -255,7 +255,7 @@ async def test_where_slots_cannot_become_more_everybody_is_answered_all_the_same
             raise error
 
     listener, asked = Listener(), prompts(8)
-    engine = await engine_of(slots=2, most_slots=8, memory=Full(), observer=listener)
+    engine = await engine_of(slots=2, max_slots=8, memory=Full(), observer=listener)
     found = await asyncio.gather(*(tokens_of(engine, prompt, max_tokens=9, **GREEDY) for prompt in asked))
     assert found == [greedy_of(reference, prompt, 9) for prompt in asked]
     assert max(step["rows"] for step in listener.steps) == 2
@@ -280,7 +280,7 @@ async def test_who_leaves_while_a_whole_text_is_read_is_in_no_step_any_more(engi
     leaving = generate(engine, [1, 2], Sampling(max_tokens=50, ignore_eos=True))
     await anext(leaving)
     await decoder.has_arrived()
-    raw = asyncio.create_task(engine.logits(*padded([[1]]), Call()))
+    raw = asyncio.create_task(engine.logits(*padded([[1]]), RequestContext()))
     await asyncio.sleep(0)
     decoder.go.release()
     await asyncio.to_thread(decoder.reading.acquire)
@@ -296,7 +296,7 @@ async def test_a_deadline_ends_the_wait_for_whole_texts(engine_of, monkeypatch):
     monkeypatch.setattr("server.generation.engine.LOGITS_AT_ONCE", 1)
     engine, decoder = await held(engine_of, kind=HeldAtAll)
     first, *others = (
-        asyncio.create_task(engine.logits(*padded([[1]]), Call(deadline=deadline)))
+        asyncio.create_task(engine.logits(*padded([[1]]), RequestContext(deadline=deadline)))
         for deadline in (None, time.monotonic() + 0.05, None)
     )
     await asyncio.to_thread(decoder.reading.acquire)
@@ -400,7 +400,7 @@ def test_sampling_that_makes_no_sense_is_refused_by_name(sampling):
 async def test_a_caller_who_leaves_frees_the_slot_by_the_next_step(engine_of):
     listener = Listener()
     engine, decoder = await held(engine_of, slots=2, observer=listener)
-    leaving = generate(engine, np.array([1, 2]), Sampling(max_tokens=50, ignore_eos=True), Call())
+    leaving = generate(engine, np.array([1, 2]), Sampling(max_tokens=50, ignore_eos=True), RequestContext())
     await anext(leaving)
     await decoder.has_arrived()  # in the first step, alone
     staying = asyncio.create_task(tokens_of(engine, [3], max_tokens=10, ignore_eos=True))
@@ -433,7 +433,7 @@ async def test_a_caller_who_leaves_while_waiting_never_runs(engine_of):
 
 async def test_a_slow_caller_slows_nobody_and_gets_everything(engine_of, reference):
     engine = await engine_of()
-    slow = generate(engine, np.array([1, 2]), Sampling(max_tokens=30, **GREEDY), Call())
+    slow = generate(engine, np.array([1, 2]), Sampling(max_tokens=30, **GREEDY), RequestContext())
     first = await anext(slow)
     assert len(await tokens_of(engine, [3, 4], max_tokens=40, **GREEDY)) == 40
     found = [first.token_id, *[step.token_id async for step in slow]]
@@ -454,7 +454,7 @@ async def test_a_request_whose_time_is_up_leaves_with_what_it_has(engine_of):
     engine, got = await engine_of(decoder=Ticking, clock=lambda: now), []
 
     async def hurried():
-        async for step in generate(engine, np.array([1]), Sampling(max_tokens=50), Call(deadline=3.5)):
+        async for step in generate(engine, np.array([1]), Sampling(max_tokens=50), RequestContext(deadline=3.5)):
             got.append(step)
 
     patient = asyncio.create_task(tokens_of(engine, [2], max_tokens=20, ignore_eos=True))
@@ -463,7 +463,7 @@ async def test_a_request_whose_time_is_up_leaves_with_what_it_has(engine_of):
     assert 1 <= len(got) <= 5
     assert len(await patient) == 20
     with pytest.raises(DeadlineExceeded):
-        await steps_of(engine, [1], Call(deadline=now))
+        await steps_of(engine, [1], RequestContext(deadline=now))
 
 
 async def test_a_full_queue_refuses_and_says_when_to_come_back(engine_of):
@@ -477,7 +477,7 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back(engine_of):
         await tokens_of(engine, [1])
     assert refused.value.retry_after_s > 0
     with pytest.raises(Overloaded):
-        await engine.logits(*padded([[1]]), Call())
+        await engine.logits(*padded([[1]]), RequestContext())
     assert listener.refusals == ["overloaded"] * 2
     decoder.let_go()
     assert len(await running) == len(await waiting) == 3
@@ -573,14 +573,14 @@ async def test_after_an_error_nobody_foresaw_who_is_there_is_told_and_who_comes_
     listener = Listener()
     engine = await engine_of(slots=2, decoder=Puzzling, observer=listener)
     asked = [tokens_of(engine, [number], max_tokens=9, **GREEDY) for number in range(1, 6)]
-    answers = asyncio.gather(*asked, engine.logits(*padded([[1]]), Call()), return_exceptions=True)
+    answers = asyncio.gather(*asked, engine.logits(*padded([[1]]), RequestContext()), return_exceptions=True)
     await asyncio.sleep(0)
     all_came.set()
     found = await answers
     assert [type(answer) for answer in found[:5]] == [StepFailed] * 5
     assert (listener.failures, engine.waiting_rows, engine.running_rows) == ([5], 0, 0)
     assert await tokens_of(engine, [7, 8], max_tokens=9, **GREEDY) == greedy_of(reference, [7, 8], 9)
-    assert len(await engine.logits(*padded([[1]]), Call())) == 1
+    assert len(await engine.logits(*padded([[1]]), RequestContext())) == 1
 
 
 async def test_a_prefill_that_fails_fails_only_its_request(engine_of):
@@ -618,7 +618,7 @@ async def test_who_is_given_up_ends_with_what_there_is(engine_of):
     await decoder.has_arrived()
     waiting = asyncio.create_task(steps_of(engine, [2], max_tokens=50, ignore_eos=True))
     await asyncio.sleep(0)
-    engine.give_up()
+    engine.abort()
     decoder.let_go()
     steps, never = await running, await waiting
     assert (steps[-1].finish_reason, steps[-1].token_id) == ("cancelled", None)

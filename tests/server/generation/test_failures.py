@@ -9,7 +9,7 @@ import tritonclient.grpc.aio as triton_aio
 
 from protos.affinity_pb2 import GenerateRequest, Prompt, TokenIds
 from protos.affinity_pb2_grpc import AffinityStub
-from server.admission.in_flight import UnderWay
+from server.admission.in_flight import InFlight
 from server.config.settings import Settings
 from server.observability.prometheus import Metrics
 from server.repository.repository import Repository
@@ -26,12 +26,12 @@ async def listening(root, calls=None):
     settings = Settings(artifacts=root, models=("tiny-gpt",), provider="cpu", threads=1, port=0)
     metrics = Metrics()
     repository = Repository(settings, metrics.observe)
-    calls = calls or UnderWay("the server is stopping")
+    calls = calls or InFlight("the server is stopping")
     server, port = build_server(settings, repository, metrics, Health(repository), calls)
     await server.start()
     await repository.load_all()
     try:
-        yield f"127.0.0.1:{port}", repository.get("tiny-gpt").doors.parts[0]
+        yield f"127.0.0.1:{port}", repository.get("tiny-gpt").handlers.backends[0]
     finally:
         await server.stop(None)
         await repository.drain()

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from server.admission.queue import Call
+from server.admission.queue import RequestContext
 from server.errors import NotReady
-from server.generation.replicas import Engines
+from server.generation.replicas import EngineReplicas
 from server.generation.request import Sampling
-from server.observability.observer import Silent
+from server.observability.observer import NoOpObserver
 from tests.generating import generate, generate_all
 from tests.server.generation.test_engine import padded
 
@@ -22,7 +22,7 @@ async def tokens_of(engine, prompt):
     return [step.token_id async for step in generate(engine, prompt, GREEDY)]
 
 
-class Listener(Silent):
+class Listener(NoOpObserver):
     def __init__(self):
         self.endings = []
 
@@ -41,14 +41,14 @@ async def engines(engine_of, listeners):
 
 
 async def test_requests_go_to_the_engine_with_the_least_to_do(engines, listeners, prompts):
-    both, asked = Engines(engines), prompts(8)
+    both, asked = EngineReplicas(engines), prompts(8)
     answers = await asyncio.gather(*(tokens_of(both, prompt) for prompt in asked))
     assert [len(listener.endings) for listener in listeners] == [4, 4]
     assert answers == [await tokens_of(engines[0], prompt) for prompt in asked]
 
 
 async def test_the_prompts_of_one_request_are_spread_over_the_engines(engines, listeners, prompts):
-    both, asked = Engines(engines), {str(number): prompt for number, prompt in enumerate(prompts(6))}
+    both, asked = EngineReplicas(engines), {str(number): prompt for number, prompt in enumerate(prompts(6))}
     with both.room(6, field="prompts"):
         assert [engine.waiting_rows for engine in engines] == [3, 3]
     found = defaultdict(list)
@@ -60,12 +60,15 @@ async def test_the_prompts_of_one_request_are_spread_over_the_engines(engines, l
 
 async def test_whole_texts_give_the_same_on_any(engines, prompts):
     texts = padded(prompts(3))
-    found, expected = await Engines(engines).logits(*texts, Call()), await engines[1].logits(*texts, Call())
+    found, expected = (
+        await EngineReplicas(engines).logits(*texts, RequestContext()),
+        await engines[1].logits(*texts, RequestContext()),
+    )
     assert np.array_equal(found, expected)
 
 
 async def test_giving_up_ends_what_is_under_way(engines, prompts):
-    both = Engines(engines)
+    both = EngineReplicas(engines)
     endless = replace(GREEDY, max_tokens=50)
 
     async def last_of(prompt):
@@ -73,12 +76,12 @@ async def test_giving_up_ends_what_is_under_way(engines, prompts):
 
     running = [asyncio.create_task(last_of(prompt)) for prompt in prompts(6)]
     await asyncio.sleep(0)
-    both.give_up()
+    both.abort()
     assert set(await asyncio.gather(*running)) == {"cancelled"}
 
 
 async def test_draining_answers_who_is_in_on_every_engine_and_lets_in_nobody(engines, prompts):
-    both = Engines(engines)
+    both = EngineReplicas(engines)
     await both.start()
     running = [asyncio.create_task(tokens_of(both, prompt)) for prompt in prompts(6)]
     await asyncio.sleep(0)

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 
 from server.generation.decoder import Scores
 from server.generation.request import Sampling
-from server.generation.sampler import Draws, Sampler
+from server.generation.sampler import Sampler, SamplingState
 
 VOCABULARY, LIKELIEST = 60, 16
 END = 7
@@ -34,11 +34,11 @@ def without_logits(scores: Scores) -> Scores:
     return Scores(scores.top_scores, scores.top_ids, scores.logsumexp, refuse)
 
 
-def draws_of(sampling: Sampling) -> Draws:
-    return Draws(sampling, PROMPT, vocabulary=VOCABULARY, end_ids=[END])
+def draws_of(sampling: Sampling) -> SamplingState:
+    return SamplingState(sampling, PROMPT, vocabulary=VOCABULARY, end_ids=[END])
 
 
-def sampler_of(*rows: Draws, likeliest: int = LIKELIEST) -> Sampler:
+def sampler_of(*rows: SamplingState, likeliest: int = LIKELIEST) -> Sampler:
     return Sampler(rows, likeliest=likeliest, vocabulary=VOCABULARY)
 
 

@@ -5,19 +5,19 @@ import itertools
 import numpy as np
 import pytest
 
-from server.admission.queue import Call, Gate, Limits
+from server.admission.queue import AdmissionQueue, Limits, RequestContext
 from server.errors import InvalidRequest, Overloaded
 from server.generation.prefix import Copy
-from server.generation.scheduler import Decode, Plan, Prefill, Scheduler, Sequence, chunk_length
+from server.generation.scheduler import Decode, Plan, Prefill, Scheduler, SequenceState, chunk_length
 
 PLENTY = Limits(requests=1000, tokens=1_000_000)
 
 
-def scheduler(slots=4, chunk_tokens=8, limits=PLENTY, shared_tokens=3, most_slots=0) -> Scheduler:
+def scheduler(slots=4, chunk_tokens=8, limits=PLENTY, shared_tokens=3, max_slots=0) -> Scheduler:
     return Scheduler(
-        Gate("gpt", limits),
+        AdmissionQueue("gpt", limits),
         slots=slots,
-        most_slots=most_slots,
+        max_slots=max_slots,
         chunk_tokens=chunk_tokens,
         shared_tokens=shared_tokens,
     )
@@ -26,10 +26,10 @@ def scheduler(slots=4, chunk_tokens=8, limits=PLENTY, shared_tokens=3, most_slot
 NEVER_SEEN = itertools.count(1000)  # tokens
 
 
-def request(prompt: int | list[int] = 4, tokens=10, *, arrived=0.0, **call) -> Sequence:
+def request(prompt: int | list[int] = 4, tokens=10, *, arrived=0.0, **call) -> SequenceState:
     """A request with this prompt, or with one of this length that shares nothing with any other."""
     ids = [next(NEVER_SEEN)] * prompt if isinstance(prompt, int) else prompt
-    return Sequence(prompt=np.array(ids), max_tokens=tokens, call=Call(**call), arrived=arrived)
+    return SequenceState(prompt=np.array(ids), max_tokens=tokens, call=RequestContext(**call), arrived=arrived)
 
 
 def run(plans: Scheduler, now=1.0) -> Prefill | Decode | None:
@@ -40,7 +40,7 @@ def run(plans: Scheduler, now=1.0) -> Prefill | Decode | None:
     return step
 
 
-def decoding(plans: Scheduler, *sequences: Sequence) -> None:
+def decoding(plans: Scheduler, *sequences: SequenceState) -> None:
     """Bring requests to where they decode."""
     for sequence in sequences:
         plans.submit(sequence)
@@ -198,7 +198,7 @@ def test_what_can_never_wait_is_refused_for_good():
 LONG = [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-def finished(plans: Scheduler, *sequences: Sequence) -> None:
+def finished(plans: Scheduler, *sequences: SequenceState) -> None:
     """Bring requests in and to their end, one after the other."""
     for sequence in sequences:
         decoding(plans, sequence)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from server.admission.queue import DEFAULT_PRIORITY, SECONDS_PER_PRIORITY, Limits
 from server.errors import Overloaded
-from server.generation.scheduler import Decode, Plan, Prefill, Scheduler, Sequence
+from server.generation.scheduler import Decode, Plan, Prefill, Scheduler, SequenceState
 from tests.server.generation.test_scheduler import NEVER_SEEN, PLENTY, request, scheduler
 
 PATIENTLY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no error
@@ -30,12 +30,12 @@ class Day:
 
     plans: Scheduler
     slots: dict[int, list[int]] = field(default_factory=dict)  # the tokens whose keys and values are in each
-    made: dict[Sequence, list[int]] = field(default_factory=dict)
+    made: dict[SequenceState, list[int]] = field(default_factory=dict)
     now: float = 0.0
     steps: list[Prefill | Decode] = field(default_factory=list)
-    got_slot: dict[Sequence, int] = field(default_factory=dict)  # after how many steps
-    got_token: dict[Sequence, int] = field(default_factory=dict)  # its first
-    ended: dict[Sequence, int] = field(default_factory=dict)
+    got_slot: dict[SequenceState, int] = field(default_factory=dict)  # after how many steps
+    got_token: dict[SequenceState, int] = field(default_factory=dict)  # its first
+    ended: dict[SequenceState, int] = field(default_factory=dict)
 
     def step(self) -> bool:
         """Run what is planned; False if nothing is."""
@@ -70,7 +70,7 @@ class Day:
     def grow(self) -> None:
         """There is memory for more slots, if anybody wants them."""
         if wanted := self.plans.wanted_slots:
-            assert len(self.plans.running) == self.plans.slots < wanted <= self.plans.most_slots
+            assert len(self.plans.running) == self.plans.slots < wanted <= self.plans.max_slots
             event("grew")
             self.plans.grow(wanted)
 
@@ -106,7 +106,7 @@ class Day:
             for sequence in step.sequences:
                 self.give_token(sequence)
 
-    def written(self, step: Prefill | Decode, sequence: Sequence) -> list[int]:
+    def written(self, step: Prefill | Decode, sequence: SequenceState) -> list[int]:
         if isinstance(step, Decode):
             return [self.made[sequence][-1]]
         return sequence.prompt[step.start : step.stop].tolist()
@@ -119,7 +119,7 @@ class Day:
                 self.slots[slot] = [*self.slots.get(slot, [])[:held], JUNK]
                 assert len(self.slots[slot]) == held + 1 <= CAPACITY
 
-    def give_token(self, sequence: Sequence) -> None:
+    def give_token(self, sequence: SequenceState) -> None:
         made = self.made.setdefault(sequence, [])
         made.append(next(NEVER_SEEN))
         self.got_token.setdefault(sequence, len(self.steps))
@@ -127,7 +127,7 @@ class Day:
             self.plans.finish(sequence)
             self.end([sequence])
 
-    def end(self, sequences: Iterable[Sequence]) -> None:
+    def end(self, sequences: Iterable[SequenceState]) -> None:
         for sequence in sequences:
             assert sequence not in self.ended, "it ended twice"
             self.ended[sequence] = len(self.steps)
@@ -204,10 +204,10 @@ HOURS = st.tuples(st.lists(REQUESTS, max_size=4), st.sampled_from(HAPPENINGS), s
 def test_every_request_ends_exactly_once_and_nothing_is_over_committed(
     slots, more_slots, chunk_tokens, captured, limits, hours
 ):
-    day = Day(scheduler(slots=slots, chunk_tokens=chunk_tokens, limits=limits, most_slots=slots + more_slots))
+    day = Day(scheduler(slots=slots, chunk_tokens=chunk_tokens, limits=limits, max_slots=slots + more_slots))
     if captured:
         day.plans.step_rows = powers_of_two(day.plans)
-    sequences: list[Sequence] = []
+    sequences: list[SequenceState] = []
     for requests, happening, number, steps in hours:
         for prompt, tokens, priority, seconds in requests:
             deadline = None if seconds is None else day.now + seconds
@@ -228,7 +228,7 @@ def test_every_request_ends_exactly_once_and_nothing_is_over_committed(
     assert day.plans.plan(day.now) == Plan()
 
 
-def turn(sequence: Sequence) -> float:
+def turn(sequence: SequenceState) -> float:
     """When its turn is: a level of priority is worth having come so many seconds earlier."""
     return sequence.arrived + SECONDS_PER_PRIORITY * (sequence.call.priority or DEFAULT_PRIORITY)
 

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from server.images.decode_pool import ImagePool
+from server.images.decode_pool import DecodePool
 
 SECONDS = 30  # after which a test that hangs has failed
 
@@ -43,7 +43,7 @@ class Works:
 @pytest.fixture
 def works():
     """Three threads, and memory for two jobs of 50."""
-    pool = ImagePool(3, decoding_bytes=100)
+    pool = DecodePool(3, decoding_bytes=100)
     yield Works(pool)
     pool.end()
 
@@ -94,18 +94,18 @@ async def test_what_fails_gives_its_memory_back(works):
 
 
 def test_the_loop_may_end_before_a_thread_does(caplog):
-    pool, begun, end = ImagePool(1), threading.Event(), threading.Event()
+    pool, begun, end = DecodePool(1), threading.Event(), threading.Event()
 
     def work():
         begun.set()
         end.wait(SECONDS)
 
-    async def give_up():
+    async def abort():
         task = asyncio.create_task(pool.run(work, decoding_bytes=1))
         assert await asyncio.to_thread(begun.wait, SECONDS)
         task.cancel()
 
-    asyncio.run(give_up())
+    asyncio.run(abort())
     end.set()
     pool.end()
     pool._threads.shutdown()  # waits for the thread

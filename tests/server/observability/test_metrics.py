@@ -34,7 +34,7 @@ def scraped(artifacts):
                 client.fill_mask([TEXT], model=model)
         with pytest.raises(CallFailed):
             client.fill_mask(["no mask"], model="tiny-bert")
-        give_up(running.target)
+        abort(running.target)
         text = read(running.url("/metrics"))
         families = list(text_string_to_metric_families(text))
         yield {
@@ -44,7 +44,7 @@ def scraped(artifacts):
         }
 
 
-def give_up(target):
+def abort(target):
     """A generation that its client leaves, and is done with when this returns."""
     with grpc.insecure_channel(target) as channel:
         call = AffinityStub(channel).Generate(

@@ -7,15 +7,15 @@ import shutil
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from server.admission.queue import Call
+from server.admission.queue import RequestContext
 from server.config.version_policy import Versions
 from server.errors import BadArtifact, InvalidRequest, ModelNotFound, NotReady, ProviderUnavailable, WrongTask
-from server.observability.observer import silence
+from server.observability.observer import no_op_observer
 from server.repository.repository import Entry
 from server.rpc.health import Health
 from tests.server.conftest import opened
 
-CALL = Call()
+CALL = RequestContext()
 ASK = "a [MASK]"
 
 
@@ -147,7 +147,7 @@ async def test_a_bad_new_version_leaves_the_old_one_in_place(root):
 
 async def test_a_version_that_fails_leaves_nothing_to_count_for_it(root):
     counted = set()
-    async with opened(root, observe=lambda *key: counted.add(key) or silence(*key)) as repository:
+    async with opened(root, observe=lambda *key: counted.add(key) or no_op_observer(*key)) as repository:
         repository.gone = lambda *key: counted.discard(key)
         next_version(root, "tiny-bert", task="translate")
         with pytest.raises(BadArtifact):
@@ -215,7 +215,7 @@ async def test_who_is_still_being_read_when_a_model_goes_is_answered(root):
     """Large tensors are read in a thread: the request has yet to come to a door of the model."""
     async with opened(root) as repository:
         model = repository.get("tiny-bert")
-        with model.reading.one():
+        with model.reading.track():
             unloading = asyncio.create_task(repository.unload("tiny-bert"))
             for _ in range(20):
                 await asyncio.sleep(0)

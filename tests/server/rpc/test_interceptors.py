@@ -7,8 +7,8 @@ import grpc
 import pytest
 
 from server import errors
-from server.admission.in_flight import UnderWay
-from server.rpc.interceptors import Watch
+from server.admission.in_flight import InFlight
+from server.rpc.interceptors import CallInterceptor
 from server.status import INTERNAL_TEXT, STATUS
 
 WRONG = {
@@ -41,8 +41,8 @@ class Listener:
 class Served:
     """A server with the methods Unary and Stream of service s, which do what `behave` says."""
 
-    def __init__(self, channel, listener, under_way):
-        self.listener, self.under_way = listener, under_way
+    def __init__(self, channel, listener, in_flight):
+        self.listener, self.in_flight = listener, in_flight
         self.unary = channel.unary_unary("/s/Unary")
         self.stream = channel.unary_stream("/s/Stream")
 
@@ -50,7 +50,7 @@ class Served:
 @asynccontextmanager
 async def serving(behave):
     """`behave` is an async generator of what to answer."""
-    listener, under_way = Listener(), UnderWay("the server is stopping")
+    listener, in_flight = Listener(), InFlight("the server is stopping")
 
     async def unary(request, context):
         return await anext(behave())
@@ -59,7 +59,7 @@ async def serving(behave):
         async for answer in behave():
             yield answer
 
-    server = grpc.aio.server(interceptors=[Watch(listener, under_way, frozenset({"/s/Unary", "/s/Stream"}))])
+    server = grpc.aio.server(interceptors=[CallInterceptor(listener, in_flight, frozenset({"/s/Unary", "/s/Stream"}))])
     handlers = {
         "Unary": grpc.unary_unary_rpc_method_handler(unary),
         "Stream": grpc.unary_stream_rpc_method_handler(stream),
@@ -69,7 +69,7 @@ async def serving(behave):
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Served(channel, listener, under_way)
+            yield Served(channel, listener, in_flight)
     finally:
         await server.stop(None)
 
@@ -93,7 +93,7 @@ async def test_an_answer_passes():
         assert served.listener.started == [("unary", "s", "Unary"), ("server_stream", "s", "Stream")]
         assert await served.listener.ended.get() == ("unary", "Unary", "OK")
         assert await served.listener.ended.get() == ("server_stream", "Stream", "OK")
-        assert served.under_way.count == 0
+        assert served.in_flight.count == 0
 
 
 @pytest.mark.parametrize(("error", "code"), WRONG.items(), ids=WRONG.values())
@@ -148,12 +148,12 @@ async def test_a_client_that_leaves_closes_the_answers(timeout):
         await closed.wait()
         expected = "DEADLINE_EXCEEDED" if timeout else "CANCELLED"
         assert await served.listener.ended.get() == ("server_stream", "Stream", expected)
-        assert served.under_way.count == 0
+        assert served.in_flight.count == 0
 
 
 async def test_work_is_refused_while_the_server_stops():
     async with serving(raising(AssertionError("must not be asked"))) as served:
-        served.under_way.close()
+        served.in_flight.close()
         with pytest.raises(grpc.aio.AioRpcError, match="stopping") as failed:
             await served.unary(b"")
         assert failed.value.code() is grpc.StatusCode.UNAVAILABLE

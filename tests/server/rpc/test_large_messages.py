@@ -8,12 +8,12 @@ import pytest
 
 from protos import affinity_pb2 as pb
 from protos.open_inference_pb2 import ModelInferRequest
-from server.admission.in_flight import UnderWay
+from server.admission.in_flight import InFlight
 from server.config.settings import Settings
 from server.errors import InvalidRequest
 from server.observability.prometheus import Metrics
-from server.rpc.affinity.servicer import Typed
-from server.rpc.open_inference.servicer import OpenInference
+from server.rpc.affinity.servicer import AffinityService
+from server.rpc.open_inference.servicer import OpenInferenceService
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -42,21 +42,21 @@ def jobs(repository, monkeypatch):
 @pytest.mark.parametrize(("top_k", "expected"), [(5, 2), (200, 3)])
 async def test_candidates_are_told(repository, jobs, top_k, expected):
     request = pb.FillMaskRequest(inputs=["[MASK] [MASK]"], top_k=top_k)
-    answer = await Typed(repository, Metrics()).FillMask(request, Context())
+    answer = await AffinityService(repository, Metrics()).FillMask(request, Context())
     assert [len(mask.candidates) for mask in answer.results[0].masks] == [top_k] * 2
     assert jobs["jobs"] == expected  # to read the text, to fill its masks, and to tell many
 
 
 async def test_many_candidates_are_made_some_at_a_time(repository, jobs):
     request = pb.FillMaskRequest(inputs=["[MASK] [MASK]"] * 100, top_k=200)
-    answer = await Typed(repository, Metrics()).FillMask(request, Context())
+    answer = await AffinityService(repository, Metrics()).FillMask(request, Context())
     assert len({text.masks[1].candidates[0].token for text in answer.results}) == 1
     assert 5 < jobs["jobs"] < 10
 
 
 @pytest.mark.parametrize(("texts", "expected"), [(1, 1), (200, 2)])
 async def test_vectors_are_told(repository, jobs, texts, expected):
-    answer = await Typed(repository, Metrics()).Embed(pb.EmbedRequest(inputs=["a list"] * texts), Context())
+    answer = await AffinityService(repository, Metrics()).Embed(pb.EmbedRequest(inputs=["a list"] * texts), Context())
     assert len({tuple(np.round(result.values, 5)) for result in answer.results}) == 1
     assert jobs["jobs"] == expected
 
@@ -85,7 +85,7 @@ async def test_inputs_are_counted_before_one_is_looked_at(repository, method, re
     tracemalloc.start()
     try:
         with pytest.raises(InvalidRequest, match=f"{field}: found 100000 inputs, expected at most 1024 inputs"):
-            await getattr(Typed(repository, Metrics()), method)(request_, Context())
+            await getattr(AffinityService(repository, Metrics()), method)(request_, Context())
         assert tracemalloc.get_traced_memory()[1] < 100_000  # bytes: not one for each
     finally:
         tracemalloc.stop()
@@ -99,7 +99,7 @@ async def test_more_texts_than_may_wait_are_not_even_read(repository):
 
 
 def door(repository):
-    return OpenInference(Settings(), repository, Metrics(), UnderWay("stopping"))
+    return OpenInferenceService(Settings(), repository, Metrics(), InFlight("stopping"))
 
 
 MANY = 100_000

@@ -6,14 +6,14 @@ from random import Random
 
 import pytest
 
-from server.runtime.capture_lock import CAPTURES, Captures, beside_captures
+from server.runtime.capture_lock import CAPTURE_LOCK, CaptureLock, beside_captures
 
 PATIENCE_S = 60
 
 
 @pytest.fixture
 def captures():
-    return Captures()
+    return CaptureLock()
 
 
 @pytest.fixture
@@ -87,5 +87,5 @@ def test_nobody_waits_on_a_cpu(pool):
         with beside_captures("cpu"):
             return "done"
 
-    with CAPTURES.alone():
+    with CAPTURE_LOCK.alone():
         assert pool.submit(run).result(PATIENCE_S) == "done"

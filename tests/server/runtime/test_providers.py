@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
-from server.admission.queue import Call
+from server.admission.queue import RequestContext
 from server.batching.warm_up import WarmUp
 from server.config.settings import Settings
 from server.errors import BadArtifact, ProviderUnavailable
@@ -19,7 +19,7 @@ from server.runtime.cuda import cuda_problem
 from server.runtime.providers import OPENVINO_PACKAGE, find_providers, openvino_device
 from tests.server.conftest import opened
 
-CALL = Call()
+CALL = RequestContext()
 pytestmark = pytest.mark.skipif(cuda_problem(0) is None, reason="CUDA can be used here")
 
 

@@ -102,7 +102,7 @@ def test_a_bound_session_forgets_shapes_that_were_not_seen_for_long(artifacts, m
 def test_a_bound_session_holds_no_more_bytes_than_it_may(artifacts):
     session = open_session(read_artifact(artifacts / "tiny-vit" / "1"), CPU, Settings(threads=1))
     size = int(np.prod(session.ort.get_inputs()[0].shape[1:])) * 4
-    bound = BoundSession(session.ort, provider="cpu", precision="fp32", most_bytes=6 * size)
+    bound = BoundSession(session.ort, provider="cpu", precision="fp32", max_bytes=6 * size)
     held = []
     for rows in (1, 2, 3, 1, 4, 1, 9, 2):
         pixels = {"pixel_values": np.zeros((rows, *session.ort.get_inputs()[0].shape[1:]), np.float32)}

@@ -5,17 +5,17 @@ import threading
 
 import pytest
 
-from server.admission.queue import Call
+from server.admission.queue import RequestContext
 from server.errors import InvalidRequest
 from server.host.cpus import usable_cpus
-from server.images.decode_pool import ImagePool
+from server.images.decode_pool import DecodePool
 from server.images.preprocess import ImageDecoder
 from server.tasks.classify_image import ClassifyImage
 from tests.server.images.test_images import FILES, file_of, picture
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-CALL = Call()
+CALL = RequestContext()
 SECONDS = 30  # after which a test that hangs has failed
 PICTURES = [file_of(picture(seed=seed), form) for seed in range(7) for form in ("PNG", "JPEG", "WEBP")][:20]
 
@@ -51,8 +51,8 @@ def gated(repository):
     model = repository.get("tiny-vit")
     decoder = Gated(model.artifact.manifest.image)
     two = 2 * decoder.header(PICTURES[0]).decoding_bytes
-    pool = ImagePool(4, decoding_bytes=two)
-    yield decoder, ClassifyImage(model.artifact, model.doors.parts[0], decoder, pool=pool, prepare=model.prepare)
+    pool = DecodePool(4, decoding_bytes=two)
+    yield decoder, ClassifyImage(model.artifact, model.handlers.backends[0], decoder, pool=pool, prepare=model.prepare)
     decoder.gate.set()
     pool.end()
 

@@ -12,7 +12,7 @@ import torch
 import transformers
 from PIL import Image
 
-from server.admission.queue import Call
+from server.admission.queue import RequestContext
 from server.errors import DeadlineExceeded, InvalidRequest
 from server.tasks.embed import Embeddings
 from server.tasks.fill_mask import FilledText
@@ -21,7 +21,7 @@ from tests.server.images.test_images import FILES, picture
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-CALL = Call()
+CALL = RequestContext()
 WORDS = ["the", "statement", "raises", "an", "exception", "caller", "may", "catch", "it", "list", "sequence", "items"]
 
 
@@ -255,7 +255,7 @@ async def test_wrong_pixels_are_refused(repository, pixels):
 @pytest.fixture
 def living_logits(repository, monkeypatch):
     """How many batches' logits were held, at the beginning of each run."""
-    (lane,) = repository.get("tiny-bert").doors.parts[0]._lanes
+    (lane,) = repository.get("tiny-bert").handlers.backends[0]._lanes
     run, made, held = lane._session.run, [], []
 
     def count_and_run(feeds, outputs):
@@ -284,7 +284,7 @@ async def test_the_tensor_door_holds_its_own_logits_alone(repository, living_log
 
 @pytest.mark.parametrize(("name", "given"), [("tiny-bert", "[MASK]"), ("tiny-classifier", "a"), ("tiny-embedder", "a")])
 async def test_a_deadline_that_passes_before_an_input_is_read_is_told_at_once(repository, busy, name, given):
-    call = Call(deadline=time.monotonic() + 0.05)
+    call = RequestContext(deadline=time.monotonic() + 0.05)
     with pytest.raises(DeadlineExceeded):
         await repository.get(name).task([given], call=call)
     assert not any(work.done() for work in busy)

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from server.artifact import read_artifact
 from server.errors import InvalidRequest, Overloaded
-from server.text.encode import SLICE_CHARACTERS, TextReader, TokenCounter
+from server.text.encode import SLICE_CHARACTERS, AsyncEncoder, TokenCounter
 from server.text.tokenizer import TextEncoder
 
 TEXT = "a list " * 2000
@@ -39,7 +39,7 @@ def encoder(exported):
 
 
 async def test_short_texts_are_read_at_once_and_long_ones_in_slices(encoder, pool):
-    read = TextReader(encoder, pool)
+    read = AsyncEncoder(encoder, pool)
     assert len(await read(["a list", "a set"], truncate=False, field="texts")) == 2
     assert pool.jobs == 1
     tokens = await read([TEXT, "a set", *[TEXT] * MANY], truncate=True, field="texts")
@@ -49,7 +49,7 @@ async def test_short_texts_are_read_at_once_and_long_ones_in_slices(encoder, poo
 
 async def test_pairs_stay_together(encoder, pool):
     texts, pairs = [f"{'a ' * 4000}{number}" for number in range(MANY)], [f"list {n}" for n in range(MANY)]
-    tokens = await TextReader(encoder, pool)(texts, pairs, truncate=True, field="texts")
+    tokens = await AsyncEncoder(encoder, pool)(texts, pairs, truncate=True, field="texts")
     expected = encoder.encode(texts[-1:], pairs[-1:], truncate=True)
     assert tokens[-1].input_ids.tolist() == expected[0].input_ids.tolist()
     assert pool.jobs > 2
@@ -57,16 +57,16 @@ async def test_pairs_stay_together(encoder, pool):
 
 async def test_nothing_is_read_behind_a_text_that_is_too_long(encoder, pool):
     with pytest.raises(InvalidRequest, match=r"texts\[1\]: found 4002 tokens"):
-        await TextReader(encoder, pool)(["a", *[TEXT] * MANY], truncate=False, field="texts")
+        await AsyncEncoder(encoder, pool)(["a", *[TEXT] * MANY], truncate=False, field="texts")
     assert pool.jobs == 1
     last = max(number for number in range(200) if encoder.token(number).isalpha())
     encoder.text.vocabulary, rare = last, encoder.token(last)  # as if the model had no row for it
     with pytest.raises(InvalidRequest, match=rf"texts\[{MANY}\]: found the token '{rare}' \(id {last}\)"):
-        await TextReader(encoder, pool)([*[TEXT] * MANY, rare], truncate=True, field="texts")
+        await AsyncEncoder(encoder, pool)([*[TEXT] * MANY, rare], truncate=True, field="texts")
 
 
 async def test_nothing_is_read_for_who_is_gone(encoder, pool):
-    reading = asyncio.create_task(TextReader(encoder, pool)([TEXT] * MANY, truncate=True, field="texts"))
+    reading = asyncio.create_task(AsyncEncoder(encoder, pool)([TEXT] * MANY, truncate=True, field="texts"))
     while not pool.jobs:
         await asyncio.sleep(0)
     reading.cancel()

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
-from server.rpc.open_inference.stream import Conversation
+from server.rpc.open_inference.stream import InferStream
 
 
 class Tap:
@@ -33,7 +33,7 @@ def conversation(taps, *, in_pieces=()):
             whose = ModelInferResponse(id=request.id, model_name=item)
             yield ModelStreamInferResponse(infer_response=whose)
 
-    return Conversation(answers, lambda request: request.id in in_pieces)
+    return InferStream(answers, lambda request: request.id in in_pieces)
 
 
 async def requests(*ids):

@@ -15,7 +15,8 @@ def expect(config: Json, expected: Json) -> None:
     for key, value in expected.items():
         found = config.get(key)
         if found is not None and found != value:
-            raise CheckpointError(f"config.json: {key} is {found!r}: expected {value!r}, no other is written here")
+            reason = "with another value the model computes something that cannot be exported"
+            raise CheckpointError(f"config.json: {key} is {found!r}: expected {value!r}; {reason}")
 
 
 def square(key: str, size: Any) -> Any:

@@ -84,7 +84,7 @@ def sizes(config: Json, family: str) -> dict[str, Any]:
         value = config.get(key, default)
         if value is None:
             raise CheckpointError(f"config.json: {key} is missing: expected a value for it")
-        if field == "activation" and value not in ACTIVATIONS:
+        if field == "activation" and not (isinstance(value, str) and value in ACTIVATIONS):
             raise CheckpointError(f"config.json: {key} is {value!r}: expected one of {', '.join(ACTIVATIONS)}")
         if field == "norm_epsilon":
             value = number(key, value)

@@ -13,8 +13,8 @@ from models.checkpoints.errors import CheckpointError
 from models.checkpoints.layout import Layout, unwrapped
 
 NAMED = 3  # tensors of each kind of fault that a message names
-MISSING, LEFT_OVER = "missing", "left over"
-KINDS = (MISSING, "misshapen", "not a weight", "twice", "untied", LEFT_OVER)
+MISSING, MISSHAPEN, LEFT_OVER = "missing", "misshapen", "left over"
+KINDS = (MISSING, MISSHAPEN, "not a weight", "twice", "untied", LEFT_OVER)
 CLASSES = ("classifier.weight", "classifier.out_proj.weight", "cls_classifier.weight", "head.weight")
 Found = dict[str, tuple[str, Tensor]]  # by the name in the table: the spelling in the file, and the tensor
 Problems = dict[str, list[str]]  # by kind
@@ -104,7 +104,7 @@ def compare(names: Layout, found: Found, expected: Mapping[str, Tensor], problem
             kind, text = LEFT_OVER, f"{found[name][0]}: found {shape(found[name][1])}, expected no such tensor"
         elif found[name][1].shape != expected[name].shape:
             spelling, tensor = found[name]
-            kind, text = "misshapen", f"{spelling}: found {shape(tensor)}, expected {shape(expected[name])}"
+            kind, text = MISSHAPEN, f"{spelling}: found {shape(tensor)}, expected {shape(expected[name])}"
             if name in CLASSES and tensor.shape[1:] == expected[name].shape[1:]:
                 text += f": {len(expected[name])} classes by id2label or num_labels of config.json"
         elif not found[name][1].is_floating_point():
@@ -125,6 +125,8 @@ def described(model: str, file: str, problems: Problems) -> str:
             lines.append(f"  and {len(texts) - NAMED} more {kind}")
     if MISSING in problems:
         lines.append("  expected the whole model that config.json describes, by the names of transformers or timm")
+    elif MISSHAPEN in problems:
+        lines.append("  expected the shapes that config.json gives by its sizes and labels: correct what does not fit")
     elif problems.keys() == {LEFT_OVER}:
         lines.append("  if the model does without them, --ignore-unused leaves them out")
     return "\n".join(lines)

@@ -362,6 +362,7 @@ def mixer_with(**arguments: object) -> dict[str, object]:
     ("bert",  {"layer_norm_eps": "1e-12"},                 "layer_norm_eps is '1e-12': expected a number"),
     ("bert",  {"model_type": "roberta"},                   "model_type is 'roberta': expected 'bert'"),
     ("bert",  {"hidden_act": "prelu"},                     "hidden_act is 'prelu': expected one of gelu, gelu_python, gelu_new"),  # noqa: E501
+    ("bert",  {"hidden_act": ["gelu"]},                    r"hidden_act is \['gelu'\]: expected one of gelu"),
     ("bert",  {"hidden_size": None},                       "hidden_size is missing"),
     ("bert",  {"hidden_size": "64"},                       "BertConfig.width is '64': expected a whole number"),
     ("bert",  {"num_attention_heads": 7},                  "width 64 cannot be cut into 7 heads"),

@@ -101,3 +101,12 @@ def test_activations_of_cross_encoders_that_are_not_known_are_refused(
     change(directory / "config.json", sentence_transformers={"activation_fn": written})
     with pytest.raises(ExportError, match=f"config.json: sentence_transformers.activation_fn is '{written}', expected"):
         loaded(directory)
+
+
+def test_settings_of_a_cross_encoder_that_are_no_object_are_refused(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    directory = classifier(tmp_path / "model", checkpoints, 1)
+    change(directory / "config.json", sentence_transformers="4.0.1")
+    with pytest.raises(ExportError, match=r"config.json: sentence_transformers is '4.0.1', expected an object"):
+        loaded(directory)

@@ -27,6 +27,15 @@ LIBRARY = "sentence_transformers.models"
     (DENSE,    {"shift": 1},                          "2_Dense/config.json: found shift, expected some of in_features"),
     (PROMPTS,  {"default_prompt_name": "title"},      "default_prompt_name is 'title', expected one of the prompts"),
     (PROMPTS,  {"prompts": {"q": 7}},                 r"prompts\['q'\] is 7, expected text"),
+    (PROMPTS,  {"prompts": ["a set of "]},            r"prompts is \[\"a set of \"\], expected an object"),
+    (PROMPTS,  {"prompts": {"": "a set of "}, "default_prompt_name": ""}, r"prompts\[''\] is \"a set of \", expected a name"),  # noqa: E501
+    (PROMPTS,  {"truncate_dim": 0},                   "config_sentence_transformers.json: truncate_dim is 0, expected a width"),  # noqa: E501
+    (PROMPTS,  {"truncate_dim": "7"},                 "truncate_dim is '7', expected a width"),
+    (PROMPTS,  {"truncate_dim": 7.0},                 "truncate_dim is 7.0, expected a width"),
+    (SETTINGS, {"max_seq_length": -1},                "sentence_bert_config.json: max_seq_length is -1, expected a"),
+    (SETTINGS, {"max_seq_length": "32"},              "max_seq_length is '32', expected a number of tokens"),
+    (SETTINGS, {"max_seq_length": 1},                 "max_seq_length: found 1, expected .* the 2 special ones"),
+    (SETTINGS, {"processing_kwargs": {"text": {"max_length": 3.5}}}, "processing_kwargs.max_length is 3.5, expected a num"),  # noqa: E501
     (PROMPTS,  {"model_type": "SparseEncoder"},       "model_type is 'SparseEncoder', expected 'SentenceTransformer'"),
     (SETTINGS, {"tokenizer_name_or_path": "other"},   "found tokenizer_name_or_path, which changes"),
     (SETTINGS, {"transformer_task": "fill-mask"},     "transformer_task is 'fill-mask', expected 'feature-extraction'"),
@@ -41,6 +50,13 @@ def test_what_would_give_other_vectors_is_refused_by_name(
     directory = saved(Pooling(64, "mean"), Dense(64, 24))
     change(directory / file, **changes)
     with pytest.raises(ExportError, match=said):
+        loaded(directory)
+
+
+def test_a_pooling_without_its_settings_is_refused(saved: Callable[..., Path]) -> None:
+    directory = saved(Pooling(64, "mean"))
+    (directory / POOLING).unlink()
+    with pytest.raises(ExportError, match="1_Pooling/config.json: found no settings, expected pooling_mode"):
         loaded(directory)
 
 

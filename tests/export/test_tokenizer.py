@@ -115,6 +115,19 @@ def test_the_length_is_that_of_sentence_transformers_or_of_the_tokenizer(
     assert read(tmp_path, positions=positions, settings=TextSettings(longest=longest)).manifest.max_length == expected
 
 
+@pytest.mark.parametrize("stated", [0, -1, 1, "64", float("nan")])
+def test_a_length_without_room_for_the_special_tokens_is_refused(stated: object, tmp_path: Path) -> None:
+    word_list(tmp_path, model_max_length=stated)
+    with pytest.raises(ExportError, match=f"tokenizer_config.json: model_max_length: found '?{stated}'?, expected a"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("stated", [1e30, float("inf"), None])
+def test_a_tokenizer_of_no_length_of_its_own_has_that_of_the_model(stated: object, tmp_path: Path) -> None:
+    word_list(tmp_path, model_max_length=stated)
+    assert read(tmp_path).manifest.max_length == 64
+
+
 def test_the_length_of_generated_text_is_that_of_the_model_alone(tmp_path: Path) -> None:
     byte_level_file(tmp_path, model_max_length=16)
     assert read(tmp_path, task="generate").manifest.max_length == 64
@@ -154,6 +167,24 @@ def test_an_end_token_that_is_no_id_is_refused_with_its_file(found: object, tmp_
     write(tmp_path, "generation_config.json", {"eos_token_id": found})
     with pytest.raises(ExportError, match=r"generation_config.json: eos_token_id: found .*, expected a token id"):
         read(tmp_path, task="generate")
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"repetition_penalty": 1.3, "no_repeat_ngram_size": 2}, "repetition_penalty, no_repeat_ngram_size"),
+        ({"bad_words_ids": [[5]], "min_length": 4, "do_sample": True}, "bad_words_ids, min_length"),
+        ({"forced_eos_token_id": 0, "suppress_tokens": [1]}, "suppress_tokens, forced_eos_token_id"),
+        ({"temperature": 1.0, "top_k": 50, "max_length": 20, "suppress_tokens": [], "min_p": None}, None),
+    ],
+)
+def test_settings_of_generation_that_each_request_has_to_give_are_remarked_upon(
+    settings: dict[str, object], named: str | None, tmp_path: Path
+) -> None:
+    byte_level_file(tmp_path)
+    write(tmp_path, "generation_config.json", settings)
+    said = f"generation_config.json: {named} not applied: each request says how its text is generated"
+    assert read(tmp_path, task="generate").remarks == ([said] if named else [])
 
 
 def test_tokens_beyond_the_model_are_remarked_upon(tmp_path: Path) -> None:
@@ -205,3 +236,12 @@ def test_a_tokenizer_that_does_more_than_its_file_says_is_refused(tmp_path: Path
     altered["normalizer"]["lowercase"] = False
     with pytest.raises(ExportError, match=r"golden text 0 .*: found token \d+ at position 1, expected \d+"):
         golden_texts.make(Text(json.dumps(altered), found.manifest, found.reference), "fill-mask")
+
+
+def test_a_tokenizer_that_decodes_by_more_than_its_file_says_is_refused(tmp_path: Path) -> None:
+    """CLIP's strips white space in Python, behind the decoder of its file."""
+    byte_level_file(tmp_path, tokenizer_class="CLIPTokenizer")
+    found = read(tmp_path, family="gpt2", task="generate", vocabulary=500)
+    said = "tokenizer: CLIPTokenizer does more than a tokenizer.json can say: golden text .* when decoded, expected .*"
+    with pytest.raises(ExportError, match=f"{said} of transformers; .* --tokenizer names another directory"):
+        golden_texts.make(found, "generate")

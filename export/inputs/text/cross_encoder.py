@@ -44,8 +44,11 @@ def function_to_apply(directory: Path, config: Mapping[str, Any], *, classes: in
 
 def written(directory: Path, config: Mapping[str, Any], *, saved_whole: bool) -> list[tuple[str, str, Any]]:
     """Where an activation may be written, the place that counts most first: file, key and what stands there."""
+    nested = config.get(HINTS[0]) or {}
+    if not isinstance(nested, dict):
+        raise ExportError(f"config.json: {HINTS[0]} is {nested!r}, expected an object that may hold activation_fn")
     places = [
-        ("config.json", "sentence_transformers.activation_fn", (config.get(HINTS[0]) or {}).get("activation_fn")),
+        ("config.json", f"{HINTS[0]}.activation_fn", nested.get("activation_fn")),
         ("config.json", HINTS[1], config.get(HINTS[1])),
     ]
     if saved_whole:

@@ -12,11 +12,13 @@ from typing import Protocol
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 from tokenizers import Encoding, Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from export.errors import ExportError
 from export.inputs import golden_inputs
 from export.inputs.text.characters import Letters
-from export.inputs.text.tokenizer import Text, quiet
+from export.inputs.text.tokenizer import EXPECTED, Text, quiet
+from protos.artifact import TOKENIZER
 from protos.manifest_pb2 import GoldenText, GoldenTexts, TextInput
 
 PLAIN = "The quick brown fox jumps over the lazy dog."
@@ -111,7 +113,11 @@ def make(text: Text, task: str) -> GoldenTexts:
             golden.texts.append(probe)
     if len(golden.texts) < LEAST:
         raise ExportError(f"tokenizer: found {len(golden.texts)} texts that it reads ({refusal}), expected {LEAST}")
-    check(golden, text.tokenizer, settings)
+    try:
+        check(golden, text.tokenizer, settings)
+    except ExportError as error:
+        kind = type(text.reference).__name__
+        raise ExportError(f"tokenizer: {kind} does more than a {TOKENIZER} can say: {error}; {EXPECTED}") from error
     return golden
 
 
@@ -197,6 +203,7 @@ def check(golden: GoldenTexts, tokenizer: str, settings: TextInput) -> int:
         raise ExportError(f"manifest: text.{name} is not what it was when the golden texts were made: export again")
     reader = Tokenizer.from_str(tokenizer)
     reader.encode_special_tokens = settings.split_special_tokens
+    writer = decoder(reader, settings)
     reader.enable_truncation(settings.max_length, direction=settings.truncation_side)
     for number, text in enumerate(golden.texts):
         name = f"golden text {number} ({text.text[:40]!r})"
@@ -204,7 +211,20 @@ def check(golden: GoldenTexts, tokenizer: str, settings: TextInput) -> int:
         same(name, "token", found.ids, text.input_ids)
         if settings.token_types:
             same(name, "token type", found.type_ids, text.token_type_ids)
+        if text.HasField("decoded"):
+            decoded = writer.decode(list(text.input_ids), skip_special_tokens=True)
+            if decoded != text.decoded:
+                raise ExportError(f"{name}: found {decoded!r} when decoded, expected {text.decoded!r} of transformers")
     return len(golden.texts)
+
+
+def decoder(reader: Tokenizer, settings: TextInput) -> PreTrainedTokenizerFast:
+    """What makes text of tokens with a stored tokenizer and no more than the manifest says of it."""
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # the library annotates none of it
+        tokenizer_object=reader,
+        clean_up_tokenization_spaces=settings.clean_up_spaces,
+        clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output=True,
+    )
 
 
 def encoded(reader: Tokenizer, text: GoldenText, settings: TextInput) -> Encoding:

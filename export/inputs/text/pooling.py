@@ -37,6 +37,8 @@ def read(directory: Path, module: Module, *, prompts: Mapping[str, str]) -> tupl
     ExportError names the file, the key, what was found and what is supported.
     """
     name, config = module.file(CONFIG), module.config(directory)
+    if not config:
+        raise ExportError(f"{name}: found no settings, expected pooling_mode or some of {', '.join(KEYS)}")
     if config.get("include_prompt", True) is not True and any(prompts.values()):
         named = ", ".join(prompt for prompt, text in prompts.items() if text)
         raise ExportError(

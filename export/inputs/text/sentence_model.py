@@ -94,6 +94,8 @@ def embedder(directory: Path, modules: Sequence[Module], config: dict[str, Any],
         raise ExportError(f"{modules[0].file('config.json')}: {error}") from error
     poolings = pooling.read(directory, modules[1], prompts=texts.prompts)
     cut_to = settings.get("truncate_dim")
+    if cut_to is not None and (not isinstance(cut_to, int) or isinstance(cut_to, bool) or cut_to < 1):
+        raise ExportError(f"{LIBRARY_SETTINGS}: truncate_dim is {cut_to!r}, expected a width, 1 or more, or null")
     vector = vector_layers.read(directory, modules[2:], width=width * len(poolings), cut_to=cut_to)
     return TextModel(poolings, vector, texts)
 

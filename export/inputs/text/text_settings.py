@@ -120,14 +120,29 @@ def read(
     check_arguments(path, "config", {**settings.get("config_args", {}), **settings.get("config_kwargs", {})})
     options = {**settings.get("tokenizer_args", {}), **settings.get("processor_kwargs", {})}
     options.pop("trust_remote_code", None)
-    longest = options.pop("model_max_length", None) or settings.get("max_seq_length")
+    lengths = {
+        "processing_kwargs.max_length": processing_length(path, settings.get("processing_kwargs") or {}),
+        "model_max_length": options.pop("model_max_length", None),
+        "max_seq_length": settings.get("max_seq_length"),
+    }
     return TextSettings(
-        longest=processing_length(path, settings.get("processing_kwargs") or {}) or longest,
+        longest=first_length(path, lengths),
         lower_case=bool(settings.get("do_lower_case")),
         tokenizer_options=options,
         prompts=prompts,
         default_prompt_name=default_prompt_name,
     )
+
+
+def first_length(path: Path, lengths: Mapping[str, Any]) -> int | None:
+    """The first length, in tokens, that is stated. ExportError if it is no length."""
+    for key, found in lengths.items():
+        if found is None:
+            continue
+        if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+            raise ExportError(f"{path}: {key} is {found!r}, expected a number of tokens, 1 or more, or null")
+        return found
+    return None
 
 
 def transformer_settings(encoder: Path) -> tuple[Path, dict[str, Any]]:
@@ -141,7 +156,12 @@ def transformer_settings(encoder: Path) -> tuple[Path, dict[str, Any]]:
 def read_prompts(path: Path, always: Mapping[str, str]) -> tuple[dict[str, str], str]:
     """The prompts by their names, and the name of the default one. ExportError if it names none of them."""
     config = read_json(path)
-    prompts = {name: prompt or "" for name, prompt in {**always, **(config.get("prompts") or {})}.items()}
+    stated = config.get("prompts") or {}
+    if not isinstance(stated, dict):
+        raise ExportError(f"{path}: prompts is {json.dumps(stated)}, expected an object of texts by their names")
+    prompts = {name: prompt or "" for name, prompt in {**always, **stated}.items()}
+    if prompts.pop("", ""):
+        raise ExportError(f"{path}: prompts[''] is {json.dumps(stated[''])}, expected a name: '' stands for no prompt")
     default = config.get("default_prompt_name")
     if default is not None and default not in prompts:
         known = ", ".join(prompts) or "nothing"
@@ -176,7 +196,7 @@ def check_arguments(path: Path, kind: str, arguments: Mapping[str, Any]) -> None
         )
 
 
-def processing_length(path: Path, processing: Mapping[str, Any]) -> int | None:
+def processing_length(path: Path, processing: Mapping[str, Any]) -> Any:
     """The length at which the library is told to cut texts, in tokens; ExportError for what it is told beside."""
     arguments = {**(processing.get("common") or {}), **(processing.get("text") or {})}
     for name, value in arguments.items():
@@ -185,5 +205,4 @@ def processing_length(path: Path, processing: Mapping[str, Any]) -> int | None:
                 f"{path}: processing_kwargs has {name}={value!r}, expected {', '.join(PROCESSING)} at most, with "
                 "truncation longest_first and special tokens added"
             )
-    found = arguments.get("max_length")
-    return int(found) if found else None
+    return arguments.get("max_length")

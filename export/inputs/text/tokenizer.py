@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from export.errors import ExportError
 from export.inputs.text import characters
-from export.inputs.text.special_tokens import begin_id, end_ids
+from export.inputs.text.generation_settings import begin_id, end_ids, sampling_left_out
 from export.inputs.text.text_settings import TextSettings
 from export.sources.json_files import read_json
 from export.sources.layout import CHARACTERS, TOKENIZER_CONFIG
@@ -29,6 +29,7 @@ from protos.manifest_pb2 import TextInput
 
 MODEL_TYPES = {"gpt": "gpt2", "nanogpt": "gpt2"}  # what transformers calls a family where it has another name
 NAMED = 5  # tokens that a remark lists
+PAIRED = "classify-text"  # the task that reads pairs of texts
 EXPECTED = (
     "expected a tokenizer that transformers loads in its fast form: tokenizer.json, vocab.txt (BERT), or vocab.json "
     "and merges.txt (GPT-2, RoBERTa); --tokenizer names another directory, a file or a hub id"
@@ -80,7 +81,7 @@ def read(path: Path, model: Path | None, needs: Needs) -> Text:
     manifest = TextInput(
         tokenizer=TOKENIZER,
         vocabulary=needs.vocabulary,
-        max_length=longest(reference, needs),
+        max_length=longest(reference, needs, special=tokenizer.num_special_tokens_to_add(needs.task == PAIRED)),
         segments=needs.segments,
         truncation_side=reference.truncation_side,
         token_types=bool(needs.segments) and "token_type_ids" in reference.model_input_names,
@@ -99,7 +100,7 @@ def read(path: Path, model: Path | None, needs: Needs) -> Text:
         begin, dropped_begin = begin_id(model, reference.bos_token_id, needs.vocabulary)
         if begin is not None:
             manifest.begin_id = begin
-        remarks += dropped + dropped_begin
+        remarks += dropped + dropped_begin + sampling_left_out(model)
     return Text(tokenizer.to_str(), manifest, reference, remarks)
 
 
@@ -236,11 +237,21 @@ def mask_id(reference: Any, vocabulary: int) -> int:
     return int(found)
 
 
-def longest(reference: Any, needs: Needs) -> int:
-    """The longest text in tokens. Text that is generated is bounded by the model's positions alone."""
+def longest(reference: Any, needs: Needs, *, special: int) -> int:
+    """The longest text in tokens. Text that is generated is bounded by the model's positions alone.
+
+    ExportError if the tokenizer states no length, or if the `special` tokens around every text need more.
+    """
     if needs.task == "generate":
         return needs.positions
-    return min(needs.positions, needs.settings.longest or int(reference.model_max_length))
+    where, found = "max_seq_length", needs.settings.longest
+    if found is None:
+        where, found = f"{TOKENIZER_CONFIG}: model_max_length", reference.model_max_length
+    if not isinstance(found, int | float) or not found >= max(1, special):
+        raise ExportError(
+            f"{where}: found {found!r}, expected a number of tokens, at least the {special} special ones of every input"
+        )
+    return int(min(needs.positions, found))
 
 
 def cleans_up(reference: Any) -> bool:

@@ -1,6 +1,7 @@
 """Which tokens begin and end a generated text, from `generation_config.json`, `config.json` or the tokenizer.
 
-Ids for which the model has no row can neither be given to it nor come out of it: they are left out with a remark.
+Ids for which the model has no row can neither be given to it nor come out of it: they are left out with a remark. So
+are the settings by which `generate` of transformers would choose among the tokens: here each request says how.
 """
 
 from pathlib import Path
@@ -11,6 +12,38 @@ from export.sources.layout import GENERATION_CONFIG
 from export.sources.modules import CONFIG
 
 Found = tuple[str, list[int]]  # where it was said, and the ids
+# Keys of generation_config.json that change which tokens are generated, and the values with which they change nothing.
+SAMPLING: dict[str, object] = {
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "top_h": None,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "bad_words_ids": None,
+    "force_words_ids": None,
+    "sequence_bias": None,
+    "suppress_tokens": [],
+    "begin_suppress_tokens": [],
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "max_length": 20,
+    "max_new_tokens": None,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "exponential_decay_length_penalty": None,
+    "stop_strings": None,
+    "num_beams": 1,
+    "penalty_alpha": 0.0,
+    "dola_layers": None,
+    "guidance_scale": 1.0,
+    "token_healing": False,
+    "watermarking_config": None,
+}
 
 
 def end_ids(model: Path | None, of_tokenizer: int | None, vocabulary: int) -> tuple[list[int], list[str]]:
@@ -50,3 +83,12 @@ def dropped(where: str, ids: list[int], vocabulary: int) -> list[str]:
     if not outside:
         return []
     return [f"{where}: {', '.join(map(str, outside))} left out, the model has the ids 0 to {vocabulary - 1}"]
+
+
+def sampling_left_out(model: Path | None) -> list[str]:
+    """A remark on settings of the source that the server does not apply, as far as they change anything."""
+    config = read_json(model / GENERATION_CONFIG) if model else {}
+    found = [key for key, without_effect in SAMPLING.items() if config.get(key) not in (None, without_effect)]
+    if not found:
+        return []
+    return [f"{GENERATION_CONFIG}: {', '.join(found)} not applied: each request says how its text is generated"]

@@ -34,8 +34,11 @@ endif
 	@$(PYTHON) .ci/install.py export dev
 .PHONY: .venv-dev
 
+# A worker for each core, and each file of tests in one worker, which starts the servers that it needs.
+WORKERS := -n auto --maxprocesses 4 --dist loadfile
+
 test: .venv-dev ## run the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(WORKERS)
 
 test-large: .venv-dev ## run the tests on models of the published sizes, and rehearse what measures: some minutes
 	@$(BIN)/python -m pytest -m large tests/test_published_sizes.py tests/bench tests/gpu

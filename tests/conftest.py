@@ -2,12 +2,30 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.serving import ROOT, served
+from tests.sharing import make_once, shared_directory
+
+
+def written(root: Path, writers: Mapping[str, Callable[[Path], None]]) -> dict[str, Path]:
+    """Name → the directory that its writer has filled."""
+
+    def write() -> None:
+        for name, writer in writers.items():
+            (root / name).mkdir()
+            writer(root / name)
+
+    make_once(root, "all", write)
+    return {name: root / name for name in writers}
+
+
+def succeed(status: int) -> None:
+    """Fail unless a command ended with success."""
+    assert status == 0
 
 
 @pytest.fixture(scope="session")
@@ -15,12 +33,7 @@ def tiny_checkpoints(tmp_path_factory) -> dict[str, Path]:
     """Name → directory in the Hugging Face layout: tiny-bert, tiny-classifier, tiny-embedder, tiny-gpt, …"""
     from tests.checkpoints import WRITERS  # imports transformers: only for those who need it
 
-    root = tmp_path_factory.mktemp("checkpoints")
-    directories = {f"tiny-{name}": root / f"tiny-{name}" for name in WRITERS}
-    for write, directory in zip(WRITERS.values(), directories.values(), strict=True):
-        directory.mkdir()
-        write(directory)
-    return directories
+    return written(shared_directory(tmp_path_factory, "checkpoints"), {f"tiny-{n}": w for n, w in WRITERS.items()})
 
 
 @pytest.fixture(scope="session")
@@ -34,11 +47,10 @@ def exported(tiny_checkpoints, tmp_path_factory) -> Callable[[str], Path]:
     """Name → the artifact, exported by the command a user types when a test first asks for it."""
     from export.__main__ import main
 
-    root = tmp_path_factory.mktemp("artifacts")
+    root = shared_directory(tmp_path_factory, "artifacts")
 
     def export(name: str) -> Path:
-        if not (root / name).exists():
-            assert main([str(tiny_checkpoints[name]), "--artifacts", str(root)]) == 0
+        make_once(root, name, lambda: succeed(main([str(tiny_checkpoints[name]), "--artifacts", str(root)])))
         return root / name / "1"
 
     return export
@@ -49,11 +61,7 @@ def variant_checkpoints(tmp_path_factory) -> dict[str, Path]:
     """Name → directory of the relatives: roberta, distilbert-classifier, deit, …"""
     from tests.variants import VARIANTS
 
-    root = tmp_path_factory.mktemp("variants")
-    for name, write in VARIANTS.items():
-        (root / name).mkdir()
-        write(root / name)
-    return {name: root / name for name in VARIANTS}
+    return written(shared_directory(tmp_path_factory, "variants"), VARIANTS)
 
 
 @pytest.fixture(scope="session")
@@ -61,13 +69,13 @@ def exported_variant(variant_checkpoints, tmp_path_factory) -> Callable[[str], P
     """Name → the artifact, in a directory that holds no others; one of each architecture for CUDA too."""
     from export.__main__ import main
 
-    root = tmp_path_factory.mktemp("variant-artifacts")
+    root = shared_directory(tmp_path_factory, "variant-artifacts")
     on_cuda = ("roberta", "distilbert-classifier", "layered-embedder", "deit-with-teacher")
 
     def export(name: str) -> Path:
-        if not (root / name).exists():
-            targets = [] if name in on_cuda else ["--target", "cpu"]
-            assert main([str(variant_checkpoints[name]), "--artifacts", str(root), *targets]) == 0
+        targets = [] if name in on_cuda else ["--target", "cpu"]
+        command = [str(variant_checkpoints[name]), "--artifacts", str(root), *targets]
+        make_once(root, name, lambda: succeed(main(command)))
         return root / name / "1"
 
     return export
@@ -89,11 +97,15 @@ def server(artifacts):
 @pytest.fixture(scope="session")
 def bundled(tmp_path_factory) -> Path:
     """The artifacts of the bundled models, as `make serve` exports them."""
-    root = tmp_path_factory.mktemp("bundled")
+    root = shared_directory(tmp_path_factory, "bundled")
     names = sorted(path.name for path in (ROOT / "models" / "pretrained").iterdir())
     command = [sys.executable, "-m", "export", *names, "--artifacts", root]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+
+    def export() -> None:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    make_once(root, "all", export)
     return root
 
 

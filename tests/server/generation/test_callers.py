@@ -98,7 +98,7 @@ async def test_a_client_that_does_not_read_holds_up_nobody_and_gets_everything_o
             silent.cancel()
         else:
             assert_complete([piece async for piece in silent], reference)
-        assert await calls.finished(60)
+        assert await calls.wait_idle(60)
 
 
 def assert_complete(pieces, reference):

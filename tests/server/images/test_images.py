@@ -246,7 +246,7 @@ def test_a_photograph_of_several_pictures_may_be_as_large_as_one_of_one():
 OUT_OF_MEMORY = """
 import resource, sys
 from server.errors import InvalidRequest
-from server.image_files import decode, read_header
+from server.images.file import decode, read_header
 file = sys.stdin.buffer.read()
 read_header(file)
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

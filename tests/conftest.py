@@ -110,7 +110,13 @@ def bundled(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundled_server(bundled):
-    """The address of a server over the bundled models."""
+def bundled_running(bundled):
+    """A server over the bundled models."""
     with served(bundled) as running:
-        yield running.target
+        yield running
+
+
+@pytest.fixture(scope="session")
+def bundled_server(bundled_running) -> str:
+    """The address of a server over the bundled models."""
+    return bundled_running.target

@@ -176,7 +176,7 @@ def main() -> None:
     scores = {
         what: f"{top5_accuracy(saved, as_stream(encode(documents, tokenizer)), tokenizer):.1%}"
         for what, documents in (
-            ("masked word pieces (15 %, each replaced by `[MASK]`) among the first five guesses", texts.held_out),
+            ("masked tokens (15 %, each replaced by `[MASK]`) among the first five guesses", texts.held_out),
             ("the same, of Python's own documentation", [d for d in texts.held_out if d.python]),
         )
     }

@@ -8,12 +8,12 @@ from pathlib import Path
 from models.training import corpus
 
 TEXT_DATA = f"""\
-English technical text that installed Python packages bring along: the language reference in `pydoc_data`, the
+English technical text that installed Python packages contain: the language reference in `pydoc_data`, the
 docstrings of the standard library, and those of the packages below, read from their sources. Docstrings are cut into
 paragraphs (one of prose, or one parameter with its description); code, tables, text that is not ASCII and anything
 under {corpus.SHORTEST} characters are left out.
 
-Held out are whole modules and reference topics: those of whose name the first byte of the SHA-256 is below
+Whole modules and reference topics are held out: those whose name has a SHA-256 with a first byte below
 {corpus.HELD_OUT_OF_256} (of 256). Every paragraph is kept once, compared without case, spaces and punctuation, and a
 paragraph that occurs in training is dropped from what is held out. Modules about related things remain related:
 expect lower scores on text of another kind. `held-out.txt` is a sample of it, a paragraph on each line: that of Python
@@ -32,8 +32,8 @@ shifted, scaled, blurred, and shown half of the time in black on white. `held-ou
 """
 
 DIGITS_USE = """\
-For trying Affinity out: `example.png` is a held-out digit. One digit should fill most of the picture. It was shown
-nothing but digits, so it calls anything else a digit too, and its scores say little about other people's handwriting.
+For trying Affinity out: `example.png` is a held-out digit. One digit should fill most of the picture. The model was
+trained on digits only, so it classifies any image as a digit, and its scores say little about other handwriting.
 """
 
 
@@ -62,7 +62,7 @@ class Card:
 
 ## Score
 
-Measured on {date.today():%d %B %Y} with the weights in this directory, on data the training never saw:
+Measured on {date.today():%d %B %Y} with the weights in this directory, on data that was not used in training:
 
 | held-out | |
 |---|---|

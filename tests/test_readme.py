@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from server.rpc.status import GONE, STATUS
+from server.status import GONE, STATUS
 from tests.serving import ROOT, Served
 
 LONGEST_README = 170  # lines of the one at the top

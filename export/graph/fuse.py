@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 import onnx_ir
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, NameFixPass
 from onnxscript.rewriter import RewriteRule, rewrite
 from onnxscript.rewriter.ort_fusions import optimize_for_ort
 from onnxscript.rewriter.rules.common import expand_before_binary_op_rules
@@ -34,6 +34,7 @@ rows_by_gather = RewriteRule(gather_nd, gather)
 
 def optimize(model: onnx_ir.Model) -> onnx_ir.Model:
     """The fused graph; byte for byte the same whenever the same graph comes in."""
+    NameFixPass()(model)  # the result's name may be that of a value within: torch calls words it looks up `embedding`
     rewrite(model, expand_before_binary_op_rules)  # an operator that broadcasts needs no Expand in front of it
     rewrite(model, [rows_by_gather])
     model, _ = optimize_for_ort(model)

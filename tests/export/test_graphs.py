@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 import pytest
 
-from export.graph.fuse import FORBIDDEN
+from export.graph.fuse import FORBIDDEN, optimize
 from export.graph.recipes import recipe_for
 from export.graph.runtime import Runtime, filled
 from models.checkpoints import load
@@ -48,6 +49,24 @@ def test_neighbouring_nodes_are_fused(name: str, target: str, artifacts: Callabl
     fused, on_cpu, on_cuda = NODES[name]
     assert {kind: kinds.count(kind) for kind in fused} == fused
     assert len(kinds) <= (on_cpu if target == "cpu" else on_cuda)
+
+
+def test_a_result_may_have_the_name_of_a_value_within(caplog: pytest.LogCaptureFixture) -> None:
+    """torch calls the words that it looks up `embedding`, which is what an embedder gives."""
+    int64, fp32 = onnx_ir.TensorType(onnx_ir.DataType.INT64), onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
+    ids = onnx_ir.Value(name="input_ids", shape=onnx_ir.Shape(["batch", "sequence"]), type=int64)
+    table = onnx_ir.tensor(np.arange(10, dtype=np.float32).reshape(5, 2), name="words")
+    words = onnx_ir.Value(name="words", const_value=table, shape=onnx_ir.Shape([5, 2]), type=fp32)
+    looked_up = onnx_ir.node("Gather", [words, ids])
+    result = onnx_ir.node("ReduceMax", looked_up.outputs, attributes={"keepdims": 1})
+    for node, shape in ((looked_up, ["batch", "sequence", 2]), (result, [1, 1, 1])):
+        node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = "embedding", onnx_ir.Shape(shape), fp32
+    graph = onnx_ir.Graph(
+        [ids], result.outputs, nodes=[looked_up, result], initializers=[words], opset_imports={"": 20}
+    )
+    found = optimize(onnx_ir.Model(graph, ir_version=10))
+    assert [value.name for value in found.graph.outputs] == ["embedding"]
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("name", ["bert", "classifier", "embedder", "gpt"])

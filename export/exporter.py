@@ -33,7 +33,16 @@ from models.checkpoints import (
     weights_file,
 )
 from models.checkpoints.layout import PAD_POSITION
-from protos.artifact import FORMAT_VERSION, GOLDEN_IMAGES, GOLDEN_TENSORS, GOLDEN_TEXTS, TOKENIZER
+from protos.artifact import (
+    FORMAT_VERSION,
+    GOLDEN_IMAGES,
+    GOLDEN_TENSORS,
+    GOLDEN_TEXTS,
+    INPUT,
+    OUTPUT,
+    TOKENIZER,
+    golden_key,
+)
 from protos.manifest_pb2 import CacheLayout, Calibration, Manifest
 from protos.manifest_pb2 import Source as SourceMessage
 
@@ -277,6 +286,6 @@ def save_golden(path: Path, recipe: Recipe, tried: list[Case]) -> None:
     """The first cases, by which the server checks the very provider it serves with."""
     arrays: Arrays = {}
     for number, case in enumerate(cases.golden(tried)):
-        arrays |= {f"{number}/input/{name}": array for name, array in case.inputs.items()}
-        arrays[f"{number}/output/{recipe.result}"] = case.reference
+        arrays |= {golden_key(number, INPUT, name): array for name, array in case.inputs.items()}
+        arrays[golden_key(number, OUTPUT, recipe.result)] = case.reference
     path.write_bytes(serialised(arrays))  # the library's own save_file has an error of its own for a full disk

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from export.errors import ExportError
+from protos.artifact import ROOT_MEAN_SQUARE, TOLERANCES
 
 BITS = {"fp32": None, "int8": 8, "int4": 4}  # what a number of a matrix may take; None: as it is
 
@@ -23,15 +24,13 @@ class Precision:
 
 
 PRECISIONS = {
-    # Strict enough to catch an erf-GELU in place of a tanh-GELU, which moves GPT-2's logits by 8e-4.
-    "fp32": Precision("fp32", "FP32", "maximum", 1e-4),
-    # The largest error of half precision varies too much between models to say anything.
-    "fp16": Precision("fp16", "FP16", "root-mean-square", 0.015),
-    # What rounding costs is the model's affair and the user's to judge (--tolerance). These are 4 times and twice what
-    # it cost tiny models with random weights and the bundled ones; a graph that is wrong is off by 1. A head in int8
-    # costs next to nothing beside one in fp32, and holds a third of GPT-2's weights.
-    "int8-weights": Precision("int8-weights", "FP32", "root-mean-square", 0.1, weights="int8", head="int8"),
-    "int4-weights": Precision("int4-weights", "FP32", "root-mean-square", 0.5, weights="int4", head="int8"),
+    "fp32": Precision("fp32", "FP32", *TOLERANCES["fp32"]),
+    "fp16": Precision("fp16", "FP16", *TOLERANCES["fp16"]),
+    # The cost of quantisation depends on the model, and the user judges it (--tolerance). These bounds are 4 times and
+    # twice the error of tiny models with random weights and of the bundled models; a wrong graph has an error of 1. A
+    # head in int8 has nearly the same error as one in fp32, and the head holds a third of GPT-2's weights.
+    "int8-weights": Precision("int8-weights", "FP32", ROOT_MEAN_SQUARE, 0.1, weights="int8", head="int8"),
+    "int4-weights": Precision("int4-weights", "FP32", ROOT_MEAN_SQUARE, 0.5, weights="int4", head="int8"),
 }
 # For each kind of machine the precisions it can run, its default first.
 TARGETS = {

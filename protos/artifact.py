@@ -1,11 +1,48 @@
-"""The names and the version of the files in an artifact: what the exporter writes and the server reads."""
+"""The contract of an artifact beside manifest.proto: file names, keys of golden tensors, measures and tolerances.
+
+The exporter writes by it and the server reads by it.
+"""
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"  # in the format of the `tokenizers` library
-# Inputs and outputs of the graph: tensors `<case>/input/<name>` and `<case>/output/<name>`, the outputs PyTorch's.
+# Inputs and outputs of the graph; the outputs are PyTorch's. Keys: see `golden_key`.
 GOLDEN_TENSORS = "golden.safetensors"
 # Texts and the token ids that transformers gave: a `GoldenTexts` message (manifest.proto) as JSON.
 GOLDEN_TEXTS = "golden_texts.json"
-# Image files and the pixels that transformers gave: tensors `<image>/file` (its bytes) and `<image>/pixel_values`.
+# Image files and the pixels that transformers gave. Keys: see `image_key`.
 GOLDEN_IMAGES = "golden_images.safetensors"
+
+INPUT, OUTPUT = "input", "output"  # of a golden case
+FILE, PIXEL_VALUES = "file", "pixel_values"  # of a golden image: the bytes of its file, and what the model is given
+PIXEL_TOLERANCE = 1.0  # grey levels of 256: the libraries of two machines decode JPEG files a little differently
+
+# The error that a tolerance bounds, relative to the standard deviation of the reference.
+MAXIMUM, ROOT_MEAN_SQUARE = "maximum", "root-mean-square"
+# The measure and the tolerance of each precision in which a provider computes. Weight-only precisions are not here:
+# their tolerance is the user's choice and stands in the manifest.
+TOLERANCES = {
+    # Strict enough to catch an erf-GELU in place of a tanh-GELU, which moves GPT-2's logits by 8e-4.
+    "fp32": (MAXIMUM, 1e-4),
+    # The maximum in half precision varies too much between models to be a useful bound.
+    "fp16": (ROOT_MEAN_SQUARE, 0.015),
+    "bf16": (ROOT_MEAN_SQUARE, 0.1),
+}
+
+
+def golden_key(case: int, side: str, name: str) -> str:
+    """The key of one tensor of a golden case: `0/input/input_ids`; `side` is INPUT or OUTPUT."""
+    return f"{case}/{side}/{name}"
+
+
+def parse_golden_key(key: str) -> tuple[int, str, str]:
+    """Case, side and name of a golden tensor. ValueError if the key is none of `golden_key`."""
+    case, side, name = key.split("/")
+    if side not in (INPUT, OUTPUT):
+        raise ValueError(f"golden tensor {key!r}: found {side!r}, expected {INPUT} or {OUTPUT}")
+    return int(case), side, name
+
+
+def image_key(image: int, part: str) -> str:
+    """The key of one tensor of a golden image: `0/file`; `part` is FILE or PIXEL_VALUES."""
+    return f"{image}/{part}"

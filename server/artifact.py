@@ -8,7 +8,15 @@ from google.protobuf import json_format
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from protos.artifact import FORMAT_VERSION, GOLDEN_IMAGES, GOLDEN_TENSORS, GOLDEN_TEXTS, MANIFEST
+from protos.artifact import (
+    FORMAT_VERSION,
+    GOLDEN_IMAGES,
+    GOLDEN_TENSORS,
+    GOLDEN_TEXTS,
+    INPUT,
+    MANIFEST,
+    parse_golden_key,
+)
 from protos.manifest_pb2 import Graph, Manifest
 from server.arrays import Array
 from server.errors import BadArtifact
@@ -54,16 +62,16 @@ class Artifact:
         return sum(self.path(file.path).stat().st_size for file in self.manifest.files if file.path.startswith(stem))
 
     def golden(self) -> list[GoldenCase]:
-        """The golden cases, in order; tensors are named `<case>/input/<name>` and `<case>/output/<name>`."""
+        """The golden cases, in order."""
         try:
             tensors = load_file(self.path(GOLDEN_TENSORS))
         except (OSError, SafetensorError) as error:
             raise BadArtifact(f"{self.path(GOLDEN_TENSORS)}: {error}") from error
         cases: dict[int, GoldenCase] = {}
         for key, tensor in tensors.items():
-            number, side, name = key.split("/")
-            case = cases.setdefault(int(number), GoldenCase({}, {}))
-            (case.inputs if side == "input" else case.outputs)[name] = tensor
+            number, side, name = parse_golden_key(key)
+            case = cases.setdefault(number, GoldenCase({}, {}))
+            (case.inputs if side == INPUT else case.outputs)[name] = tensor
         if not cases:
             raise BadArtifact(f"{self.path(GOLDEN_TENSORS)}: found no cases, expected at least one")
         return [cases[number] for number in sorted(cases)]

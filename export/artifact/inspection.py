@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from export.artifact import store
 from export.errors import ExportError, ParityError
 from export.inputs import golden_inputs
-from protos.artifact import FORMAT_VERSION, GOLDEN_TENSORS, MANIFEST
+from protos.artifact import FORMAT_VERSION, GOLDEN_TENSORS, INPUT, MANIFEST, OUTPUT, golden_key, parse_golden_key
 from protos.manifest_pb2 import Graph, Manifest
 
 if TYPE_CHECKING:
@@ -182,9 +182,9 @@ def golden(graph: Graph, tensors: dict[str, np.ndarray[Any, Any]]) -> list[tuple
     }
     cases: list[tuple[str, Case]] = []
     for key in tensors:
-        number, side, result = key.split("/")
-        if side == "output":
-            prefix = f"{number}/input/"
+        number, side, result = parse_golden_key(key)
+        if side == OUTPUT:
+            prefix = golden_key(number, INPUT, "")
             inputs = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
             cases.append((result, Case(filled(ports, inputs), tensors[key])))
     return cases

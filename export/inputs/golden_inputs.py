@@ -14,10 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from export.errors import ExportError
-from protos.artifact import GOLDEN_IMAGES, GOLDEN_TEXTS
+from protos.artifact import FILE, GOLDEN_IMAGES, GOLDEN_TEXTS, PIXEL_VALUES, image_key
 from protos.manifest_pb2 import GoldenTexts
-
-FILE, PIXEL_VALUES = "file", "pixel_values"
 
 
 def count_images(directory: Path) -> int:
@@ -37,7 +35,7 @@ def images(directory: Path) -> list[tuple[bytes, NDArray[Any]]]:
     try:
         tensors: dict[str, NDArray[Any]] = load_file(path)
         numbers = range(len(tensors) // 2)
-        found = [(tensors[f"{n}/{FILE}"].tobytes(), tensors[f"{n}/{PIXEL_VALUES}"]) for n in numbers]
+        found = [(tensors[image_key(n, FILE)].tobytes(), tensors[image_key(n, PIXEL_VALUES)]) for n in numbers]
     except (OSError, SafetensorError, KeyError) as error:
         raise ExportError(f"{path}: found no golden images ({error}), expected some: export again") from error
     if not found or any(values.dtype != np.float32 for _, values in found):

@@ -15,6 +15,7 @@ from export.graph.recipes import Arrays, Recipe
 from export.graph.runtime import Runtime, described, filled
 from export.parity.cases import Case
 from export.precisions import Precision
+from protos.artifact import MAXIMUM
 from protos.manifest_pb2 import Parity as ParityMessage
 
 # `top_scores` and `logsumexp` repeat what `logits` say; the last digit may differ.
@@ -164,7 +165,7 @@ def judge(differences: list[Difference], precision: Precision) -> Parity:
     """ParityError with the worst tensor, position and both values if it is out of tolerance."""
     worst_maximum = max(differences, key=lambda difference: difference.maximum)
     worst_mean = max(differences, key=lambda difference: difference.root_mean_square)
-    by_maximum = precision.measure == "maximum"
+    by_maximum = precision.measure == MAXIMUM
     worst, error = (worst_maximum, worst_maximum.maximum) if by_maximum else (worst_mean, worst_mean.root_mean_square)
     if error > precision.tolerance:
         raise ParityError(f"{worst}; expected {precision.measure} ≤ {precision.tolerance:g} in {precision.name}")

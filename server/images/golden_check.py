@@ -11,14 +11,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from protos.artifact import GOLDEN_IMAGES
+from protos.artifact import FILE, GOLDEN_IMAGES, PIXEL_TOLERANCE, PIXEL_VALUES, image_key
 from protos.manifest_pb2 import ImageInput
 from server.artifact import Artifact
 from server.errors import BadArtifact, InvalidRequest
 from server.images.preprocess import ImageDecoder, Pixels
 from server.runtime.golden_check import GoldenInputs
-
-MOST_GREY_LEVELS = 1.0  # between versions of the libraries that decode JPEG files
 
 
 @dataclass(frozen=True)
@@ -37,13 +35,13 @@ def check_images(artifact: Artifact, decoder: ImageDecoder) -> GoldenInputs:
 
 
 def read(artifact: Artifact) -> list[GoldenImage]:
-    """The golden images in order: tensors `<image>/file` and `<image>/pixel_values`. BadArtifact if there are none."""
+    """The golden images in order. BadArtifact if there are none."""
     path = artifact.path(GOLDEN_IMAGES)
     try:
         tensors = load_file(path)
         count = len(tensors) // 2
         images = [
-            GoldenImage(tensors[f"{number}/file"].tobytes(), tensors[f"{number}/pixel_values"])
+            GoldenImage(tensors[image_key(number, FILE)].tobytes(), tensors[image_key(number, PIXEL_VALUES)])
             for number in range(count)
         ]
     except (OSError, SafetensorError, KeyError) as error:
@@ -65,10 +63,10 @@ def _error(artifact: Artifact, decoder: ImageDecoder, number: int, image: Golden
         expected = f"{image.pixel_values.shape}, as transformers made them: export again"
         raise BadArtifact(f"{where}: found pixel values of shape {found.shape}, expected {expected}")
     error = grey_levels(found - image.pixel_values, artifact.manifest.image)
-    if not error <= MOST_GREY_LEVELS:  # a NaN is in no tolerance
+    if not error <= PIXEL_TOLERANCE:  # a NaN is in no tolerance
         raise BadArtifact(
             f"{where}: found a pixel {error:.3g} grey levels from that of transformers, "
-            f"expected at most {MOST_GREY_LEVELS:g}: the preprocessing in the manifest is another: export again"
+            f"expected at most {PIXEL_TOLERANCE:g}: the preprocessing in the manifest is another: export again"
         )
     return error
 

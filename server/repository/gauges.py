@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from prometheus_client.core import GaugeMetricFamily, Metric, UnknownMetricFamily
 from prometheus_client.registry import Collector
 
+from protos.artifact import MAXIMUM, ROOT_MEAN_SQUARE
 from server.repository.model import Model
-from server.runtime.golden_check import MAXIMUM, ROOT_MEAN_SQUARE
 
 MODEL = ("model", "version")
 QUEUES: dict[str, tuple[str, Callable[[Model], int]]] = {

@@ -9,13 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from protos.artifact import MAXIMUM, TOLERANCES
 from server.arrays import Array
 from server.artifact import Artifact, GoldenCase
 from server.errors import BadArtifact
 from server.runtime.session import Session
-
-MAXIMUM, ROOT_MEAN_SQUARE = "maximum", "root-mean-square"
-TOLERANCES = {"fp32": (MAXIMUM, 1e-4), "fp16": (ROOT_MEAN_SQUARE, 0.015), "bf16": (ROOT_MEAN_SQUARE, 0.1)}
 
 
 @dataclass(frozen=True, kw_only=True)

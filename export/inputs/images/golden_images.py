@@ -16,12 +16,12 @@ from safetensors.numpy import save as serialised
 from export.errors import ExportError
 from export.inputs.images.processor import Preprocessing
 from export.inputs.images.steps import Pixels, grey_levels, loaded, pixel_values
+from protos.artifact import FILE, PIXEL_TOLERANCE, PIXEL_VALUES, image_key
 from protos.manifest_pb2 import ImageInput
 
 QUARTER_TURN = 6  # EXIF: to be turned clockwise
 TRANSPARENT = 3  # an entry of a palette
 AGREED = 0.01  # grey levels by which the manifest's steps may differ from the image processor
-TOLERATED = 1.0  # the same on another machine, whose libraries decode JPEG files a little differently
 
 
 def made(preprocessing: Preprocessing) -> bytes:
@@ -35,8 +35,8 @@ def made(preprocessing: Preprocessing) -> bytes:
         picture = loaded(file)
         expected = preprocessing.reference(picture)
         compare(kind, expected, pixel_values(picture, image), image)
-        tensors[f"{number}/file"] = np.frombuffer(file, np.uint8)
-        tensors[f"{number}/pixel_values"] = expected
+        tensors[image_key(number, FILE)] = np.frombuffer(file, np.uint8)
+        tensors[image_key(number, PIXEL_VALUES)] = expected
     return serialised(tensors)
 
 
@@ -64,9 +64,9 @@ def distance(number: int, file: bytes, expected: Pixels, image: ImageInput) -> f
     """By how many grey levels the pixels of one image are off."""
     found = pixel_values(loaded(file), image)
     error = grey_levels(found - expected, image) if found.shape == expected.shape else math.inf
-    if not error <= TOLERATED:
+    if not error <= PIXEL_TOLERANCE:
         raise ExportError(
-            f"golden image {number}: found a pixel {error:.3g} grey levels off, expected at most {TOLERATED:g}: "
+            f"golden image {number}: found a pixel {error:.3g} grey levels off, expected at most {PIXEL_TOLERANCE:g}: "
             "the preprocessing in the manifest is not that of the export: export again"
         )
     return error

@@ -491,6 +491,9 @@ class GoldenTexts(_message.Message):
 
     TEXTS_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
+    TOKENIZER_SHA256_FIELD_NUMBER: _builtins.int
+    tokenizer_sha256: _builtins.str
+    """of the file that the texts were read with: they cannot hold every token"""
     @_builtins.property
     def texts(self) -> _containers.RepeatedCompositeFieldContainer[Global___GoldenText]: ...
     @_builtins.property
@@ -502,10 +505,11 @@ class GoldenTexts(_message.Message):
         *,
         texts: _abc.Iterable[Global___GoldenText] | None = ...,
         settings: Global___TextInput | None = ...,
+        tokenizer_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings", "texts", b"texts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings", "texts", b"texts", "tokenizer_sha256", b"tokenizer_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

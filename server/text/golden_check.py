@@ -2,6 +2,7 @@
 the golden texts of an artifact before the model is ready.
 """
 
+import hashlib
 from collections.abc import Sequence
 
 from google.protobuf import json_format
@@ -29,6 +30,7 @@ def check_golden_texts(encoder: TextEncoder, artifact: Artifact) -> int:
             raise BadArtifact(
                 f"{path}: {name}: {found}: the server does not read texts as transformers did; export again"
             )
+    _check_file(artifact, golden.tokenizer_sha256)
     return len(golden.texts)
 
 
@@ -40,6 +42,14 @@ def _read(artifact: Artifact) -> GoldenTexts:
         raise BadArtifact(f"{path}: {error.strerror}") from error
     except (json_format.ParseError, UnicodeDecodeError) as error:
         raise BadArtifact(f"{path}: {error}") from error
+
+
+def _check_file(artifact: Artifact, expected: str) -> None:
+    """BadArtifact if the tokenizer is not the one of the golden texts, though it reads them alike."""
+    path = artifact.path(artifact.manifest.text.tokenizer)
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if expected and found != expected:
+        raise BadArtifact(f"{path}: found sha256 {found}, expected {expected} as in {GOLDEN_TEXTS}: export again")
 
 
 def _check_settings(artifact: Artifact, expected: TextInput) -> None:

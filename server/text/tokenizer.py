@@ -55,6 +55,8 @@ class TextEncoder:
         self.begin_id = text.begin_id if text.HasField("begin_id") else None
         self._prompts, self._default_prompt = dict(text.prompts), text.default_prompt_name
         self._on_left = text.truncation_side == "left"
+        if not text.tokenizer:
+            raise BadArtifact(f"{artifact.directory}: found no text.tokenizer in the manifest, expected a file's name")
         path = artifact.path(text.tokenizer)
         try:
             self._tokenizer, self._cutting = Tokenizer.from_file(str(path)), Tokenizer.from_file(str(path))

@@ -6,6 +6,7 @@ tokenizers disagree on: case, accents, scripts, white space, and the special tok
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
@@ -102,7 +103,8 @@ def make(text: Text, task: str) -> GoldenTexts:
     letters = text.reference if isinstance(text.reference, dict) else None
     reference: Reference = OfLetters(letters) if letters else OfTransformers(text)
     probes = letter_probes(letters, settings) if letters else word_probes(text, task)
-    golden, refusal = GoldenTexts(settings=settings), ""
+    golden = GoldenTexts(settings=settings, tokenizer_sha256=digest(text.tokenizer))
+    refusal = ""
     with quiet():
         for probe in probes:
             try:
@@ -190,11 +192,19 @@ def to_json(golden: GoldenTexts) -> bytes:
 
 def verify(directory: Path, settings: TextInput) -> dict[str, int]:
     """How many golden texts the tokenizer of an artifact reads as the reference did. ExportError as `check`."""
-    tokenizer = (directory / settings.tokenizer).read_text("utf-8")
+    golden, tokenizer = golden_inputs.texts(directory), (directory / settings.tokenizer).read_text("utf-8")
     try:
-        return {"golden_texts": check(golden_inputs.texts(directory), tokenizer, settings)}
+        count = check(golden, tokenizer, settings)
     except ExportError as error:
         raise ExportError(f"{directory}: {error}") from error
+    if golden.tokenizer_sha256 not in ("", digest(tokenizer)):
+        raise ExportError(f"{directory}: found another {settings.tokenizer} than when the golden texts were made")
+    return {"golden_texts": count}
+
+
+def digest(tokenizer: str) -> str:
+    """The sha256 of a tokenizer's file: it tells what the texts cannot, a token that is in none of them."""
+    return sha256(tokenizer.encode()).hexdigest()
 
 
 def check(golden: GoldenTexts, tokenizer: str, settings: TextInput) -> int:

@@ -137,6 +137,11 @@ def spaced(contents):
     contents["pre_tokenizer"]["add_prefix_space"] = True
 
 
+def without_rarest_merge(contents):
+    """No golden text has it."""
+    contents["model"]["merges"].pop()
+
+
 def without_special_token(contents):
     contents["added_tokens"] = contents["added_tokens"][:-1]
 
@@ -149,6 +154,7 @@ def without_special_token(contents):
         ("tiny-bert", {"tokenizer": without_template}, r"golden text 0 .*: found"),
         ("tiny-bert", {"tokenizer": without_special_token}, r"golden text \d+ .*\[MASK\].*: found"),
         ("tiny-gpt", {"tokenizer": spaced}, r"golden text 0 .*: found"),
+        ("tiny-gpt", {"tokenizer": without_rarest_merge}, r"tokenizer.json: found sha256 .*, expected .* as in golden"),
         ("tiny-bert", {"max_length": 63}, "found 63 for text.max_length in the manifest, expected 64"),
         ("tiny-bert", {"truncation_side": "left"}, "found 'left' for text.truncation_side in the manifest"),
         ("tiny-bert", {"mask_id": 3}, "found 3 for text.mask_id in the manifest, expected 4"),

@@ -60,7 +60,8 @@ class TextEncoder:
         path = artifact.path(text.tokenizer)
         try:
             self._tokenizer, self._cutting = Tokenizer.from_file(str(path)), Tokenizer.from_file(str(path))
-        except Exception as error:  # the tokenizers library raises nothing narrower
+        except BaseException as error:  # the tokenizers library raises nothing narrower
+            reraise_if_foreign(error)
             raise BadArtifact(f"{path}: {error}") from error
         for tokenizer in (self._tokenizer, self._cutting):
             tokenizer.no_truncation()
@@ -197,7 +198,8 @@ class TextEncoder:
         """Some vocabularies have no token for what they do not know, those of single letters above all."""
         try:
             return list(tokenizer.encode_batch_fast(list(inputs), add_special_tokens=special))
-        except Exception as error:  # the tokenizers library raises nothing narrower, and does not say which
+        except BaseException as error:  # the tokenizers library raises nothing narrower, and does not say which
+            reraise_if_foreign(error)
             if len(inputs) > 1:
                 for number, each in enumerate(inputs):
                     self._read(tokenizer, [each], _from(name, number), special=special)
@@ -243,6 +245,12 @@ class TextEncoder:
     def _check_characters(self, field: str, text: str) -> None:
         if len(text) > self.max_characters:
             raise InvalidRequest(field, f"{len(text)} characters", f"at most {self.max_length} tokens")
+
+
+def reraise_if_foreign(error: BaseException) -> None:
+    """Let pass what is no error of the tokenizers library: where its Rust code panics, it raises no `Exception`."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
 
 
 def check_pairs(texts: Sequence[str], pairs: Sequence[str], pair_field: str) -> None:

@@ -245,3 +245,22 @@ def test_a_tokenizer_that_decodes_by_more_than_its_file_says_is_refused(tmp_path
     said = "tokenizer: CLIPTokenizer does more than a tokenizer.json can say: golden text .* when decoded, expected .*"
     with pytest.raises(ExportError, match=f"{said} of transformers; .* --tokenizer names another directory"):
         golden_texts.make(found, "generate")
+
+
+def test_a_file_at_which_the_tokenizers_library_panics_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """What it raises then is no Exception."""
+    contents = json.loads((checkpoints["bert"] / "tokenizer.json").read_text("utf-8"))
+    write(tmp_path, "tokenizer.json", contents | {"normalizer": {"type": "Precompiled", "precompiled_charsmap": ""}})
+    write(tmp_path, "config.json", {"model_type": "bert"})
+    with pytest.raises(ExportError, match="its files cannot be read .* PanicException: Precompiled"):
+        read(tmp_path)
+
+
+def test_a_decoder_that_panics_is_refused(tmp_path: Path) -> None:
+    byte_level_file(tmp_path)
+    contents = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    strip = {"type": "Strip", "content": "t", "start": 1, "stop": 1}
+    write(tmp_path, "tokenizer.json", contents | {"decoder": strip})
+    change(tmp_path, tokenizer_class="PreTrainedTokenizerFast")
+    with pytest.raises(ExportError, match="its files cannot be read .*PanicException: slice index"):
+        golden_texts.make(read(tmp_path, family="gpt2", task="generate"), "generate")

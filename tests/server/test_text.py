@@ -1,5 +1,7 @@
 """Which texts a model takes, and what it reads of them: empty ones, long ones, and tokens that it does not know."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from protos.manifest_pb2 import Manifest, TextInput
 from server.admission.queue import RequestContext
 from server.artifact import Artifact
 from server.batching.collate import TextRow, collate
-from server.errors import InvalidRequest
+from server.errors import BadArtifact, InvalidRequest
 from server.generation.request import Sampling
 from server.text.detokenizer import Detokenizer, clean_up
 from server.text.positions import positions
@@ -202,3 +204,12 @@ async def test_spaces_are_cleaned_up_in_a_stream_as_in_the_whole():
     assert clean_up(text) == base.clean_up_tokenization(text)
     stream = Detokenizer(reader, cleans_up=True)
     assert "".join(stream.push(words.index(word)) for word in text.split(" ")) + stream.flush() == clean_up(text)
+
+
+async def test_a_tokenizer_at_which_its_library_panics_is_refused(tmp_path):
+    contents = {"type": "Precompiled", "precompiled_charsmap": ""}
+    (tmp_path / TOKENIZER).write_text(
+        json.dumps(json.loads(Tokenizer(models.BPE()).to_str()) | {"normalizer": contents})
+    )
+    with pytest.raises(BadArtifact, match="tokenizer.json: .*charsmap"):
+        TextEncoder(Artifact(tmp_path, Manifest(text=TextInput(tokenizer=TOKENIZER, max_length=8))))

@@ -6,6 +6,7 @@ tokenizers disagree on: case, accents, scripts, white space, and the special tok
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from export.errors import ExportError
 from export.inputs import golden_inputs
 from export.inputs.text.characters import Letters
-from export.inputs.text.tokenizer import EXPECTED, Text, quiet
+from export.inputs.text.tokenizer import EXPECTED, Text, loaded, quiet, reraise_if_foreign
 from protos.artifact import TOKENIZER
 from protos.manifest_pb2 import GoldenText, GoldenTexts, TextInput
 
@@ -102,14 +103,15 @@ def make(text: Text, task: str) -> GoldenTexts:
     settings = text.manifest
     letters = text.reference if isinstance(text.reference, dict) else None
     reference: Reference = OfLetters(letters) if letters else OfTransformers(text)
-    probes = letter_probes(letters, settings) if letters else word_probes(text, task)
     golden = GoldenTexts(settings=settings, tokenizer_sha256=digest(text.tokenizer))
     refusal = ""
     with quiet():
-        for probe in probes:
+        make_probes = partial(letter_probes, letters, settings) if letters else partial(word_probes, text, task)
+        for probe in loaded(lambda: list(make_probes()), type(text.reference).__name__):
             try:
                 answered(probe, reference, settings, decodes=task in DECODED)
-            except Exception as error:  # a vocabulary without an unknown token; the library raises nothing narrower
+            except BaseException as error:  # a vocabulary without an unknown token; no library raises anything narrower
+                reraise_if_foreign(error)
                 refusal = str(error)
                 continue
             golden.texts.append(probe)

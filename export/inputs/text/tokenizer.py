@@ -143,12 +143,19 @@ def loaded(make: Callable[[], Any], what: str) -> Any:
     """The tokenizer that `make` gives; ExportError with its first line for whatever it raises."""
     try:
         return make()
-    except Exception as error:  # no common base: missing packages, broken files, unknown classes
+    except BaseException as error:  # no common base: missing packages, broken files, unknown classes
+        reraise_if_foreign(error)
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ExportError(
             f"tokenizer: its files cannot be read ({what}): transformers {transformers.__version__} says "
             f"{type(error).__name__}: {said}; {EXPECTED}"
         ) from error
+
+
+def reraise_if_foreign(error: BaseException) -> None:
+    """Let pass what is no error of a library: where the Rust code of tokenizers panics, it raises no `Exception`."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
 
 
 def model_config(directory: Path, family: str) -> Any:

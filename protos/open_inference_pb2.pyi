@@ -5,7 +5,7 @@ Messages of the Open Inference Protocol (KServe v2), with Triton's extensions, f
 
 The package is ours, because two files that declare the protocol's own package, `inference`, cannot be loaded into one
 process. The package of a message is not on the wire; the path of a call is, and the server registers its handlers
-under /inference.GRPCInferenceService (server/rpc/open_inference.py).
+under /inference.GRPCInferenceService (server/rpc/open_inference/servicer.py).
 
 Sources: the Open Inference Protocol specification and Triton's grpc_service.proto and model_config.proto.
 """

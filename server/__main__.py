@@ -20,22 +20,18 @@ from server.config.settings import Settings
 from server.errors import AffinityError
 from server.observability import logs
 from server.observability.http import HttpServer
+from server.observability.observer import Observer
 from server.observability.prometheus import Metrics
 from server.repository.gauges import ModelMetrics
+from server.repository.listener import RepositoryListener
 from server.repository.repository import Repository
 from server.rpc.health import Health
 from server.rpc.server import build_server
+from server.tasks.registry import TASKS
 
 STOPPING = "the server is stopping; ask another one, or come back later"
 LAST_WORDS_S = 1.0  # for the last answers to leave, and for streams that wait for their client
 
-EXAMPLES = {  # task → what to try with it
-    "fill-mask": 'fill-mask "The [MASK] statement raises an exception."',
-    "generate": 'generate "A list is" --max-tokens 40',
-    "classify-image": "classify-image {image}",
-    "classify-text": 'classify-text "A text to classify."',
-    "embed": 'embed "A text to embed."',
-}
 EXAMPLE_IMAGE = Path("models/pretrained/vit-digits/example.png")
 
 log = logging.getLogger("server")
@@ -57,11 +53,9 @@ def main(argv: Sequence[str]) -> int:
 
 async def serve(settings: Settings) -> None:
     """Start everything, wait to be stopped, stop everything. Ports are taken before models are loaded."""
-    signals, metrics = Signals(), Metrics()
-    repository = Repository(settings, metrics.observe)
+    signals, metrics, health, in_flight = Signals(), Metrics(), Health(), InFlight(STOPPING)
+    repository = Repository(settings, Reporter(health, metrics))
     metrics.registry.register(ModelMetrics(repository.models))
-    in_flight, health = InFlight(STOPPING), Health(repository)
-    repository.changed, repository.gone = health.refresh, metrics.forget
     async with AsyncExitStack() as stack:  # ends what has been started, the last first
         http = HttpServer(
             settings.host, settings.http_port, metrics.registry, lambda: repository.ready and not in_flight.closed
@@ -70,12 +64,28 @@ async def serve(settings: Settings) -> None:
         stack.push_async_callback(repository.drain)
         server, port = build_server(settings, repository, metrics, health, in_flight)
         stack.push_async_callback(server.stop, None)
-        await health.refresh()
+        await health.refresh(repository)
         await server.start()
         if await signals.unless_stopped(repository.load_all()):
             _say_ready(settings, repository, port, http.port)
             await signals.stop.wait()
         await _finish(settings, server, repository, health, in_flight)
+
+
+class Reporter(RepositoryListener):
+    """Reports what happens to the models to the health service and the metrics."""
+
+    def __init__(self, health: Health, metrics: Metrics) -> None:
+        self._health, self._metrics = health, metrics
+
+    def observer(self, name: str, version: str) -> Observer:
+        return self._metrics.observe(name, version)
+
+    async def changed(self, repository: Repository) -> None:
+        await self._health.refresh(repository)
+
+    def gone(self, name: str, version: str) -> None:
+        self._metrics.forget(name, version)
 
 
 class Signals:
@@ -135,7 +145,7 @@ def _examples(tasks: set[str], port: int) -> list[str]:
     """Up to three commands that the models served can answer."""
     image = EXAMPLE_IMAGE if EXAMPLE_IMAGE.exists() else "some.png"
     server = "" if port == Settings.port else f" --server 127.0.0.1:{port}"
-    commands = [text.format(image=image) for task, text in EXAMPLES.items() if task in tasks]
+    commands = [spec.example.format(image=image) for name, spec in TASKS.items() if name in tasks]
     return [f"  {_python()} -m server.client{server} {command}" for command in commands[:3]]
 
 

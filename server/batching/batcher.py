@@ -38,11 +38,12 @@ class Batcher:
         limits: Limits,
         max_delay_s: float = 0.0,
         observer: Observer | None = None,
+        in_flight: InFlight | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self.slots = 0
-        self.in_flight = InFlight(f"{name} is being unloaded")
+        self.in_flight = in_flight or InFlight(f"{name} is being unloaded")
         self._shapes = budget.shapes
         self._observer = observer or NoOpObserver()
         self._scheduler = Scheduler(budget, max_delay_s=max_delay_s)

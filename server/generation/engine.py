@@ -58,6 +58,7 @@ class Engine:
         end_ids: Collection[int] = (),
         shared_tokens: int = SHARED_TOKENS,
         observer: Observer | None = None,
+        in_flight: InFlight | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         layout = decoder.cache.layout
@@ -79,7 +80,7 @@ class Engine:
         )
         self._worker = Worker(Runner(decoder), scheduler, observer=self._observer, clock=clock)
         self._clock = clock
-        self.in_flight = InFlight(f"{gate.name} is being unloaded")
+        self.in_flight = in_flight or InFlight(f"{gate.name} is being unloaded")
         self._accepting = False
 
     @property
@@ -234,6 +235,7 @@ def open_engine(
     device: int = 0,
     memory_limit: int | None = None,
     observer: Observer | None = None,
+    in_flight: InFlight | None = None,
 ) -> Engine:
     """An engine over a session, as the settings say. `context` is the number of positions that the model knows.
 
@@ -259,6 +261,7 @@ def open_engine(
         end_ids=end_ids,
         shared_tokens=SHARED_TOKENS if settings.prefix_cache else capacity,  # no two prompts share a whole slot
         observer=observer,
+        in_flight=in_flight,
     )
 
 

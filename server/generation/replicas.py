@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from server.admission.in_flight import InFlight
 from server.admission.queue import RequestContext
 from server.generation.decoder import Floats, Ids
 from server.generation.engine import Engine
@@ -23,7 +22,7 @@ class EngineReplicas:
         self.context = min(engine.context for engine in engines)
         self.slots = sum(engine.slots for engine in engines)
         self.vocabulary = engines[0].vocabulary
-        self.in_flight = InFlight(f"{self.gate.name} is being unloaded")
+        self.in_flight = engines[0].in_flight  # of the model: all of its engines share it
 
     @property
     def waiting_rows(self) -> int:
@@ -43,8 +42,6 @@ class EngineReplicas:
 
     async def drain(self) -> None:
         """As `Engine.drain`, of all of them."""
-        self.in_flight.close()
-        await self.in_flight.wait_idle()
         await asyncio.gather(*(engine.drain() for engine in self._engines))
 
     def abort(self) -> None:

@@ -3,7 +3,7 @@
 An observer is made for one version of one model, so that nothing here carries names.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
@@ -84,11 +84,3 @@ class NoOpObserver:
     def step(self, *, kind: str, rows: int, tokens: int, seconds: float) -> None: ...
 
     def finished(self, *, reason: str, usage: Usage) -> None: ...
-
-
-Observe = Callable[[str, str], Observer]  # model, version → the observer of that version
-
-
-def no_op_observer(model: str, version: str) -> Observer:
-    """The `Observe` of a server that nobody measures."""
-    return NoOpObserver()

@@ -10,22 +10,22 @@ from server.repository.model import Model
 
 MODEL = ("model", "version")
 QUEUES: dict[str, tuple[str, Callable[[Model], int]]] = {
-    "affinity_queue_rows": ("Inputs that wait to run.", lambda model: _waiting(model)),
+    "affinity_queue_rows": ("Inputs that wait to run.", lambda model: model.backend.waiting_rows),
     "affinity_queue_tokens": (
         "Tokens that wait to run.",
-        lambda model: sum(backend.waiting_tokens for backend in model.handlers.backends),
+        lambda model: model.backend.waiting_tokens,
     ),
     "affinity_running_rows": (
         "Inputs, or continuations, that run right now.",
-        lambda model: sum(backend.running_rows for backend in model.handlers.backends),
+        lambda model: model.backend.running_rows,
     ),
     "affinity_slots_used": (
         "Continuations that hold a slot.",
-        lambda model: sum(backend.running_rows for backend in model.handlers.backends if backend.slots),
+        lambda model: model.backend.running_rows if model.backend.slots else 0,
     ),
     "affinity_slots": (
         "Continuations that can run together.",
-        lambda model: sum(backend.slots for backend in model.handlers.backends),
+        lambda model: model.backend.slots,
     ),
 }
 
@@ -50,15 +50,11 @@ class ModelMetrics(Collector):
         yield from _golden_inputs(models)
 
 
-def _waiting(model: Model) -> int:
-    return sum(backend.waiting_rows for backend in model.handlers.backends)
-
-
 def _pending(models: Sequence[Model]) -> Metric:
     """Triton's name (server/observability/triton_names.py), of unknown type: its ending is not one of a gauge."""
     pending = UnknownMetricFamily("nv_inference_pending_request_count", "Inputs that wait to run.", labels=MODEL)
     for model in models:
-        pending.add_metric((model.name, model.version), _waiting(model))
+        pending.add_metric((model.name, model.version), model.backend.waiting_rows)
     return pending
 
 

@@ -9,14 +9,20 @@ from typing import TypeVar
 
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
+from server.admission.in_flight import InFlight
 from server.artifact import Artifact, read_artifact
 from server.concurrency.stop_signal import StopSignal
 from server.config.settings import Settings
 from server.errors import BadArtifact, NotEnoughMemory, ProviderUnavailable
 from server.images.decode_pool import DecodePool
-from server.observability.observer import Observe
-from server.repository.model import Model, load_model
+from server.observability.observer import Observer
+from server.repository.listener import RepositoryListener
+from server.repository.model import Model
 from server.runtime.providers import ProviderChoice, Providers, find_providers
+from server.runtime.session import Session, bytes_beside
+from server.runtime.sessions import CheckedSession, open_sessions
+from server.tasks.build import LoadContext
+from server.tasks.registry import TASKS
 
 Result = TypeVar("Result")
 FALLS_BACK = (BadArtifact, ProviderUnavailable, NotEnoughMemory)
@@ -31,50 +37,43 @@ log = logging.getLogger(__name__)
 
 
 class ModelLoader:
-    """Opens in a thread of its own. `prepare` and `images` are the pools of the models for work before they run."""
+    """Loads in a thread of its own. The models share `prepare` and `images`, the pools for work before they run."""
 
-    def __init__(self, settings: Settings, observe: Observe, *, prepare: Executor, images: DecodePool) -> None:
-        self._settings, self._observe, self._prepare, self._images = settings, observe, prepare, images
+    def __init__(
+        self, settings: Settings, listener: RepositoryListener, *, prepare: Executor, images: DecodePool
+    ) -> None:
+        self._settings, self._listener, self._prepare, self._images = settings, listener, prepare, images
         self._providers: Providers | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="open")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="load")
         self._stop = StopSignal()
 
-    async def open(self, directory: Path, old: Model | None) -> Model:
+    async def load(self, directory: Path, old: Model | None) -> Model:
         """A model that has started; the old one if nothing has changed.
 
-        BadArtifact, ProviderUnavailable or NotEnoughMemory says why the last of the providers cannot run it. Why the
-        others could not is in the log.
+        BadArtifact, ProviderUnavailable or NotEnoughMemory says why the last of the providers cannot run it. The log
+        says why the others could not.
         """
         artifact, providers = await self._in_thread(lambda: self._read(directory))
         if old is not None and artifact.manifest == old.artifact.manifest:
             return old
         *better, last = providers.choices
-        for choice, instead in zip(better, providers.choices[1:], strict=True):
+        for choice, next_choice in zip(better, providers.choices[1:], strict=True):
             try:
                 return await self._started(artifact, choice)
             except FALLS_BACK as error:
-                log.warning("%s; running on %s instead", error, instead.provider)
+                log.warning("%s; running on %s instead", error, next_choice.provider)
         return await self._started(artifact, last)
 
     def stop(self) -> None:
-        """Open nothing any more. What is being opened ends at its next step."""
+        """Load nothing more. A load in progress ends at its next step."""
         self._stop.set()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _started(self, artifact: Artifact, choice: ProviderChoice) -> Model:
-        observer = self._observe(artifact.name, artifact.version)
+        in_flight = InFlight(f"{artifact.name} is being unloaded")
+        observer = self._listener.observer(artifact.name, artifact.version)
         try:
-            model = await self._in_thread(
-                lambda: load_model(
-                    artifact,
-                    choice,
-                    self._settings,
-                    prepare=self._prepare,
-                    images=self._images,
-                    observer=observer,
-                    stop=self._stop,
-                )
-            )
+            model = await self._in_thread(lambda: self._build(artifact, choice, observer, in_flight))
             await model.start()
         except RUNTIME_ERRORS as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -89,5 +88,57 @@ class ModelLoader:
                 log.warning("running on %s: %s", self._providers, self._providers.reason)
         return read_artifact(directory), self._providers
 
+    def _build(self, artifact: Artifact, choice: ProviderChoice, observer: Observer, in_flight: InFlight) -> Model:
+        """Open sessions, check them with the golden inputs, build the task. Blocks.
+
+        BadArtifact, ProviderUnavailable or NotEnoughMemory; NotReady after a stop; and the runtime's own errors.
+        """
+        self._stop.check()
+        task = artifact.manifest.task
+        if task not in TASKS:
+            raise BadArtifact(f"{artifact.directory}: found task {task!r}, expected one of {', '.join(TASKS)}")
+        checked = open_sessions(artifact, choice, self._settings, stop=self._stop)
+        worst = max(checked, key=lambda pair: pair[1].error)
+        _log_parity(artifact, worst)
+        session, measured = worst
+        context = LoadContext(
+            artifact=artifact,
+            sessions=[session for session, _ in checked],
+            settings=self._settings.of(artifact.name),
+            memory_limit=self._memory_limit(artifact, session),
+            prepare=self._prepare,
+            images=self._images,
+            observer=observer,
+            in_flight=in_flight,
+            stop=self._stop,
+        )
+        return Model(
+            artifact=artifact,
+            session=session,
+            measured=measured,
+            handlers=TASKS[task].build(context),
+            prepare=self._prepare,
+            in_flight=in_flight,
+        )
+
+    def _memory_limit(self, artifact: Artifact, session: Session) -> int | None:
+        limited = self._settings.gpu_memory_mb and session.provider == "cuda"
+        return bytes_beside(artifact, self._settings) if limited else None
+
     async def _in_thread(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def _log_parity(artifact: Artifact, checked: CheckedSession) -> None:
+    session, measured = checked
+    log.info(
+        "%s version %s: %s on %s in %s, %.2g standard deviations from PyTorch (%s; at most %g)",
+        artifact.name,
+        artifact.version,
+        artifact.manifest.task,
+        session.provider,
+        session.precision,
+        measured.error,
+        measured.measure,
+        measured.tolerance,
+    )

@@ -1,9 +1,10 @@
-"""The models that are served: which versions there are, which of them are ready, and how they come and go."""
+"""The models that are served: which versions there are, which of them are ready; loading and unloading."""
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from server.config.settings import EVERY_MODEL, Settings
 from server.errors import AffinityError, BadArtifact, InvalidRequest, ModelNotFound, NotReady, WrongTask
 from server.host.cpus import usable_cpus
 from server.images.decode_pool import DecodePool
-from server.observability.observer import Observe, no_op_observer
+from server.repository.listener import RepositoryListener
 from server.repository.loader import ModelLoader
-from server.repository.model import Model
+from server.repository.model import Model, TaskT
+from server.tasks.registry import names_of
 
 __all__ = ["Entry", "Model", "Repository"]
 
@@ -25,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of one version of a model, whether it can answer or not."""
+    """The state of one version of a model, served or not."""
 
     name: str
     version: str
@@ -33,32 +35,23 @@ class Entry:
     reason: str = ""
 
 
-async def nobody() -> None:
-    """Whom to tell that models came or went, if nobody wants to know."""
-
-
-def no_one(name: str, version: str) -> None:
-    """Whom to tell that a version is gone, if nobody wants to know."""
-
-
 class Repository:
-    """Opens the versions of models that the settings choose; answers which model a request is for."""
+    """Loads the versions of models that the settings choose, and finds the model that a request names."""
 
-    def __init__(self, settings: Settings, observe: Observe = no_op_observer) -> None:
+    def __init__(self, settings: Settings, listener: RepositoryListener | None = None) -> None:
         self._settings = settings
-        # Name → version → model, the lowest first. What is in here is replaced, never changed: other threads read it.
+        self._listener = listener or RepositoryListener()
+        # Name → version → model, the lowest first. Inner tables are replaced, never changed: other threads read them.
         self._models: dict[str, dict[int, Model]] = {}
         self._entries: dict[tuple[str, int], Entry] = {}
         self._locks: dict[str, asyncio.Lock] = {}  # one load or unload of a model at a time
-        self._leaving: dict[asyncio.Task[None], Model] = {}  # unloaded, and still answering who is in
+        self._draining: dict[asyncio.Task[None], Model] = {}  # unloaded models with requests in flight
         self._prepare = ThreadPoolExecutor(usable_cpus() + 1, thread_name_prefix="prepare")
         self._images = DecodePool(usable_cpus() + 1)
-        self._loader = ModelLoader(settings, observe, prepare=self._prepare, images=self._images)
+        self._loader = ModelLoader(settings, self._listener, prepare=self._prepare, images=self._images)
         self.ready = False
-        self.changed: Callable[[], Awaitable[None]] = nobody  # called when models have come, failed to come, or gone
-        self.gone: Callable[[str, str], None] = no_one  # called when a version has answered all who were in
 
-    # ---- which model
+    # ---- finding models
 
     def get(self, name: str, version: str = "") -> Model:
         """The model of that name, in the version named or in the newest that is served. ModelNotFound or NotReady."""
@@ -73,23 +66,32 @@ class Repository:
         self.get(name, version)
         return [model for model in self._models[name].values() if version in ("", model.version)]
 
-    def for_task(self, name: str, version: str, *tasks: str) -> Model:
-        """The model of that name if it does one of the tasks; without a name the only one that does."""
-        model = self.get(name or self._only(tasks), version)
-        if (found := model.artifact.manifest.task) not in tasks:
-            raise WrongTask(f"model {model.name}: found task {found}, expected {' or '.join(tasks)}")
+    @contextmanager
+    def use(self, name: str, version: str, task_class: type[TaskT]) -> Iterator[tuple[Model, TaskT]]:
+        """A model that does the task, found by `for_task`, and the task; the model is not unloaded meanwhile."""
+        model = self.for_task(name, version, task_class)
+        with model.in_flight.track():
+            yield model, model.task_as(task_class)
+
+    def for_task(self, name: str, version: str, *task_classes: type[object]) -> Model:
+        """The model of that name if it does one of the tasks; without a name the only model that does."""
+        model = self.get(name or self._only(task_classes), version)
+        if not isinstance(model.task, task_classes):
+            found, expected = model.artifact.manifest.task, " or ".join(names_of(*task_classes))
+            raise WrongTask(f"model {model.name}: found task {found}, expected {expected}")
         return model
 
-    def _only(self, tasks: Sequence[str]) -> str:
-        able = sorted({model.name for model in self.models() if model.artifact.manifest.task in tasks})
+    def _only(self, task_classes: tuple[type[object], ...]) -> str:
+        able = sorted({model.name for model in self.models() if isinstance(model.task, task_classes)})
+        tasks = " or ".join(names_of(*task_classes))
         if not able:
-            raise ModelNotFound(f"model: none of those that are served does {' or '.join(tasks)}")
+            raise ModelNotFound(f"model: none of those that are served does {tasks}")
         if len(able) > 1:
-            raise InvalidRequest("model", "nothing", f"one of {', '.join(able)}: several do {' or '.join(tasks)}")
+            raise InvalidRequest("model", "nothing", f"one of {', '.join(able)}: several do {tasks}")
         return able[0]
 
     def _missing(self, name: str, version: str) -> ModelNotFound | NotReady:
-        """Why there is no such model."""
+        """The reason why no such model is served."""
         own = [entry for (of, _), entry in self._entries.items() if of == name and version in ("", entry.version)]
         if any(entry.state == LOADING for entry in own):
             return NotReady(f"model {name} is being loaded")
@@ -105,11 +107,11 @@ class Repository:
         return [model for _, served in sorted(self._models.items()) for model in served.values()]
 
     def names(self) -> list[str]:
-        """Every model that was ever loaded or tried."""
+        """Every model that was loaded, or tried, since the server started."""
         return sorted({name for name, _ in self._entries})
 
     def index(self) -> list[Entry]:
-        """Every version of every model that lies in the directory, or that was ever loaded or tried."""
+        """Every version of every model that is in the directory, or that was loaded or tried since the start."""
         entries = {
             (name, number): Entry(name, str(number), UNAVAILABLE, self._why_not(name))
             for name in newest(self._settings.artifacts)
@@ -118,15 +120,15 @@ class Repository:
         return [entry for _, entry in sorted((entries | self._entries).items())]
 
     def _why_not(self, name: str) -> str:
-        """Why a version that was never tried is not served."""
+        """The reason why a version that was never tried is not served."""
         if self._models.get(name):
             return f"not loaded; --set {name}.versions={self._settings.of(name).versions} says which ones are"
         return "not loaded"
 
-    # ---- coming and going
+    # ---- loading and unloading
 
     async def load_all(self) -> None:
-        """Load every model, or those that the settings name. The first failure is the end."""
+        """Load every model, or those that the settings name. Stops at the first failure."""
         found = newest(self._settings.artifacts)
         names = self._settings.models or tuple(found)
         if not names:
@@ -138,64 +140,64 @@ class Repository:
         for name in names:
             for number in self._chosen(name):
                 self._note(name, number, LOADING)
-        await self.changed()
+        await self._listener.changed(self)
         for name in names:
             await self.load(name)
         self.ready = True
-        await self.changed()
+        await self._listener.changed(self)
 
     async def load(self, name: str) -> None:
-        """Serve the versions that the settings choose among those that are there now: all of them, or nothing changes.
+        """Serve the versions that the settings choose among those in the directory: all of them, or nothing changes.
 
-        What is served already, and has not changed on disk, stays; what is not chosen any more goes when all others are
-        ready, and answers who is in.
+        A served version that has not changed on disk stays. A version that is no longer chosen is unloaded when all
+        others are ready; its requests in flight are answered.
         """
-        self._chosen(name)  # a name that somebody made up takes no lock
+        self._chosen(name)  # raises for an unknown name before a lock is made for it
         async with self._locks.setdefault(name, asyncio.Lock()):
             old, chosen = self._models.get(name, {}), self._chosen(name)
             for number in chosen.keys() - old.keys():
                 self._note(name, number, LOADING)
             new: dict[int, Model] = {}
             try:
-                await self.changed()
+                await self._listener.changed(self)
                 for number, directory in chosen.items():
-                    new[number] = await self._loader.open(directory, old.get(number))
+                    new[number] = await self._loader.load(directory, old.get(number))
             except BaseException as error:
-                self._abort(name, number, error, waiting=chosen.keys() - old.keys())
-                self._let_go(new, but=old)
-                await self.changed()
+                self._note_failure(name, number, error, waiting=chosen.keys() - old.keys())
+                self._unload_all(new, but=old)
+                await self._listener.changed(self)
                 raise
             self._models[name] = new
             for number in new:
                 self._note(name, number, READY)
-            self._let_go(old, but=new)
-        await self.changed()
+            self._unload_all(old, but=new)
+        await self._listener.changed(self)
 
     async def unload(self, name: str) -> None:
-        """Forget the model, and let requests under way finish. They do, even if whoever waits for this is cancelled."""
+        """Unload the model when its requests in flight are answered, even if this call is cancelled."""
         if name not in self._locks:
             raise self._missing(name, "")
         async with self._locks[name]:
             self.get(name)
-            leaving = self._let_go(self._models.pop(name), but={})
-        await self.changed()
-        await asyncio.shield(asyncio.gather(*leaving))
+            unloads = self._unload_all(self._models.pop(name), but={})
+        await self._listener.changed(self)
+        await asyncio.shield(asyncio.gather(*unloads))
 
     def abort(self) -> None:
-        """End what is under way, of models that are leaving, too."""
-        for model in (*self.models(), *self._leaving.values()):
+        """End the requests in flight, also those of models that are being unloaded."""
+        for model in (*self.models(), *self._draining.values()):
             model.abort()
 
     async def drain(self) -> None:
-        """Answer who is in, let in nobody any more."""
+        """Answer the requests in flight, then refuse all others."""
         self.ready = False
         self._loader.stop()
-        await asyncio.gather(*(model.drain() for model in self.models()), *self._leaving)
+        await asyncio.gather(*(model.drain() for model in self.models()), *self._draining)
         self._prepare.shutdown(wait=False, cancel_futures=True)
         self._images.end()
 
     def _chosen(self, name: str) -> dict[int, Path]:
-        """The versions to serve → where they lie. ModelNotFound if there are none, or not all that are named."""
+        """The versions to serve → their directories. ModelNotFound if there are none, or not all that are named."""
         root, wanted = self._settings.artifacts, self._settings.of(name).versions
         found = versions(root, name) if name in newest(root) else {}
         if not found:
@@ -207,34 +209,34 @@ class Repository:
             )
         return {number: found[number] for number in wanted.choose(found)}
 
-    def _abort(self, name: str, failed: int, error: BaseException, *, waiting: set[int]) -> None:
-        """Note why those that were to come do not: one of them failed."""
+    def _note_failure(self, name: str, failed: int, error: BaseException, *, waiting: set[int]) -> None:
+        """Note for each version that waited why it is not loaded: one of them failed."""
         reason = str(error) if isinstance(error, AffinityError) else "could not be loaded"
         for number in waiting:
             self._note(name, number, UNAVAILABLE, reason if number == failed else f"version {failed}: {reason}")
-            self.gone(name, str(number))
+            self._listener.gone(name, str(number))
 
-    def _let_go(self, models: Mapping[int, Model], *, but: Mapping[int, Model]) -> list[asyncio.Task[None]]:
-        """Let these answer who is in, and forget them, but for those that are also among the others."""
-        leaving = []
+    def _unload_all(self, models: Mapping[int, Model], *, but: Mapping[int, Model]) -> list[asyncio.Task[None]]:
+        """Start to unload these models, except those that are also in `but`."""
+        unloads = []
         for number, model in models.items():
             if but.get(number) is not model:
-                self._note_gone(model, UNLOADING)
-                leaving.append(asyncio.create_task(self._leave(model)))
-                self._leaving[leaving[-1]] = model
-                leaving[-1].add_done_callback(self._leaving.pop)
-        return leaving
+                self._note_unload(model, UNLOADING)
+                unload = asyncio.create_task(self._unload(model))
+                self._draining[unload] = model
+                unload.add_done_callback(self._draining.pop)
+                unloads.append(unload)
+        return unloads
 
-    async def _leave(self, model: Model) -> None:
-        await asyncio.sleep(0)  # requests that were given it, and have yet to begin, are in by then
+    async def _unload(self, model: Model) -> None:
         await model.drain()
-        self._note_gone(model, UNAVAILABLE, "unloaded")
-        async with self._locks[model.name]:  # if one of that number is about to come, it is there afterwards
+        self._note_unload(model, UNAVAILABLE, "unloaded")
+        async with self._locks[model.name]:  # a load in progress may be about to serve the same version again
             if int(model.version) not in self._models.get(model.name, {}):
-                self.gone(model.name, model.version)
+                self._listener.gone(model.name, model.version)
 
-    def _note_gone(self, model: Model, state: str, reason: str = "") -> None:
-        """Note it of a version that left, unless it was never served, or another one of that number has come."""
+    def _note_unload(self, model: Model, state: str, reason: str = "") -> None:
+        """Note the state of an unloaded version, unless it was never served or the same version is served again."""
         number = int(model.version)
         served = self._entries[model.name, number].state in (READY, UNLOADING)
         if served and number not in self._models.get(model.name, {}):

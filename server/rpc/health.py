@@ -25,29 +25,31 @@ NOT_SERVING = HealthCheckResponse.NOT_SERVING
 
 
 class Health(HealthServicer):  # type: ignore[misc]  # the library has no types
-    """Tells what the repository says. `refresh` when models came or went, `stop` when the server is asked to end."""
+    """Reports the state of a repository: `refresh` after a change of its models, `stop` when the server stops."""
 
-    def __init__(self, repository: Repository) -> None:
-        self._repository = repository
-        self._states: dict[str, Any] = {}
+    def __init__(self) -> None:
+        self._states: dict[str, Any] = dict.fromkeys(SERVICES, NOT_SERVING)
         self._changed = asyncio.Condition()
         self._stopped = False
 
-    async def refresh(self) -> None:
-        """Set the state of every service and model, and tell who watches."""
-        serves = self._repository.ready and not self._stopped
+    async def refresh(self, repository: Repository) -> None:
+        """Set the state of every service and model, and notify the watchers."""
+        serves = repository.ready and not self._stopped
         states = dict.fromkeys(SERVICES, SERVING if serves else NOT_SERVING)
-        states |= {MODEL + name: NOT_SERVING for name in self._repository.names()}
+        states |= {MODEL + name: NOT_SERVING for name in repository.names()}
         if not self._stopped:
-            states |= {MODEL + model.name: SERVING for model in self._repository.models()}
+            states |= {MODEL + model.name: SERVING for model in repository.models()}
+        await self._publish(states)
+
+    async def stop(self) -> None:
+        """Report every service and model as not serving from now on."""
+        self._stopped = True
+        await self._publish(dict.fromkeys(self._states, NOT_SERVING))
+
+    async def _publish(self, states: dict[str, Any]) -> None:
         async with self._changed:
             self._states = states
             self._changed.notify_all()
-
-    async def stop(self) -> None:
-        """Nothing serves from now on."""
-        self._stopped = True
-        await self.refresh()
 
     async def Check(self, request: HealthCheckRequest, context: Context) -> HealthCheckResponse:
         if request.service not in self._states:

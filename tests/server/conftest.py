@@ -42,10 +42,10 @@ def openvino_or_stand_in(monkeypatch):
 
 
 @asynccontextmanager
-async def opened(artifacts, *models, observe=None, **settings):
+async def opened(artifacts, *models, listener=None, **settings):
     """A repository with these models loaded, drained in the end."""
     settings = Settings(**{"artifacts": artifacts, "models": models, "provider": "cpu", "threads": 1} | settings)
-    repository = Repository(settings, observe) if observe else Repository(settings)
+    repository = Repository(settings, listener)
     try:
         await repository.load_all()
         yield repository

@@ -2,7 +2,7 @@
 # ruff: noqa: N802  # methods are called as the protocol calls them
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
@@ -20,13 +20,15 @@ from server.rpc.generate import continue_texts
 from server.rpc.model_info import describe
 from server.rpc.sampling_params import from_request
 from server.tasks.classification import Class
-from server.tasks.embed import Embeddings
-from server.tasks.fill_mask import FilledMask, FilledText
-from server.tasks.generate import Prompt
+from server.tasks.classify_image import ClassifyImage
+from server.tasks.classify_text import ClassifyText
+from server.tasks.embed import Embed, Embeddings
+from server.tasks.fill_mask import FilledMask, FilledText, FillMask
+from server.tasks.generate import Generate, Prompt
+from server.tasks.registry import TASKS, TEXT_TASKS
 from server.tasks.text_stream import TextDelta
 from server.text.tokenizer import TokenUsage
 
-TEXT_TASKS = ("fill-mask", "generate", "classify-text", "embed")
 NUMBERS_PER_ITEM = 32  # of a vector: they are put into a message as fast as one object of a class
 Item = TypeVar("Item")
 
@@ -39,86 +41,89 @@ class AffinityService(AffinityServicer):
         self._metrics = metrics
 
     async def FillMask(self, request: pb.FillMaskRequest, context: Context) -> pb.FillMaskResponse:
-        model = self._repository.for_task(request.model, request.model_version, "fill-mask")
-        call = request_context(context, priority=request.priority)
-        with self._metrics.request(model.name, model.version, "fill-mask", call):
-            texts = await model.task(
-                _some(model, "inputs", request.inputs),
-                **_given(request, "top_k"),
-                targets=request.targets,
-                truncate=request.truncate,
-                call=call,
-                field="inputs",
-            )
-            response = pb.FillMaskResponse(model=model.name, model_version=model.version)
-            candidates = sum(len(mask.candidates) for text in texts for mask in text.masks)
-            return await offload(model.prepare, partial(_filled, response, texts), items=candidates)
+        with self._repository.use(request.model, request.model_version, FillMask) as (model, fill_mask):
+            call = request_context(context, priority=request.priority)
+            with self._metrics.request(model.name, model.version, "fill-mask", call):
+                texts = await fill_mask(
+                    _some(model, "inputs", request.inputs),
+                    **_given(request, "top_k"),
+                    targets=request.targets,
+                    truncate=request.truncate,
+                    call=call,
+                    field="inputs",
+                )
+                response = pb.FillMaskResponse(model=model.name, model_version=model.version)
+                candidates = sum(len(mask.candidates) for text in texts for mask in text.masks)
+                return await offload(model.prepare, partial(_filled, response, texts), items=candidates)
 
     async def Generate(
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        model = self._repository.for_task(request.model, request.model_version, "generate")
-        call = request_context(context, priority=request.priority)
-        with self._metrics.request(model.name, model.version, "generate", call) as tokens:
-            how = from_request(request)
-            prompts = [
-                _prompt(number, prompt) for number, prompt in enumerate(_some(model, "prompts", request.prompts))
-            ]
-            continued = continue_texts(model, prompts, how, call=call, tokens=tokens, field="prompts")
-            async with aclosing(continued) as pieces:
-                async for number, piece in pieces:
-                    yield _piece(
-                        pb.GenerateResponse(model=model.name, model_version=model.version, index=number), piece
-                    )
+        with ExitStack() as in_use:
+            model, generate = in_use.enter_context(self._repository.use(request.model, request.model_version, Generate))
+            call = request_context(context, priority=request.priority)
+            with self._metrics.request(model.name, model.version, "generate", call) as tokens:
+                how = from_request(request)
+                prompts = [
+                    _prompt(number, prompt) for number, prompt in enumerate(_some(model, "prompts", request.prompts))
+                ]
+                continued = continue_texts(
+                    generate, prompts, how, call=call, tokens=tokens, field="prompts", release=in_use.close
+                )
+                async with aclosing(continued) as pieces:
+                    async for number, piece in pieces:
+                        yield _piece(
+                            pb.GenerateResponse(model=model.name, model_version=model.version, index=number), piece
+                        )
 
     async def ClassifyImage(self, request: pb.ClassifyImageRequest, context: Context) -> pb.ClassifyResponse:
-        model = self._repository.for_task(request.model, request.model_version, "classify-image")
-        call = request_context(context, priority=request.priority)
-        with self._metrics.request(model.name, model.version, "classify-image", call):
-            images = await model.task(
-                _some(model, "images", request.images),
-                **_given(request, "top_k"),
-                function_to_apply=request.function_to_apply,
-                call=call,
-                field="images",
-            )
-            response = pb.ClassifyResponse(model=model.name, model_version=model.version)
-            return await offload(model.prepare, partial(_classified, response, images), items=sum(map(len, images)))
+        with self._repository.use(request.model, request.model_version, ClassifyImage) as (model, classify):
+            call = request_context(context, priority=request.priority)
+            with self._metrics.request(model.name, model.version, "classify-image", call):
+                images = await classify(
+                    _some(model, "images", request.images),
+                    **_given(request, "top_k"),
+                    function_to_apply=request.function_to_apply,
+                    call=call,
+                    field="images",
+                )
+                response = pb.ClassifyResponse(model=model.name, model_version=model.version)
+                return await offload(model.prepare, partial(_classified, response, images), items=sum(map(len, images)))
 
     async def ClassifyText(self, request: pb.ClassifyTextRequest, context: Context) -> pb.ClassifyResponse:
-        model = self._repository.for_task(request.model, request.model_version, "classify-text")
-        call = request_context(context, priority=request.priority)
-        with self._metrics.request(model.name, model.version, "classify-text", call):
-            texts = await model.task(
-                _some(model, "inputs", request.inputs),
-                request.text_pairs,
-                **_given(request, "top_k"),
-                function_to_apply=request.function_to_apply,
-                truncate=request.truncate,
-                call=call,
-                field="inputs",
-                pair_field="text_pairs",
-            )
-            classes, tokens = [text.classes for text in texts], [_read(text.reading) for text in texts]
-            response = pb.ClassifyResponse(model=model.name, model_version=model.version)
-            return await offload(
-                model.prepare, partial(_classified, response, classes, tokens), items=sum(map(len, classes))
-            )
+        with self._repository.use(request.model, request.model_version, ClassifyText) as (model, classify):
+            call = request_context(context, priority=request.priority)
+            with self._metrics.request(model.name, model.version, "classify-text", call):
+                texts = await classify(
+                    _some(model, "inputs", request.inputs),
+                    request.text_pairs,
+                    **_given(request, "top_k"),
+                    function_to_apply=request.function_to_apply,
+                    truncate=request.truncate,
+                    call=call,
+                    field="inputs",
+                    pair_field="text_pairs",
+                )
+                classes, tokens = [text.classes for text in texts], [_read(text.reading) for text in texts]
+                response = pb.ClassifyResponse(model=model.name, model_version=model.version)
+                return await offload(
+                    model.prepare, partial(_classified, response, classes, tokens), items=sum(map(len, classes))
+                )
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
-        model = self._repository.for_task(request.model, request.model_version, "embed")
-        call = request_context(context, priority=request.priority)
-        with self._metrics.request(model.name, model.version, "embed", call):
-            found = await model.task(
-                _some(model, "inputs", request.inputs),
-                **_given(request, "normalize", "dimensions", "prompt_name"),
-                truncate=request.truncate,
-                call=call,
-                field="inputs",
-            )
-            response = pb.EmbedResponse(model=model.name, model_version=model.version)
-            items = found.vectors.size // NUMBERS_PER_ITEM
-            return await offload(model.prepare, partial(_embedded, response, found), items=items)
+        with self._repository.use(request.model, request.model_version, Embed) as (model, embed):
+            call = request_context(context, priority=request.priority)
+            with self._metrics.request(model.name, model.version, "embed", call):
+                found = await embed(
+                    _some(model, "inputs", request.inputs),
+                    **_given(request, "normalize", "dimensions", "prompt_name"),
+                    truncate=request.truncate,
+                    call=call,
+                    field="inputs",
+                )
+                response = pb.EmbedResponse(model=model.name, model_version=model.version)
+                items = found.vectors.size // NUMBERS_PER_ITEM
+                return await offload(model.prepare, partial(_embedded, response, found), items=items)
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:
         model = self._repository.for_task(request.model, request.model_version, *TEXT_TASKS)
@@ -126,15 +131,17 @@ class AffinityService(AffinityServicer):
         assert counter is not None, "a model on text has a tokenizer; this is a bug"
         texts = _some(model, "inputs", request.inputs)
         prompt_name = request.prompt_name if request.HasField("prompt_name") else None
-        tokens = await counter(
-            texts, request.text_pairs, prompt_name=prompt_name, field="inputs", pair_field="text_pairs"
-        )
+        with model.in_flight.track():
+            tokens = await counter(
+                texts, request.text_pairs, prompt_name=prompt_name, field="inputs", pair_field="text_pairs"
+            )
         return pb.CountTokensResponse(
             model=model.name, model_version=model.version, tokens=tokens, max_tokens=counter.max_tokens
         )
 
     async def ModelInfo(self, request: pb.ModelInfoRequest, context: Context) -> pb.ModelInfoResponse:
-        return describe(self._repository.for_task(request.model, request.model_version, *TEXT_TASKS, "classify-image"))
+        task_classes = (spec.task_class for spec in TASKS.values())
+        return describe(self._repository.for_task(request.model, request.model_version, *task_classes))
 
 
 def _given(request: Message, *names: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,11 @@ from server.rpc.parameters import Kind, Value
 from server.rpc.sampling_params import PARAMETERS as SAMPLING
 from server.rpc.sampling_params import from_parameters, strings
 from server.tasks.classification import Class
+from server.tasks.classify_image import ClassifyImage
+from server.tasks.classify_text import ClassifyText
+from server.tasks.embed import Embed
+from server.tasks.fill_mask import FillMask
+from server.tasks.generate import Generate
 from server.tasks.text_stream import TextDelta
 from server.text.tokenizer import TokenUsage
 
@@ -53,9 +59,10 @@ class EndpointRequest:
 
     model: Model
     inputs: Arrays
-    parameters: Mapping[str, Value]  # the door's own
+    parameters: Mapping[str, Any]  # the endpoint's own, each of the kind that it declares
     call: RequestContext
     tokens: Tokens  # counts what is generated
+    release: Callable[[], None]  # ends the use of the model
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,8 @@ def endpoint_for(manifest: Manifest, *, raw: bool) -> Endpoint:
 async def _fill_mask(ask: EndpointRequest) -> EndpointResponse:
     texts, own = texts_of("text", ask.inputs["text"]), dict(ask.parameters)
     targets = strings(str(own.pop("targets", "")))
-    filled = await ask.model.task(texts, **own, targets=targets, call=ask.call, field="text")
+    fill_mask = ask.model.task_as(FillMask)
+    filled = await fill_mask(texts, **own, targets=targets, call=ask.call, field="text")
     masks = [(row, mask.candidates) for row, text in enumerate(filled) for mask in text.masks]
 
     def arrays() -> dict[str, Array]:
@@ -111,14 +119,16 @@ async def _fill_mask(ask: EndpointRequest) -> EndpointResponse:
 async def _classify_text(ask: EndpointRequest) -> EndpointResponse:
     texts = texts_of("text", ask.inputs["text"])
     pairs = texts_of("text_pair", ask.inputs["text_pair"]) if "text_pair" in ask.inputs else []
-    found = await ask.model.task(texts, pairs, **ask.parameters, call=ask.call, field="text", pair_field="text_pair")
+    classify = ask.model.task_as(ClassifyText)
+    found = await classify(texts, pairs, **ask.parameters, call=ask.call, field="text", pair_field="text_pair")
     return EndpointResponse(
         await _classes(ask, [text.classes for text in found]), _read(ask, [text.reading for text in found])
     )
 
 
 async def _classify_image(ask: EndpointRequest) -> EndpointResponse:
-    rows = await ask.model.task(list(ask.inputs["image"].ravel()), **ask.parameters, call=ask.call, field="image")
+    classify = ask.model.task_as(ClassifyImage)
+    rows = await classify(list(ask.inputs["image"].ravel()), **ask.parameters, call=ask.call, field="image")
     return EndpointResponse(await _classes(ask, rows))
 
 
@@ -146,7 +156,8 @@ async def _classes(ask: EndpointRequest, rows: Sequence[Sequence[Class]]) -> dic
 
 
 async def _embed(ask: EndpointRequest) -> EndpointResponse:
-    found = await ask.model.task(texts_of("text", ask.inputs["text"]), **ask.parameters, call=ask.call, field="text")
+    embed = ask.model.task_as(Embed)
+    found = await embed(texts_of("text", ask.inputs["text"]), **ask.parameters, call=ask.call, field="text")
     return EndpointResponse({"embedding": found.vectors}, _read(ask, found.readings))
 
 
@@ -205,7 +216,15 @@ def _prompts(ask: EndpointRequest) -> list[str]:
 
 def _continued(ask: EndpointRequest, prompts: Sequence[str]) -> AsyncGenerator[tuple[int, TextDelta], None]:
     how = from_parameters(ask.parameters)
-    return continue_texts(ask.model, prompts, how, call=ask.call, tokens=ask.tokens, field="text_input")
+    return continue_texts(
+        ask.model.task_as(Generate),
+        prompts,
+        how,
+        call=ask.call,
+        tokens=ask.tokens,
+        field="text_input",
+        release=ask.release,
+    )
 
 
 def texts_of(name: str, array: Array) -> list[str]:

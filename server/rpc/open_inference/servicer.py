@@ -7,8 +7,8 @@ gRPC services (Ray Serve) can take it, too.
 # ruff: noqa: N802  # methods are called as the protocol calls them
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Container, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container, Iterable
+from contextlib import AbstractContextManager, ExitStack, aclosing
 from functools import partial
 from typing import Any
 
@@ -148,10 +148,9 @@ class OpenInferenceService:
 
     async def ModelInfer(self, request: oip.ModelInferRequest, context: Context) -> oip.ModelInferResponse:
         model, door = self._find(request.model_name, request.model_version)
-        with self._metrics.request(
-            model.name, model.version, _task(request, model), request_context(context)
-        ) as tokens:
-            ask = await _ask(model, door, request, context, tokens)
+        with ExitStack() as in_use, self._requested(request, model, context) as tokens:
+            in_use.enter_context(model.in_flight.track())
+            ask = await _ask(model, door, request, context, tokens, in_use.close)
             wanted = wanted_outputs(door, request)
             return await _answer(door, wanted, await door.infer(ask), request, model)
 
@@ -183,17 +182,24 @@ class OpenInferenceService:
     ) -> AsyncGenerator[oip.ModelInferResponse, None]:
         """The answers to one request of a stream; the last one says that it is."""
         model, door = self._find(request.model_name, request.model_version)
-        with self._metrics.request(
-            model.name, model.version, _task(request, model), request_context(context)
-        ) as tokens:
-            ask = await _ask(model, door, request, context, tokens)
+        with ExitStack() as in_use, self._requested(request, model, context) as tokens:
+            in_use.enter_context(model.in_flight.track())
+            ask = await _ask(model, door, request, context, tokens, in_use.close)
             wanted = wanted_outputs(door, request)
             if door.stream is None:
-                yield _final(await _answer(door, wanted, await door.infer(ask), request, model), True)
+                response = await _answer(door, wanted, await door.infer(ask), request, model)
+                in_use.close()  # a slow reader must not hold up the unloading of a model
+                yield _final(response, True)
                 return
             async with aclosing(door.stream(ask)) as pieces:
                 async for piece in pieces:
                     yield _final(answer(door, wanted, piece, _response(request, model)), piece.last)
+
+    def _requested(
+        self, request: oip.ModelInferRequest, model: Model, context: Context
+    ) -> AbstractContextManager[Tokens]:
+        """Counts a request in the metrics."""
+        return self._metrics.request(model.name, model.version, _task(request, model), request_context(context))
 
     def _in_pieces(self, request: oip.ModelInferRequest) -> bool:
         try:
@@ -208,15 +214,19 @@ class OpenInferenceService:
 
 
 async def _ask(
-    model: Model, door: Endpoint, request: oip.ModelInferRequest, context: Context, tokens: Tokens
+    model: Model,
+    door: Endpoint,
+    request: oip.ModelInferRequest,
+    context: Context,
+    tokens: Tokens,
+    release: Callable[[], None],
 ) -> EndpointRequest:
     values: dict[str, Any] = read_parameters(request.parameters, door.parameters)
     call = request_context(context, priority=values.get("priority", 0), timeout_us=values.get("timeout", 0))
     own = {name: value for name, value in values.items() if name in door.parameters}
     check_inputs(door, request, model.limits)
-    with model.reading.track():
-        inputs = await offload(model.prepare, partial(read_inputs, door, request), items=items_in(request))
-    return EndpointRequest(model, inputs, own, call, tokens)
+    inputs = await offload(model.prepare, partial(read_inputs, door, request), items=items_in(request))
+    return EndpointRequest(model, inputs, own, call, tokens, release)
 
 
 async def _answer(

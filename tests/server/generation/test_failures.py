@@ -27,11 +27,11 @@ async def listening(root, calls=None):
     metrics = Metrics()
     repository = Repository(settings, metrics.observe)
     calls = calls or InFlight("the server is stopping")
-    server, port = build_server(settings, repository, metrics, Health(repository), calls)
+    server, port = build_server(settings, repository, metrics, Health(), calls)
     await server.start()
     await repository.load_all()
     try:
-        yield f"127.0.0.1:{port}", repository.get("tiny-gpt").handlers.backends[0]
+        yield f"127.0.0.1:{port}", repository.get("tiny-gpt").backend
     finally:
         await server.stop(None)
         await repository.drain()

@@ -10,9 +10,13 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from server.admission.queue import RequestContext
 from server.config.version_policy import Versions
 from server.errors import BadArtifact, InvalidRequest, ModelNotFound, NotReady, ProviderUnavailable, WrongTask
-from server.observability.observer import no_op_observer
+from server.repository.listener import RepositoryListener
 from server.repository.repository import Entry
 from server.rpc.health import Health
+from server.tasks.classify_image import ClassifyImage
+from server.tasks.embed import Embed
+from server.tasks.fill_mask import FillMask
+from server.tasks.generate import Generate
 from tests.server.conftest import opened
 
 CALL = RequestContext()
@@ -34,6 +38,42 @@ def next_version(root, name, **fields):
     manifest = json.loads((directory / "manifest.json").read_text())
     (directory / "manifest.json").write_text(json.dumps(manifest | {"version": version} | fields))
     return directory
+
+
+class VersionRecorder(RepositoryListener):
+    """Records which versions are observed."""
+
+    def __init__(self):
+        self.observed = set()
+
+    def observer(self, name, version):
+        self.observed.add((name, version))
+        return super().observer(name, version)
+
+    def gone(self, name, version):
+        self.observed.discard((name, version))
+
+
+class HealthListener(RepositoryListener):
+    """Refreshes the health service."""
+
+    def __init__(self, health):
+        self.health = health
+
+    async def changed(self, repository):
+        await self.health.refresh(repository)
+
+
+class NotesListener(RepositoryListener):
+    """Takes notes of what happens inside each version."""
+
+    def __init__(self):
+        self.notes = {}
+
+    def observer(self, name, version):
+        from tests.server.batching.test_batcher import Notes
+
+        return self.notes.setdefault((name, version), Notes())
 
 
 async def test_every_model_of_the_directory_is_loaded_and_measured(root):
@@ -84,18 +124,18 @@ async def test_a_model_of_a_task_that_the_server_does_not_know_is_refused(root):
 async def test_models_are_found_by_name_version_and_task(repository):
     assert repository.get("tiny-bert").name == "tiny-bert"
     assert repository.get("tiny-bert", "1").version == "1"
-    assert repository.for_task("tiny-bert", "", "fill-mask").name == "tiny-bert"
-    assert repository.for_task("", "", "embed").name == "tiny-embedder"
+    assert repository.for_task("tiny-bert", "", FillMask).name == "tiny-bert"
+    assert repository.for_task("", "", Embed).name == "tiny-embedder"
     with pytest.raises(ModelNotFound, match="model: found 'bert', expected one of those that are served: tiny-bert, "):
         repository.get("bert")
     with pytest.raises(ModelNotFound, match="model tiny-bert: found version 1, not '2'"):
         repository.get("tiny-bert", "2")
     with pytest.raises(WrongTask, match="model tiny-bert: found task fill-mask, expected embed"):
-        repository.for_task("tiny-bert", "", "embed")
+        repository.for_task("tiny-bert", "", Embed)
     with pytest.raises(InvalidRequest, match="model: found nothing, expected one of tiny-mixer, tiny-vit"):
-        repository.for_task("", "", "classify-image")
+        repository.for_task("", "", ClassifyImage)
     with pytest.raises(ModelNotFound, match="none of those that are served does generate"):
-        repository.for_task("", "", "generate")
+        repository.for_task("", "", Generate)
 
 
 async def test_a_new_version_takes_over_and_nobody_notices(root):
@@ -146,21 +186,18 @@ async def test_a_bad_new_version_leaves_the_old_one_in_place(root):
 
 
 async def test_a_version_that_fails_leaves_nothing_to_count_for_it(root):
-    counted = set()
-    async with opened(root, observe=lambda *key: counted.add(key) or no_op_observer(*key)) as repository:
-        repository.gone = lambda *key: counted.discard(key)
+    listener = VersionRecorder()
+    async with opened(root, listener=listener) as repository:
         next_version(root, "tiny-bert", task="translate")
         with pytest.raises(BadArtifact):
             await repository.load("tiny-bert")
-        assert counted == {("tiny-bert", "1"), ("tiny-embedder", "1")}
+        assert listener.observed == {("tiny-bert", "1"), ("tiny-embedder", "1")}
 
 
 async def test_the_health_of_a_model_is_known_from_when_its_first_load_begins(root):
     shutil.move(root / "tiny-bert", root.parent / "elsewhere")
-    async with opened(root) as repository:
-        health = Health(repository)
-        repository.changed = health.refresh
-        await health.refresh()
+    health = Health()
+    async with opened(root, listener=HealthListener(health)) as repository:
 
         async def state():
             return (await health.Check(HealthCheckRequest(service="model/tiny-bert"), None)).status
@@ -177,9 +214,8 @@ async def test_the_health_of_a_model_is_known_from_when_its_first_load_begins(ro
 
 
 async def test_the_health_of_a_model_whose_first_load_failed_is_not_serving(root):
-    async with opened(root, "tiny-embedder") as repository:
-        health = Health(repository)
-        repository.changed = health.refresh
+    health = Health()
+    async with opened(root, "tiny-embedder", listener=HealthListener(health)) as repository:
         (root / "tiny-bert" / "1" / "cpu.onnx").write_bytes(b"altered")
         with pytest.raises(BadArtifact):
             await repository.load("tiny-bert")
@@ -211,18 +247,21 @@ async def test_an_unloaded_model_is_gone_and_can_come_back(root):
 # ---- which versions
 
 
-async def test_who_is_still_being_read_when_a_model_goes_is_answered(root):
-    """Large tensors are read in a thread: the request has yet to come to a door of the model."""
+async def test_a_model_is_unloaded_when_the_requests_that_use_it_have_ended(root):
+    """A request that found the model may not have reached the batcher yet: large tensors are read in a thread."""
     async with opened(root) as repository:
-        model = repository.get("tiny-bert")
-        with model.reading.track():
+        with repository.use("tiny-bert", "", FillMask) as (model, fill_mask):
             unloading = asyncio.create_task(repository.unload("tiny-bert"))
             for _ in range(20):
                 await asyncio.sleep(0)
-        assert await model.task([ASK], call=CALL)
+            with pytest.raises(ModelNotFound):
+                repository.get("tiny-bert")
+            assert await fill_mask([ASK], call=CALL)
+            assert not unloading.done()
         await unloading
+        assert model.in_flight.count == 0
         with pytest.raises(NotReady):
-            await model.task([ASK], call=CALL)
+            await fill_mask([ASK], call=CALL)
 
 
 async def test_all_versions_can_be_served_and_the_newest_is_meant_unless_one_is_named(root):
@@ -230,7 +269,7 @@ async def test_all_versions_can_be_served_and_the_newest_is_meant_unless_one_is_
     async with opened(root, "tiny-bert", overrides=versions("tiny-bert", "all")) as repository:
         assert repository.get("tiny-bert").version == "2"
         assert [model.version for model in repository.served("tiny-bert")] == ["1", "2"]
-        assert repository.for_task("", "1", "fill-mask").version == "1"
+        assert repository.for_task("", "1", FillMask).version == "1"
         with pytest.raises(ModelNotFound, match="model tiny-bert: found versions 1, 2, not '3'"):
             repository.get("tiny-bert", "3")
 
@@ -305,13 +344,11 @@ def versions(name, text):
 
 
 async def test_what_happens_inside_is_told_to_the_observer_of_that_version(root):
-    from tests.server.batching.test_batcher import Notes
-
-    notes = {}
-    async with opened(root, observe=lambda *key: notes.setdefault(key, Notes())) as repository:
+    listener = NotesListener()
+    async with opened(root, listener=listener) as repository:
         await repository.get("tiny-embedder").task(["a text", "another one"], call=CALL)
-    assert sum(facts["rows"] for facts in notes["tiny-embedder", "1"].batches) == 2
-    assert notes["tiny-bert", "1"].batches == []
+    assert sum(facts["rows"] for facts in listener.notes["tiny-embedder", "1"].batches) == 2
+    assert listener.notes["tiny-bert", "1"].batches == []
 
 
 @pytest.mark.usefixtures("openvino_or_stand_in")

@@ -38,21 +38,21 @@ def watch(health, service=""):
 
 async def test_nothing_serves_before_the_models_are_there():
     models = Models(ready=False)
-    health = Health(models)
-    await health.refresh()
+    health = Health()
+    await health.refresh(models)
     assert await check(health) == NOT_SERVING
     models.ready = True
-    await health.refresh()
+    await health.refresh(models)
     assert await check(health) == await check(health, "inference.GRPCInferenceService") == SERVING
 
 
 async def test_a_model_that_was_unloaded_does_not_serve():
     models = Models("bert", "vit")
-    health = Health(models)
-    await health.refresh()
+    health = Health()
+    await health.refresh(models)
     assert await check(health, "model/bert") == SERVING
     models.there.remove("bert")
-    await health.refresh()
+    await health.refresh(models)
     assert await check(health, "model/bert") == NOT_SERVING
     assert await check(health, "model/vit") == SERVING
     with pytest.raises(ModelNotFound, match="model/gpt"):
@@ -60,8 +60,8 @@ async def test_a_model_that_was_unloaded_does_not_serve():
 
 
 async def test_a_watcher_that_leaves_takes_nobody_with_it():
-    health = Health(Models("bert"))
-    await health.refresh()
+    models, health = Models("bert"), Health()
+    await health.refresh(models)
     leaves, stays = watch(health), watch(health)
     assert (await anext(leaves)).status == (await anext(stays)).status == SERVING
     await leaves.aclose()
@@ -71,18 +71,18 @@ async def test_a_watcher_that_leaves_takes_nobody_with_it():
 
 async def test_who_watches_a_model_that_is_not_there_yet_is_told_when_it_is():
     models = Models()
-    health = Health(models)
+    health = Health()
     watcher = watch(health, "model/bert")
     assert (await anext(watcher)).status == UNKNOWN
     models.there.append("bert")
-    await health.refresh()
+    await health.refresh(models)
     assert (await anext(watcher)).status == SERVING
 
 
 async def test_nothing_serves_again_once_it_stops():
-    health = Health(Models("bert"))
+    models, health = Models("bert"), Health()
     await health.stop()
-    await health.refresh()
+    await health.refresh(models)
     assert await check(health) == await check(health, "model/bert") == NOT_SERVING
 
 

@@ -17,7 +17,7 @@ async def test_a_client_that_says_nothing_any_more_is_let_go(tmp_path, monkeypat
     monkeypatch.setattr("server.rpc.server.KEEPALIVE_TIMEOUT_MS", 50)
     settings = Settings(artifacts=tmp_path, port=0)
     repository, metrics = Repository(settings), Metrics()
-    server, port = build_server(settings, repository, metrics, Health(repository), InFlight("stopping"))
+    server, port = build_server(settings, repository, metrics, Health(), InFlight("stopping"))
     await server.start()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:

@@ -52,7 +52,7 @@ def gated(repository):
     decoder = Gated(model.artifact.manifest.image)
     two = 2 * decoder.header(PICTURES[0]).decoding_bytes
     pool = DecodePool(4, decoding_bytes=two)
-    yield decoder, ClassifyImage(model.artifact, model.handlers.backends[0], decoder, pool=pool, prepare=model.prepare)
+    yield decoder, ClassifyImage(model.artifact, model.backend, decoder, pool=pool, prepare=model.prepare)
     decoder.gate.set()
     pool.end()
 

@@ -255,7 +255,7 @@ async def test_wrong_pixels_are_refused(repository, pixels):
 @pytest.fixture
 def living_logits(repository, monkeypatch):
     """How many batches' logits were held, at the beginning of each run."""
-    (lane,) = repository.get("tiny-bert").handlers.backends[0]._lanes
+    (lane,) = repository.get("tiny-bert").backend._lanes
     run, made, held = lane._session.run, [], []
 
     def count_and_run(feeds, outputs):

@@ -1,26 +1,16 @@
-"""From a PyTorch model to an artifact: a graph for each kind of machine, proven equal to its source.
+"""Export: from a PyTorch model to an artifact, which has one ONNX graph for each kind of machine and its proof.
 
 Read in the order in which data flows:
 
-    sources         a name the user typed → files on this machine, and whether they have changed
-    hub, layout     from a hub id to those files; which files an export reads
-    modules         the modules and folders of a model of sentence-transformers
-    recipes         a loaded model → what its graph takes and gives, and seeded inputs to try it on
-    attention_ops   the runtime's fused attention in place of the block's own
-    trace           a recipe → an ONNX graph
-    optimize        the graph, with neighbouring nodes fused
-    quantize        its matrices in fewer bits, where that is wanted
-    runtime         a saved graph, run by ONNX Runtime
-    parity          how far the saved graph is from PyTorch, and whether that is near enough
-    decode          the same for text that GPT writes step by step, over its cache
-    samples         files of texts and images: the user's, or one that training never saw
-    preparation     from these to a graph's inputs
-    calibration     how far a graph is from PyTorch on the user's; held_out: what rounding does to the score
-    inputs          what has to happen to a text or an image before the graph can read it
-    graph           these, one after the other, for one kind of machine
-    exporter        all of it, from the source to the artifact
-    inspection      what is inside an artifact, and whether it still is what was exported; golden_inputs: its images
-    artifact        the directory that the server reads: whole or not at all
+    sources      the name that the user typed → files on this machine; which files an export reads, and their digest
+    inputs       what happens to a text or an image before the graph, as the library that defines it reads its settings
+    loading      a source → a recipe (the model with named inputs and outputs) and a manifest
+    graph        a recipe → an ONNX graph: traced with the runtime's fused attention, fused, quantised, run
+    parity       how far a graph is from PyTorch, on seeded inputs, on GPT's cache, on held-out and on the user's inputs
+    artifact     one graph with its proof; the directory that the server reads; `inspect` and `verify`
+    exporter     all of these steps in order
 
-The only package that knows both torch and ONNX. It knows nothing of the server.
+`families` lists what can be exported, `precisions` the machines and the numeric formats, `progress` the terminal.
+
+This is the only package that imports both torch and ONNX. It never imports the server.
 """

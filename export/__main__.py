@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
         "(default: int8)",
     )
     parser.add_argument(
-        "--calibrate",
+        "--evaluate",
         type=Path,
         metavar="FILE",
         help="state the error on inputs of your own, too: a file with a text on each line, or an image, a directory of "
@@ -156,8 +156,8 @@ def export_one(source: Source, options: argparse.Namespace, targets: dict[str, P
         chosen += f",task={options.task}"
     if options.ignore_unused:
         chosen += ",ignore-unused"
-    if options.calibrate:
-        chosen += f"; calibrated on {options.calibrate.name} (sha256 {samples.digest(options.calibrate)[:12]})"
+    if options.evaluate:
+        chosen += f"; evaluated on {options.evaluate.name} (sha256 {samples.digest(options.evaluate)[:12]})"
     if source.revision:
         progress.say(f"{name}: {source.location} is commit {source.revision}")
     found = store.newest(artifacts, name)
@@ -168,7 +168,8 @@ def export_one(source: Source, options: argparse.Namespace, targets: dict[str, P
             progress.say(f"{name}: {directory} is up to date")
             return
     progress.say(f"{name}: {source.location} → {artifacts / name}")
-    from export.exporter import Job, export  # brings torch with it: seconds that an up-to-date model need not wait
+    from export.exporter import export  # imports torch, which takes seconds that an up-to-date artifact does not need
+    from export.loading import Job
 
     job = Job(
         source,
@@ -178,7 +179,7 @@ def export_one(source: Source, options: argparse.Namespace, targets: dict[str, P
         digest=digest,
         options=chosen,
         image_size=options.image_size,
-        calibrate=options.calibrate,
+        evaluate=options.evaluate,
         task=options.task,
         ignore_unused=options.ignore_unused,
         all_targets=options.target is not None,

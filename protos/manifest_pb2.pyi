@@ -166,7 +166,7 @@ class Graph(_message.Message):
     HEAD_PRECISION_FIELD_NUMBER: _builtins.int
     TRACED_NODES_FIELD_NUMBER: _builtins.int
     HELD_OUT_FIELD_NUMBER: _builtins.int
-    CALIBRATION_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """cpu, cuda"""
     precision: _builtins.str
@@ -186,11 +186,11 @@ class Graph(_message.Message):
 
     @_builtins.property
     def held_out(self) -> Global___Score:
-        """of rounded weights, where the source brings a sample that training never saw"""
+        """of quantised weights, where the source has a held-out sample"""
 
     @_builtins.property
-    def calibration(self) -> Global___Calibration:
-        """if the user gave inputs"""
+    def evaluation(self) -> Global___Evaluation:
+        """if the export was given inputs (--evaluate)"""
 
     def __init__(
         self,
@@ -204,11 +204,11 @@ class Graph(_message.Message):
         head_precision: _builtins.str = ...,
         traced_nodes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         held_out: Global___Score | None = ...,
-        calibration: Global___Calibration | None = ...,
+        evaluation: Global___Evaluation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration", "held_out", b"held_out", "parity", b"parity"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "held_out", b"held_out", "parity", b"parity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration", "file", b"file", "head_precision", b"head_precision", "held_out", b"held_out", "inputs", b"inputs", "outputs", b"outputs", "parity", b"parity", "precision", b"precision", "target", b"target", "traced_nodes", b"traced_nodes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "file", b"file", "head_precision", b"head_precision", "held_out", b"held_out", "inputs", b"inputs", "outputs", b"outputs", "parity", b"parity", "precision", b"precision", "target", b"target", "traced_nodes", b"traced_nodes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -263,7 +263,7 @@ class Parity(_message.Message):
     measured_on: _builtins.str
     """runtime, version, provider"""
     measure: _builtins.str
-    """maximum or root-mean-square: which of the two the tolerance bounds"""
+    """maximum or root-mean-square: which of the two errors the tolerance bounds"""
     maximum: _builtins.float
     root_mean_square: _builtins.float
     tolerance: _builtins.float
@@ -272,7 +272,7 @@ class Parity(_message.Message):
     """the largest error, in the result's own unit"""
     top1_agreement: _builtins.float
     """Of classifiers and language models, over all rows of logits.
-    the share of rows with the same best class or word
+    the share of rows with the same best class or token
     """
     kl_divergence: _builtins.float
     """of the graph's distribution from PyTorch's, in nats, the mean over the rows"""
@@ -306,7 +306,7 @@ Global___Parity: _TypeAlias = Parity  # noqa: Y015
 
 @_typing.final
 class Score(_message.Message):
-    """What rounding does to a model's score on a held-out sample."""
+    """What quantisation does to a model's score on a held-out sample."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -333,8 +333,8 @@ class Score(_message.Message):
 Global___Score: _TypeAlias = Score  # noqa: Y015
 
 @_typing.final
-class Calibration(_message.Message):
-    """How far the graph is from PyTorch on the user's own inputs; there is no bound on it."""
+class Evaluation(_message.Message):
+    """How far the graph is from PyTorch on the user's own inputs. It is measured and not bounded."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -359,7 +359,7 @@ class Calibration(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Calibration: _TypeAlias = Calibration  # noqa: Y015
+Global___Evaluation: _TypeAlias = Evaluation  # noqa: Y015
 
 @_typing.final
 class TextInput(_message.Message):

@@ -1,7 +1,6 @@
 """One graph of an artifact: traced, fused, rounded where that is wanted, saved, and proven equal to its source."""
 
 import gc
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir
@@ -12,28 +11,15 @@ from export.graph.recipes import DTYPES, GptRecipe, Ports, Recipe
 from export.graph.runtime import Runtime, filled
 from export.graph.trace import trace
 from export.parity import comparison, decode
-from export.parity.cases import Case
 from export.parity.comparison import Parity
-from export.parity.held_out import Sample
+from export.parity.references import References
 from export.precisions import PRECISIONS, Precision
 from export.progress import Progress
-from protos.manifest_pb2 import Calibration, Graph, Score, Tensor
+from protos.manifest_pb2 import Graph, Score, Tensor
 
 EXTERNAL_BYTES = 1_900_000_000  # a protobuf file ends at 2 GiB; beyond this, weights get files of their own ...
 SHARD_BYTES = 4_000_000_000  # ... of at most this size, which every file system and store takes
 MILLION = 1e6
-
-
-@dataclass(frozen=True)
-class References:
-    """What PyTorch says in fp32: to random inputs, to a text that GPT writes, to the user's own inputs, as a score."""
-
-    tried: list[Case]
-    whole: Case | None
-    own: Calibration
-    own_cases: list[Case]
-    sample: Sample | None
-    score: float
 
 
 def make(
@@ -71,14 +57,14 @@ def make(
         with progress.step(f"{label}: held out") as remarks:
             graph.held_out.CopyFrom(scored(path, precision, recipe, references))
             remarks.append(f"{graph.held_out.measure} {graph.held_out.pytorch:.4g} → {graph.held_out.graph:.4g}")
-    if references.own_cases:
-        with progress.step(f"{label}: calibrate") as remarks:
-            measured = comparison.measure(Runtime(path), recipe, precision, references.own_cases)
-            own = comparison.summed(measured, precision)
-            graph.calibration.CopyFrom(references.own)
-            graph.calibration.parity.CopyFrom(comparison.message(own))
-            graph.calibration.parity.ClearField("tolerance")
-            remarks.append(f"{own}")
+    if references.evaluation_cases:
+        with progress.step(f"{label}: evaluate") as remarks:
+            measured = comparison.measure(Runtime(path), recipe, precision, references.evaluation_cases)
+            evaluated = comparison.summed(measured, precision)
+            graph.evaluation.CopyFrom(references.evaluation)
+            graph.evaluation.parity.CopyFrom(comparison.message(evaluated))
+            graph.evaluation.parity.ClearField("tolerance")
+            remarks.append(str(evaluated))
     return graph
 
 
@@ -137,9 +123,9 @@ def prove(path: Path, precision: Precision, recipe: Recipe, references: Referenc
     """Run the saved file on every case, and for GPT step by step. ParityError if it is too far from PyTorch."""
     runtime = Runtime(path)
     runtime.check(recipe, precision.name)
-    differences = comparison.measure(runtime, recipe, precision, references.tried)
-    if isinstance(recipe, GptRecipe) and references.whole is not None:
-        differences += decode.measure(runtime, recipe, precision, references.whole)
+    differences = comparison.measure(runtime, recipe, precision, references.cases)
+    if isinstance(recipe, GptRecipe) and references.generation is not None:
+        differences += decode.measure(runtime, recipe, precision, references.generation)
     return comparison.judge(differences, precision)
 
 

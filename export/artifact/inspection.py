@@ -92,8 +92,8 @@ def described(account: Account) -> list[str]:
         if "held_out" in graph:
             score = graph["held_out"]
             lines.append(f"    held out: {score['measure']} {score['pytorch']:.4g} → {score['graph']:.4g}")
-        if "calibration" in graph:
-            own = graph["calibration"]
+        if "evaluation" in graph:
+            own = graph["evaluation"]
             lines.append(f"    on {own['inputs']} inputs of {own['file']}: {errors(own['parity'])}")
     return lines
 

@@ -1,7 +1,7 @@
-"""Files of inputs that somebody chose: the user's own (`--calibrate`), or a sample that a model never saw in training.
+"""Files of sample inputs: the user's own (`--evaluate`), or the held-out sample of a checkpoint.
 
-Texts stand one on each line. Images are one file, the files of a directory, or a list of files, one on each line.
-Knows nothing of models and imports no torch.
+A text file has one text on each line. Images are one file, the files of a directory, or a list of files, one on each
+line. Knows nothing of models and imports no torch.
 """
 
 import hashlib

@@ -4,7 +4,7 @@ Errors are relative to the standard deviation of the reference: an absolute erro
 it is an error of.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -127,7 +127,7 @@ def deviation(cases: Iterable[Case]) -> float:
     return float(np.std(np.concatenate([case.reference.ravel() for case in cases]))) or 1.0
 
 
-def measure(runtime: Runtime, recipe: Recipe, precision: Precision, cases: list[Case]) -> list[Difference]:
+def measure(runtime: Runtime, recipe: Recipe, precision: Precision, cases: Sequence[Case]) -> list[Difference]:
     """Run every case; one difference for each."""
     scale, compare = deviation(cases), comparison(recipe)
     differences = []

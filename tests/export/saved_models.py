@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from export.exporter import Job, LoadedSource, read
+from export.loading import Job, LoadedSource, load
 from export.precisions import parse
 from export.sources import lookup
 from protos.manifest_pb2 import Manifest
@@ -32,7 +32,7 @@ def change(path: Path, **changes: object) -> None:
 def loaded(directory: Path) -> LoadedSource:
     """The first step of an export."""
     source = lookup.resolve(str(directory))
-    return read(Job(source, "model", Path("unused"), parse("cpu"), digest="", options=""))
+    return load(Job(source, "model", Path("unused"), parse("cpu"), digest="", options=""))
 
 
 def computed(

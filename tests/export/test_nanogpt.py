@@ -122,7 +122,7 @@ def test_a_letter_that_the_model_has_never_seen_is_refused_in_a_file_too(
     export, letters: tuple, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.txt").write_text("naïve")
-    outcome = export(letters[1], "--calibrate", tmp_path / "mine.txt")
+    outcome = export(letters[1], "--evaluate", tmp_path / "mine.txt")
     assert outcome.status == 1
     assert "mine.txt: found what the tokenizer has no token for" in outcome.complained
 

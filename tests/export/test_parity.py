@@ -10,17 +10,16 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from export import exporter
 from export.artifact import graph
 from export.errors import ExportError, ParityError
 from export.graph.recipes import GptRecipe, Recipe, recipe_for
 from export.graph.runtime import Runtime
 from export.inputs.text import sentence_model
 from export.parity import cases, comparison, decode
+from export.parity.references import References, reference_case, seeded_cases
 from export.precisions import PRECISIONS
 from models import Gpt
 from models.checkpoints import load
-from protos.manifest_pb2 import Calibration
 
 FP32, FP16 = PRECISIONS["fp32"], PRECISIONS["fp16"]
 LONGEST = 64
@@ -31,15 +30,11 @@ def prove(path: Path, recipe: Recipe) -> comparison.Parity:
     return graph.prove(path, FP32, recipe, references(recipe))
 
 
-def references(recipe: Recipe) -> graph.References:
-    """What PyTorch says to what every graph is tried on."""
-    return graph.References(
-        tried=exporter.seeded(recipe, LONGEST),
-        whole=exporter.reference(recipe, decode.inputs_for(recipe)) if isinstance(recipe, GptRecipe) else None,
-        own=Calibration(),
-        own_cases=[],
-        sample=None,
-        score=0,
+def references(recipe: Recipe) -> References:
+    """What PyTorch computes of the inputs that every graph is compared on."""
+    return References(
+        cases=seeded_cases(recipe, LONGEST),
+        generation=reference_case(recipe, decode.inputs_for(recipe)) if isinstance(recipe, GptRecipe) else None,
     )
 
 
@@ -127,7 +122,7 @@ def test_a_cache_that_is_read_wrongly_is_caught_by_writing_step_by_step(
 
     path = tampered(artifacts("gpt") / "cpu.onnx", tmp_path, change)
     recipe = recipe_of(checkpoints["gpt"])
-    at_once = comparison.measure(Runtime(path), recipe, FP32, exporter.seeded(recipe, LONGEST))
+    at_once = comparison.measure(Runtime(path), recipe, FP32, seeded_cases(recipe, LONGEST))
     assert comparison.judge(at_once, FP32).maximum < 1e-5
     with pytest.raises(ParityError, match="of a prompt|after prompts"):
         prove(path, recipe)

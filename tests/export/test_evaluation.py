@@ -30,13 +30,13 @@ def test_the_error_on_texts_of_ones_own_is_stated(
     kind: str, export, checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine.txt").write_text(TEXTS)
-    command = (checkpoints[kind], "--target", "cpu=int8-weights", "--calibrate", tmp_path / "mine.txt")
+    command = (checkpoints[kind], "--target", "cpu=int8-weights", "--evaluate", tmp_path / "mine.txt")
     outcome = export(*command)
     assert "3 inputs of mine.txt" in outcome.said
     (graph,) = manifest(outcome.artifacts, f"tiny-{kind}").graphs
-    assert (graph.calibration.file, graph.calibration.inputs) == ("mine.txt", 3)
-    assert 0 < graph.calibration.parity.root_mean_square < 0.05
-    assert graph.calibration.parity.top1_agreement > 0.5
+    assert (graph.evaluation.file, graph.evaluation.inputs) == ("mine.txt", 3)
+    assert 0 < graph.evaluation.parity.root_mean_square < 0.05
+    assert graph.evaluation.parity.top1_agreement > 0.5
 
     assert main(["inspect", str(outcome.artifacts / f"tiny-{kind}/1")]) == 0
     assert "on 3 inputs of mine.txt: maximum" in capsys.readouterr().out
@@ -54,11 +54,11 @@ def test_the_error_on_images_of_ones_own_is_stated(export, checkpoints: dict[str
     (tmp_path / "list.txt").write_text("own/0.png\nown/2.png\n")
     artifact = "tiny-mixer"
     for version, (path, count) in enumerate([(own, 3), (tmp_path / "list.txt", 2), (own / "1.png", 1)], start=1):
-        outcome = export(checkpoints["mixer"], "--target", "cpu", "--calibrate", path)
+        outcome = export(checkpoints["mixer"], "--target", "cpu", "--evaluate", path)
         text = (outcome.artifacts / artifact / str(version) / "manifest.json").read_text()
-        calibration = json.loads(text)["graphs"][0]["calibration"]
-        assert calibration["inputs"] == count
-        assert calibration["parity"]["maximum"] < 1e-5
+        evaluation = json.loads(text)["graphs"][0]["evaluation"]
+        assert evaluation["inputs"] == count
+        assert evaluation["parity"]["maximum"] < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_file_that_will_not_do_is_one_clear_error(
 ) -> None:
     if contents is not None:
         (tmp_path / "mine").write_bytes(contents)
-    outcome = export(checkpoints["mixer"], "--calibrate", tmp_path / "mine")
+    outcome = export(checkpoints["mixer"], "--evaluate", tmp_path / "mine")
     assert (outcome.status, outcome.visible) == (1, [])
     assert complaint in outcome.complained
     assert outcome.complained.count("\n") == 1
@@ -124,7 +124,7 @@ def test_what_a_list_of_images_names_is_looked_at_for_changes_and_nothing_beside
     (tmp_path / "list.txt").write_text("own/0.png\n")
     for path in (own, tmp_path / "list.txt"):
         Image.new("RGB", (40, 50), "red").save(own / "0.png")
-        command = (checkpoints["mixer"], "--target", "cpu", "--calibrate", path, "--name", path.name.split(".")[0])
+        command = (checkpoints["mixer"], "--target", "cpu", "--evaluate", path, "--name", path.name.split(".")[0])
         assert export(*command).status == 0
         (own / "notes.txt").write_text(f"of {path}")
         assert "up to date" in export(*command).said

@@ -1,0 +1,196 @@
+"""The first step of an export: read a source, and write into a manifest what its files say.
+
+The result is a recipe, whose model has its weights, and a manifest without graphs.
+"""
+
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from export.errors import ExportError
+from export.graph.recipes import BertRecipe, GptRecipe, ImageRecipe, Recipe, recipe_for
+from export.inputs.images import golden_images, processor
+from export.inputs.text import golden_texts, sentence_model, tokenizer
+from export.inputs.text.sentence_model import TextModel
+from export.precisions import Precision
+from export.sources.lookup import Source
+from export.sources.modules import as_encoder
+from models import MixerConfig, VitConfig, checkpoints
+from models.checkpoints import (
+    CheckpointError,
+    architecture,
+    configuration,
+    fitted,
+    for_task,
+    guessed,
+    labels,
+    weights_file,
+)
+from models.checkpoints.layout import PAD_POSITION
+from protos.artifact import FORMAT_VERSION, GOLDEN_IMAGES, GOLDEN_TEXTS, TOKENIZER
+from protos.manifest_pb2 import CacheLayout, Manifest
+from protos.manifest_pb2 import Source as SourceMessage
+
+TOOLS = (
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnx-ir",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "tokenizers",
+    "transformers",
+    "pillow",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """The options of one export."""
+
+    source: Source
+    name: str
+    artifacts: Path
+    targets: dict[str, Precision]
+    digest: str
+    options: str
+    image_size: int | None = None  # in pixels; None: the image size of the source
+    evaluate: Path | None = None  # a file with inputs of the user's own
+    task: str | None = None  # None: config.json names the architecture
+    ignore_unused: bool = False  # whether tensors that the model does not use may be left out
+    all_targets: bool = True  # whether an infeasible target is an error; otherwise it is left out
+
+
+@dataclass(frozen=True)
+class LoadedSource:
+    """A source in memory: its model, and everything that the artifact says about it before a graph is made."""
+
+    recipe: Recipe
+    manifest: Manifest
+    tokenizer: str | None = None  # in the format of the `tokenizers` library; None for images
+    files: dict[str, bytes] = field(default_factory=dict)  # of the artifact, by name: the tokenizer, golden inputs
+    remarks: list[str] = field(default_factory=list)  # for the user: what was guessed or left out
+
+
+def load(job: Job) -> LoadedSource:
+    """Read the source of a job. ExportError says which file and which key cannot be exported."""
+    source, directory = job.source, job.source.directory
+    text = sentence_model.read(directory, job.task) if directory else TextModel()
+    try:
+        config, tensors = checkpoints.read(source.encoder)
+        config = for_task(config, job.task)
+        config = as_encoder(config) if text.poolings else config
+        loaded = fitted(
+            config,
+            tensors | text.vector.tensors,
+            pooling=text.poolings,
+            layers=text.vector.layers,
+            image_size=job.image_size,
+            file=weights_file(source.encoder),
+            ignore_unused=job.ignore_unused,
+        )
+        recipe = recipe_for(loaded.model)
+        names = labels(config) if recipe.task.startswith("classify") else []
+    except CheckpointError as error:
+        raise ExportError(f"{source.location}: {error}") from error
+    if job.task not in (None, recipe.task):
+        raise ExportError(
+            f"--task {job.task}: found a model for {recipe.task} by its modules.json, expected no other task"
+        )
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        name=job.name,
+        architecture=recipe.architecture,
+        task=recipe.task,
+        source=SourceMessage(
+            location=source.location, digest=job.digest, options=job.options, revision=source.revision
+        ),
+        tool_versions=tool_versions(),
+    )
+    if recipe.task in ("classify-text", "classify-image"):
+        manifest.labels.extend(names)
+        manifest.function_to_apply = text.function_to_apply or function_to_apply(config, len(names))
+    if isinstance(recipe, ImageRecipe):
+        found = read_image_input(source, recipe, manifest, config)
+    else:
+        found = read_text_input(source, recipe, manifest, config, text)
+    return replace(found, remarks=[*found.remarks, *remark_on_ignored(loaded.ignored)])
+
+
+def remark_on_ignored(tensors: list[str]) -> list[str]:
+    """The remark about tensors that --ignore-unused left out."""
+    return [f"ignored {len(tensors)} unused tensors: {', '.join(tensors)}"] if tensors else []
+
+
+def read_image_input(
+    source: Source, recipe: ImageRecipe, manifest: Manifest, config: dict[str, object]
+) -> LoadedSource:
+    """Add to the manifest how an image file is preprocessed."""
+    trained = configuration(config)[1]
+    assert source.directory is not None, "an image model is a directory: this is a bug"
+    assert isinstance(trained, VitConfig | MixerConfig), "an image model has a size: this is a bug"
+    sizes = {"image_size": recipe.config.image_size, "trained": trained.image_size}
+    found = processor.read(source.directory, channels=recipe.config.channels, **sizes)
+    manifest.image.CopyFrom(found.manifest)
+    return LoadedSource(recipe, manifest, files={GOLDEN_IMAGES: golden_images.made(found)}, remarks=found.remarks)
+
+
+def read_text_input(
+    source: Source,
+    recipe: Recipe,
+    manifest: Manifest,
+    config: dict[str, object],
+    text: TextModel,
+) -> LoadedSource:
+    """Add to the manifest how a text is tokenized, and how the output of the graph is read."""
+    assert isinstance(recipe, BertRecipe | GptRecipe), "only text is tokenized: this is a bug"
+    needs = tokenizer.Needs(
+        family=architecture(config)[0],
+        task=recipe.task,
+        vocabulary=recipe.config.vocabulary,
+        positions=recipe.config.positions,
+        segments=getattr(recipe.config, "segments", 0),
+        settings=text.settings,
+    )
+    found = tokenizer.read(source.tokenizer, source.encoder if source.directory else None, needs)
+    manifest.text.CopyFrom(found.manifest)
+    if getattr(recipe.config, "pad_position", False):
+        manifest.text.pad_position, manifest.text.pad_position_id = recipe.config.positions, PAD_POSITION
+    manifest.text.empty_pairs = text.function_to_apply is not None  # a cross-encoder
+    golden = golden_texts.make(replace(found, manifest=manifest.text), recipe.task)
+    if recipe.task == "embed":
+        (embedding,) = recipe.outputs("fp32").values()
+        manifest.embedding_width = embedding.sized({"batch": 1})[1]
+        manifest.normalise = text.vector.normalise  # by the server: a request may ask for the vector as it is
+    if isinstance(recipe, GptRecipe):
+        layers, heads = recipe.config.depth, recipe.config.heads
+        manifest.cache.CopyFrom(CacheLayout(layers=layers, heads=heads, head_width=recipe.head_width))
+    guess = guessed(config)
+    return LoadedSource(
+        recipe,
+        manifest,
+        tokenizer=found.tokenizer,
+        files={TOKENIZER: found.tokenizer.encode(), GOLDEN_TEXTS: golden_texts.to_json(golden)},
+        remarks=[*([f"guessed: {guess}"] if guess else []), *found.remarks],
+    )
+
+
+def function_to_apply(config: dict[str, object], classes: int) -> str:
+    """The function from logits to scores that the pipelines of transformers choose."""
+    match config.get("problem_type"):
+        case "regression":
+            return "none"
+        case "multi_label_classification":
+            return "sigmoid"
+    return "softmax" if classes > 1 else "sigmoid"
+
+
+def tool_versions() -> dict[str, str]:
+    """The versions of the packages that made the graphs, as far as they are installed."""
+    found = {}
+    for name in TOOLS:
+        try:
+            found[name] = version(name)
+        except ModuleNotFoundError:  # the runtime has one of two names
+            continue
+    return found

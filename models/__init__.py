@@ -1,21 +1,21 @@
 """Transformers, written to be read: BERT, GPT, ViT and MLP-Mixer are one stack of one block.
 
 The idea in one line: `X @ X.T @ X` lets every token meet every other. Give each X a matrix of its own (queries, keys,
-values), normalise the affinities with a softmax, and it is self-attention. Attention and an MLP, each with a skip
-connection around it, make a block. Stack blocks, and what is left to choose is
+values) and normalise the affinities with a softmax: this is self-attention. Attention and an MLP, each with a skip
+connection around it, make a block. The models are stacks of blocks and differ in these choices:
 
-| model          | input   | who may look at whom | positions mixed by | head                               |
-|----------------|---------|----------------------|--------------------|------------------------------------|
-| BERT           | words   | all real tokens      | attention          | the masked word, a class, a vector |
-| GPT            | words   | the past             | attention          | the next word                      |
-| ViT            | patches | all patches          | attention          | a class                            |
-| MLP-Mixer      | patches | all patches          | an MLP             | a class                            |
-| attention-only | words   | the past             | attention, no MLP  | the next word                      |
+| model          | input   | each one attends to | positions mixed by | head                                |
+|----------------|---------|---------------------|--------------------|-------------------------------------|
+| BERT           | tokens  | all real tokens     | attention          | the masked token, a class, a vector |
+| GPT            | tokens  | earlier tokens      | attention          | the next token                      |
+| ViT            | patches | all patches         | attention          | a class                             |
+| MLP-Mixer      | patches | all patches         | an MLP             | a class                             |
+| attention-only | tokens  | earlier tokens      | attention, no MLP  | the next token                      |
 
-Read in this order: attention, mlp, block, masks, embed, heads, then bert, gpt, vit, mixer, attention_only.
-Published weights come in through checkpoints.
+Read in this order: attention, mlp, block, stack, masks, embed, heads, then bert, gpt, vit, mixer, attention_only.
+`checkpoints` loads published weights.
 
-Shapes stand in trailing comments, where they change, in these letters:
+Trailing comments give shapes where they change, in these letters:
 
     b  batch              h  heads                     v  vocabulary
     t  query positions    k  width of one head         c  classes

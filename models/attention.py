@@ -1,4 +1,4 @@
-"""Self-attention: tokens look at each other and take over what they find. Knows no models, padding or caches."""
+"""Self-attention: each token becomes a weighted sum over all tokens. It knows no models, padding or caches."""
 
 from collections.abc import Callable
 from math import sqrt
@@ -25,7 +25,7 @@ def attend(
     """`softmax(Q Kᵀ / √k + mask) V` in each head; (b, t, d) for the query, (b, s, d) for key and value, (b, t, d) back.
 
     With one head, `scale=1` and no normalisation, `attend(X, X, X)` is `X @ X.T @ X`: every token meets every other.
-    `mask` is additive and broadcasts to (b, h, t, s): 0 where a query may look at a key, minus infinity where not.
+    `mask` is additive and broadcasts to (b, h, t, s): 0 where a query may attend to a key, else minus infinity.
 
     Source: Vaswani et al., "Attention Is All You Need", 2017, section 3.2.
     """
@@ -38,13 +38,13 @@ def attend(
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """Cut the width into heads, each of which attends on its own."""
+    """Cut the width into heads. Each head attends on its own."""
     b, t, d = x.shape
     return x.view(b, t, heads, d // heads).transpose(1, 2)  # (b, h, t, k)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """Lay the heads side by side again."""
+    """Concatenate the heads again."""
     b, h, t, k = x.shape
     return x.transpose(1, 2).reshape(b, t, h * k)  # (b, t, d)
 
@@ -61,35 +61,35 @@ class SelfAttention(nn.Module):
         if width % heads:
             raise ValueError(f"width {width} cannot be cut into {heads} heads: expected a multiple of the head count")
         self.heads, self.scale = heads, scale
-        self.to_query = nn.Linear(width, width, bias=qkv_bias)
-        self.to_key = nn.Linear(width, width, bias=qkv_bias)
-        self.to_value = nn.Linear(width, width, bias=qkv_bias)
-        self.to_out = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width, bias=qkv_bias)
+        self.k_proj = nn.Linear(width, width, bias=qkv_bias)
+        self.v_proj = nn.Linear(width, width, bias=qkv_bias)
+        self.out_proj = nn.Linear(width, width)
         self.attend: Callable[..., Tensor] = attend
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        query, key, value = self.to_query(x), self.to_key(x), self.to_value(x)  # (b, t, d) each
-        return self.to_out(self.attend(query, key, value, mask, heads=self.heads, scale=self.scale))
+        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)  # (b, t, d) each
+        return self.out_proj(self.attend(query, key, value, mask, heads=self.heads, scale=self.scale))
 
     @property
     def qk(self) -> Tensor:
         """(h, d, d): the bilinear form `x qk yᵀ` by which head h measures the affinity of token x for token y.
 
-        Queries and keys never act apart: only the product of their matrices matters. (Biases are left out.)
+        Only the product of the query and key matrices matters, not each of them. (Biases are left out.)
         Source: Elhage et al., "A Mathematical Framework for Transformer Circuits", 2021.
         """
-        k = self.to_query.weight.shape[0] // self.heads
-        to_query = self.to_query.weight.view(self.heads, k, -1)  # (h, k, d)
-        to_key = self.to_key.weight.view(self.heads, k, -1)
-        return to_query.transpose(-2, -1) @ to_key  # (h, d, d)
+        k = self.q_proj.weight.shape[0] // self.heads
+        w_q = self.q_proj.weight.view(self.heads, k, -1)  # (h, k, d)
+        w_k = self.k_proj.weight.view(self.heads, k, -1)
+        return w_q.transpose(-2, -1) @ w_k  # (h, d, d)
 
     @property
     def ov(self) -> Tensor:
         """(h, d, d): what head h adds to a token, `y ov`, when it attends to token y.
 
-        Values and the output projection never act apart either; the values could be folded into what follows.
+        Likewise, only the product of the value matrix and the output projection matters.
         """
-        k = self.to_value.weight.shape[0] // self.heads
-        to_value = self.to_value.weight.view(self.heads, k, -1)  # (h, k, d)
-        to_out = self.to_out.weight.view(-1, self.heads, k).transpose(0, 1)  # (h, d, k)
-        return (to_out @ to_value).transpose(-2, -1)  # (h, d, d)
+        k = self.v_proj.weight.shape[0] // self.heads
+        w_v = self.v_proj.weight.view(self.heads, k, -1)  # (h, k, d)
+        w_out = self.out_proj.weight.view(-1, self.heads, k).transpose(0, 1)  # (h, d, k)
+        return (w_out @ w_v).transpose(-2, -1)  # (h, d, d)

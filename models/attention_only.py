@@ -1,7 +1,7 @@
 """The attention-only transformer: GPT without its MLPs, small enough to take apart by hand.
 
-What such a model computes is a sum of paths through its heads, and each head is two matrices, `SelfAttention.qk` (where
-to look) and `SelfAttention.ov` (what to take over).
+Such a model computes a sum over paths through its heads, and each head is two matrices: `SelfAttention.qk` says which
+tokens it attends to, and `SelfAttention.ov` what it adds to a token.
 
 Source: Elhage et al., "A Mathematical Framework for Transformer Circuits", 2021.
 """

@@ -1,4 +1,4 @@
-"""BERT: words in, a mask over the padding only, norms last, and one of three kinds of head.
+"""BERT: tokens in, a mask over the padding only, norms last, and one of several heads.
 
 Source: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding", 2018.
 """
@@ -7,8 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from models import masks
-from models.attention import SelfAttention
-from models.block import Block, Stack
 from models.config import BertConfig, DenseLayer, FirstValuesLayer, NormaliseLayer, NormLayer, VectorLayer
 from models.embed import TokenEmbedding
 from models.heads import (
@@ -22,34 +20,23 @@ from models.heads import (
     TextClassifier,
     select,
 )
-from models.mlp import Mlp
+from models.stack import attention_stack
 
 
 class Bert(nn.Module):
-    """What it returns is its head's: see `forward`."""
+    """The head, and with it the task, is the choice of the configuration: see `forward`."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.config = config
-        width, epsilon = config.width, config.norm_epsilon
         self.embed = TokenEmbedding(
             vocabulary=config.vocabulary,
             positions=config.positions + config.pad_position,
             segments=config.segments,
-            width=width,
-            norm_epsilon=epsilon,
+            width=config.width,
+            norm_epsilon=config.norm_epsilon,
         )
-        blocks = (
-            Block(
-                SelfAttention(width, config.heads),
-                Mlp(width, config.mlp_width, config.activation),
-                width=width,
-                norm_first=False,
-                epsilon=epsilon,
-            )
-            for _ in range(config.depth)
-        )
-        self.stack = Stack(blocks, width=width, norm_first=False, epsilon=epsilon)
+        self.stack = attention_stack(config, norm_first=False)
         self.head = self._head()
         self.layers = nn.Sequential(*map(vector_layer, config.layers, config.vector_widths))
 
@@ -57,9 +44,9 @@ class Bert(nn.Module):
         config = self.config
         match config.head:
             case "masked-language":
-                words = self.embed.words if config.tied_head else nn.Embedding(config.vocabulary, config.width)
+                embedding = self.embed.tokens if config.tied_head else nn.Embedding(config.vocabulary, config.width)
                 activation = config.head_activation or config.activation
-                return MaskedLanguageHead(words, activation=activation, epsilon=config.norm_epsilon)
+                return MaskedLanguageHead(embedding, activation=activation, epsilon=config.norm_epsilon)
             case "classifier":
                 return TextClassifier(config.width, config.classes, config.pooler_activation)
             case "pooler":
@@ -69,12 +56,12 @@ class Bert(nn.Module):
     def encode(
         self, input_ids: Tensor, lengths: Tensor, position_ids: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor:
-        """The stack alone: a vector for each token, (b, t, d)."""
+        """The stack without the head: a vector for each token, (b, t, d)."""
         x = self.embed(input_ids, position_ids, token_type_ids)  # (b, t, d)
         return self.stack(x, masks.padding(lengths, self.columns(position_ids)).to(x.dtype))
 
     def columns(self, position_ids: Tensor) -> Tensor:
-        """The number of each column, from 0: the positions themselves, unless some tokens are not counted (RoBERTa)."""
+        """The number of each column, from 0: its position, but for RoBERTa, which does not count padding tokens."""
         return masks.columns(position_ids) if self.config.pad_position else position_ids
 
     def forward(
@@ -85,10 +72,10 @@ class Bert(nn.Module):
         token_type_ids: Tensor | None = None,
         selected: Tensor | None = None,
     ) -> Tensor:
-        """Run the model on `input_ids` (b, t), of which `lengths` (b) are real, the padding standing on the right.
+        """Run the model on `input_ids` (b, t), whose rows have `lengths` (b) real tokens and padding on the right.
 
-        Returns by `config.head`: masked-language, logits (b, t, v), or (n, v) at the flat positions `selected`;
-        classifier, logits (b, c); pooling or pooler, a vector for each text, as wide as the last of `config.layers`.
+        The result depends on `config.head`. masked-language: logits (b, t, v), or (n, v) at the flat positions
+        `selected`. classifier: logits (b, c). pooling or pooler: one vector for each text, after `config.layers`.
         """
         b, t = input_ids.shape
         if lengths is None:

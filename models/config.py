@@ -15,7 +15,7 @@ BERT_HEADS = ("masked-language", "classifier", "pooling", "pooler")
 
 @dataclass(frozen=True, kw_only=True)
 class StackConfig:
-    """What all stacks have in common."""
+    """The sizes of every stack: `depth` counts its blocks, `mlp_width` is the hidden width of their MLPs."""
 
     MAY_BE_ZERO: ClassVar[tuple[str, ...]] = ()
 
@@ -40,8 +40,15 @@ class StackConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttentionConfig(StackConfig):
+    """A stack with self-attention."""
+
+    heads: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class DenseLayer:
-    """A layer on a text's vector, which is `width` wide after it."""
+    """A linear layer with an activation on a text's vector; `width` is that of the result."""
 
     width: int
     activation: str = "tanh"
@@ -66,7 +73,7 @@ class NormaliseLayer:
 
 @dataclass(frozen=True)
 class FirstValuesLayer:
-    """The first `width` numbers of a text's vector."""
+    """The first `width` values of a text's vector."""
 
     width: int
 
@@ -75,19 +82,18 @@ VectorLayer = DenseLayer | NormLayer | NormaliseLayer | FirstValuesLayer
 
 
 @dataclass(frozen=True, kw_only=True)
-class BertConfig(StackConfig):
-    """BERT, and with other values RoBERTa (from one segment on) and DistilBERT (no segments, a ReLU in its pooler).
+class BertConfig(AttentionConfig):
+    """BERT, RoBERTa (one segment, usually) and DistilBERT (no segments, a ReLU in its pooler).
 
-    The head "masked-language" uses the matrix of the words backwards if it is tied (`tied_head`), and has the
-    activation of the blocks unless it has its own (`head_activation`). `classes` counts for the head "classifier"
-    alone; `poolings`, whose vectors are joined, for "pooling" alone; and `layers`, one after the other, for both heads
-    that give a vector for a text, "pooling" and "pooler". `pad_position` adds one row to the table of
-    positions, the last, for padding tokens that stand within a text (RoBERTa).
+    Options of the head "masked-language": `tied_head` (it shares the matrix of the token embedding) and
+    `head_activation` (by default that of the blocks). Of "classifier": `classes`. Of "pooling": `poolings`, whose
+    vectors are concatenated. Of both heads that give one vector for a text, "pooling" and "pooler": `layers` on that
+    vector, in order. `pad_position` adds a last row to the position embedding, for padding tokens within a text
+    (RoBERTa).
     """
 
     MAY_BE_ZERO = ("segments",)
 
-    heads: int
     vocabulary: int = 30522
     positions: int = 512
     segments: int = 2
@@ -102,7 +108,7 @@ class BertConfig(StackConfig):
 
     @property
     def vector_widths(self) -> tuple[int, ...]:
-        """How wide a text's vector is as it comes from the pooling, and after each layer."""
+        """The width of a text's vector after the pooling, and after each of the layers."""
         widths = [self.width * (len(self.poolings) if self.head == "pooling" else 1)]
         for layer in self.layers:
             widths.append(getattr(layer, "width", widths[-1]))
@@ -117,15 +123,14 @@ class BertConfig(StackConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GptConfig(StackConfig):
-    """`mlp_width=0` leaves the MLPs out; `tied_head` uses the matrix of the words backwards as the head.
+class GptConfig(AttentionConfig):
+    """`mlp_width=0` leaves the MLPs out; a `tied_head` shares the matrix of the token embedding.
 
     Affinities are multiplied by 1/√k if `scale_by_width`, and by 1/n in the nth block if `scale_by_layer`.
     """
 
     MAY_BE_ZERO = ("mlp_width",)
 
-    heads: int
     vocabulary: int = 50257
     positions: int = 1024
     activation: str = "gelu_new"
@@ -135,20 +140,19 @@ class GptConfig(StackConfig):
     scale_by_layer: bool = False
 
     def attention_scale(self, layer: int) -> float:
-        """By what the affinities of block `layer`, from 0, are multiplied."""
+        """The factor for the affinities of block `layer`, from 0."""
         by_width = 1 / sqrt(self.width / self.heads) if self.scale_by_width else 1.0
         return by_width / (layer + 1) if self.scale_by_layer else by_width
 
 
 @dataclass(frozen=True, kw_only=True)
-class VitConfig(StackConfig):
+class VitConfig(AttentionConfig):
     """`image_size` and `patch_size` are in pixels, of squares.
 
-    `class_tokens` stand before the patches, and the first `classifiers` of them are read. DeiT has two: the second has
-    learned to say what another network, its teacher, said.
+    There are `class_tokens` tokens before the patches, and the first `classifiers` of them have a classifier. DeiT has
+    two: the second was trained on the output of another network, its teacher (distillation).
     """
 
-    heads: int
     image_size: int = 224
     patch_size: int = 16
     channels: int = 3
@@ -166,7 +170,7 @@ class VitConfig(StackConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MixerConfig(StackConfig):
-    """`token_mlp_width` is the hidden width of the MLP across positions, `mlp_width` of the one along the width."""
+    """`token_mlp_width` is the hidden width of the MLPs across positions, `mlp_width` of those across the width."""
 
     token_mlp_width: int
     image_size: int = 224

@@ -1,4 +1,4 @@
-"""From the world to the stack: words or patches become a (b, t, d) matrix with positions marked on it."""
+"""The input of the stack: tokens or patches become vectors (b, t, d), to which a vector for each position is added."""
 
 import torch
 from torch import Tensor, nn
@@ -6,19 +6,19 @@ from torch.nn import functional
 
 
 class TokenEmbedding(nn.Module):
-    """A vector for each word, plus one for its position, plus (BERT) one for the segment it stands in."""
+    """A vector for each token, plus one for its position, plus (BERT) one for its segment."""
 
     def __init__(
         self, *, vocabulary: int, positions: int, width: int, segments: int = 0, norm_epsilon: float | None = None
     ) -> None:
         super().__init__()
-        self.words = nn.Embedding(vocabulary, width)
+        self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(positions, width)
         self.segments = nn.Embedding(segments, width) if segments else None
         self.norm = nn.Identity() if norm_epsilon is None else nn.LayerNorm(width, norm_epsilon)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        x = self.words(input_ids) + self.positions(position_ids)  # (b, t, d)
+        x = self.tokens(input_ids) + self.positions(position_ids)  # (b, t, d)
         if self.segments is not None:
             if token_type_ids is None:
                 token_type_ids = torch.zeros_like(input_ids)
@@ -27,9 +27,9 @@ class TokenEmbedding(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Cut the image into patches of p × p pixels; one matrix turns each into a vector.
+    """Cut an image into patches of p × p pixels, and multiply each by one matrix.
 
-    (Published code calls it a convolution whose stride is its kernel. It is this matrix product.)
+    (Published code writes this matrix product as a convolution whose stride is its kernel size.)
     """
 
     def __init__(self, *, image_size: int, patch_size: int, channels: int, width: int) -> None:
@@ -47,7 +47,7 @@ class PatchEmbedding(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:  # (b, channels, i·p, i·p)
         i, p = self.per_side, self.patch_size
         expected = (self.channels, i * p, i * p)
-        if pixel_values.shape[1:] != expected:  # a larger image would pass for several small ones
+        if pixel_values.shape[1:] != expected:  # reshape would take a larger image for several small ones
             raise ValueError(f"pixel_values is {tuple(pixel_values.shape)}: expected a batch of {expected}")
         x = pixel_values.reshape(-1, self.channels, i, p, i, p)
         x = x.permute(0, 2, 4, 1, 3, 5)  # (b, i, i, channels, p, p)
@@ -55,7 +55,7 @@ class PatchEmbedding(nn.Module):
 
 
 class ClassTokensAndPositions(nn.Module):
-    """Put a learned token before the patches (DeiT: two), for the head to read, and mark every position."""
+    """Put a learned class token before the patches (DeiT: two), and add a vector for each position."""
 
     def __init__(self, *, tokens: int, patches: int, width: int) -> None:
         super().__init__()
@@ -64,6 +64,6 @@ class ClassTokensAndPositions(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (b, t, d)
         patches, tokens = x.shape[1], len(self.tokens)
-        x = functional.pad(x, (0, 0, tokens, 0))  # (b, tokens + t, d): free places in front of each row ...
+        x = functional.pad(x, (0, 0, tokens, 0))  # (b, tokens + t, d): zeros before the patches ...
         class_tokens = functional.pad(torch.cat(list(self.tokens), dim=1), (0, 0, 0, patches))
-        return x + (self.positions + class_tokens)  # ... which receive the class tokens
+        return x + (self.positions + class_tokens)  # ... to which the class tokens are added

@@ -1,4 +1,7 @@
-"""From the stack back to the world: a word, a class or a vector. Language heads can be asked at some positions only."""
+"""The output of the stack: logits of tokens or classes, or one vector for a text.
+
+Language heads can be computed at selected positions only.
+"""
 
 from collections.abc import Callable
 
@@ -12,43 +15,43 @@ from models.mlp import ACTIVATIONS
 def select(x: Tensor, selected: Tensor | None) -> Tensor:
     """The rows of (b, t, d) at the flat positions `selected` (n), as (n, d); all of them, unchanged, if None.
 
-    A position is `row · t + column`. The language head is the model's widest matrix: most positions do not need it.
+    A position is `row · t + column`. The language head is a model's widest matrix, and most positions do not need it.
     """
     return x if selected is None else x.reshape(-1, x.shape[-1])[selected]
 
 
 class LanguageHead(nn.Module):
-    """The affinity of a position's vector for each word's vector (GPT).
+    """Logits: the product of a position's vector with the vector of each token of the vocabulary (GPT).
 
-    `words` is the embedding matrix, used backwards, or in some models a matrix of the head's own.
+    `embedding` is the token embedding itself (tied), or a matrix of the head's own.
     """
 
-    def __init__(self, words: nn.Embedding) -> None:
+    def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
-        self.words = words
+        self.embedding = embedding
 
     def forward(self, x: Tensor) -> Tensor:  # (..., d)
-        return x @ self.words.weight.T  # (..., v)
+        return x @ self.embedding.weight.T  # (..., v)
 
 
 class MaskedLanguageHead(nn.Module):
-    """One more layer, then the embedding matrix backwards or one of the head's own, a bias for each word (BERT)."""
+    """One more layer, then logits as in `LanguageHead`, with a bias for each token of the vocabulary (BERT)."""
 
-    def __init__(self, words: nn.Embedding, *, activation: str, epsilon: float) -> None:
+    def __init__(self, embedding: nn.Embedding, *, activation: str, epsilon: float) -> None:
         super().__init__()
-        vocabulary, width = words.weight.shape
+        vocabulary, width = embedding.weight.shape
         self.transform = nn.Linear(width, width)
         self.activation = ACTIVATIONS[activation]
         self.norm = nn.LayerNorm(width, epsilon)
-        self.words = words
+        self.embedding = embedding
         self.bias = nn.Parameter(torch.zeros(vocabulary))
 
     def forward(self, x: Tensor) -> Tensor:  # (..., d)
-        return self.norm(self.activation(self.transform(x))) @ self.words.weight.T + self.bias  # (..., v)
+        return self.norm(self.activation(self.transform(x))) @ self.embedding.weight.T + self.bias  # (..., v)
 
 
 class Pooler(nn.Module):
-    """BERT's summary of a text: one more layer on its first token."""
+    """BERT's vector for a text: one more layer on its first token."""
 
     def __init__(self, width: int, activation: str = "tanh") -> None:
         super().__init__()
@@ -60,7 +63,7 @@ class Pooler(nn.Module):
 
 
 class TextClassifier(nn.Module):
-    """A class for a text: the pooler's summary, then one matrix."""
+    """Logits of the classes of a text: the pooler's vector, then one matrix."""
 
     def __init__(self, width: int, classes: int, activation: str = "tanh") -> None:
         super().__init__()
@@ -71,25 +74,25 @@ class TextClassifier(nn.Module):
         return self.classes(self.pooler(x))  # (b, c)
 
 
-# From a vector for each token to one for the text. Most poolings are weighted sums over the real tokens and differ in
-# the weight of each token, (b, t). `is_real` (b, t) is 1 for a real token and 0 for padding; n (b, 1) is the number of
-# real tokens. Weights are computed in fp32: the numbers of the tokens of a long text add up to more than fp16 holds.
+# Pooling makes one vector for a text from those of its tokens. Most poolings are weighted sums over the real tokens and
+# differ in the weights (b, t). `is_real` (b, t) is 1 for a real token and 0 for padding; n (b, 1) is the number of real
+# tokens. Weights are computed in fp32: for a long text, the sum over token numbers exceeds the range of fp16.
 WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mean": lambda is_real, n: is_real / n,
-    "mean-sqrt-length": lambda is_real, n: is_real / n.sqrt(),  # long texts have long vectors, but not n times as long
-    "weighted-mean": lambda is_real, n: is_real * numbered(is_real) / (n * (n + 1) / 2),  # late tokens have seen more
+    "mean-sqrt-length": lambda is_real, n: is_real / n.sqrt(),  # the norm grows with the length of the text
+    "weighted-mean": lambda is_real, n: is_real * numbered(is_real) / (n * (n + 1) / 2),  # later tokens count more
     "last-token": lambda is_real, n: is_real * (numbered(is_real) == n).float(),
 }
 POOLINGS = ("first-token", "max", *WEIGHTS)
 
 
 def numbered(is_real: Tensor) -> Tensor:
-    """The number of each real token in its text, from 1. (Positions do not say it: some models count differently.)"""
+    """The number of each real token in its text, from 1. (It is not the position: RoBERTa counts those differently.)"""
     return is_real.cumsum(dim=1)  # (b, t)
 
 
 def pool(x: Tensor, pooling: str, is_real: Tensor) -> Tensor:
-    """One vector (b, d) for the real tokens of (b, t, d), by the name of the pooling."""
+    """One vector (b, d) from the real tokens of (b, t, d), by the name of the pooling."""
     match pooling:
         case "first-token":
             return x[:, 0]
@@ -100,7 +103,7 @@ def pool(x: Tensor, pooling: str, is_real: Tensor) -> Tensor:
 
 
 class Pooling(nn.Module):
-    """A vector for a text: its tokens' vectors, pooled in one way, or in several whose vectors are joined."""
+    """A vector for a text: one pooling of its tokens' vectors, or several poolings concatenated."""
 
     def __init__(self, poolings: tuple[str, ...]) -> None:
         super().__init__()
@@ -112,7 +115,7 @@ class Pooling(nn.Module):
 
 
 class Dense(nn.Module):
-    """One more layer on a text's vector, for another width or another space."""
+    """A linear layer with an activation on a text's vector, to another width or another space."""
 
     ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
         **ACTIVATIONS,
@@ -124,7 +127,7 @@ class Dense(nn.Module):
         self.linear = nn.Linear(width, outputs, bias=bias)
         self.activation = self.ACTIVATIONS[activation]
         self.residual = None
-        if residual:  # past the layer, by a matrix of its own where the widths differ
+        if residual:  # a skip connection, with a matrix where the widths differ
             self.residual = nn.Identity() if width == outputs else nn.Linear(width, outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:  # (b, d)
@@ -144,7 +147,7 @@ class Norm(nn.Module):
 
 
 class Normalise(nn.Module):
-    """Scale each vector to length 1. (In fp32: the square of a length is soon more than fp16 holds.)"""
+    """Scale each vector to length 1. (In fp32: the square of a length can exceed the range of fp16.)"""
 
     def forward(self, x: Tensor) -> Tensor:  # (b, d)
         length = x.float().norm(dim=-1, keepdim=True)
@@ -152,7 +155,7 @@ class Normalise(nn.Module):
 
 
 class FirstValues(nn.Module):
-    """The beginning of each vector, for models that were trained so that it says nearly as much as the whole."""
+    """The first values of each vector, for Matryoshka models, which are trained to be truncated."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -163,7 +166,7 @@ class FirstValues(nn.Module):
 
 
 class ImageClassifier(nn.Module):
-    """A class for an image: a matrix for each token that is read (ViT has one, DeiT two), the mean of their logits."""
+    """Logits of the classes of an image: a matrix for each class token (ViT: one, DeiT: two), and their mean."""
 
     def __init__(self, width: int, classes: int, tokens: int) -> None:
         super().__init__()

@@ -1,20 +1,21 @@
-"""MLP-Mixer: ViT with the attention replaced by an MLP across positions, and a mean in place of the class token.
+"""MLP-Mixer: ViT with an MLP across positions in place of attention, and a mean in place of the class token.
 
-It works nearly as well, with one caveat: it takes images of one size only, for its weights belong to positions.
+It works nearly as well, with one limit: its weights belong to positions, so it takes images of one size only.
 
 Source: Tolstikhin et al., "MLP-Mixer: An all-MLP Architecture for Vision", 2021.
 """
 
 from torch import Tensor, nn
 
-from models.block import Block, Stack
+from models.block import Block
 from models.config import MixerConfig
 from models.embed import PatchEmbedding
 from models.mlp import Mlp, TokenMixing
+from models.stack import Stack
 
 
 class Mixer(nn.Module):
-    """Looks at an image of one fixed size and says which class it shows."""
+    """The class of an image of one fixed size."""
 
     def __init__(self, config: MixerConfig) -> None:
         super().__init__()
@@ -37,5 +38,5 @@ class Mixer(nn.Module):
         self.head = nn.Linear(width, config.classes)
 
     def forward(self, pixel_values: Tensor) -> Tensor:  # (b, channels, image_size, image_size)
-        """Logits of the classes, (b, c), read off the mean of all patches."""
+        """Logits of the classes, (b, c), computed from the mean over all patches."""
         return self.head(self.stack(self.embed(pixel_values)).mean(dim=1))

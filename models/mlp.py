@@ -1,4 +1,4 @@
-"""The multi-layer perceptron, along the width (every block has one) and along the positions (the Mixer's mixing)."""
+"""The multi-layer perceptron: across the width in every block, and across the positions in MLP-Mixer."""
 
 from collections.abc import Callable
 from math import sqrt
@@ -9,11 +9,11 @@ from torch.nn import functional
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """GPT-2's GELU, with a tanh in place of the error function: 5e-4 apart, enough to be told from it."""
+    """GPT-2's GELU, with a tanh in place of the error function. The two differ by up to 5e-4."""
     return functional.gelu(x, approximate="tanh")
 
 
-# By the names of transformers, which has several for some: they are one formula, written in several ways.
+# By the names of transformers, which has several names for some formulas.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "gelu_python": functional.gelu,
@@ -41,22 +41,22 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Mlp(nn.Module):
-    """Widen, bend, narrow. Each position is treated alone and all alike; with `hidden = 4·d` it has 8·d² weights."""
+    """Two linear layers with an activation between them, applied to each position; 8·d² weights with `hidden = 4·d`."""
 
     def __init__(self, width: int, hidden: int, activation: str) -> None:
         super().__init__()
-        self.widen = nn.Linear(width, hidden)
+        self.fc1 = nn.Linear(width, hidden)
         self.activation = ACTIVATIONS[activation]
-        self.narrow = nn.Linear(hidden, width)
+        self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:  # (..., d)
-        return self.narrow(self.activation(self.widen(x)))
+        return self.fc2(self.activation(self.fc1(x)))
 
 
 class TokenMixing(nn.Module):
-    """The MLP-Mixer's stand-in for attention: the same MLP, turned by 90 degrees to run across positions.
+    """MLP-Mixer's replacement for attention: the same MLP, applied across positions instead of across the width.
 
-    It has a weight for each pair of positions, so it only takes inputs of the one length it was made for.
+    Its weights belong to positions, so it takes inputs of one length only.
 
     Source: Tolstikhin et al., "MLP-Mixer: An all-MLP Architecture for Vision", 2021.
     """

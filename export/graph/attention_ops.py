@@ -116,19 +116,19 @@ def packed(model: nn.Module) -> Iterator[None]:
     """
     layers = attentions(model)
     nothing = cast(nn.Linear, Nothing())
-    originals = [(layer.to_query, layer.to_key, layer.to_value, layer.to_out, layer.scale) for layer in layers]
+    originals = [(layer.q_proj, layer.k_proj, layer.v_proj, layer.out_proj, layer.scale) for layer in layers]
     try:
-        for layer, (*matrices, to_out, scale) in zip(layers, originals, strict=True):
-            width = to_out.weight.shape[1] // layer.heads
+        for layer, (*matrices, out_proj, scale) in zip(layers, originals, strict=True):
+            width = out_proj.weight.shape[1] // layer.heads
             layer.scale = 1 / sqrt(width) if scale is None else scale  # of the heads as they were
             stacked = [padded(part, layer.heads) for matrix in matrices for part in (matrix.weight, matrix.bias)]
-            layer.to_query = linear(torch.cat(stacked[::2]), torch.cat(stacked[1::2]))
-            layer.to_key = layer.to_value = nothing
-            layer.to_out = linear(padded(to_out.weight.T, layer.heads).T, to_out.bias.detach())
+            layer.q_proj = linear(torch.cat(stacked[::2]), torch.cat(stacked[1::2]))
+            layer.k_proj = layer.v_proj = nothing
+            layer.out_proj = linear(padded(out_proj.weight.T, layer.heads).T, out_proj.bias.detach())
         yield
     finally:
         for layer, original in zip(layers, originals, strict=True):
-            layer.to_query, layer.to_key, layer.to_value, layer.to_out, layer.scale = original
+            layer.q_proj, layer.k_proj, layer.v_proj, layer.out_proj, layer.scale = original
 
 
 def padded_width(width: int) -> int:

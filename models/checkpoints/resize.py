@@ -24,8 +24,8 @@ def resized(model: nn.Module, image_size: int) -> Vit:
     except ValueError as error:
         raise CheckpointError(f"image_size is {image_size}: {error}") from error
     weights = model.state_dict()
-    weights["mark.positions"] = interpolated(
-        weights["mark.positions"], model.config.class_tokens, model.embed.per_side, larger.embed.per_side
+    weights["class_tokens.positions"] = interpolated(
+        weights["class_tokens.positions"], model.config.class_tokens, model.embed.per_side, larger.embed.per_side
     )
     larger.load_state_dict(weights, assign=True)
     return larger

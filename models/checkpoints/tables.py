@@ -31,17 +31,17 @@ BERT = Layout(
         ("cls.predictions.decoder.bias",   "cls.predictions.bias"),
     ),
     rows=(
-        Row(("embed.words.weight",),     "embeddings.word_embeddings.weight"),
+        Row(("embed.tokens.weight",),    "embeddings.word_embeddings.weight"),
         Row(("embed.positions.weight",), "embeddings.position_embeddings.weight"),
         Row(("embed.segments.weight",),  "embeddings.token_type_embeddings.weight"),
         *layer("embed.norm",                      "embeddings.LayerNorm"),
-        *layer("stack.blocks.{n}.mix.to_query",   "encoder.layer.{n}.attention.self.query"),
-        *layer("stack.blocks.{n}.mix.to_key",     "encoder.layer.{n}.attention.self.key"),
-        *layer("stack.blocks.{n}.mix.to_value",   "encoder.layer.{n}.attention.self.value"),
-        *layer("stack.blocks.{n}.mix.to_out",     "encoder.layer.{n}.attention.output.dense"),
+        *layer("stack.blocks.{n}.mix.q_proj",     "encoder.layer.{n}.attention.self.query"),
+        *layer("stack.blocks.{n}.mix.k_proj",     "encoder.layer.{n}.attention.self.key"),
+        *layer("stack.blocks.{n}.mix.v_proj",     "encoder.layer.{n}.attention.self.value"),
+        *layer("stack.blocks.{n}.mix.out_proj",   "encoder.layer.{n}.attention.output.dense"),
         *layer("stack.blocks.{n}.norm_mix",       "encoder.layer.{n}.attention.output.LayerNorm"),
-        *layer("stack.blocks.{n}.mlp.widen",      "encoder.layer.{n}.intermediate.dense"),
-        *layer("stack.blocks.{n}.mlp.narrow",     "encoder.layer.{n}.output.dense"),
+        *layer("stack.blocks.{n}.mlp.fc1",        "encoder.layer.{n}.intermediate.dense"),
+        *layer("stack.blocks.{n}.mlp.fc2",        "encoder.layer.{n}.output.dense"),
         *layer("stack.blocks.{n}.norm_mlp",       "encoder.layer.{n}.output.LayerNorm"),
     ),
 )
@@ -58,7 +58,7 @@ BERT_HEADS = {
     "pooler":      layer("head.dense",            "pooler.dense"),
     "pooling":     (),
 }
-ROBERTA = replace(  # BERT in other words at either end
+ROBERTA = replace(  # BERT with other names and positions in the embedding and the head
     BERT,
     prefix="roberta.",
     unprefixed=("lm_head.", "classifier."),
@@ -87,16 +87,16 @@ DISTILBERT = Layout(
     renamed=BERT.renamed,
     copies=(("vocab_projector.weight", "embeddings.word_embeddings.weight"),),
     rows=(
-        Row(("embed.words.weight",),     "embeddings.word_embeddings.weight"),
+        Row(("embed.tokens.weight",),    "embeddings.word_embeddings.weight"),
         Row(("embed.positions.weight",), "embeddings.position_embeddings.weight"),
         *layer("embed.norm",                      "embeddings.LayerNorm"),
-        *layer("stack.blocks.{n}.mix.to_query",   "transformer.layer.{n}.attention.q_lin"),
-        *layer("stack.blocks.{n}.mix.to_key",     "transformer.layer.{n}.attention.k_lin"),
-        *layer("stack.blocks.{n}.mix.to_value",   "transformer.layer.{n}.attention.v_lin"),
-        *layer("stack.blocks.{n}.mix.to_out",     "transformer.layer.{n}.attention.out_lin"),
+        *layer("stack.blocks.{n}.mix.q_proj",     "transformer.layer.{n}.attention.q_lin"),
+        *layer("stack.blocks.{n}.mix.k_proj",     "transformer.layer.{n}.attention.k_lin"),
+        *layer("stack.blocks.{n}.mix.v_proj",     "transformer.layer.{n}.attention.v_lin"),
+        *layer("stack.blocks.{n}.mix.out_proj",   "transformer.layer.{n}.attention.out_lin"),
         *layer("stack.blocks.{n}.norm_mix",       "transformer.layer.{n}.sa_layer_norm"),
-        *layer("stack.blocks.{n}.mlp.widen",      "transformer.layer.{n}.ffn.lin1"),
-        *layer("stack.blocks.{n}.mlp.narrow",     "transformer.layer.{n}.ffn.lin2"),
+        *layer("stack.blocks.{n}.mlp.fc1",        "transformer.layer.{n}.ffn.lin1"),
+        *layer("stack.blocks.{n}.mlp.fc2",        "transformer.layer.{n}.ffn.lin2"),
         *layer("stack.blocks.{n}.norm_mlp",       "transformer.layer.{n}.output_layer_norm"),
     ),
 )
@@ -117,16 +117,16 @@ GPT2 = Layout(
     unprefixed=("lm_head.",),
     copies=(("lm_head.weight", "wte.weight"),),
     rows=(
-        Row(("embed.words.weight",),     "wte.weight"),
+        Row(("embed.tokens.weight",),    "wte.weight"),
         Row(("embed.positions.weight",), "wpe.weight"),
-        Row(tuple(f"stack.blocks.{{n}}.mix.to_{x}.weight" for x in ("query", "key", "value")),
+        Row(tuple(f"stack.blocks.{{n}}.mix.{x}_proj.weight" for x in "qkv"),
             "h.{n}.attn.c_attn.weight", fused_weight),
-        Row(tuple(f"stack.blocks.{{n}}.mix.to_{x}.bias" for x in ("query", "key", "value")),
+        Row(tuple(f"stack.blocks.{{n}}.mix.{x}_proj.bias" for x in "qkv"),
             "h.{n}.attn.c_attn.bias", fused),
-        *layer("stack.blocks.{n}.mix.to_out",     "h.{n}.attn.c_proj", transposed),
+        *layer("stack.blocks.{n}.mix.out_proj",   "h.{n}.attn.c_proj", transposed),
         *layer("stack.blocks.{n}.norm_mix",       "h.{n}.ln_1"),
-        *layer("stack.blocks.{n}.mlp.widen",      "h.{n}.mlp.c_fc",    transposed),
-        *layer("stack.blocks.{n}.mlp.narrow",     "h.{n}.mlp.c_proj",  transposed),
+        *layer("stack.blocks.{n}.mlp.fc1",        "h.{n}.mlp.c_fc",    transposed),
+        *layer("stack.blocks.{n}.mlp.fc2",        "h.{n}.mlp.c_proj",  transposed),
         *layer("stack.blocks.{n}.norm_mlp",       "h.{n}.ln_2"),
         *layer("stack.norm",                      "ln_f"),
     ),
@@ -140,16 +140,16 @@ VIT = Layout(
     prefix="vit.",
     unprefixed=("classifier.",),
     rows=(
-        Row(("mark.tokens.0",),                   "embeddings.cls_token"),
-        Row(("mark.positions",),                  "embeddings.position_embeddings"),
+        Row(("class_tokens.tokens.0",),           "embeddings.cls_token"),
+        Row(("class_tokens.positions",),          "embeddings.position_embeddings"),
         *layer("embed.patches",                   "embeddings.patch_embeddings.projection", patches),
-        *layer("stack.blocks.{n}.mix.to_query",   "encoder.layer.{n}.attention.attention.query"),
-        *layer("stack.blocks.{n}.mix.to_key",     "encoder.layer.{n}.attention.attention.key"),
-        *layer("stack.blocks.{n}.mix.to_value",   "encoder.layer.{n}.attention.attention.value"),
-        *layer("stack.blocks.{n}.mix.to_out",     "encoder.layer.{n}.attention.output.dense"),
+        *layer("stack.blocks.{n}.mix.q_proj",     "encoder.layer.{n}.attention.attention.query"),
+        *layer("stack.blocks.{n}.mix.k_proj",     "encoder.layer.{n}.attention.attention.key"),
+        *layer("stack.blocks.{n}.mix.v_proj",     "encoder.layer.{n}.attention.attention.value"),
+        *layer("stack.blocks.{n}.mix.out_proj",   "encoder.layer.{n}.attention.output.dense"),
         *layer("stack.blocks.{n}.norm_mix",       "encoder.layer.{n}.layernorm_before"),
-        *layer("stack.blocks.{n}.mlp.widen",      "encoder.layer.{n}.intermediate.dense"),
-        *layer("stack.blocks.{n}.mlp.narrow",     "encoder.layer.{n}.output.dense"),
+        *layer("stack.blocks.{n}.mlp.fc1",        "encoder.layer.{n}.intermediate.dense"),
+        *layer("stack.blocks.{n}.mlp.fc2",        "encoder.layer.{n}.output.dense"),
         *layer("stack.blocks.{n}.norm_mlp",       "encoder.layer.{n}.layernorm_after"),
         *layer("stack.norm",                      "layernorm"),
     ),
@@ -159,7 +159,7 @@ DEIT = replace(  # ViT with a second token before the patches
     VIT,
     prefix="deit.",
     unprefixed=("classifier.", "cls_classifier.", "distillation_classifier."),
-    rows=(*VIT.rows, Row(("mark.tokens.1",),      "embeddings.distillation_token")),
+    rows=(*VIT.rows, Row(("class_tokens.tokens.1",), "embeddings.distillation_token")),
 )
 DEIT_HEADS = {
     **VIT_HEADS,
@@ -172,11 +172,11 @@ MIXER = Layout(
     rows=(
         *layer("embed.patches",                   "stem.proj", patches),
         *layer("stack.blocks.{n}.norm_mix",       "blocks.{n}.norm1"),
-        *layer("stack.blocks.{n}.mix.mlp.widen",  "blocks.{n}.mlp_tokens.fc1"),
-        *layer("stack.blocks.{n}.mix.mlp.narrow", "blocks.{n}.mlp_tokens.fc2"),
+        *layer("stack.blocks.{n}.mix.mlp.fc1",    "blocks.{n}.mlp_tokens.fc1"),
+        *layer("stack.blocks.{n}.mix.mlp.fc2",    "blocks.{n}.mlp_tokens.fc2"),
         *layer("stack.blocks.{n}.norm_mlp",       "blocks.{n}.norm2"),
-        *layer("stack.blocks.{n}.mlp.widen",      "blocks.{n}.mlp_channels.fc1"),
-        *layer("stack.blocks.{n}.mlp.narrow",     "blocks.{n}.mlp_channels.fc2"),
+        *layer("stack.blocks.{n}.mlp.fc1",        "blocks.{n}.mlp_channels.fc1"),
+        *layer("stack.blocks.{n}.mlp.fc2",        "blocks.{n}.mlp_channels.fc2"),
         *layer("stack.norm",                      "norm"),
         *layer("head",                            "head"),
     ),
@@ -212,7 +212,7 @@ def vector_rows(config: BertConfig) -> tuple[Row, ...]:
 def untied(names: Layout) -> Layout:
     """The same where the head's matrix, and in BERT and RoBERTa its bias, are not tied to anything."""
     (copy, _), *others = names.copies
-    rows = (*names.rows, Row(("head.words.weight",), copy))
+    rows = (*names.rows, Row(("head.embedding.weight",), copy))
     if others:
         ((copy, original),) = others
         rows = tuple(replace(row, published=copy) if row.published == original else row for row in rows)
@@ -225,7 +225,7 @@ def layout(family: str, config: StackConfig) -> Layout:
     if isinstance(config, BertConfig | GptConfig) and not config.tied_head:
         names = untied(names)
     if isinstance(config, VitConfig) and not config.qkv_bias:
-        without = tuple(f".mix.to_{x}.bias" for x in ("query", "key", "value"))
+        without = tuple(f".mix.{x}_proj.bias" for x in "qkv")
         names = replace(names, rows=tuple(row for row in names.rows if not row.ours[0].endswith(without)))
     return replace(names, unused=leftovers(family, [row.published for row in names.rows]))
 

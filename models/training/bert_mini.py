@@ -68,8 +68,8 @@ def initialise(model: Bert) -> None:
         for block, offsets in zip(model.stack.blocks, NEIGHBOURS, strict=False):
             for head, offset in enumerate(offsets):
                 rows = slice(head * size, (head + 1) * size)
-                block.mix.to_query.weight[rows, :size] += 0.8 * torch.eye(size)
-                block.mix.to_key.weight[rows, :size] += 0.8 * rotation(-offset * frequencies[: size // 2])
+                block.mix.q_proj.weight[rows, :size] += 0.8 * torch.eye(size)
+                block.mix.k_proj.weight[rows, :size] += 0.8 * rotation(-offset * frequencies[: size // 2])
 
 
 def rotation(angles: Tensor) -> Tensor:

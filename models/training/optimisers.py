@@ -23,7 +23,7 @@ class Rates:
 
 
 def create(model: nn.Module, rates: Rates) -> list[Optimizer]:
-    """One for the matrices of the blocks, one for words, positions, biases and norms."""
+    """One for the matrices of the blocks, one for token and position embeddings, biases and norms."""
     named = dict(model.named_parameters())
     matrices = [parameter for name, parameter in named.items() if "blocks" in name and parameter.dim() == 2]
     others = [parameter for name, parameter in named.items() if not ("blocks" in name and parameter.dim() == 2)]

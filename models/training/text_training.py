@@ -60,7 +60,7 @@ def initialise(model: nn.Module, depth: int, seed: int) -> None:
     torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.dim() == 2:
-            added = name.endswith(("to_out.weight", "narrow.weight"))
+            added = name.endswith(("out_proj.weight", "fc2.weight"))
             nn.init.normal_(parameter, std=0.02 / sqrt(2 * depth) if added else 0.02)
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from models import AttentionOnly
 from models.attention import SelfAttention, attend, softmax
-from models.block import Block, Stack
+from models.block import Block
 from models.config import GPT_PRESETS
 from models.mlp import Mlp
+from models.stack import Stack
 
 
 def identity(affinity: Tensor) -> Tensor:
@@ -46,7 +47,7 @@ def test_without_softmax_and_scale_attention_is_x_xt_x() -> None:
 
 def test_with_identity_matrices_self_attention_is_x_xt_x() -> None:
     x, attention = torch.randn(5, 16), SelfAttention(16, heads=1)
-    for matrix in (attention.to_query, attention.to_key, attention.to_value, attention.to_out):
+    for matrix in (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj):
         nn.init.eye_(matrix.weight)
         nn.init.zeros_(matrix.bias)
     attention.attend, attention.scale = partial(attend, normalise=identity), 1
@@ -93,7 +94,7 @@ def test_twelve_blocks_are_85_million() -> None:
 def test_a_block_whose_halves_add_nothing_lets_everything_past() -> None:
     x = torch.randn(2, 3, 16)
     block = Block(SelfAttention(16, heads=2), Mlp(16, 64, "gelu"), width=16, norm_first=True, epsilon=1e-5)
-    for last in (block.mix.to_out, block.mlp.narrow):
+    for last in (block.mix.out_proj, block.mlp.fc2):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
     torch.testing.assert_close(block(x), x)
@@ -114,7 +115,7 @@ def test_norms_stand_before_each_half_or_after_it(randomised: Callable[[nn.Modul
 @pytest.fixture
 def attention_without_biases() -> SelfAttention:
     attention = SelfAttention(24, heads=3)
-    for matrix in (attention.to_query, attention.to_key, attention.to_value, attention.to_out):
+    for matrix in (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj):
         nn.init.zeros_(matrix.bias)
     return attention
 

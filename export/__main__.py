@@ -1,4 +1,4 @@
-"""`python -m export SOURCE…`: the command line. Torch is imported only once it is known that there is work to do."""
+"""The command line, `python -m export SOURCE…`. It imports torch only if there is something to export."""
 
 import argparse
 import json
@@ -16,73 +16,75 @@ from export.sources import lookup
 from export.sources.lookup import Source
 from protos.artifact import FORMAT_VERSION
 
-FAILED, MISUSED = 1, 2
+FAILED, MISUSED = 1, 2  # exit statuses
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options."""
+def export_parser() -> argparse.ArgumentParser:
+    """The options of an export."""
     parser = argparse.ArgumentParser(
         prog="python -m export",
-        description="Make artifacts of models: graphs for the server, proven equal to their PyTorch source.",
-        epilog="python -m export inspect|verify ARTIFACT [--json] looks at an artifact: what is inside, or whether it "
-        "still is as it was exported, on every provider of this machine that its graphs are made for.",
+        description="Export models to artifacts: ONNX graphs for the server, proven equal to their PyTorch source.",
+        epilog="python -m export inspect ARTIFACT [--json] shows what an artifact contains. python -m export verify "
+        "ARTIFACT [--json] checks that it is unchanged, and runs its graphs on the providers of this machine.",
     )
     parser.add_argument(
         "sources",
         nargs="+",
         metavar="SOURCE",
-        help="a bundled model's name, a directory in the Hugging Face layout, a hub id (owner/name[@revision]), or "
-        "nanoGPT's ckpt.pt",
+        help="the name of a bundled model, a directory in the Hugging Face layout, a hub id (owner/name[@revision]) "
+        "or nanoGPT's ckpt.pt",
     )
     parser.add_argument(
         "--list",
         action="store_true",
-        help="say what can be exported, and what each family needs; with --json for machines",
+        help="list what can be exported and which files each family needs; with --json as JSON",
     )
-    parser.add_argument("--name", help="what the server calls the model (one SOURCE only; default: the source's name)")
+    parser.add_argument(
+        "--name", help="the name of the model on the server (with one SOURCE only; default: the name of the source)"
+    )
     parser.add_argument(
         "--artifacts",
         type=Path,
         default=Path(os.environ.get("AFFINITY_ARTIFACTS") or "artifacts"),
         metavar="DIR",
-        help="where artifacts are kept (default: AFFINITY_ARTIFACTS, or else artifacts)",
+        help="the directory for artifacts (default: AFFINITY_ARTIFACTS, or artifacts if that is not set)",
     )
     parser.add_argument(
         "--target",
         metavar="TARGET[=PRECISION],…",
-        help=f"the machines to make graphs for (default: {precisions.DEFAULT}, or those of them that the model can be "
-        "made for); cpu takes fp32, int8-weights and int4-weights, cuda takes fp16 and, but for GPT, fp32",
+        help=f"the machines to export graphs for (default: {precisions.DEFAULT}, without those that the model "
+        "cannot be exported for); precisions of cpu: fp32, int8-weights, int4-weights; of cuda: fp16 and, except for "
+        "GPT, fp32",
     )
     parser.add_argument(
         "--task",
         choices=families.TASKS,
-        help="what the model is for, where config.json names no architecture or one that is not known: its model_type "
-        "and this stand in for it",
+        help="the task of the model, for a config.json that names no architecture or an unknown one; together with its "
+        "model_type, the task determines the architecture",
     )
     parser.add_argument(
         "--ignore-unused",
         action="store_true",
-        help="export a model whose file holds tensors that it does not use, and say which (known leftovers of "
-        "training and heads of other tasks never need this)",
+        help="export a model even if its file has tensors that it does not use, and list them (not needed for known "
+        "leftovers of training and heads of other tasks)",
     )
     parser.add_argument(
         "--head-precision",
         choices=precisions.BITS,
-        help="of weight-only precisions: how the last matrices, which make the words or the classes, are stored "
-        "(default: int8)",
+        help="for weight-only precisions: that of the head's matrices, which compute the logits (default: int8)",
     )
     parser.add_argument(
         "--evaluate",
         type=Path,
         metavar="FILE",
-        help="state the error on inputs of your own, too: a file with a text on each line, or an image, a directory of "
-        f"images or a list of image files (the first {samples.MOST})",
+        help="measure the error on your own inputs, too: a file with a text on each line, or an image, a directory of "
+        f"images or a list of image files (the first {samples.MAX_INPUTS})",
     )
     parser.add_argument(
         "--tolerance",
         type=float,
         metavar="BOUND",
-        help="of weight-only precisions: the largest error allowed, root mean square over standard deviation "
+        help="for weight-only precisions: the largest error allowed, root mean square over standard deviation "
         "(default: "
         + ", ".join(f"{p.tolerance:g} for {p.name}" for p in precisions.PRECISIONS.values() if p.weights)
         + ")",
@@ -90,35 +92,37 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tokenizer",
         metavar="SOURCE",
-        help="a tokenizer in place of the source's own: a directory, a file (tokenizer.json, nanoGPT's meta.pkl), or "
-        "a hub id",
+        help="a tokenizer instead of the source's own: a directory, a file (tokenizer.json, nanoGPT's meta.pkl) or a "
+        "hub id",
     )
     parser.add_argument(
         "--image-size",
         type=int,
         metavar="PIXELS",
-        help="the side of the images that a ViT is to look at, if not that of its training: positions are interpolated",
+        help="the side of a ViT's input images, if it differs from that in training; the positions are interpolated",
     )
     return parser
 
 
-def looker() -> argparse.ArgumentParser:
+def inspection_parser() -> argparse.ArgumentParser:
     """The options of `inspect` and `verify`."""
-    parser = argparse.ArgumentParser(prog="python -m export", description="Look at artifacts.")
-    parser.add_argument("command", choices=["inspect", "verify"], help="show what is inside, or check that it is whole")
+    parser = argparse.ArgumentParser(prog="python -m export", description="Inspect or verify an artifact.")
+    parser.add_argument(
+        "command", choices=["inspect", "verify"], help="show what it contains, or check that it is unchanged"
+    )
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="a directory DIR/<name>/<version>")
-    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Do what was asked for; the exit status is 0, 1 if it failed, 2 if the command made no sense."""
+    """Run the command. The exit status is 0, 1 for a failure, or 2 for invalid options."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] in (["inspect"], ["verify"]):
-        return look(arguments)
+        return run_inspection(arguments)
     if "--list" in arguments:
-        return say(families.account(), families.described(), as_json="--json" in arguments)
-    options = parser().parse_args(arguments)
+        return print_result(families.account(), families.described(), as_json="--json" in arguments)
+    options = export_parser().parse_args(arguments)
     progress, done = Progress(), list[str]()
     try:
         targets = precisions.parse(
@@ -138,7 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ExportError as error:
         return report(error, FAILED)
     except OSError as error:
-        return report(of_system(error, options.artifacts), FAILED)
+        return report(system_error(error, options.artifacts), FAILED)
     except KeyboardInterrupt:
         before = f"; finished before: {', '.join(done)}" if done else ""
         return report(ExportError(f"interrupted, nothing was written of {options.sources[len(done)]}{before}"), FAILED)
@@ -146,18 +150,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def export_one(source: Source, options: argparse.Namespace, targets: dict[str, Precision], progress: Progress) -> None:
-    """Export one source, unless its newest artifact was made of the same files with the same options."""
+    """Export one source, unless its newest artifact was exported from the same files with the same options."""
     name, artifacts = options.name or source.name, options.artifacts
     store.check_name(name)
-    digest, chosen = source.digest(), precisions.spell(targets)
-    if options.image_size is not None:
-        chosen += f",image-size={options.image_size}"
-    if options.task:
-        chosen += f",task={options.task}"
-    if options.ignore_unused:
-        chosen += ",ignore-unused"
-    if options.evaluate:
-        chosen += f"; evaluated on {options.evaluate.name} (sha256 {samples.digest(options.evaluate)[:12]})"
+    digest, chosen = source.digest(), options_text(options, targets)
     if source.revision:
         progress.say(f"{name}: {source.location} is commit {source.revision}")
     found = store.newest(artifacts, name)
@@ -188,10 +184,24 @@ def export_one(source: Source, options: argparse.Namespace, targets: dict[str, P
     progress.say(f"{name}: {directory} is ready")
 
 
-def look(arguments: list[str]) -> int:
-    """Show what is inside an artifact, or check that it still is what was exported."""
-    options = looker().parse_args(arguments)
-    from export.artifact import inspection  # brings onnx with it
+def options_text(options: argparse.Namespace, targets: dict[str, Precision]) -> str:
+    """The options that change the result, as the manifest has them."""
+    text = precisions.spell(targets)
+    if options.image_size is not None:
+        text += f",image-size={options.image_size}"
+    if options.task:
+        text += f",task={options.task}"
+    if options.ignore_unused:
+        text += ",ignore-unused"
+    if options.evaluate:
+        text += f"; evaluated on {options.evaluate.name} (sha256 {samples.digest(options.evaluate)[:12]})"
+    return text
+
+
+def run_inspection(arguments: list[str]) -> int:
+    """Show what an artifact contains, or check that it is unchanged."""
+    options = inspection_parser().parse_args(arguments)
+    from export.artifact import inspection  # imports onnx
 
     try:
         if options.command == "inspect":
@@ -203,23 +213,23 @@ def look(arguments: list[str]) -> int:
     except ExportError as error:
         return report(error, FAILED)
     except OSError as error:
-        return report(of_system(error, options.artifact), FAILED)
-    return say(account, lines, as_json=options.json)
+        return report(system_error(error, options.artifact), FAILED)
+    return print_result(account, lines, as_json=options.json)
 
 
-def say(account: object, lines: list[str], *, as_json: bool) -> int:
-    """The same for machines or for a reader."""
+def print_result(account: object, lines: list[str], *, as_json: bool) -> int:
+    """Print a result as JSON or as lines of text."""
     print(json.dumps(account, indent=2) if as_json else "\n".join(lines))
     return 0
 
 
-def of_system(error: OSError, path: Path) -> ExportError:
-    """A full disk, a missing permission and the like, with the file or, where there is none, what was worked on."""
+def system_error(error: OSError, path: Path) -> ExportError:
+    """A full disk, a missing permission and so on, with the file or, if the error names none, with `path`."""
     return ExportError(f"{error.filename or path}: {error.strerror or error}")
 
 
 def report(error: ExportError, status: int) -> int:
-    """Say what went wrong, and hand back the exit status."""
+    """Print an error and return the exit status."""
     print(f"error: {error}", file=sys.stderr)
     return status
 

@@ -12,12 +12,12 @@ from PIL import Image, UnidentifiedImageError
 
 from export.errors import ExportError
 
-MOST = 64  # inputs of a file that are looked at: the first ones
+MAX_INPUTS = 64  # of a file: the first ones are used
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
 
-def texts(path: Path, most: int = MOST) -> list[str]:
-    """The first lines of a file that are not empty. ExportError if there are none."""
+def texts(path: Path, limit: int = MAX_INPUTS) -> list[str]:
+    """The first lines of a file that are not empty. ExportError if it has none."""
     try:
         lines = path.read_text("utf-8").splitlines()
     except UnicodeDecodeError as error:
@@ -27,24 +27,24 @@ def texts(path: Path, most: int = MOST) -> list[str]:
     found = [line for line in lines if line.strip()]
     if not found:
         raise ExportError(f"{path}: found no text, expected one on each line")
-    return found[:most]
+    return found[:limit]
 
 
 def image_files(path: Path) -> list[Path]:
-    """The images that `path` stands for. ExportError if it stands for none."""
+    """The image files that `path` names: itself, the files of a directory, or those of a list. ExportError if none."""
     if path.is_dir():
         found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGES)
         if not found:
             raise ExportError(f"{path}: found no image in it, expected files that end in {', '.join(IMAGES)}")
-        return found[:MOST]
+        return found[:MAX_INPUTS]
     if path.suffix.lower() in IMAGES:
         return [path]
     return [path.parent / line.strip() for line in texts(path)]
 
 
 def picture(path: Path) -> Image.Image:
-    """An image file upright and in RGB, as a request's is read. ExportError if it is none."""
-    from export.inputs.images.steps import loaded  # brings torch with it
+    """An image file, upright and in RGB, as the server reads it. ExportError if it is not an image."""
+    from export.inputs.images.steps import loaded  # imports torch
 
     try:
         return loaded(path)
@@ -55,9 +55,9 @@ def picture(path: Path) -> Image.Image:
 
 
 def digest(path: Path) -> str:
-    """sha256 over what `path` holds and, if it stands for images, over those. ExportError if there is nothing.
+    """sha256 over the contents of `path` and of the images that it names. ExportError if it cannot be read.
 
-    Only a model knows whether lines are texts or the names of images: a line that names a file counts as an image.
+    Only the model decides whether lines are texts or file names, so here each line that names a file counts as one.
     """
     try:
         files = image_files(path) if path.is_dir() else [path, *named(path)]
@@ -67,13 +67,13 @@ def digest(path: Path) -> str:
 
 
 def named(path: Path) -> list[Path]:
-    """The files that the lines of a list name, as far as they are there."""
+    """The existing files that the lines of a list name."""
     if path.suffix.lower() in IMAGES:
         return []
-    return [file for file in image_files(path) if os.path.isfile(file)]  # a text may be no possible name of a file
+    return [file for file in image_files(path) if os.path.isfile(file)]  # a text may not be a valid file name
 
 
 def contents(path: Path) -> bytes:
-    """sha256 of one file."""
+    """The sha256 of one file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()

@@ -24,7 +24,7 @@ from protos.manifest_pb2 import Manifest
 
 TEXTS, IMAGES = "held-out.txt", "held-out.safetensors"
 MASKED_SHARE, GUESSES = 0.15, 5
-MOST = 512  # lines that are read, the first ones
+MAX_LINES = 512  # of the file: the first ones are used
 WRITTEN = 1024  # tokens of a batch of which every one is predicted: 200 MB of logits with the 50,257 words of GPT-2
 COUNTED = 64  # rows of logits that are in double precision at a time
 Logits = NDArray[np.generic]
@@ -65,7 +65,7 @@ def sample_for(path: Path, recipe: Recipe, manifest: Manifest, tokenizer: str | 
     """What a file that is there holds for this task."""
     if tokenizer is None:
         return images(read_images(path), manifest)
-    encodings = preparation.encoded(tokenizer, samples.texts(path, MOST), manifest.text, path)
+    encodings = preparation.encoded(tokenizer, samples.texts(path, MAX_LINES), manifest.text, path)
     if isinstance(recipe, GptRecipe):
         return written_on(recipe, manifest, encodings, Tokenizer.from_str(tokenizer))
     if isinstance(recipe, BertRecipe) and recipe.task == "fill-mask":

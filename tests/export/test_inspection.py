@@ -7,11 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers.activations import ACT2FN
 
 from export import families
 from export.__main__ import main
+from export.inputs.text import pooling
+from export.sources import modules
 from models.checkpoints.configs import ARCHITECTURES
 from models.checkpoints.tables import LAYOUTS
+from models.mlp import ACTIVATIONS
 
 
 def test_inspect_shows_what_is_inside(artifacts: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,6 +109,15 @@ def test_list_names_families_and_what_they_need(capsys: pytest.CaptureFixture[st
 def test_the_list_names_every_architecture_that_can_be_loaded() -> None:
     for name, (family, _) in ARCHITECTURES.items():
         assert name in families.FAMILIES[family]
+
+
+def test_the_list_names_every_module_and_pooling_of_sentence_transformers() -> None:
+    for name in (*modules.KINDS, *pooling.MODES):
+        assert name in families.SENTENCE_TRANSFORMERS[0]
+
+
+def test_the_list_names_every_activation_that_is_missing() -> None:
+    assert set(ACT2FN) - set(ACTIVATIONS) == {"prelu", "xielu"}
 
 
 def test_golden_images_are_shown_and_checked_again(

@@ -1,4 +1,4 @@
-"""A client of the server: a small synchronous library. `python -m server.client` is its command line.
+"""A small synchronous client of the server. `python -m server.client` is its command line.
 
 with Client("127.0.0.1:8001") as client:
     for candidate in client.fill_mask(["The [MASK] statement raises an exception."])[0].masks[0].candidates:
@@ -29,7 +29,7 @@ UNREACHABLE = ("failed to connect", "DNS resolution failed", "Connection refused
 
 @dataclass(frozen=True)
 class ServedModel:
-    """One model of the server, as it says itself. `task` and what follows are known of models that are ready."""
+    """One model as the server lists it. `task`, `provider` and `precision` are empty unless the model is ready."""
 
     name: str
     version: str
@@ -41,7 +41,7 @@ class ServedModel:
 
 
 class CallFailed(Exception):
-    """A call that the server refused or could not answer. The text is the server's, `code` is gRPC's."""
+    """A call that failed. The text is the server's error message, `code` is the gRPC status code."""
 
     def __init__(self, code: grpc.StatusCode, text: str) -> None:
         super().__init__(text)
@@ -49,11 +49,14 @@ class CallFailed(Exception):
 
 
 class Unreachable(CallFailed):
-    """No server at that address."""
+    """No server accepts connections at the address."""
 
 
 class Client:
-    """Calls one server. Without a model's name, a call takes the first, by name, of those that do the task."""
+    """A connection to one server.
+
+    Calls that name no model use the first model, in alphabetical order, that serves the task.
+    """
 
     def __init__(self, server: str = DEFAULT_SERVER, *, timeout_s: float = 60.0) -> None:
         self.server = server
@@ -81,14 +84,14 @@ class Client:
         targets: Sequence[str] = (),
         truncate: bool = False,
     ) -> list[pb.FilledText]:
-        """The likeliest words, or the likeliest of `targets`, for each mask of each text."""
+        """The most probable tokens for each mask of each text; only tokens of `targets` if that is given."""
         model = model or self.choose("fill-mask")
         request = pb.FillMaskRequest(model=model, inputs=texts, top_k=top_k, targets=targets, truncate=truncate)
         with self._errors():
             return list(self._stub.FillMask(request, timeout=self._timeout_s).results)
 
     def generate(self, prompt: str, *, model: str = "", **sampling: Any) -> Iterator[pb.GenerateResponse]:
-        """Pieces of the continuation as they come. `sampling`: fields of GenerateRequest, such as max_tokens."""
+        """Yield parts of the generated text. `sampling`: fields of GenerateRequest, such as max_tokens."""
         model = model or self.choose("generate")
         request = pb.GenerateRequest(model=model, prompts=[pb.Prompt(text=prompt)], **sampling)
         with self._errors():
@@ -97,9 +100,9 @@ class Client:
     def classify_image(
         self, images: Sequence[bytes], *, model: str = "", top_k: int | None = None, function_to_apply: str = ""
     ) -> list[pb.Classification]:
-        """The likeliest classes of each image: contents of JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF files.
+        """The most probable classes of each image. `images` are JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF files.
 
-        `function_to_apply` makes scores of logits: softmax, sigmoid, none; the model's own if empty.
+        `function_to_apply` turns logits into scores: softmax, sigmoid or none; empty for the model's own function.
         """
         model = model or self.choose("classify-image")
         request = pb.ClassifyImageRequest(model=model, images=images, top_k=top_k, function_to_apply=function_to_apply)
@@ -116,7 +119,7 @@ class Client:
         function_to_apply: str = "",
         truncate: bool = False,
     ) -> list[pb.Classification]:
-        """The likeliest classes of each text, or of each with its pair; all of them without a `top_k`."""
+        """The most probable classes of each text, or of each pair of texts; all classes if `top_k` is None."""
         request = pb.ClassifyTextRequest(
             model=model or self.choose("classify-text"),
             inputs=texts,
@@ -138,9 +141,9 @@ class Client:
         prompt_name: str | None = None,
         truncate: bool = False,
     ) -> list[list[float]]:
-        """One vector for each text, of length 1 or not as the model has it, or as `normalize` says.
+        """One vector for each text. `normalize` scales vectors to length 1; None does what the model does by default.
 
-        `prompt_name` names a prompt of the model to put before each text: its default prompt if None, no prompt if "".
+        `prompt_name` selects the prompt that precedes each text: None for the model's default prompt, "" for no prompt.
         """
         model = model or self.choose("embed")
         request = pb.EmbedRequest(
@@ -152,9 +155,9 @@ class Client:
             truncate=truncate,
         )
         with self._errors():
-            return [list(each.values) for each in self._stub.Embed(request, timeout=self._timeout_s).results]
+            return [list(result.values) for result in self._stub.Embed(request, timeout=self._timeout_s).results]
 
-    # ---- what can be known beforehand
+    # ---- information about models
 
     def count_tokens(
         self,
@@ -164,35 +167,34 @@ class Client:
         prompt_name: str | None = None,
         model: str = "",
     ) -> pb.CountTokensResponse:
-        """How many tokens each text with its prompt, or pair, is for a model, and how many the model takes."""
+        """The number of tokens of each text with its prompt, or of each pair, and the model's limit."""
         request = pb.CountTokensRequest(model=model, inputs=texts, text_pairs=text_pairs, prompt_name=prompt_name)
         with self._errors():
-            answer: pb.CountTokensResponse = self._stub.CountTokens(request, timeout=self._timeout_s)
-            return answer
+            response: pb.CountTokensResponse = self._stub.CountTokens(request, timeout=self._timeout_s)
+            return response
 
     def info(self, model: str = "") -> pb.ModelInfoResponse:
-        """What a model does and takes: its task, limits and labels."""
+        """The task, limits and labels of a model."""
+        request = pb.ModelInfoRequest(model=model)
         with self._errors():
-            answer: pb.ModelInfoResponse = self._stub.ModelInfo(
-                pb.ModelInfoRequest(model=model), timeout=self._timeout_s
-            )
-            return answer
+            response: pb.ModelInfoResponse = self._stub.ModelInfo(request, timeout=self._timeout_s)
+            return response
 
     # ---- the server
 
     def models(self) -> list[ServedModel]:
-        """What the server has, by name."""
+        """The models of the server, sorted by name and version."""
         index = self._call(
             OPEN_INFERENCE + "RepositoryIndex", oip.RepositoryIndexRequest(), oip.RepositoryIndexResponse
         )
         return sorted((self._model(entry) for entry in index.models), key=lambda model: (model.name, model.version))
 
     def choose(self, task: str) -> str:
-        """The model that a call without a name takes; empty if the server has none, so that it says so itself."""
+        """The model for a call that names none. Empty if no model serves the task; the server then reports that."""
         return next(iter(self.candidates(task)), "")
 
     def candidates(self, task: str) -> list[str]:
-        """The names of the models that do a task. The server is asked once."""
+        """The names of the models that serve a task. Only the first call contacts the server."""
         if not self._by_task:
             for model in self.models():
                 names = self._by_task.setdefault(model.task, [])
@@ -201,24 +203,24 @@ class Client:
         return self._by_task.get(task, [])
 
     def health(self, service: str = "") -> str:
-        """SERVING or NOT_SERVING, of the server or of one service: `model/<name>`, for instance."""
+        """SERVING or NOT_SERVING, for the server or for one service such as `model/<name>`."""
         request = health_pb2.HealthCheckRequest(service=service)
-        answer = self._call(HEALTH, request, health_pb2.HealthCheckResponse)
-        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+        response = self._call(HEALTH, request, health_pb2.HealthCheckResponse)
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
 
     def _model(self, entry: oip.RepositoryIndexResponse.ModelIndex) -> ServedModel:
-        found = ServedModel(entry.name, entry.version, entry.state, entry.reason)
+        model = ServedModel(entry.name, entry.version, entry.state, entry.reason)
         if entry.state != READY:
-            return found
+            return model
         request = oip.ModelConfigRequest(name=entry.name, version=entry.version)
         config = self._call(OPEN_INFERENCE + "ModelConfig", request, oip.ModelConfigResponse).config
-        return replace(found, **{key: config.parameters[key].string_value for key in ("task", "provider", "precision")})
+        return replace(model, **{key: config.parameters[key].string_value for key in ("task", "provider", "precision")})
 
-    def _call(self, path: str, request: Message, response: Any) -> Any:
+    def _call(self, path: str, request: Message, response_class: Any) -> Any:
         call: Any = self._channel.unary_unary(
             path,
             request_serializer=lambda message: message.SerializeToString(),
-            response_deserializer=response.FromString,
+            response_deserializer=response_class.FromString,
         )
         with self._errors():
             return call(request, timeout=self._timeout_s)
@@ -229,6 +231,6 @@ class Client:
             yield
         except grpc.RpcError as error:
             code, text = error.code(), error.details() or ""
-            if code is grpc.StatusCode.UNAVAILABLE and any(sign in text for sign in UNREACHABLE):
+            if code is grpc.StatusCode.UNAVAILABLE and any(message in text for message in UNREACHABLE):
                 raise Unreachable(code, f"no server answers at {self.server}") from error
             raise CallFailed(code, text) from error

@@ -1,4 +1,4 @@
-"""`python -m server.client`: ask a running server from the command line."""
+"""`python -m server.client`: send a request to a running server from the command line."""
 
 import argparse
 import json
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from server.client import DEFAULT_SERVER, CallFailed, Client, Unreachable
-from server.client.output import inputs, note, note_truncated, plain, print_classes, print_json, print_table
+from server.client.output import input_labels, note, note_truncated, print_classes, print_json, print_table, to_dict
 
 START = "start one with: make serve  (or: python -m server)"
-EMBED_SHOWN = 6  # values of a vector; --json has all of them
+MAX_VALUES_SHOWN = 6  # of a vector; --json prints all of them
 
 
 def _count(text: str) -> int:
@@ -20,30 +20,30 @@ def _count(text: str) -> int:
     return int(text)
 
 
-SAMPLING: dict[str, tuple[Any, str]] = {  # field of GenerateRequest → how its text is read, what --help says
-    "max_tokens": (_count, "the most new tokens"),
-    "min_tokens": (_count, "the fewest new tokens"),
-    "temperature": (float, "0 always takes the likeliest token"),
-    "top_k": (_count, "choose among so many of the likeliest tokens; 0: among all"),
-    "top_p": (float, "choose among the likeliest tokens that together are so probable"),
-    "min_p": (float, "leave out tokens less probable than this share of the likeliest"),
-    "repetition_penalty": (float, "above 1: avoid tokens that were there before"),
-    "frequency_penalty": (float, "avoid new tokens the more often they came"),
-    "presence_penalty": (float, "avoid new tokens that came"),
-    "seed": (_count, "the same seed gives the same text"),
-    "priority": (_count, "who comes before others that wait: 1 is the highest, 5 the usual"),
+SAMPLING: dict[str, tuple[Any, str]] = {  # field of GenerateRequest → type of the argument, help text
+    "max_tokens": (_count, "maximum number of generated tokens"),
+    "min_tokens": (_count, "minimum number of generated tokens"),
+    "temperature": (float, "softmax temperature; 0: always take the most probable token"),
+    "top_k": (_count, "sample from the N most probable tokens; 0: from all tokens"),
+    "top_p": (float, "sample from the most probable tokens whose probabilities add up to N"),
+    "min_p": (float, "exclude tokens that are less probable than N times the most probable token"),
+    "repetition_penalty": (float, "above 1: make tokens of the prompt and of the generated text less probable"),
+    "frequency_penalty": (float, "make generated tokens less probable each time they occur"),
+    "presence_penalty": (float, "make generated tokens less probable once they occur"),
+    "seed": (_count, "seed of the sampling; the same seed gives the same text"),
+    "priority": (_count, "priority in the queue: 1 is the highest, 5 the default"),
 }
 
-Ask = Callable[[Client, argparse.Namespace], None]
+Command = Callable[[Client, argparse.Namespace], None]
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code: 0 if answered, 1 if not (with one line on stderr that says why), 2 for a wrong command line."""
+    """Run one command. Returns the exit code: 0 for success, 1 for an error (one line on stderr), 2 for wrong usage."""
     arguments = _parser().parse_args(argv)
-    ask: Ask = arguments.ask
+    command: Command = arguments.run
     try:
         with Client(arguments.server, timeout_s=arguments.timeout) as client:
-            ask(client, arguments)
+            command(client, arguments)
     except Unreachable as error:
         return _fail(f"{error}; {START}")
     except CallFailed as error:
@@ -77,26 +77,26 @@ def fill_mask(client: Client, arguments: argparse.Namespace) -> None:
     for text, result in zip(arguments.texts, results, strict=True):
         for mask in result.masks:
             print(text if len(result.masks) == 1 else f"{text}  (token {mask.position})")
-            print_table([(f"{each.score:.3f}", each.token_str, each.sequence) for each in mask.candidates])
+            print_table([(f"{found.score:.3f}", found.token_str, found.sequence) for found in mask.candidates])
 
 
 def generate(client: Client, arguments: argparse.Namespace) -> None:
     sampling = {name: value for name in SAMPLING if (value := getattr(arguments, name)) is not None}
-    pieces = client.generate(arguments.prompt, model=_chosen(client, arguments), stop=arguments.stop, **sampling)
+    responses = client.generate(arguments.prompt, model=_chosen(client, arguments), stop=arguments.stop, **sampling)
     if arguments.json:
-        for piece in pieces:
-            print(json.dumps(plain(piece), ensure_ascii=False), flush=True)
+        for response in responses:
+            print(json.dumps(to_dict(response), ensure_ascii=False), flush=True)
         return
-    echo = arguments.prompt  # with the first piece: a request that is refused prints nothing
-    for piece in pieces:
-        print(echo + piece.text, end="", flush=True)
+    echo = arguments.prompt  # printed with the first response, so that a refused request prints nothing
+    for response in responses:
+        print(echo + response.text, end="", flush=True)
         echo = ""
-        if piece.finish_reason:
+        if response.finish_reason:
             print(flush=True)
-            usage = piece.usage
+            usage = response.usage
             note(
-                f"{piece.finish_reason} after {usage.completion_tokens} tokens in {usage.inference_seconds:.2f} s; "
-                f"seed {piece.seed}"
+                f"{response.finish_reason} after {usage.completion_tokens} tokens in {usage.inference_seconds:.2f} s; "
+                f"seed {response.seed}"
             )
 
 
@@ -117,7 +117,7 @@ def classify_text(client: Client, arguments: argparse.Namespace) -> None:
         truncate=arguments.truncate,
     )
     note_truncated(arguments.texts, results)
-    print_classes(arguments, inputs(arguments), results)
+    print_classes(arguments, input_labels(arguments), results)
 
 
 def embed(client: Client, arguments: argparse.Namespace) -> None:
@@ -133,30 +133,30 @@ def embed(client: Client, arguments: argparse.Namespace) -> None:
         print(json.dumps(vectors))
         return
     for text, vector in zip(arguments.texts, vectors, strict=True):
-        shown = " ".join(f"{value:+.4f}" for value in vector[:EMBED_SHOWN])
-        print(f"{text}\n  {len(vector)} values: {shown}{' …' if len(vector) > EMBED_SHOWN else ''}")
+        shown = " ".join(f"{value:+.4f}" for value in vector[:MAX_VALUES_SHOWN])
+        print(f"{text}\n  {len(vector)} values: {shown}{' …' if len(vector) > MAX_VALUES_SHOWN else ''}")
 
 
-# ---- what can be known beforehand
+# ---- information about models
 
 
 def count_tokens(client: Client, arguments: argparse.Namespace) -> None:
-    answer = client.count_tokens(
+    response = client.count_tokens(
         arguments.texts, text_pairs=arguments.pair, prompt_name=arguments.prompt_name, model=arguments.model
     )
     if arguments.json:
-        print(json.dumps(plain(answer), ensure_ascii=False))
+        print(json.dumps(to_dict(response), ensure_ascii=False))
         return
-    print_table(list(zip(map(str, answer.tokens), inputs(arguments), strict=True)))
-    note(f"{answer.model} takes at most {answer.max_tokens}")
+    print_table(list(zip(map(str, response.tokens), input_labels(arguments), strict=True)))
+    note(f"{response.model} accepts at most {response.max_tokens} tokens")
 
 
 def info(client: Client, arguments: argparse.Namespace) -> None:
-    answer = plain(client.info(arguments.model))
+    fields = to_dict(client.info(arguments.model))
     if arguments.json:
-        print(json.dumps(answer, ensure_ascii=False))
+        print(json.dumps(fields, ensure_ascii=False))
         return
-    print_table([(name, ", ".join(value) if isinstance(value, list) else str(value)) for name, value in answer.items()])
+    print_table([(name, ", ".join(value) if isinstance(value, list) else str(value)) for name, value in fields.items()])
 
 
 # ---- the server
@@ -179,12 +179,12 @@ def health(client: Client, arguments: argparse.Namespace) -> None:
 
 
 def _chosen(client: Client, arguments: argparse.Namespace) -> str:
-    """The model to ask. Where nobody named one and several could answer, say which one does."""
+    """The model for the request. Prints a note if --model is missing and several models serve the task."""
     if arguments.model:
         return str(arguments.model)
     first, *others = client.candidates(arguments.command) or [""]
     if others:
-        note(f"{first} answers; --model chooses another: {', '.join(others)}")
+        note(f"using {first}; choose another with --model: {', '.join(others)}")
     return first
 
 
@@ -193,61 +193,61 @@ def _chosen(client: Client, arguments: argparse.Namespace) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--server", default=argparse.SUPPRESS, metavar="HOST:PORT", help=f"({DEFAULT_SERVER})")
-    shared.add_argument("--timeout", type=float, default=60.0, metavar="S", help="how long to wait, in seconds (60)")
-    shared.add_argument("--json", action="store_true", help="print the whole answer as JSON")
+    shared.add_argument("--server", default=argparse.SUPPRESS, metavar="HOST:PORT", help=f"(default: {DEFAULT_SERVER})")
+    shared.add_argument("--timeout", type=float, default=60.0, metavar="S", help="timeout in seconds (default: 60)")
+    shared.add_argument("--json", action="store_true", help="print the complete response as JSON")
     named = argparse.ArgumentParser(add_help=False)
-    named.add_argument("--model", default="", metavar="NAME", help="the first, by name, that does the task if left out")
-    few = argparse.ArgumentParser(add_help=False)
-    few.add_argument("--top-k", type=_count, metavar="N", help="how many to tell")
+    named.add_argument("--model", default="", metavar="NAME", help="(default: the first model, by name, of the task)")
+    limited = argparse.ArgumentParser(add_help=False)
+    limited.add_argument("--top-k", type=_count, metavar="N", help="number of results for each input")
 
     scored = argparse.ArgumentParser(add_help=False)
     functions = ("default", "softmax", "sigmoid", "none")
-    scored.add_argument("--function-to-apply", default="", choices=functions, help="what makes scores of logits")
+    scored.add_argument("--function-to-apply", default="", choices=functions, help="function from logits to scores")
     texts = argparse.ArgumentParser(add_help=False)
     texts.add_argument("texts", nargs="+")
-    cut = argparse.ArgumentParser(add_help=False)
-    cut.add_argument("--truncate", action="store_true", help="cut off what is too long, on the right")
+    truncated = argparse.ArgumentParser(add_help=False)
+    truncated.add_argument("--truncate", action="store_true", help="truncate texts that are too long")
     prompted = argparse.ArgumentParser(add_help=False)
     prompted.add_argument(
         "--prompt-name",
         metavar="NAME",
-        help="an embedder's prompt to put before each text (info lists them); '' for none; its default if left out",
+        help="prompt of an embedding model to put before each text, see `info`; '' for none (default: the model's)",
     )
     pairs = argparse.ArgumentParser(add_help=False)
     pairs.add_argument(
-        "--pair", action="append", default=[], metavar="TEXT", help="the second text of a pair; one for each text"
+        "--pair", action="append", default=[], metavar="TEXT", help="second text of a pair; once for each text"
     )
 
-    parser = argparse.ArgumentParser(prog="python -m server.client", description="Ask a running server.")
-    parser.add_argument("--server", default=DEFAULT_SERVER, metavar="HOST:PORT", help=f"({DEFAULT_SERVER})")
+    parser = argparse.ArgumentParser(prog="python -m server.client", description="Send a request to a running server.")
+    parser.add_argument("--server", default=DEFAULT_SERVER, metavar="HOST:PORT", help=f"(default: {DEFAULT_SERVER})")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    def command(name: str, ask: Ask, help: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    def add(name: str, run: Command, help: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=help, description=help, parents=[shared, *parents])
-        added.set_defaults(ask=ask)
+        added.set_defaults(run=run)
         return added
 
-    fill = command("fill-mask", fill_mask, "the likeliest words for each [MASK]", named, few, cut, texts)
-    fill.add_argument("--target", action="append", default=[], metavar="WORD", help="only this word; can be repeated")
-    _add_sampling(command("generate", generate, "continue a text", named))
-    images = command("classify-image", classify_image, "what images show", named, few, scored)
+    fill = add("fill-mask", fill_mask, "predict the token for each [MASK]", named, limited, truncated, texts)
+    fill.add_argument("--target", action="append", default=[], metavar="WORD", help="rank only this word; repeatable")
+    _add_sampling(add("generate", generate, "continue a text", named))
+    images = add("classify-image", classify_image, "classify images", named, limited, scored)
     images.add_argument("files", nargs="+")
-    command("classify-text", classify_text, "which class texts belong to", named, few, scored, cut, pairs, texts)
-    _add_vectors(command("embed", embed, "one vector for each text", named, cut, prompted, texts))
-    command("count-tokens", count_tokens, "how many tokens texts are for a model", named, pairs, prompted, texts)
-    command("info", info, "what a model does and takes").add_argument("model", nargs="?", default="")
-    command("models", models, "what the server has")
-    command("health", health, "whether the server answers").add_argument("service", nargs="?", default="")
+    add("classify-text", classify_text, "classify texts", named, limited, scored, truncated, pairs, texts)
+    _add_vectors(add("embed", embed, "compute one vector for each text", named, truncated, prompted, texts))
+    add("count-tokens", count_tokens, "count the tokens of texts", named, pairs, prompted, texts)
+    add("info", info, "show the task, limits and labels of a model").add_argument("model", nargs="?", default="")
+    add("models", models, "list the models of the server")
+    add("health", health, "check whether the server is serving").add_argument("service", nargs="?", default="")
     return parser
 
 
 def _add_vectors(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dimensions", type=_count, metavar="N", help="only the first so many values")
+    parser.add_argument("--dimensions", type=_count, metavar="N", help="return only the first N values")
     parser.add_argument(
         "--normalize",
         action=argparse.BooleanOptionalAction,
-        help="vectors of length 1, or as they are; the model's own way if left out",
+        help="scale vectors to length 1, or not (default: as the model does)",
     )
 
 
@@ -255,7 +255,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt")
     for name, (read, text) in SAMPLING.items():
         parser.add_argument("--" + name.replace("_", "-"), type=read, metavar="N", help=text)
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before it; can be repeated")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="stop before this text; repeatable")
 
 
 if __name__ == "__main__":

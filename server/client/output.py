@@ -1,4 +1,4 @@
-"""Answers on the terminal: tables for people, or JSON; remarks beside them."""
+"""Print responses on the terminal, as tables or as JSON. Notes go to stderr."""
 
 import argparse
 import json
@@ -10,8 +10,8 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 
-def inputs(arguments: argparse.Namespace) -> list[str]:
-    """The texts of a command, or its pairs of texts, to be shown."""
+def input_labels(arguments: argparse.Namespace) -> list[str]:
+    """One line for each text or pair of texts on the command line."""
     if not arguments.pair:
         return list(arguments.texts)
     return [f"{text}  +  {pair}" for text, pair in zip(arguments.texts, arguments.pair, strict=True)]
@@ -20,32 +20,33 @@ def inputs(arguments: argparse.Namespace) -> list[str]:
 def note_truncated(texts: Sequence[str], results: Sequence[Any]) -> None:
     for text, result in zip(texts, results, strict=True):
         if result.tokens.truncated:
-            note(f"only the first {result.tokens.used} tokens were read of: {text[:40]}…")
+            note(f"truncated to {result.tokens.used} tokens: {text[:40]}…")
 
 
-def print_classes(arguments: argparse.Namespace, inputs: Sequence[str], results: Sequence[Any]) -> None:
+def print_classes(arguments: argparse.Namespace, labels: Sequence[str], results: Sequence[Any]) -> None:
+    """Print the classes of each input below the label of the input."""
     if arguments.json:
         return print_json(results)
-    for named, result in zip(inputs, results, strict=True):
-        print(named)
-        print_table([(f"{each.score:.3f}", each.label) for each in result.classes])
+    for label, result in zip(labels, results, strict=True):
+        print(label)
+        print_table([(f"{found.score:.3f}", found.label) for found in result.classes])
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Rows, their columns aligned, two spaces in."""
+    """Print rows with aligned columns, indented by two spaces."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def print_json(messages: Sequence[Message]) -> None:
-    print(json.dumps([plain(message) for message in messages], ensure_ascii=False))
+    print(json.dumps([to_dict(message) for message in messages], ensure_ascii=False))
 
 
-def plain(message: Message) -> dict[str, Any]:
+def to_dict(message: Message) -> dict[str, Any]:
     return MessageToDict(message, preserving_proto_field_name=True)
 
 
 def note(text: str) -> None:
-    """Something beside the answer: on stderr, so that the answer can be piped on."""
+    """Print a remark on stderr, so that stdout holds only the result."""
     print(f"({text})", file=sys.stderr, flush=True)

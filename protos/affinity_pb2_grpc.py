@@ -75,14 +75,14 @@ class AffinityServicer:
     """Missing associated documentation comment in .proto file."""
 
     def FillMask(self, request, context):
-        """The likeliest words for each mask of each text.
+        """Predict the most probable tokens for each mask of each text.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Generate(self, request, context):
-        """Continue texts, token by token.
+        """Generate text from prompts, token by token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,14 +107,14 @@ class AffinityServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CountTokens(self, request, context):
-        """How many tokens texts are for a model, before they are sent.
+        """Count the tokens of texts without running the model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelInfo(self, request, context):
-        """What a model does, and what it takes.
+        """Describe a model: its task, limits and labels.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -25,7 +25,7 @@ async def continue_texts(
     `release` ends the use of the model. It is called when the engine has the prompts, and not when the last piece is
     read: a slow reader must not hold up the unloading of a model.
     """
-    admitted = generate.continued(
+    admitted = generate.stream(
         prompts, how.sampling, stop=how.stop, include_stop=how.include_stop, call=call, field=field
     )
     async with admitted as continued, aclosing(continued.read()) as pieces:

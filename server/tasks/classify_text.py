@@ -11,13 +11,13 @@ from server.batching.collate import TextRow
 from server.errors import InvalidRequest
 from server.tasks.classification import DEFAULT, Class, check_classes, ranked, scores_of
 from server.text.encode import AsyncEncoder
-from server.text.tokenizer import TextEncoder, Tokens, TokenUsage
+from server.text.tokenizer import EncodedText, TextEncoder, TokenUsage
 
 
 @dataclass(frozen=True)
 class ClassifiedText:
     classes: list[Class]  # the likeliest first
-    reading: TokenUsage
+    usage: TokenUsage
 
 
 class ClassifyText:
@@ -27,7 +27,7 @@ class ClassifyText:
         self.labels = tuple(artifact.manifest.labels)
         self.function = artifact.manifest.function_to_apply or "softmax"
         self._segments = artifact.manifest.text.segments
-        self._batcher, self._read, self._prepare = batcher, AsyncEncoder(encoder, prepare), prepare
+        self._batcher, self._encode, self._prepare = batcher, AsyncEncoder(encoder, prepare), prepare
 
     async def __call__(
         self,
@@ -45,14 +45,14 @@ class ClassifyText:
         most = check_classes(top_k, self.labels, inputs=len(texts))
         scores = scores_of(function_to_apply, self.function)
         async with self._batcher.place(len(texts), call, field=field) as place:
-            tokens = await self._read(texts, pairs, truncate=truncate, field=field, pair_field=pair_field)
+            tokens = await self._encode(texts, pairs, truncate=truncate, field=field, pair_field=pair_field)
             rows = [self._row(each, f"{pair_field}[{number}]") for number, each in enumerate(tokens)]
             answers = await self._batcher.run(rows, place)
             logits = [answer["logits"] for answer in answers]
             classes = await ranked(logits, scores, self.labels, top_k=most, threads=self._prepare)
-        return [ClassifiedText(found, each.reading) for found, each in zip(classes, tokens, strict=True)]
+        return [ClassifiedText(found, each.usage) for found, each in zip(classes, tokens, strict=True)]
 
-    def _row(self, tokens: Tokens, pair_field: str) -> TextRow:
+    def _row(self, tokens: EncodedText, pair_field: str) -> TextRow:
         if self._segments and tokens.token_type_ids.max() >= self._segments:
             raise InvalidRequest(pair_field, "a second text", f"none: the model knows {self._segments} segment")
         return TextRow(

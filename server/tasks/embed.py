@@ -21,7 +21,7 @@ SHORTEST = 1e-12  # as PyTorch's `normalize` has it
 @dataclass(frozen=True)
 class Embeddings:
     vectors: NDArray[np.float32]  # (n, d)
-    readings: list[TokenUsage]
+    usages: list[TokenUsage]
 
 
 class Embed:
@@ -30,7 +30,7 @@ class Embed:
     def __init__(self, artifact: Artifact, batcher: Batcher, encoder: TextEncoder, prepare: Executor) -> None:
         self.width = artifact.manifest.embedding_width
         self.normalise = artifact.manifest.normalise
-        self._batcher, self._read = batcher, AsyncEncoder(encoder, prepare)
+        self._batcher, self._encode = batcher, AsyncEncoder(encoder, prepare)
 
     async def __call__(
         self,
@@ -50,7 +50,7 @@ class Embed:
         """
         width = self._checked(dimensions)
         async with self._batcher.place(len(texts), call, field=field) as place:
-            tokens = await self._read(texts, prompt_name=prompt_name, truncate=truncate, field=field)
+            tokens = await self._encode(texts, prompt_name=prompt_name, truncate=truncate, field=field)
             rows = [
                 TextRow(
                     input_ids=each.input_ids,
@@ -63,7 +63,7 @@ class Embed:
             answers = await self._batcher.run(rows, place)
         vectors = np.array([answer["embedding"][:width] for answer in answers], np.float32).reshape(len(rows), width)
         scaled = self.normalise if normalize is None else normalize
-        return Embeddings(normalised(vectors) if scaled else vectors, [each.reading for each in tokens])
+        return Embeddings(normalised(vectors) if scaled else vectors, [each.usage for each in tokens])
 
     def _checked(self, dimensions: int | None) -> int:
         if dimensions is None:

@@ -17,7 +17,7 @@ from server.concurrency.offload import offload_chunked
 from server.errors import BadArtifact, InvalidRequest
 from server.tasks.classification import check_top_k
 from server.text.encode import AsyncEncoder
-from server.text.tokenizer import TextEncoder, Tokens, TokenUsage
+from server.text.tokenizer import EncodedText, TextEncoder, TokenUsage
 
 TOP = ("top_scores", "top_ids", "logsumexp")  # what the graph computes of the best words
 ALL = ("logits", "logsumexp")
@@ -47,7 +47,7 @@ class FilledMask:
 @dataclass(frozen=True)
 class FilledText:
     masks: list[FilledMask]  # from left to right
-    reading: TokenUsage
+    usage: TokenUsage
 
 
 class FillMask:
@@ -61,7 +61,7 @@ class FillMask:
         self._mask_id = encoder.mask_id
         self._ranked = ranked_in_graph(artifact)
         self._batcher, self._encoder, self._prepare = batcher, encoder, prepare
-        self._read = AsyncEncoder(encoder, prepare)
+        self._encode = AsyncEncoder(encoder, prepare)
 
     async def __call__(
         self,
@@ -83,22 +83,22 @@ class FillMask:
             among = await in_pool(self._target_ids, targets) if targets else None
             most = most if among is None else min(most, len(among))
             outputs = TOP if among is None and most <= self._ranked else ALL
-            tokens = await self._read(texts, truncate=truncate, field=field)
+            tokens = await self._encode(texts, truncate=truncate, field=field)
             keep = everything if outputs is TOP else partial(rank, top_k=most, among=among)
             rows = [self._row(each, outputs, keep, f"{field}[{number}]") for number, each in enumerate(tokens)]
             check_size(rows, most)
             answers = await self._batcher.run(rows, place)
             masks = await self._filled(rows, answers, most)
-        return [FilledText(found, each.reading) for found, each in zip(masks, tokens, strict=True)]
+        return [FilledText(found, each.usage) for found, each in zip(masks, tokens, strict=True)]
 
     def _target_ids(self, targets: Sequence[str]) -> NDArray[np.int64]:
         """Where the pipeline takes the first piece of a word that is none, and warns, this refuses."""
         if len(targets) > self.vocabulary:
             raise InvalidRequest("targets", f"{len(targets)} words", f"at most {self.vocabulary}, all that there are")
-        ids = [self._encoder.word(word, field=f"targets[{number}]") for number, word in enumerate(targets)]
+        ids = [self._encoder.token_id(word, field=f"targets[{number}]") for number, word in enumerate(targets)]
         return np.array(list(dict.fromkeys(ids)), np.int64)
 
-    def _row(self, tokens: Tokens, outputs: tuple[str, ...], keep: Keep, field: str) -> TextRow:
+    def _row(self, tokens: EncodedText, outputs: tuple[str, ...], keep: Keep, field: str) -> TextRow:
         masks = np.flatnonzero(tokens.input_ids == self._mask_id)
         if not len(masks):
             where = " in what is left of it" if tokens.truncated else ""

@@ -30,7 +30,7 @@ class Generate:
         self._engine, self._encoder, self._prepare = engine, encoder, prepare
 
     @asynccontextmanager
-    async def continued(
+    async def stream(
         self,
         prompts: Sequence[Prompt],
         sampling: Sampling,
@@ -58,7 +58,7 @@ class Generate:
             yield pieces
 
     def _writer(self, stop: Sequence[str], include_stop: bool, sampling: Sampling) -> DeltaBuilder:
-        return DeltaBuilder(self._encoder.piece_by_piece(), StopStrings(stop, include=include_stop), sampling)
+        return DeltaBuilder(self._encoder.detokenizer(), StopStrings(stop, include=include_stop), sampling)
 
     def _prompt_ids(self, prompts: Sequence[Prompt], field: str) -> dict[str, Ids]:
         """Off the event loop: each prompt by the name that errors tell."""

@@ -6,7 +6,7 @@ from concurrent.futures import Executor
 from server.admission.queue import AdmissionQueue, Limits
 from server.concurrency.offload import offload_chunked
 from server.errors import InvalidRequest
-from server.text.tokenizer import TextEncoder, Tokens, check_pairs
+from server.text.tokenizer import EncodedText, TextEncoder, check_pairs
 
 SLICE_CHARACTERS = 1 << 18  # a fifth of a second and 40 MB, where each is a token
 MAX_COUNTED_CHARACTERS = 1 << 22  # of one request to count tokens: a few books
@@ -27,11 +27,11 @@ class AsyncEncoder:
         truncate: bool,
         field: str,
         pair_field: str = "text_pairs",
-    ) -> list[Tokens]:
+    ) -> list[EncodedText]:
         """As `TextEncoder.encode`; nothing is read any more behind a text that is refused."""
         check_pairs(texts, pairs, pair_field)
 
-        def encode(part: slice) -> list[Tokens]:
+        def encode(part: slice) -> list[EncodedText]:
             named = {"first": part.start, "field": field, "pair_field": pair_field}
             return self._encoder.encode(texts[part], pairs[part], prompt_name=prompt_name, truncate=truncate, **named)
 

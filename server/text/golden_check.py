@@ -86,7 +86,7 @@ def _difference(encoder: TextEncoder, text: GoldenText) -> str:
         return found
     if not text.HasField("decoded"):
         return ""
-    pieces = encoder.piece_by_piece()
+    pieces = encoder.detokenizer()
     streamed = "".join(map(pieces.push, text.input_ids)) + pieces.flush()
     for decoded in (encoder.decode(text.input_ids, skip_special_tokens=True), streamed):
         if decoded != text.decoded:

@@ -20,7 +20,7 @@ Name = Callable[[int], str]  # the number of an input → what its caller knows 
 
 
 @dataclass(frozen=True, eq=False)
-class Tokens:
+class EncodedText:
     """A text, or a pair of texts, as the model reads it: (t) each, INT64, special tokens included."""
 
     input_ids: NDArray[np.int64]
@@ -32,7 +32,7 @@ class Tokens:
         return len(self.input_ids)
 
     @property
-    def reading(self) -> "TokenUsage":
+    def usage(self) -> "TokenUsage":
         return TokenUsage(len(self), self.truncated)
 
 
@@ -80,7 +80,7 @@ class TextEncoder:
         first: int = 0,
         field: str = "texts",
         pair_field: str = "text_pairs",
-    ) -> list[Tokens]:
+    ) -> list[EncodedText]:
         """Tokens of each text behind its prompt, or of each with the one of `pairs` that belongs to it.
 
         What is too long is cut as transformers cuts it: on the model's side, of a pair from the longer text.
@@ -129,7 +129,7 @@ class TextEncoder:
         """That are read of a text."""
         return self.max_length * MAX_CHARACTERS_PER_TOKEN
 
-    def encode_one(self, text: str, *, field: str) -> Tokens:
+    def encode_one(self, text: str, *, field: str) -> EncodedText:
         """Tokens of one text; of an empty one, the token with which the model begins.
 
         InvalidRequest names the field if there are none, too many, or one that the model does not know.
@@ -143,12 +143,12 @@ class TextEncoder:
         self._check_known(encoding, field, field)
         return self._tokens(encoding)
 
-    def _begun(self, field: str, text: str) -> Tokens:
+    def _begun(self, field: str, text: str) -> EncodedText:
         """What stands for a text without tokens. InvalidRequest if the model has no token to begin with."""
         if self.begin_id is None:
             found = "a text without tokens" if text else "an empty text"
             raise InvalidRequest(field, found, "some text: the model has no token to begin with")
-        return Tokens(np.array([self.begin_id], np.int64), np.zeros(1, np.int64))
+        return EncodedText(np.array([self.begin_id], np.int64), np.zeros(1, np.int64))
 
     def count(
         self,
@@ -168,7 +168,7 @@ class TextEncoder:
         name = partial(_numbered, field, first)
         return [len(encoding) for encoding in self._read(self._tokenizer, self._inputs(texts, pairs), name)]
 
-    def word(self, word: str, *, field: str) -> int:
+    def token_id(self, word: str, *, field: str) -> int:
         """The id of a word that is one token. InvalidRequest tells into which tokens any other falls."""
         if len(word) > MAX_CHARACTERS_PER_TOKEN:
             raise InvalidRequest(field, f"{len(word)} characters", "a word that is one token of the model")
@@ -186,7 +186,7 @@ class TextEncoder:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return clean_up(text) if self.text.clean_up_spaces else text
 
-    def piece_by_piece(self) -> Detokenizer:
+    def detokenizer(self) -> Detokenizer:
         """Decodes tokens that come one after the other, special ones left out."""
         return Detokenizer(self._tokenizer, cleans_up=self.text.clean_up_spaces)
 
@@ -215,10 +215,10 @@ class TextEncoder:
         both = zip(texts, pairs, strict=True)
         return [(text, pair) if pair or self.text.empty_pairs else text for text, pair in both]
 
-    def _tokens(self, encoding: Encoding, *, truncated: bool = False) -> Tokens:
+    def _tokens(self, encoding: Encoding, *, truncated: bool = False) -> EncodedText:
         ids = np.array(encoding.ids, np.int64)
         types = np.array(encoding.type_ids, np.int64) if self.text.token_types else np.zeros_like(ids)
-        return Tokens(ids, types, positions(ids, self.text), truncated)
+        return EncodedText(ids, types, positions(ids, self.text), truncated)
 
     def _known(self, token_id: int, field: str) -> int:
         """The id of a token that the model has a row for, or InvalidRequest."""

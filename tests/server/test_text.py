@@ -51,7 +51,7 @@ async def test_empty_texts_are_classified_as_the_pipeline_classifies_them(reposi
     count = repository.get("tiny-classifier").counter
     pairs = [] if other is None else [other]
     counted = await count([text], pairs, prompt_name=None, field="inputs", pair_field="text_pairs")
-    assert counted == [found.reading.tokens]
+    assert counted == [found.usage.tokens]
 
 
 async def test_empty_texts_have_vectors(repository):
@@ -87,7 +87,7 @@ async def test_an_empty_prompt_is_continued_as_the_pipeline_continues_it(exporte
     how = {"max_new_tokens": 8, "do_sample": False, "return_full_text": False, "pad_token_id": 0}
     async with opened(exported("tiny-gpt").parents[1], "tiny-gpt") as repository:
         task, sampling = repository.get("tiny-gpt").task, Sampling(max_tokens=8, temperature=0)
-        async with task.continued(["", "A list"], sampling, call=RequestContext()) as continued:
+        async with task.stream(["", "A list"], sampling, call=RequestContext()) as continued:
             texts = {0: "", 1: ""}
             async for number, piece in continued.read():
                 texts[number] += piece.text
@@ -109,14 +109,14 @@ async def test_a_token_beyond_the_model_is_refused_where_it_stands(tmp_path):
     with pytest.raises(InvalidRequest, match=r"prompts\[3\]: found the token '\[E2\]'"):
         encoder.encode_one("[E2]", field="prompts[3]")
     with pytest.raises(InvalidRequest, match=r"targets\[0\]: found the token '\[E1\]'"):
-        encoder.word("[E1]", field="targets[0]")
+        encoder.token_id("[E1]", field="targets[0]")
     assert encoder.count(["b [E1]"], field="inputs", pair_field="text_pairs") == [4]
 
 
 async def test_ids_without_a_word_have_no_text(tmp_path):
     byte_level_file(tmp_path)
     encoder = encoder_of(tmp_path, family="gpt", vocabulary=512)
-    pieces = encoder.piece_by_piece()
+    pieces = encoder.detokenizer()
     ids = [*encoder.encode(["a list"])[0].input_ids.tolist(), 450, 511, 40]
     assert "".join(map(pieces.push, ids)) + pieces.flush() == encoder.decode(ids)
     assert (encoder.decode([450]), encoder.token(450)) == ("", "")

@@ -113,7 +113,7 @@ async def _fill_mask(ask: EndpointRequest) -> EndpointResponse:
         }
 
     outputs = await offload(ask.model.prepare, arrays, items=sum(len(candidates) for _, candidates in masks))
-    return EndpointResponse(outputs, _read(ask, [text.reading for text in filled]))
+    return EndpointResponse(outputs, _read(ask, [text.usage for text in filled]))
 
 
 async def _classify_text(ask: EndpointRequest) -> EndpointResponse:
@@ -122,7 +122,7 @@ async def _classify_text(ask: EndpointRequest) -> EndpointResponse:
     classify = ask.model.task_as(ClassifyText)
     found = await classify(texts, pairs, **ask.parameters, call=ask.call, field="text", pair_field="text_pair")
     return EndpointResponse(
-        await _classes(ask, [text.classes for text in found]), _read(ask, [text.reading for text in found])
+        await _classes(ask, [text.classes for text in found]), _read(ask, [text.usage for text in found])
     )
 
 
@@ -158,7 +158,7 @@ async def _classes(ask: EndpointRequest, rows: Sequence[Sequence[Class]]) -> dic
 async def _embed(ask: EndpointRequest) -> EndpointResponse:
     embed = ask.model.task_as(Embed)
     found = await embed(texts_of("text", ask.inputs["text"]), **ask.parameters, call=ask.call, field="text")
-    return EndpointResponse({"embedding": found.vectors}, _read(ask, found.readings))
+    return EndpointResponse({"embedding": found.vectors}, _read(ask, found.usages))
 
 
 async def _generate(ask: EndpointRequest) -> EndpointResponse:

@@ -26,7 +26,7 @@ async def task(engine_of, artifact, prepare):
 
 
 async def pieces_of(task, prompt=PROMPT, *, stop=(), include_stop=False, **sampling):
-    asked = task.continued([prompt], Sampling(**sampling), stop=stop, include_stop=include_stop, call=RequestContext())
+    asked = task.stream([prompt], Sampling(**sampling), stop=stop, include_stop=include_stop, call=RequestContext())
     async with asked as continued:
         return [piece async for _, piece in continued.read()]
 
@@ -127,7 +127,7 @@ async def test_a_stop_string_ends_the_work_though_nobody_reads_yet(engine_of, ar
     task = Generate(engine, TextEncoder(artifact), prepare)
     text = text_of(await pieces_of(task, max_tokens=40, seed=3, ignore_eos=True))
     listener.__init__()
-    async with task.continued([PROMPT], how, stop=[text[9]], call=RequestContext()) as continued:
+    async with task.stream([PROMPT], how, stop=[text[9]], call=RequestContext()) as continued:
         await listener.ended.wait()
         ((_, piece),) = [each async for each in continued.read()]
     assert piece.text == text[: text.index(text[9])]
@@ -141,7 +141,7 @@ async def test_a_stop_string_ends_the_work_though_nobody_reads_yet(engine_of, ar
 async def test_what_waits_for_its_reader_is_one_piece(engine_of, artifact, prepare):
     engine, decoder = await held(engine_of)
     task = Generate(engine, TextEncoder(artifact), prepare)
-    async with task.continued(
+    async with task.stream(
         [PROMPT], Sampling(max_tokens=9, logprobs=1, ignore_eos=True), call=RequestContext()
     ) as continued:
         pieces, counts = continued.read(), []
@@ -175,10 +175,10 @@ async def test_who_leaves_in_the_middle_frees_the_slot_by_the_next_step_and_who_
     listener, how = Listener(), Sampling(max_tokens=40, ignore_eos=True)
     engine, decoder = await held(engine_of, slots=1, observer=listener)
     task = Generate(engine, TextEncoder(artifact), prepare)
-    async with task.continued([PROMPT], how, call=RequestContext()) as continued:
+    async with task.stream([PROMPT], how, call=RequestContext()) as continued:
         await anext(continued.read())
         await decoder.has_arrived()
-    async with task.continued([PROMPT], how, call=RequestContext()):
+    async with task.stream([PROMPT], how, call=RequestContext()):
         pass  # waits for the slot, and leaves
     decoder.let_go()
     assert len(ids_of(await pieces_of(task, max_tokens=3, ignore_eos=True))) == 3
@@ -199,7 +199,7 @@ async def test_who_leaves_in_the_middle_frees_the_slot_by_the_next_step_and_who_
 )
 async def test_a_refusal_names_the_field_as_the_caller_knows_it(task, prompt, options, message):
     with pytest.raises(InvalidRequest, match=message):
-        async with task.continued(["a", "b", "c", prompt], Sampling(), **options, call=RequestContext()):
+        async with task.stream(["a", "b", "c", prompt], Sampling(), **options, call=RequestContext()):
             raise AssertionError("nothing may begin")
 
 

@@ -1,8 +1,7 @@
-"""What an image installs, out of pyproject.toml: `python requirements.py EXTRA` prints it in pip's words.
+"""Print the requirements of an image from pyproject.toml in pip's format: `python requirements.py EXTRA`.
 
-The lines are those that `make install` reads, so there is no second list. One differs: an image without CUDA takes
-plain onnxruntime in place of onnxruntime-gpu, wherever it is built. It is 270 MB smaller, and the two cannot be
-installed together.
+They are the requirements that `make install` uses, with one exception: images without CUDA replace onnxruntime-gpu by
+plain onnxruntime, which is 270 MB smaller. The two packages cannot be installed together.
 """
 
 import re
@@ -17,16 +16,16 @@ GPU, PLAIN = "onnxruntime-gpu", "onnxruntime"
 
 def requirements(project: dict[str, Any], extra: str) -> Iterator[str]:
     """The requirements of the project with one of its extras."""
-    wanted = [*project["dependencies"], *project["optional-dependencies"][extra]]
-    plain = not any(name_of(line) == GPU for line in project["optional-dependencies"][extra])
-    for line in wanted:
-        if plain and name_of(line) == GPU:
+    optional = project["optional-dependencies"][extra]
+    without_cuda = not any(package_name(line) == GPU for line in optional)
+    for line in (*project["dependencies"], *optional):
+        if without_cuda and package_name(line) == GPU:
             continue
-        yield line.partition(";")[0].strip() if plain and name_of(line) == PLAIN else line
+        yield line.partition(";")[0].strip() if without_cuda and package_name(line) == PLAIN else line
 
 
-def name_of(requirement: str) -> str:
-    """`numpy` of `numpy>=2; python_version > "3"`."""
+def package_name(requirement: str) -> str:
+    """The package of a requirement: `numpy` for `numpy>=2; python_version > "3"`."""
     return re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
 
 

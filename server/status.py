@@ -1,4 +1,4 @@
-"""The one table from errors to gRPC's status codes. Nothing else in the server chooses a code."""
+"""The table from errors to gRPC status codes. No other module chooses a status code."""
 
 import logging
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import grpc
 from server import errors
 from server.admission.queue import Gone
 
-RETRY_AFTER = "retry-after-ms"  # trailing metadata of RESOURCE_EXHAUSTED: when to come back
+RETRY_AFTER = "retry-after-ms"  # trailing metadata of RESOURCE_EXHAUSTED: how long to wait before a retry
 INTERNAL_TEXT = "internal error; the server's log has the details"
 
 STATUS: dict[type[BaseException], grpc.StatusCode] = {
@@ -23,7 +23,7 @@ STATUS: dict[type[BaseException], grpc.StatusCode] = {
     errors.NotEnoughMemory: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
-# gRPC cancels a call both when its deadline passes and when its client goes away.
+# gRPC cancels a call when its deadline expires and when its client disconnects.
 GONE: dict[Gone, grpc.StatusCode] = {
     "expired": grpc.StatusCode.DEADLINE_EXCEEDED,
     "cancelled": grpc.StatusCode.CANCELLED,
@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a failed call tells its caller."""
+class ErrorStatus:
+    """The status of a failed call."""
 
     code: grpc.StatusCode
     text: str
@@ -42,19 +42,19 @@ class Answer:
 
 
 def code_of(error: BaseException) -> grpc.StatusCode:
-    """The code of an error; INTERNAL for one that the table does not know."""
+    """The status code of an error; INTERNAL if the table does not have it."""
     for kind in type(error).__mro__:
         if kind in STATUS:
             return STATUS[kind]
     return grpc.StatusCode.INTERNAL
 
 
-def answer_of(error: BaseException, *, where: str) -> Answer:
-    """What to tell the caller of `where` (the method). An unknown error is logged, and not told."""
+def error_status(error: BaseException, *, path: str) -> ErrorStatus:
+    """The status for an error in the method at `path`. Unknown errors are logged, and clients get a fixed text."""
     code = code_of(error)
     if code is grpc.StatusCode.INTERNAL:
-        log.error("%s failed", where, exc_info=error)
-        return Answer(code, INTERNAL_TEXT)
+        log.error("%s failed", path, exc_info=error)
+        return ErrorStatus(code, INTERNAL_TEXT)
     if isinstance(error, errors.Overloaded):
-        return Answer(code, str(error), ((RETRY_AFTER, str(round(error.retry_after_s * 1000))),))
-    return Answer(code, str(error))
+        return ErrorStatus(code, str(error), ((RETRY_AFTER, str(round(error.retry_after_s * 1000))),))
+    return ErrorStatus(code, str(error))

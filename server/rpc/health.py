@@ -1,6 +1,7 @@
-"""grpc.health.v1: whether the server, each service and each model answers. Kubernetes, Envoy and gRPC's clients ask.
+"""grpc.health.v1: the health of the server, of each service and of each model, for Kubernetes, Envoy and gRPC clients.
 
-The library's own servicer forgets all watchers of a service when one of them leaves, so this one is written out.
+The servicer of grpcio-health-checking drops all watchers of a service when one of them disconnects, so the server has
+its own.
 """
 # ruff: noqa: N802  # methods are called as the protocol calls them
 
@@ -17,7 +18,7 @@ from server.rpc.context import Context
 from server.rpc.services import OPEN_INFERENCE, TYPED
 
 SERVICES = ("", OPEN_INFERENCE, TYPED)
-MODEL = "model/"  # before a model's name
+MODEL_PREFIX = "model/"  # the service of a model is this and its name
 
 UNKNOWN = HealthCheckResponse.SERVICE_UNKNOWN
 SERVING = HealthCheckResponse.SERVING
@@ -36,9 +37,9 @@ class Health(HealthServicer):  # type: ignore[misc]  # the library has no types
         """Set the state of every service and model, and notify the watchers."""
         serves = repository.ready and not self._stopped
         states = dict.fromkeys(SERVICES, SERVING if serves else NOT_SERVING)
-        states |= {MODEL + name: NOT_SERVING for name in repository.names()}
+        states |= {MODEL_PREFIX + name: NOT_SERVING for name in repository.names()}
         if not self._stopped:
-            states |= {MODEL + model.name: SERVING for model in repository.models()}
+            states |= {MODEL_PREFIX + model.name: SERVING for model in repository.models()}
         await self._publish(states)
 
     async def stop(self) -> None:
@@ -58,10 +59,10 @@ class Health(HealthServicer):  # type: ignore[misc]  # the library has no types
         return HealthCheckResponse(status=self._states[request.service])
 
     async def Watch(self, request: HealthCheckRequest, context: Context) -> AsyncGenerator[HealthCheckResponse, None]:
-        """The state now, and again whenever it is another."""
-        told: Any = None
+        """Yield the current state, and each new state when it changes."""
+        sent: Any = None
         while True:
             async with self._changed:
-                await self._changed.wait_for(lambda: self._states.get(request.service, UNKNOWN) != told)  # noqa: B023
-            told = self._states.get(request.service, UNKNOWN)
-            yield HealthCheckResponse(status=told)
+                await self._changed.wait_for(lambda: self._states.get(request.service, UNKNOWN) != sent)  # noqa: B023
+            sent = self._states.get(request.service, UNKNOWN)
+            yield HealthCheckResponse(status=sent)

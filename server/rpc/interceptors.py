@@ -1,6 +1,6 @@
-"""Around every call: its errors become statuses, its time is measured, and it is counted as under way.
+"""The interceptor of every call: it converts errors to statuses, measures the time and counts calls in flight.
 
-Knows nothing of models; works for every service on the server, health and reflection included.
+It knows nothing of models and handles every service on the server, including health and reflection.
 """
 
 import asyncio
@@ -14,12 +14,12 @@ import grpc
 
 from server.admission.in_flight import InFlight
 from server.rpc.context import Context, request_context
-from server.status import GONE, answer_of
+from server.status import GONE, error_status
 
 Behaviour = Callable[[Any, Context], Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"  # None: there is no such method
 
-KINDS = {  # (request streams, response streams) → the word for it in grpc_type and the field of the handler
+KINDS = {  # (request streams, response streams) → the value of the label grpc_type, and the field of the handler
     (False, False): ("unary", "unary_unary"),
     (False, True): ("server_stream", "unary_stream"),
     (True, False): ("client_stream", "stream_unary"),
@@ -28,7 +28,7 @@ KINDS = {  # (request streams, response streams) → the word for it in grpc_typ
 
 
 class CallListener(Protocol):
-    """Who counts calls. `kind`, `service` and `method` are those of the grpc_server_* convention."""
+    """Receives the start and end of calls. `kind`, `service` and `method` are labels of the grpc_server_* metrics."""
 
     def call_started(self, kind: str, service: str, method: str) -> None: ...
 
@@ -38,11 +38,11 @@ class CallListener(Protocol):
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """One interceptor for all four kinds of calls."""
 
-    def __init__(self, listener: CallListener, in_flight: InFlight, work: frozenset[str]) -> None:
-        """`work`: the paths whose calls must finish before the server stops, and are refused while it does."""
+    def __init__(self, listener: CallListener, in_flight: InFlight, tracked_paths: frozenset[str]) -> None:
+        """A stopping server waits for calls of `tracked_paths` to finish and refuses new ones."""
         self._listener = listener
         self._in_flight = in_flight
-        self._work = work
+        self._tracked_paths = tracked_paths
 
     async def intercept_service(
         self,
@@ -63,45 +63,45 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _unary(self, kind: str, path: str, inner: Behaviour) -> Behaviour:
         async def behaviour(request: Any, context: Context) -> Any:
-            async with self._watched(kind, path, context):
+            async with self._observed(kind, path, context):
                 return await inner(request, context)
 
         return behaviour
 
     def _streaming(self, kind: str, path: str, inner: Behaviour) -> Behaviour:
         async def behaviour(request: Any, context: Context) -> None:
-            async with self._watched(kind, path, context):
+            async with self._observed(kind, path, context):
                 if not inspect.isasyncgenfunction(inner):
                     await inner(request, context)
                     return
-                # Written here, not yielded, so that the answers are closed at once when the client goes away.
-                async with aclosing(inner(request, context)) as answers:
-                    async for answer in answers:
-                        await context.write(answer)
+                # write() instead of yield: the generator is then closed as soon as the client disconnects.
+                async with aclosing(inner(request, context)) as responses:
+                    async for response in responses:
+                        await context.write(response)
 
         return behaviour
 
     @asynccontextmanager
-    async def _watched(self, kind: str, path: str, context: Context) -> AsyncIterator[None]:
+    async def _observed(self, kind: str, path: str, context: Context) -> AsyncIterator[None]:
         _, service, method = path.split("/")
         self._listener.call_started(kind, service, method)
-        call = request_context(context)
+        caller = request_context(context)
         started = time.perf_counter()
         code = grpc.StatusCode.OK
         try:
             async with AsyncExitStack() as stack:
-                if path in self._work:
+                if path in self._tracked_paths:
                     stack.enter_context(self._in_flight.track())
                 yield
         except asyncio.CancelledError:
-            code = GONE[call.why_gone(time.monotonic())]
+            code = GONE[caller.why_gone(time.monotonic())]
             raise
         except grpc.aio.AbortError:
             code = context.code()
             raise
         except Exception as error:
-            answer = answer_of(error, where=path)
-            code = answer.code
-            await context.abort(answer.code, answer.text, answer.trailers)
+            status = error_status(error, path=path)
+            code = status.code
+            await context.abort(status.code, status.text, status.trailers)
         finally:
             self._listener.call_ended(kind, service, method, code.name, time.perf_counter() - started)

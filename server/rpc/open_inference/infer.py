@@ -9,7 +9,7 @@ from server.admission.queue import Limits
 from server.arrays import Array
 from server.errors import InvalidRequest
 from server.rpc.open_inference.endpoints import ANY, Endpoint, EndpointResponse, Tensor
-from server.rpc.open_inference.tensors import BYTES, add_outputs, check_header, decode_inputs, items_out
+from server.rpc.open_inference.tensors import BYTES, add_outputs, check_header, count_output_items, decode_inputs
 from server.rpc.parameters import write_parameters
 from server.tasks.classification import MAX_CLASSES
 
@@ -103,7 +103,7 @@ def answer(
 def items_of(wanted: dict[str, int], reply: EndpointResponse) -> int:
     """How many things `answer` handles one by one."""
     told = sum(_classes(reply.outputs[name], classes) for name, classes in wanted.items())
-    return told + items_out(reply.outputs[name] for name in wanted)
+    return told + count_output_items(reply.outputs[name] for name in wanted)
 
 
 def _classes(scores: Array, count: int) -> int:

@@ -1,8 +1,8 @@
-"""The Open Inference Protocol (KServe v2) with Triton's extensions: what tritonclient and perf_analyzer speak.
+"""The Open Inference Protocol (KServe v2) with Triton's extensions, for clients such as tritonclient and perf_analyzer.
 
-Our messages stand under a package of our own (protos/open_inference.proto says why), so the handlers are registered by
-the path that clients call. `add_open_inference_to_server` calls nothing but `add_generic_rpc_handlers`: other hosts of
-gRPC services (Ray Serve) can take it, too.
+Our messages are in a package of our own (protos/open_inference.proto says why), so the handlers are registered under
+the path that clients call. `add_open_inference_to_server` needs only `add_generic_rpc_handlers`, so other hosts of gRPC
+services, such as Ray Serve, can use it.
 """
 # ruff: noqa: N802  # methods are called as the protocol calls them
 
@@ -27,13 +27,13 @@ from server.rpc.open_inference.endpoints import RAW, Endpoint, EndpointRequest, 
 from server.rpc.open_inference.infer import answer, check_inputs, items_of, read_inputs, wanted_outputs
 from server.rpc.open_inference.statistics import model_statistics
 from server.rpc.open_inference.stream import InferStream
-from server.rpc.open_inference.tensors import items_in
+from server.rpc.open_inference.tensors import count_input_items
 from server.rpc.parameters import read_parameters
 from server.rpc.services import OPEN_INFERENCE
-from server.status import answer_of
+from server.status import error_status
 
-FINAL = "triton_final_response"  # parameter of each answer on a stream: whether it is the last one to its request
-ERRORS_END_THE_STREAM = "triton_grpc_error"  # metadata of a stream
+FINAL = "triton_final_response"  # parameter of each response on a stream: whether it is the last one of its request
+ERRORS_END_STREAM = "triton_grpc_error"  # metadata key of a stream
 UNARY = {
     "ServerLive": oip.ServerLiveRequest,
     "ServerReady": oip.ServerReadyRequest,
@@ -70,7 +70,7 @@ def add_open_inference_to_server(servicer: Any, server: Any) -> None:
 
 
 class OpenInferenceService:
-    """The methods of the protocol, over a repository. Errors are for the interceptor to translate."""
+    """The methods of the protocol. The interceptor converts errors to statuses."""
 
     def __init__(self, settings: Settings, repository: Repository, metrics: Metrics, in_flight: InFlight) -> None:
         self._settings = settings
@@ -92,7 +92,7 @@ class OpenInferenceService:
     # ---- its models
 
     async def ModelReady(self, request: oip.ModelReadyRequest, context: Context) -> oip.ModelReadyResponse:
-        """False, not an error, for a model that does not exist: as Triton answers."""
+        """False instead of an error for a model that does not exist, as in Triton."""
         try:
             self._find(request.name, request.version)
         except (ModelNotFound, NotReady):
@@ -157,24 +157,24 @@ class OpenInferenceService:
     async def ModelStreamInfer(
         self, requests: AsyncIterator[oip.ModelInferRequest], context: Context
     ) -> AsyncGenerator[oip.ModelStreamInferResponse, None]:
-        """Triton's stream: an error is a message on it, or ends the call if the client's metadata asks for that."""
-        raises = (ERRORS_END_THE_STREAM, "true") in tuple(context.invocation_metadata() or ())
+        """Triton's stream. Errors are messages on the stream, or end it if the client's metadata requests that."""
+        errors_end_stream = (ERRORS_END_STREAM, "true") in tuple(context.invocation_metadata() or ())
 
-        async def answers(request: oip.ModelInferRequest) -> AsyncGenerator[oip.ModelStreamInferResponse, None]:
+        async def respond(request: oip.ModelInferRequest) -> AsyncGenerator[oip.ModelStreamInferResponse, None]:
             try:
                 with self._in_flight.track():
                     async with aclosing(self._pieces(request, context)) as pieces:
                         async for piece in pieces:
                             yield oip.ModelStreamInferResponse(infer_response=piece)
             except Exception as error:
-                if raises:
+                if errors_end_stream:
                     raise
-                told = answer_of(error, where=f"/{OPEN_INFERENCE}/ModelStreamInfer")
-                whose = oip.ModelInferResponse(model_name=request.model_name, id=request.id)
-                yield oip.ModelStreamInferResponse(error_message=told.text, infer_response=whose)
+                status = error_status(error, path=f"/{OPEN_INFERENCE}/{STREAM}")
+                failed = oip.ModelInferResponse(model_name=request.model_name, id=request.id)
+                yield oip.ModelStreamInferResponse(error_message=status.text, infer_response=failed)
 
-        async with aclosing(InferStream(answers, self._in_pieces).hold(requests)) as conversation:
-            async for message in conversation:
+        async with aclosing(InferStream(respond, self._is_streaming).run(requests)) as messages:
+            async for message in messages:
                 yield message
 
     async def _pieces(
@@ -201,7 +201,7 @@ class OpenInferenceService:
         """Counts a request in the metrics."""
         return self._metrics.request(model.name, model.version, _task(request, model), request_context(context))
 
-    def _in_pieces(self, request: oip.ModelInferRequest) -> bool:
+    def _is_streaming(self, request: oip.ModelInferRequest) -> bool:
         try:
             return self._find(request.model_name, request.model_version)[1].stream is not None
         except AffinityError:
@@ -225,7 +225,7 @@ async def _ask(
     call = request_context(context, priority=values.get("priority", 0), timeout_us=values.get("timeout", 0))
     own = {name: value for name, value in values.items() if name in door.parameters}
     check_inputs(door, request, model.limits)
-    inputs = await offload(model.prepare, partial(read_inputs, door, request), items=items_in(request))
+    inputs = await offload(model.prepare, partial(read_inputs, door, request), items=count_input_items(request))
     return EndpointRequest(model, inputs, own, call, tokens, release)
 
 

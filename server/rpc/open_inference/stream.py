@@ -1,7 +1,7 @@
-"""One ModelStreamInfer call: many requests in, the answers of all of them out.
+"""One ModelStreamInfer call: many requests in, the responses to all of them out.
 
-Requests run side by side. Answers of a request that has only one come in the order of the requests; those that come in
-pieces mix with them (the `id` tells whose they are).
+Requests run concurrently. Single responses keep the order of their requests. Responses of streaming requests are
+interleaved with them; clients tell them apart by `id`.
 """
 
 import asyncio
@@ -10,34 +10,34 @@ from contextlib import aclosing
 
 from protos.open_inference_pb2 import ModelInferRequest, ModelStreamInferResponse
 
-Answers = AsyncGenerator[ModelStreamInferResponse, None]
+Responses = AsyncGenerator[ModelStreamInferResponse, None]
 
-MAX_CONCURRENT = 256  # requests of one stream; the next is read when one of them is done
+MAX_CONCURRENT = 256  # requests of one stream; the next one is read when one of them has finished
 
 
 class InferStream:
-    """Runs the requests of a stream as tasks that put their answers into one queue."""
+    """Runs the requests of a stream as tasks that put their responses into one queue."""
 
     def __init__(
         self,
-        answers: Callable[[ModelInferRequest], Answers],
-        in_pieces: Callable[[ModelInferRequest], bool],
+        respond: Callable[[ModelInferRequest], Responses],
+        is_streaming: Callable[[ModelInferRequest], bool],
     ) -> None:
-        """`answers` of a request that fails is an answer; what it raises ends the whole stream."""
-        self._answers = answers
-        self._in_pieces = in_pieces
-        self._arrived: asyncio.Queue[ModelStreamInferResponse | BaseException | None] = asyncio.Queue(MAX_CONCURRENT)
+        """`respond` yields a response for an error that concerns one request. An exception ends the whole stream."""
+        self._respond = respond
+        self._is_streaming = is_streaming
+        self._responses: asyncio.Queue[ModelStreamInferResponse | BaseException | None] = asyncio.Queue(MAX_CONCURRENT)
         self._running: set[asyncio.Task[None]] = set()
-        self._room = asyncio.Semaphore(MAX_CONCURRENT)
+        self._semaphore = asyncio.Semaphore(MAX_CONCURRENT)
 
-    async def hold(self, requests: AsyncIterable[ModelInferRequest]) -> Answers:
-        """The answers, until the client has no more requests and all of them are answered."""
+    async def run(self, requests: AsyncIterable[ModelInferRequest]) -> Responses:
+        """Yield responses until the client has closed its side and every request has its responses."""
         reader = asyncio.create_task(self._read(requests))
         try:
-            while (answer := await self._arrived.get()) is not None:
-                if isinstance(answer, BaseException):
-                    raise answer
-                yield answer
+            while (response := await self._responses.get()) is not None:
+                if isinstance(response, BaseException):
+                    raise response
+                yield response
         finally:
             for task in (reader, *self._running):
                 task.cancel()
@@ -47,27 +47,27 @@ class InferStream:
         previous: asyncio.Task[None] | None = None
         try:
             async for request in requests:
-                await self._room.acquire()
-                in_order = not self._in_pieces(request)
-                task = asyncio.create_task(self._answer(request, previous if in_order else None))
+                await self._semaphore.acquire()
+                in_order = not self._is_streaming(request)
+                task = asyncio.create_task(self._run_request(request, previous if in_order else None))
                 previous = task if in_order else previous
                 self._running.add(task)
                 task.add_done_callback(self._done)
             await asyncio.gather(*self._running)
-            await self._arrived.put(None)
+            await self._responses.put(None)
         except Exception as error:
-            await self._arrived.put(error)
+            await self._responses.put(error)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
-        self._room.release()
+        self._semaphore.release()
 
-    async def _answer(self, request: ModelInferRequest, after: "asyncio.Task[None] | None") -> None:
+    async def _run_request(self, request: ModelInferRequest, after: "asyncio.Task[None] | None") -> None:
         try:
-            async with aclosing(self._answers(request)) as answers:
-                async for answer in answers:
+            async with aclosing(self._respond(request)) as responses:
+                async for response in responses:
                     if after is not None:
                         await asyncio.wait([after])
-                    await self._arrived.put(answer)
+                    await self._responses.put(response)
         except Exception as error:
-            await self._arrived.put(error)
+            await self._responses.put(error)

@@ -1,7 +1,7 @@
-"""Tensors of the Open Inference Protocol ↔ numpy. Knows the wire, not the models.
+"""Conversion between tensors of the Open Inference Protocol and numpy arrays. Knows the wire format, not the models.
 
-A tensor comes as raw bytes (`raw_input_contents`, in the order of the inputs) or typed (`contents`), never both in one
-request. Whatever does not fit its shape and datatype is an InvalidRequest that names the tensor. Answers are raw.
+A request carries its tensors as raw bytes (`raw_input_contents`, in the order of the inputs) or typed (`contents`),
+never both. A tensor that does not fit its shape and datatype raises an InvalidRequest that names it. Responses are raw.
 """
 
 import math
@@ -17,14 +17,14 @@ from server.errors import InvalidRequest
 
 BYTES, BF16 = "BYTES", "BF16"
 MAX_DIMENSIONS = 8
-VALUES_AT_ONCE = 1 << 16  # typed values: a millisecond or two
+CHUNK_SIZE = 1 << 16  # typed values that are converted at once: one or two milliseconds
 
 
 @dataclass(frozen=True)
 class Datatype:
-    """How one datatype of the protocol is stored."""
+    """The representation of one datatype of the protocol."""
 
-    dtype: np.dtype[np.generic]  # of the array; little-endian, as on the wire
+    dtype: np.dtype[np.generic]  # of the array; little-endian, like the wire format
     contents: str = ""  # the field for typed contents; FP16 and BF16 have none
 
 
@@ -39,7 +39,7 @@ DATATYPES = {
     "UINT32": Datatype(np.dtype("<u4"), "uint_contents"),
     "UINT64": Datatype(np.dtype("<u8"), "uint64_contents"),
     "FP16": Datatype(np.dtype("<f2")),
-    BF16: Datatype(np.dtype("<f4")),  # numpy has no bfloat16: read as the float32 it is the upper half of
+    BF16: Datatype(np.dtype("<f4")),  # numpy has no bfloat16; its bits are the upper half of a float32
     "FP32": Datatype(np.dtype("<f4"), "fp32_contents"),
     "FP64": Datatype(np.dtype("<f8"), "fp64_contents"),
     BYTES: Datatype(np.dtype(object), "bytes_contents"),
@@ -48,7 +48,7 @@ CONTENTS = tuple(field.name for field in InferTensorContents.DESCRIPTOR.fields)
 
 
 def decode_inputs(request: ModelInferRequest) -> dict[str, tuple[str, Array]]:
-    """Name → (datatype, array of the stated shape) for each input of the request. Elements of BYTES are `bytes`."""
+    """Name → (datatype, array) for each input of the request. Elements of BYTES arrays are `bytes`."""
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise InvalidRequest("raw_input_contents", f"{len(raw)} tensors", f"{len(request.inputs)}, one for each input")
@@ -62,24 +62,24 @@ def decode_inputs(request: ModelInferRequest) -> dict[str, tuple[str, Array]]:
             raise InvalidRequest(
                 tensor.name, f"{typed[0]} beside raw_input_contents", "one of the two for all tensors of a request"
             )
-        read = _from_raw(tensor, raw[number]) if raw else _from_typed(tensor, typed)
-        arrays[tensor.name] = tensor.datatype, read
+        array = _from_raw(tensor, raw[number]) if raw else _from_typed(tensor, typed)
+        arrays[tensor.name] = tensor.datatype, array
     return arrays
 
 
-def items_in(request: ModelInferRequest) -> int:
-    """How many things reading the inputs handles one by one: typed values, and elements of BYTES."""
+def count_input_items(request: ModelInferRequest) -> int:
+    """The number of items that `decode_inputs` converts one by one: typed values and BYTES elements."""
     typed = sum(len(getattr(tensor.contents, field)) for tensor in request.inputs for field in CONTENTS)
     return typed + sum(math.prod(tensor.shape) for tensor in request.inputs if tensor.datatype == BYTES)
 
 
-def items_out(outputs: Iterable[Array]) -> int:
-    """The same of what an answer holds; numbers are copied together, and count by the kilobyte."""
+def count_output_items(outputs: Iterable[Array]) -> int:
+    """The cost of `add_outputs` in items: BYTES elements, and kilobytes of numbers, which are copied at once."""
     return sum(array.size if array.dtype == object else array.nbytes // 1024 for array in outputs)
 
 
 def check_header(tensor: ModelInferRequest.InferInputTensor) -> None:
-    """InvalidRequest if no tensor can have this datatype, this shape or these parameters."""
+    """Raise InvalidRequest for a datatype, shape or parameter that no tensor can have."""
     if tensor.datatype not in DATATYPES:
         raise InvalidRequest(tensor.name, f"datatype {tensor.datatype!r}", f"one of {', '.join(DATATYPES)}")
     expected = f"at most {MAX_DIMENSIONS} sizes of 1 or more"
@@ -92,15 +92,15 @@ def check_header(tensor: ModelInferRequest.InferInputTensor) -> None:
 
 
 def _from_raw(tensor: ModelInferRequest.InferInputTensor, raw: bytes) -> Array:
-    """Raw bytes as they are on the wire → an array of the stated shape; a view of the bytes where it can be."""
+    """Convert raw bytes to an array of the tensor's shape. It is a view of the bytes if possible."""
     if tensor.datatype == BYTES:
         return _objects(unpack_bytes(tensor, raw)).reshape(tuple(tensor.shape))
     datatype = DATATYPES[tensor.datatype].dtype
     width = 2 if tensor.datatype == BF16 else datatype.itemsize
-    wanted = math.prod(tensor.shape) * width
-    if len(raw) != wanted:
+    expected = math.prod(tensor.shape) * width
+    if len(raw) != expected:
         raise InvalidRequest(
-            tensor.name, f"{len(raw)} bytes", f"{wanted} for {tensor.datatype} of shape {list(tensor.shape)}"
+            tensor.name, f"{len(raw)} bytes", f"{expected} for {tensor.datatype} of shape {list(tensor.shape)}"
         )
     if tensor.datatype == BF16:
         upper = np.frombuffer(raw, "<u2").astype("<u4") << 16
@@ -109,7 +109,7 @@ def _from_raw(tensor: ModelInferRequest.InferInputTensor, raw: bytes) -> Array:
 
 
 def _from_typed(tensor: ModelInferRequest.InferInputTensor, filled: Sequence[str]) -> Array:
-    """Typed contents → an array of the stated shape."""
+    """Convert typed contents to an array of the tensor's shape. `filled` are the fields that have values."""
     datatype = DATATYPES[tensor.datatype]
     if not datatype.contents:
         raise InvalidRequest(tensor.name, f"{tensor.datatype} without raw_input_contents", "raw contents")
@@ -126,17 +126,17 @@ def _from_typed(tensor: ModelInferRequest.InferInputTensor, filled: Sequence[str
 
 
 def _check_count(tensor: ModelInferRequest.InferInputTensor, count: int) -> None:
-    wanted = math.prod(tensor.shape)
-    if count != wanted:
-        raise InvalidRequest(tensor.name, f"{count} elements", f"{wanted} for shape {list(tensor.shape)}")
+    expected = math.prod(tensor.shape)
+    if count != expected:
+        raise InvalidRequest(tensor.name, f"{count} elements", f"{expected} for shape {list(tensor.shape)}")
 
 
 def _numbers(values: Sequence[float], dtype: np.dtype[np.generic]) -> Array:
-    """Some at a time: nothing else of the process runs while numpy reads them."""
+    """Convert in chunks, because numpy holds the interpreter lock while it reads one."""
     numbers = np.empty(len(values), dtype)
-    for begin in range(0, len(values), VALUES_AT_ONCE):
-        some = values[begin : begin + VALUES_AT_ONCE]
-        numbers[begin : begin + len(some)] = np.fromiter(some, dtype, len(some))
+    for begin in range(0, len(values), CHUNK_SIZE):
+        chunk = values[begin : begin + CHUNK_SIZE]
+        numbers[begin : begin + len(chunk)] = np.fromiter(chunk, dtype, len(chunk))
     return numbers
 
 
@@ -147,10 +147,10 @@ def _objects(values: Sequence[bytes]) -> Array:
 
 
 def unpack_bytes(tensor: ModelInferRequest.InferInputTensor, raw: bytes) -> list[bytes]:
-    """The elements of a BYTES tensor, as many as its shape says: each a 4-byte length, little-endian, and bytes."""
+    """The elements of a BYTES tensor. Each is a 4-byte little-endian length and as many bytes."""
     elements: list[bytes] = []
-    start, wanted = 0, math.prod(tensor.shape)
-    while start < len(raw) and len(elements) < wanted:
+    start, expected = 0, math.prod(tensor.shape)
+    while start < len(raw) and len(elements) < expected:
         end = start + 4
         if end <= len(raw):
             end += struct.unpack_from("<I", raw, start)[0]
@@ -159,14 +159,14 @@ def unpack_bytes(tensor: ModelInferRequest.InferInputTensor, raw: bytes) -> list
             raise InvalidRequest(tensor.name, found, "elements of a 4-byte length and as many bytes")
         elements.append(raw[start + 4 : end])
         start = end
-    if len(elements) < wanted or start < len(raw):
+    if len(elements) < expected or start < len(raw):
         found = f"{len(elements)} elements" + f" and {len(raw) - start} bytes more" * (start < len(raw))
-        raise InvalidRequest(tensor.name, found, f"{wanted} for shape {list(tensor.shape)}")
+        raise InvalidRequest(tensor.name, found, f"{expected} for shape {list(tensor.shape)}")
     return elements
 
 
 def pack(datatype: str, array: Array) -> bytes:
-    """An array as it goes on the wire. Text in a BYTES array becomes UTF-8."""
+    """The raw bytes of an array. Text in a BYTES array is encoded as UTF-8."""
     if datatype != BYTES:
         return np.ascontiguousarray(array, DATATYPES[datatype].dtype).tobytes()
     elements = [text if isinstance(text, bytes) else str(text).encode() for text in array.ravel()]

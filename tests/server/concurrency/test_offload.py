@@ -11,7 +11,7 @@ from server.concurrency.offload import FEW, offload
 from server.errors import InvalidRequest
 from server.rpc.open_inference.endpoints import Endpoint, EndpointResponse, Tensor
 from server.rpc.open_inference.infer import answer, items_of
-from server.rpc.open_inference.tensors import items_in
+from server.rpc.open_inference.tensors import count_input_items
 from server.tasks.classification import MAX_CLASSES, ranked, softmax
 
 
@@ -48,7 +48,7 @@ def test_typed_values_and_texts_count_one_by_one_and_raw_numbers_do_not():
         tensor = ModelInferRequest.InferInputTensor(name="x", datatype=datatype, shape=shape)
         for field, values in contents.items():
             getattr(tensor.contents, field).extend(values)
-        return items_in(ModelInferRequest(inputs=[tensor], raw_input_contents=raw))
+        return count_input_items(ModelInferRequest(inputs=[tensor], raw_input_contents=raw))
 
     assert items("FP32", [300], fp32_contents=[0.0] * 300) == 300
     assert items("FP32", [300], raw=[bytes(1200)]) == 0

@@ -8,8 +8,8 @@ from protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse, Mod
 from server.rpc.open_inference.stream import InferStream
 
 
-class Tap:
-    """A stream that gives what it is told to, when it is told to."""
+class Source:
+    """A stream of the items that a test puts into its queue; None ends it."""
 
     def __init__(self):
         self.queue = asyncio.Queue()
@@ -25,15 +25,15 @@ class Tap:
             self.closed = True
 
 
-def conversation(taps, *, in_pieces=()):
-    """A conversation where the answers to a request are what comes out of the tap of its id."""
+def infer_stream(sources, *, streaming=()):
+    """A stream on which the responses to a request are the items of the source with its id."""
 
-    async def answers(request):
-        async for item in taps[request.id].stream():
-            whose = ModelInferResponse(id=request.id, model_name=item)
-            yield ModelStreamInferResponse(infer_response=whose)
+    async def respond(request):
+        async for item in sources[request.id].stream():
+            response = ModelInferResponse(id=request.id, model_name=item)
+            yield ModelStreamInferResponse(infer_response=response)
 
-    return InferStream(answers, lambda request: request.id in in_pieces)
+    return InferStream(respond, lambda request: request.id in streaming)
 
 
 async def requests(*ids):
@@ -41,46 +41,46 @@ async def requests(*ids):
         yield ModelInferRequest(id=each)
 
 
-def spelled(answer):
-    return answer.infer_response.id + answer.infer_response.model_name
+def label(response):
+    return response.infer_response.id + response.infer_response.model_name
 
 
-async def test_single_answers_keep_the_order_of_the_requests():
-    taps = {"1": Tap(), "2": Tap()}
-    held = conversation(taps).hold(requests("1", "2"))
-    taps["2"].queue.put_nowait("x")
-    taps["2"].queue.put_nowait(None)
-    pending = asyncio.create_task(anext(held))
-    taps["1"].queue.put_nowait("y")
-    taps["1"].queue.put_nowait(None)
-    assert [spelled(await pending), *[spelled(answer) async for answer in held]] == ["1y", "2x"]
+async def test_single_responses_keep_the_order_of_the_requests():
+    sources = {"1": Source(), "2": Source()}
+    responses = infer_stream(sources).run(requests("1", "2"))
+    sources["2"].queue.put_nowait("x")
+    sources["2"].queue.put_nowait(None)
+    pending = asyncio.create_task(anext(responses))
+    sources["1"].queue.put_nowait("y")
+    sources["1"].queue.put_nowait(None)
+    assert [label(await pending), *[label(response) async for response in responses]] == ["1y", "2x"]
 
 
-async def test_pieces_wait_for_nobody():
-    taps = {"1": Tap(), "2": Tap()}
-    held = conversation(taps, in_pieces=("2",)).hold(requests("1", "2"))
+async def test_streaming_responses_do_not_wait_for_other_requests():
+    sources = {"1": Source(), "2": Source()}
+    responses = infer_stream(sources, streaming=("2",)).run(requests("1", "2"))
     for item in ("x", "y", None):
-        taps["2"].queue.put_nowait(item)
-    assert [spelled(await anext(held)), spelled(await anext(held))] == ["2x", "2y"]
-    taps["1"].queue.put_nowait("z")
-    taps["1"].queue.put_nowait(None)
-    assert [spelled(answer) async for answer in held] == ["1z"]
+        sources["2"].queue.put_nowait(item)
+    assert [label(await anext(responses)), label(await anext(responses))] == ["2x", "2y"]
+    sources["1"].queue.put_nowait("z")
+    sources["1"].queue.put_nowait(None)
+    assert [label(response) async for response in responses] == ["1z"]
 
 
-async def test_a_client_that_leaves_stops_its_requests():
-    taps = {"1": Tap(), "2": Tap()}
-    held = conversation(taps, in_pieces=("1", "2")).hold(requests("1", "2"))
-    taps["1"].queue.put_nowait("x")
-    await anext(held)
-    await held.aclose()
-    assert taps["1"].closed
-    assert taps["2"].closed
+async def test_a_disconnected_client_stops_its_requests():
+    sources = {"1": Source(), "2": Source()}
+    responses = infer_stream(sources, streaming=("1", "2")).run(requests("1", "2"))
+    sources["1"].queue.put_nowait("x")
+    await anext(responses)
+    await responses.aclose()
+    assert sources["1"].closed
+    assert sources["2"].closed
 
 
-async def test_what_an_answer_raises_ends_the_conversation():
-    taps = {"1": Tap(), "2": Tap()}
-    held = conversation(taps, in_pieces=("1", "2")).hold(requests("1", "2"))
-    taps["2"].queue.put_nowait(ValueError("no"))
+async def test_an_exception_ends_the_stream():
+    sources = {"1": Source(), "2": Source()}
+    responses = infer_stream(sources, streaming=("1", "2")).run(requests("1", "2"))
+    sources["2"].queue.put_nowait(ValueError("no"))
     with pytest.raises(ValueError, match="no"):
-        await anext(held)
-    assert taps["1"].closed
+        await anext(responses)
+    assert sources["1"].closed

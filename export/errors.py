@@ -1,9 +1,9 @@
-"""What can go wrong in an export by somebody's fault. The text is for the user: what was found, what was expected."""
+"""The errors that a user or a file can cause. Their texts say what was found and what was expected."""
 
 
 class ExportError(Exception):
-    """A source, an option or a model that cannot be exported, or a graph that is not what it should be."""
+    """A source, an option or a model cannot be exported, or a graph is not as expected."""
 
 
 class ParityError(ExportError):
-    """A graph whose results are too far from PyTorch's."""
+    """The results of a graph are too far from PyTorch's."""

@@ -54,7 +54,7 @@ def feasible_targets(recipe: Recipe, job: Job) -> tuple[dict[str, Precision], li
 
     ExportError for an infeasible target if the user named the targets, or if no target is left.
     """
-    reasons = {target: recipe.refuses(target, precision.name) for target, precision in job.targets.items()}
+    reasons = {target: recipe.infeasible_reason(target, precision.name) for target, precision in job.targets.items()}
     left_out = [f"{target} left out: {reason}" for target, reason in reasons.items() if reason]
     if left_out and (job.all_targets or len(left_out) == len(reasons)):
         target, reason = next((target, reason) for target, reason in reasons.items() if reason)

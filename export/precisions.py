@@ -1,18 +1,18 @@
-"""The machines a graph can be made for, the numbers it can compute in, and how near to PyTorch each must come."""
+"""Targets (the machines that graphs are exported for), precisions, and the tolerance of each precision."""
 
 from dataclasses import dataclass, replace
 
 from export.errors import ExportError
 from protos.artifact import ROOT_MEAN_SQUARE, TOLERANCES
 
-BITS = {"fp32": None, "int8": 8, "int4": 4}  # what a number of a matrix may take; None: as it is
+BITS = {"fp32": None, "int8": 8, "int4": 4}  # of a value of a matrix; None: it is not quantised
 
 
 @dataclass(frozen=True)
 class Precision:
     """`measure` says which error `tolerance` bounds; both errors are relative to the reference's standard deviation.
 
-    In a weight-only precision matrices are stored as `weights`, those of the head as `head`; all else is as `datatype`.
+    In a weight-only precision, matrices are stored as `weights`, those of the head as `head`, the rest as `datatype`.
     """
 
     name: str
@@ -32,7 +32,7 @@ PRECISIONS = {
     "int8-weights": Precision("int8-weights", "FP32", ROOT_MEAN_SQUARE, 0.1, weights="int8", head="int8"),
     "int4-weights": Precision("int4-weights", "FP32", ROOT_MEAN_SQUARE, 0.5, weights="int4", head="int8"),
 }
-# For each kind of machine the precisions it can run, its default first.
+# The precisions of each target, the default first.
 TARGETS = {
     # ONNX Runtime's CPU provider has no kernels for half precision.
     "cpu": ("fp32", "int8-weights", "int4-weights"),
@@ -42,7 +42,7 @@ DEFAULT = "cpu=fp32,cuda=fp16"
 
 
 def parse(text: str, *, head: str | None = None, tolerance: float | None = None) -> dict[str, Precision]:
-    """`cpu=fp32,cuda` → the precision of each target, in the order given. ExportError says what is not understood.
+    """`cpu=fp32,cuda` → the precision of each target, in the order given. ExportError if it is not understood.
 
     `head` and `tolerance` replace the defaults of the weight-only precisions.
     """
@@ -65,7 +65,7 @@ def parse(text: str, *, head: str | None = None, tolerance: float | None = None)
 
 
 def adjusted(precision: Precision, head: str | None, tolerance: float | None) -> Precision:
-    """A weight-only precision as the user wants it; the others have nothing to choose."""
+    """A weight-only precision with the user's choices; other precisions have none."""
     if not precision.weights:
         return precision
     if tolerance is not None and not 0 < tolerance < float("inf"):
@@ -75,11 +75,11 @@ def adjusted(precision: Precision, head: str | None, tolerance: float | None) ->
 
 
 def spell(targets: dict[str, Precision]) -> str:
-    """What `parse` was told, with nothing left to defaults."""
+    """The argument of `parse`, with all defaults written out."""
     return ",".join(f"{target}={spelled(precision)}" for target, precision in targets.items())
 
 
 def spelled(precision: Precision) -> str:
-    """One precision with whatever can be chosen about it."""
+    """One precision with the user's choices."""
     chosen = f" (head {precision.head}, tolerance {precision.tolerance:g})" if precision.weights else ""
     return f"{precision.name}{chosen}"

@@ -1,4 +1,4 @@
-"""What an export is doing, a line for each step, with the seconds it took; on a terminal, a bar while it lasts."""
+"""The progress of an export: a line for each step with its duration, and on a terminal a bar during the step."""
 
 import sys
 import time
@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 
 
 class Progress:
-    """Writes to `out`, standard output unless told otherwise; `clock` gives seconds."""
+    """Writes to `out`, by default the standard output; `clock` returns seconds."""
 
     def __init__(self, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.out = out or sys.stdout
@@ -22,12 +22,12 @@ class Progress:
         self.label = ""
 
     def say(self, text: str) -> None:
-        """A line by itself."""
+        """Print a line."""
         print(text, file=self.out, flush=True)
 
     @contextmanager
     def step(self, label: str) -> Iterator[list[str]]:
-        """Name a step while it runs and time it; what the block appends to the list is said after the time."""
+        """Print the name of a step while it runs, then its duration and the remarks that the block appended."""
         start, remarks = self.clock(), list[str]()
         self.label = f"  {label:<{LABEL_WIDTH}}"
         print(self.label, end="", file=self.out, flush=True)
@@ -40,7 +40,7 @@ class Progress:
         print("  ".join([seconds, ", ".join(remarks)]).rstrip(), file=self.out, flush=True)
 
     def each(self, items: Sequence[Item]) -> Iterator[Item]:
-        """Pass on the parts of the step that is under way, with a bar in its line where a person is looking."""
+        """Iterate over the parts of a step, with a bar on a terminal."""
         if not self.out.isatty():
             yield from items
             return

@@ -1,1 +1,1 @@
-"""The artifact: its graphs, its directory, and looking into one. Imports parity and what is below it."""
+"""The artifact: its graphs, its directory, and its inspection. May import parity and the layers below it."""

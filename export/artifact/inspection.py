@@ -1,6 +1,6 @@
-"""What is inside an artifact, and whether it still is what was exported: `inspect` and `verify` of the command line.
+"""The commands `inspect` and `verify`: what an artifact contains, and whether it is unchanged.
 
-Needs no torch: an artifact can be looked at where no model could be exported.
+`inspect` imports no torch.
 """
 
 from collections import Counter
@@ -29,7 +29,7 @@ Account = dict[str, Any]
 
 
 def read(directory: Path) -> Manifest:
-    """The manifest of an artifact. ExportError if there is none, or one of another format."""
+    """The manifest of an artifact. ExportError if there is none, or if it has another format."""
     try:
         text = (directory / MANIFEST).read_text("utf-8")
         manifest = Parse(text, Manifest(), ignore_unknown_fields=True)
@@ -42,7 +42,7 @@ def read(directory: Path) -> Manifest:
 
 
 def inspect(directory: Path) -> Account:
-    """The manifest as a dictionary, and of each graph the nodes by kind."""
+    """The manifest as a dictionary, with the number of nodes by kind in each graph."""
     manifest = read(directory)
     account: Account = MessageToDict(
         manifest, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
@@ -58,7 +58,7 @@ def inspect(directory: Path) -> Account:
 
 
 def nodes_of(path: Path) -> list[str]:
-    """The kind of each node of a graph. ExportError if the file is missing or cut short."""
+    """The kind of each node of a graph. ExportError if the file cannot be read."""
     try:
         return [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
     except (OSError, DecodeError) as error:
@@ -66,7 +66,7 @@ def nodes_of(path: Path) -> list[str]:
 
 
 def described(account: Account) -> list[str]:
-    """What `inspect` found, for a reader."""
+    """The lines that `inspect` prints."""
     sizes = {file["path"]: file["bytes"] for file in account["files"]}
     source, tools = account["source"], account["tool_versions"]
     lines = [
@@ -99,7 +99,7 @@ def described(account: Account) -> list[str]:
 
 
 def errors(parity: Account) -> str:
-    """What was measured of a graph, for a reader."""
+    """The measured errors of a graph, for the user."""
     said = (
         f"maximum {parity['maximum']:.1e} standard deviations ({parity['absolute']:.1e} absolute), "
         f"root mean square {parity['root_mean_square']:.1e}"
@@ -110,22 +110,22 @@ def errors(parity: Account) -> str:
 
 
 def verify(directory: Path) -> Account:
-    """Check every hash and run the golden inputs through every graph; ExportError says what is not as it was.
+    """Check every hash and run the golden inputs through every graph. ExportError names what has changed.
 
-    Each graph runs on the provider that it was made for, if it runs on this machine; else on the CPU.
+    A graph for CUDA runs on CUDA if this machine can, otherwise on the CPU.
     """
     manifest = read(directory)
     for file in manifest.files:
         path = directory / file.path
         if not path.is_file():
             raise ExportError(f"{path}: found no such file, expected {file.bytes:.0f} bytes")
-        if store.described(path, directory).sha256 != file.sha256:
+        if store.file_entry(path, directory).sha256 != file.sha256:
             raise ExportError(f"{path}: found other contents, expected those of sha256 {file.sha256[:12]}…")
     tensors = load_file(directory / GOLDEN_TENSORS)
     graphs = [measured(directory, graph, tensors) for graph in manifest.graphs]
     account = {"name": manifest.name, "version": manifest.version, "files": len(manifest.files), "graphs": graphs}
     if manifest.HasField("image"):
-        from export.inputs.images import golden_images  # brings transformers with it
+        from export.inputs.images import golden_images  # imports transformers
 
         account |= golden_images.verify(golden_inputs.images(directory), manifest.image)
     if manifest.HasField("text"):
@@ -136,7 +136,7 @@ def verify(directory: Path) -> Account:
 
 
 def verified(account: Account) -> list[str]:
-    """What `verify` found, for a reader."""
+    """The lines that `verify` prints."""
     return (
         [f"{account['name']} {account['version']}: all {account['files']} files are as they were exported"]
         + [
@@ -149,31 +149,31 @@ def verified(account: Account) -> list[str]:
 
 
 def through_casts(graph: Account) -> str:
-    """That a graph for CUDA was not checked there, and why not."""
+    """The note that a graph for CUDA was checked on the CPU, with the reason."""
     why = graph.get("not_on_cuda")
     casts = ", through casts" if graph["precision"] == "fp16" else ""
     return f"; not on CUDA ({why}): checked on the CPU{casts}" if why else ""
 
 
 def measured(directory: Path, graph: Graph, tensors: dict[str, np.ndarray[Any, Any]]) -> Account:
-    """How far one graph is from the golden outputs, on this machine: on CUDA if it is made for that and runs there."""
-    from export.graph import runtime  # brings torch with it, which `inspect` does without
+    """How far one graph is from the golden outputs on this machine, for its own provider or else on the CPU."""
+    from export.graph import runtime  # imports torch, which `inspect` does not need
 
     path, why = directory / graph.file, ""
     if graph.target == "cuda":
         try:
-            return distance(runtime.on_cuda(path), graph, tensors)
+            return distance(runtime.load_on_cuda(path), graph, tensors)
         except ParityError:
             raise
-        except Exception as error:  # without a GPU: the runtime has no common base for its errors
+        except Exception as error:  # without a GPU; the runtime's errors have no common base class
             why = next(iter(str(error).splitlines()), type(error).__name__)
     return distance(runtime.Runtime(path), graph, tensors) | ({"not_on_cuda": why} if why else {})
 
 
 def golden(graph: Graph, tensors: dict[str, np.ndarray[Any, Any]]) -> list[tuple[str, "Case"]]:
-    """The cases that travel with an artifact as inputs of this graph, each with the name of the result."""
+    """The golden cases as inputs of this graph, each with the name of the result."""
     from export.graph.recipes import Port
-    from export.graph.runtime import filled
+    from export.graph.runtime import with_cache
     from export.parity.cases import Case
 
     ports = {
@@ -186,12 +186,12 @@ def golden(graph: Graph, tensors: dict[str, np.ndarray[Any, Any]]) -> list[tuple
         if side == OUTPUT:
             prefix = golden_key(number, INPUT, "")
             inputs = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
-            cases.append((result, Case(filled(ports, inputs), tensors[key])))
+            cases.append((result, Case(with_cache(ports, inputs), tensors[key])))
     return cases
 
 
 def distance(session: "Runtime", graph: Graph, tensors: dict[str, np.ndarray[Any, Any]]) -> Account:
-    """How far a graph is from the golden outputs in this session. ParityError if it is further than when exported."""
+    """How far a graph is from the golden outputs in this session. ParityError if it is out of tolerance."""
     from export.graph import runtime
     from export.parity import comparison
     from export.precisions import PRECISIONS
@@ -208,5 +208,5 @@ def distance(session: "Runtime", graph: Graph, tensors: dict[str, np.ndarray[Any
         "maximum": proven.maximum,
         "root_mean_square": proven.root_mean_square,
         "cases": proven.cases,
-        "measured_on": runtime.described(session.provider),
+        "measured_on": runtime.description(session.provider),
     }

@@ -1,7 +1,7 @@
-"""The directory that the server reads: `DIR/<name>/<version>/`, whole or not at all.
+"""The directory that the server reads, `DIR/<name>/<version>/`, which appears as a whole or not at all.
 
-It is made in a hidden directory beside the models and appears by rename. Nothing is ever overwritten. A run that dies
-leaves its hidden directory behind; whoever exports next finds that nobody holds its lock, and removes it.
+An export writes to a hidden directory beside the models and renames it. Nothing is ever overwritten. If an export dies,
+its hidden directory remains without a lock, and the next export removes it.
 """
 
 import errno
@@ -27,10 +27,10 @@ READABLE = 0o755
 
 @contextmanager
 def staging(root: Path) -> Iterator[Path]:
-    """A directory to write in, locked and hidden, that is gone at the end of the block unless it was published."""
+    """A hidden, locked directory to write in. At the end of the block it is removed unless it was published."""
     root.mkdir(parents=True, exist_ok=True)
     remove_leftovers(root)
-    directory, descriptor = hold(root)
+    directory, descriptor = create_locked(root)
     try:
         yield directory
     finally:
@@ -38,21 +38,21 @@ def staging(root: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def hold(root: Path) -> tuple[Path, int]:
-    """A new hidden directory and its lock."""
+def create_locked(root: Path) -> tuple[Path, int]:
+    """Create a hidden directory and lock it; returns it and the descriptor of the lock."""
     while True:
         directory = Path(tempfile.mkdtemp(prefix=STAGING, dir=root))
         try:
             descriptor = os.open(directory, os.O_RDONLY)
-        except FileNotFoundError:  # another export took it for a leftover in the moment before it is locked
+        except FileNotFoundError:  # another export removed it before it was locked
             continue
-        if locked(descriptor) and directory.exists():
+        if try_lock(descriptor) and directory.exists():
             return directory, descriptor
         os.close(descriptor)
 
 
-def locked(descriptor: int) -> bool:
-    """Take the lock of a directory, which lasts as long as this process; False if somebody else has it."""
+def try_lock(descriptor: int) -> bool:
+    """Take the lock of a directory until the descriptor is closed; False if another process has it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -61,21 +61,21 @@ def locked(descriptor: int) -> bool:
 
 
 def remove_leftovers(root: Path) -> None:
-    """Remove what dead runs have left behind; what a living one is writing is locked."""
+    """Remove the directories of exports that died; those of running exports are locked."""
     for directory in root.glob(f"{STAGING}*"):
         try:
             descriptor = os.open(directory, os.O_RDONLY)
         except FileNotFoundError:
             continue
-        if locked(descriptor):
+        if try_lock(descriptor):
             shutil.rmtree(directory, ignore_errors=True)
         os.close(descriptor)
 
 
 def publish(staged: Path, root: Path, manifest: Manifest) -> Path:
-    """Make the staged files version highest + 1 of `manifest.name`, with the manifest; returns where they now are."""
-    manifest.files.extend(described(path, staged) for path in sorted(staged.rglob("*")) if path.is_file())
-    staged.chmod(READABLE)  # temporary directories are the owner's alone
+    """Publish the staged files with the manifest as the next version of `manifest.name`; returns their directory."""
+    manifest.files.extend(file_entry(path, staged) for path in sorted(staged.rglob("*")) if path.is_file())
+    staged.chmod(READABLE)  # a temporary directory is readable by its owner only
     directory = root / manifest.name
     directory.mkdir(exist_ok=True)
     while True:
@@ -85,13 +85,13 @@ def publish(staged: Path, root: Path, manifest: Manifest) -> Path:
         target = directory / str(manifest.version)
         try:
             return staged.rename(target)
-        except OSError as error:  # another export was faster and has taken this number
+        except OSError as error:  # another export took this number first
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
 
 
-def described(path: Path, root: Path) -> File:
-    """One file's name, size and sha256."""
+def file_entry(path: Path, root: Path) -> File:
+    """The name, size and sha256 of one file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
@@ -100,12 +100,12 @@ def described(path: Path, root: Path) -> File:
 
 
 def versions(directory: Path) -> list[int]:
-    """The versions of a model that are there."""
+    """The existing versions of a model, sorted."""
     return sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
 
 
 def newest(root: Path, name: str) -> tuple[Path, Manifest] | None:
-    """The highest version of a model and its manifest; None if there is none that can be read."""
+    """The highest version of a model and its manifest; None if there is none, or if it cannot be read."""
     for version in reversed(versions(root / name)):
         directory = root / name / str(version)
         try:
@@ -116,7 +116,7 @@ def newest(root: Path, name: str) -> tuple[Path, Manifest] | None:
 
 
 def check_name(name: str) -> None:
-    """ExportError if `name` cannot be a directory and a model's name in requests."""
+    """ExportError if `name` cannot be the name of a directory and of a model in requests."""
     allowed = name.replace("-", "").replace("_", "").replace(".", "")
     if not (allowed.isalnum() and name[0].isalnum() and name.isascii()) or name.endswith(".raw"):
         raise ExportError(f"--name: found {name!r}, expected letters, digits, '-', '_' and '.', not ending in .raw")

@@ -1,1 +1,1 @@
-"""From a model to an ONNX graph: recipes, the runtime's attention, tracing, fusing, rounding, running."""
+"""From a model to an ONNX graph: recipes, fused attention, tracing, fusing, quantising, running."""

@@ -1,8 +1,8 @@
-"""The runtime's fused attention in place of the block's own, while a graph is traced.
+"""The runtime's fused attention operators, which replace the block's own attention while a graph is traced.
 
-`SelfAttention.attend` is swapped for a function that emits one node. The mask that the model hands over is then dead
-code and vanishes from the graph: the node gets lengths, or looks at the past only, by itself. In eager PyTorch these
-nodes compute nothing (zeros come out), so the swap lasts as long as the trace and no longer.
+`SelfAttention.attend` is replaced by a function that emits one node. The node masks by itself, by lengths or by
+causality, so the mask that the model passes is dead code and disappears from the graph. In eager PyTorch these nodes
+compute nothing (they return zeros), so the replacement lasts only as long as the trace.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,15 +16,15 @@ from torch.nn import functional
 
 from models.attention import SelfAttention
 
-# GroupQueryAttention takes no other widths, and neither do the fused kernels behind MultiHeadAttention on CUDA.
+# GroupQueryAttention takes no other head widths, and nor do the fused CUDA kernels of MultiHeadAttention.
 HEAD_WIDTH_MULTIPLE = 8
 
 
-class Encoder:
-    """MultiHeadAttention. `lengths` (b, int32) counts each row's real tokens; None if all of them are (ViT).
+class EncoderAttention:
+    """MultiHeadAttention. `lengths` (b, int32) counts each row's real tokens; None: all tokens are real (ViT).
 
-    On the CPU provider it goes whole to OpenVINO too; GroupQueryAttention there is 2.3 times slower. On CUDA, lengths
-    leave the fused kernels open that an additive mask closes.
+    OpenVINO runs this operator, too; GroupQueryAttention is 2.3 times slower on the CPU provider. On CUDA, the fused
+    kernels take lengths, but no additive mask.
     """
 
     def __init__(self, lengths: Tensor | None) -> None:
@@ -44,24 +44,24 @@ class Encoder:
         return torch.onnx.ops.symbolic(
             "com.microsoft::MultiHeadAttention",
             inputs,
-            {"num_heads": heads, **scaled(scale)},
+            {"num_heads": heads, **scale_attribute(scale)},
             dtype=query.dtype,
             shape=query.shape,  # (b, t, d)
             version=1,
         )
 
 
-class Decoder:
-    """GroupQueryAttention: causal, over the keys and values of earlier tokens, to which it adds the new ones.
+class DecoderAttention:
+    """GroupQueryAttention: causal attention over a cache of keys and values, to which it adds those of the new tokens.
 
-    `past` are the caches (b, h, capacity, k), keys and values of layer 0, of layer 1, …; `present` what they become.
-    `lengths` (b, int32) counts the tokens of each row in the cache after this run, `total` (1, int32) bounds them.
-    Layers must be called in order: this is how each finds its cache. They must be `packed`: what arrives as a query
-    holds the key and the value too, (b, t, 3 d).
+    `past` are the caches (b, h, capacity, k): keys and values of layer 0, of layer 1, …; `present` are the caches after
+    the run. `lengths` (b, int32) counts the tokens of each row in the cache after the run, `total` (1, int32) is their
+    maximum. The layers must be called in order, because each call takes the next cache. They must have packed
+    projections: the query argument also has the key and the value, (b, t, 3 d).
     """
 
     def __init__(self, lengths: Tensor, total: Tensor, past: Sequence[Tensor]) -> None:
-        self.last = lengths - 1  # where the newest token stands
+        self.last = lengths - 1  # the position of the newest token
         self.total = total
         self.past = past
         self.present: list[Tensor] = []
@@ -81,7 +81,7 @@ class Decoder:
         attended, *present = torch.onnx.ops.symbolic_multi_out(
             "com.microsoft::GroupQueryAttention",
             [packed, None, None, past_key, past_value, self.last, self.total],
-            {"num_heads": heads, "kv_num_heads": heads, **scaled(scale)},
+            {"num_heads": heads, "kv_num_heads": heads, **scale_attribute(scale)},
             dtypes=(packed.dtype, past_key.dtype, past_value.dtype),
             shapes=((*packed.shape[:-1], packed.shape[-1] // 3), past_key.shape, past_value.shape),
             version=1,
@@ -90,41 +90,41 @@ class Decoder:
         return attended
 
 
-def scaled(scale: float | None) -> dict[str, float]:
-    """The attribute of both operators, which without it take one over the square root of a head's width."""
+def scale_attribute(scale: float | None) -> dict[str, float]:
+    """The scale attribute of both operators; without it they use one over the square root of the head width."""
     return {} if scale is None else {"scale": scale}
 
 
-class Nothing(nn.Module):
-    """Stands where a matrix was that is part of another now."""
+class MergedProjection(nn.Module):
+    """Takes the place of a projection that was merged into another one."""
 
     def forward(self, x: Tensor) -> None:
         return None
 
 
 def attentions(model: nn.Module) -> list[SelfAttention]:
-    """The self-attentions of `model`, in order."""
+    """The self-attention modules of `model`, in order."""
     return [module for module in model.modules() if isinstance(module, SelfAttention)]
 
 
 @contextmanager
-def packed(model: nn.Module) -> Iterator[None]:
-    """Queries, keys and values come out of one matrix until the end of the block: one product in place of three.
+def packed_projections(model: nn.Module) -> Iterator[None]:
+    """Within the block, one matrix computes queries, keys and values: one product instead of three.
 
-    Heads have the width that `padded_width` says. The zeros added to queries and keys leave their products as they
-    are, those added to values are multiplied by zeros on the way out.
+    Heads are padded to `padded_width`. The zeros added to queries and keys do not change their products; those added
+    to values are multiplied by zeros in the output projection.
     """
     layers = attentions(model)
-    nothing = cast(nn.Linear, Nothing())
+    merged = cast(nn.Linear, MergedProjection())
     originals = [(layer.q_proj, layer.k_proj, layer.v_proj, layer.out_proj, layer.scale) for layer in layers]
     try:
         for layer, (*matrices, out_proj, scale) in zip(layers, originals, strict=True):
             width = out_proj.weight.shape[1] // layer.heads
-            layer.scale = 1 / sqrt(width) if scale is None else scale  # of the heads as they were
-            stacked = [padded(part, layer.heads) for matrix in matrices for part in (matrix.weight, matrix.bias)]
+            layer.scale = 1 / sqrt(width) if scale is None else scale  # of the heads without padding
+            stacked = [pad_heads(part, layer.heads) for matrix in matrices for part in (matrix.weight, matrix.bias)]
             layer.q_proj = linear(torch.cat(stacked[::2]), torch.cat(stacked[1::2]))
-            layer.k_proj = layer.v_proj = nothing
-            layer.out_proj = linear(padded(out_proj.weight.T, layer.heads).T, out_proj.bias.detach())
+            layer.k_proj = layer.v_proj = merged
+            layer.out_proj = linear(pad_heads(out_proj.weight.T, layer.heads).T, out_proj.bias.detach())
         yield
     finally:
         for layer, original in zip(layers, originals, strict=True):
@@ -132,19 +132,19 @@ def packed(model: nn.Module) -> Iterator[None]:
 
 
 def padded_width(width: int) -> int:
-    """The width of a head in a graph with a cache: the least that the operator takes."""
+    """The width of a head in a graph with a cache: the smallest that the operator takes."""
     return -(-width // HEAD_WIDTH_MULTIPLE) * HEAD_WIDTH_MULTIPLE
 
 
-def padded(rows: Tensor, heads: int) -> Tensor:
-    """Rows that belong to heads, (h · k, …), with as many rows of zeros after each head as its width lacks."""
+def pad_heads(rows: Tensor, heads: int) -> Tensor:
+    """Rows (h · k, …) with rows of zeros after each head, up to its padded width."""
     by_head = rows.detach().reshape(heads, -1, *rows.shape[1:])  # (h, k, …)
-    lacking = padded_width(by_head.shape[1]) - by_head.shape[1]
-    return functional.pad(by_head, (0, 0) * (rows.ndim - 1) + (0, lacking)).flatten(0, 1)
+    missing = padded_width(by_head.shape[1]) - by_head.shape[1]
+    return functional.pad(by_head, (0, 0) * (rows.ndim - 1) + (0, missing)).flatten(0, 1)
 
 
 def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A linear layer of these weights."""
+    """A linear layer with these weights."""
     with torch.device("meta"):  # no memory, no initial values
         layer = nn.Linear(weight.shape[1], weight.shape[0])
     layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
@@ -152,8 +152,8 @@ def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 
 @contextmanager
-def swapped(model: nn.Module, attend: Any) -> Iterator[None]:
-    """Every self-attention of `model` attends by `attend` until the end of the block."""
+def replaced_attention(model: nn.Module, attend: Any) -> Iterator[None]:
+    """Within the block, `attend` computes every self-attention of `model`."""
     layers = attentions(model)
     originals = [layer.attend for layer in layers]
     try:

@@ -1,7 +1,7 @@
-"""Neighbouring nodes fused into the runtime's own, and nothing left that would keep a graph off CUDA.
+"""Fuse neighbouring nodes into the runtime's operators, and check that no node would keep a graph off CUDA.
 
-By onnxscript's `ort_fusions`. Never by `onnxruntime.transformers.optimizer`, which turns a tanh-GELU into an erf-GELU.
-The runtime's own level comes on top when the graph is loaded, as it depends on the provider.
+The fusions are onnxscript's `ort_fusions`. Do not use `onnxruntime.transformers.optimizer`: it turns a tanh-GELU into
+an erf-GELU. The runtime applies its own optimisation level when it loads a graph, because that depends on the provider.
 """
 
 from collections import Counter
@@ -15,12 +15,12 @@ from onnxscript.rewriter.rules.common import expand_before_binary_op_rules
 
 from export.errors import ExportError
 
-# They compute with shapes or choose what to run: work for the CPU in the midst of a graph on CUDA.
+# These operators compute with shapes or control the flow: in a graph on CUDA they run on the CPU.
 FORBIDDEN = ("Shape", "Size", "Range", "Loop", "If", "Scan", "NonZero", "Expand", "ConstantOfShape")
 
 
 def gather_nd(op: Any, rows: Any, indices: Any) -> Any:
-    """How the exporter writes `x[indices]`: with an axis added to the indices ..."""
+    """How torch's exporter writes `x[indices]`: with an axis added to the indices ..."""
     return op.GatherND(rows, op.Unsqueeze(indices, [-1]), batch_dims=0)
 
 
@@ -33,9 +33,9 @@ rows_by_gather = RewriteRule(gather_nd, gather)
 
 
 def optimize(model: onnx_ir.Model) -> onnx_ir.Model:
-    """The fused graph; byte for byte the same whenever the same graph comes in."""
-    NameFixPass()(model)  # the result's name may be that of a value within: torch calls words it looks up `embedding`
-    rewrite(model, expand_before_binary_op_rules)  # an operator that broadcasts needs no Expand in front of it
+    """The fused graph. The same input always gives the same bytes."""
+    NameFixPass()(model)  # an output may have the name of an inner value: torch calls an embedding lookup `embedding`
+    rewrite(model, expand_before_binary_op_rules)  # an operator that broadcasts needs no Expand before it
     rewrite(model, [rows_by_gather])
     model, _ = optimize_for_ort(model)
     ClearMetadataAndDocStringPass()(model)
@@ -44,12 +44,12 @@ def optimize(model: onnx_ir.Model) -> onnx_ir.Model:
 
 
 def check(model: onnx_ir.Model) -> None:
-    """ExportError if a node is left that must not be."""
+    """ExportError if a forbidden node is left."""
     found = {kind: count for kind, count in node_counts(model).items() if kind in FORBIDDEN}
     if found:
         raise ExportError(f"the graph: found {found}, expected no node of these kinds: {', '.join(FORBIDDEN)}")
 
 
 def node_counts(model: onnx_ir.Model) -> dict[str, int]:
-    """How many nodes of each kind, the commonest first."""
+    """The number of nodes of each kind, the most frequent kind first."""
     return dict(Counter(node.op_type for node in model.graph).most_common())

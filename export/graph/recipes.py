@@ -1,7 +1,7 @@
-"""What the graph of each model takes and gives: the vocabulary that the exporter and the server share.
+"""Recipes: models with named inputs and outputs, which are the names that the exporter and the server share.
 
-A recipe is a model with a dictionary at either end, so that the names stand in one place. `forward` is what is traced,
-with the runtime's attention; `reference` is the model as it is written.
+A recipe takes and returns dictionaries of tensors. `forward` is traced, with the runtime's attention operators;
+`reference` is the model as it is written.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +16,7 @@ from export.graph import attention_ops
 from export.precisions import PRECISIONS
 from models import Bert, BertConfig, Gpt, GptConfig, Mixer, Vit, VitConfig
 
-TOP = 64  # how many of the best words leave the device without the logits
+TOP = 64  # tokens with the highest scores that a graph returns beside the logits
 DTYPES = {"INT64": torch.int64, "INT32": torch.int32, "FP32": torch.float32, "FP16": torch.float16}
 Tensors = dict[str, Tensor]
 Arrays = dict[str, NDArray[np.generic]]
@@ -24,13 +24,13 @@ Arrays = dict[str, NDArray[np.generic]]
 
 @dataclass(frozen=True)
 class Port:
-    """One tensor of a graph: its datatype as the Open Inference Protocol spells it, and sizes or the names of axes."""
+    """One tensor of a graph: its datatype as the Open Inference Protocol spells it, and its sizes or names of axes."""
 
     datatype: str
     shape: tuple[int | str, ...]
 
     def sized(self, sizes: dict[str, int]) -> tuple[int, ...]:
-        """The shape, with `sizes` for the axes that have none of their own."""
+        """The shape, with `sizes` for the named axes."""
         return tuple(size if isinstance(size, int) else sizes[size] for size in self.shape)
 
 
@@ -41,19 +41,19 @@ SELECTED = Port("INT64", ("selected",))
 
 
 class Recipe(nn.Module):
-    """A model with a dictionary at either end. `result` names the output that PyTorch gives too."""
+    """A model with named inputs and outputs. `result` is the output that is compared with PyTorch."""
 
     architecture: str
     task: str
     result: str
-    odd_heads: str | None = None  # what the heads of attention are, if CUDA's operators do not take them
+    unsupported_heads: str | None = None  # the head width, if CUDA's operators do not take it
 
     def inputs(self, precision: str) -> Ports:
-        """What the graph takes, in order."""
+        """The inputs of the graph, in order."""
         raise NotImplementedError
 
     def outputs(self, precision: str) -> Ports:
-        """What the graph gives, in order."""
+        """The outputs of the graph, in order."""
         raise NotImplementedError
 
     def forward(self, inputs: Tensors) -> Tensors:
@@ -61,20 +61,21 @@ class Recipe(nn.Module):
         raise NotImplementedError
 
     def reference(self, inputs: Tensors) -> Tensor:
-        """What PyTorch makes of the same inputs, caches left aside, in place of `result`."""
+        """PyTorch's `result` for the same inputs, without caches."""
         raise NotImplementedError
 
-    def arranged(self) -> AbstractContextManager[None]:
-        """The model with its weights as the graph wants them, until the end of the block."""
+    def prepared(self) -> AbstractContextManager[None]:
+        """Within the block, the model has its weights in the form that the graph needs."""
         return nullcontext()
 
-    def refuses(self, target: str, precision: str) -> str | None:
-        """Why this model cannot be made for `target` in `precision`; None if it can."""
-        if target != "cuda" or self.odd_heads is None:
+    def infeasible_reason(self, target: str, precision: str) -> str | None:
+        """Why this model cannot be exported for `target` in `precision`; None if it can."""
+        if target != "cuda" or self.unsupported_heads is None:
             return None
         return (
-            f"config.json: found heads {self.odd_heads}, expected a multiple of {attention_ops.HEAD_WIDTH_MULTIPLE}: "
-            "the fused attention operators of CUDA take no other; take --target cpu"
+            f"config.json: found heads {self.unsupported_heads}, expected a multiple of "
+            f"{attention_ops.HEAD_WIDTH_MULTIPLE}: the fused attention operators of CUDA take no other; "
+            "take --target cpu"
         )
 
 
@@ -88,7 +89,7 @@ class BertRecipe(Recipe):
         self.model, self.config = model, model.config
         heads = {"masked-language": ("fill-mask", "logits"), "classifier": ("classify-text", "logits")}
         self.task, self.result = heads.get(model.config.head, ("embed", "embedding"))
-        self.odd_heads = odd_heads(model.config)
+        self.unsupported_heads = unsupported_heads(model.config)
 
     def inputs(self, precision: str) -> Ports:
         ports = {"input_ids": TOKENS, "position_ids": TOKENS, "lengths": LENGTHS}
@@ -100,14 +101,14 @@ class BertRecipe(Recipe):
 
     def outputs(self, precision: str) -> Ports:
         if self.task == "fill-mask":
-            return word_ports(self.config.vocabulary)
+            return token_ports(self.config.vocabulary)
         width = self.config.classes if self.task == "classify-text" else self.config.vector_widths[-1]
         return {self.result: Port("FP32", ("batch", width))}
 
     def forward(self, inputs: Tensors) -> Tensors:
-        with attention_ops.swapped(self.model, attention_ops.Encoder(inputs["lengths"])):
+        with attention_ops.replaced_attention(self.model, attention_ops.EncoderAttention(inputs["lengths"])):
             result = self.model(**inputs).float()
-        return words(result) if self.task == "fill-mask" else {self.result: result}
+        return token_outputs(result) if self.task == "fill-mask" else {self.result: result}
 
     def reference(self, inputs: Tensors) -> Tensor:
         result: Tensor = self.model(**inputs)
@@ -115,7 +116,7 @@ class BertRecipe(Recipe):
 
 
 class GptRecipe(Recipe):
-    """GPT over a cache: `past_key.N` and `past_value.N` go in, `present_key.N` and `present_value.N` come out."""
+    """GPT over a cache: inputs `past_key.N` and `past_value.N`, outputs `present_key.N` and `present_value.N`."""
 
     architecture, task, result = "gpt", "generate", "logits"
 
@@ -123,7 +124,7 @@ class GptRecipe(Recipe):
         super().__init__()
         self.model, self.config = model, model.config
         self.head_width = attention_ops.padded_width(model.config.width // model.config.heads)
-        self.odd_heads = odd_heads(model.config)
+        self.unsupported_heads = unsupported_heads(model.config)
 
     def cache(self, tense: str, precision: str) -> Ports:
         """The ports of the cache, keys and values of each layer in turn; `tense` is past or present."""
@@ -137,30 +138,30 @@ class GptRecipe(Recipe):
         return ports | self.cache("past", precision)
 
     def outputs(self, precision: str) -> Ports:
-        return word_ports(self.config.vocabulary) | self.cache("present", precision)
+        return token_ports(self.config.vocabulary) | self.cache("present", precision)
 
     def forward(self, inputs: Tensors) -> Tensors:
         past = [tensor for name, tensor in inputs.items() if name.startswith("past_")]
-        decoder = attention_ops.Decoder(inputs["lengths"], inputs["total_sequence_length"], past)
-        with attention_ops.swapped(self.model, decoder):
+        decoder = attention_ops.DecoderAttention(inputs["lengths"], inputs["total_sequence_length"], past)
+        with attention_ops.replaced_attention(self.model, decoder):
             logits = self.model(inputs["input_ids"], inputs["position_ids"], inputs["selected"]).float()
-        return words(logits) | dict(zip(self.cache("present", "fp32"), decoder.present, strict=True))
+        return token_outputs(logits) | dict(zip(self.cache("present", "fp32"), decoder.present, strict=True))
 
     def reference(self, inputs: Tensors) -> Tensor:
         result: Tensor = self.model(inputs["input_ids"], inputs["position_ids"], inputs["selected"])
         return result
 
-    def arranged(self) -> AbstractContextManager[None]:
-        return attention_ops.packed(self.model)
+    def prepared(self) -> AbstractContextManager[None]:
+        return attention_ops.packed_projections(self.model)
 
-    def refuses(self, target: str, precision: str) -> str | None:
+    def infeasible_reason(self, target: str, precision: str) -> str | None:
         if (target, precision) == ("cuda", "fp32"):
             return "GroupQueryAttention has no fp32 kernel on CUDA and would run on the CPU in silence; take cuda=fp16"
-        return super().refuses(target, precision)
+        return super().infeasible_reason(target, precision)
 
 
 class ImageRecipe(Recipe):
-    """ViT and MLP-Mixer, which differ in nothing that can be seen from outside."""
+    """ViT and MLP-Mixer, which have the same inputs and outputs."""
 
     task, result = "classify-image", "logits"
 
@@ -168,7 +169,7 @@ class ImageRecipe(Recipe):
         super().__init__()
         self.model, self.config = model, model.config
         self.architecture = "vit" if isinstance(model, Vit) else "mixer"
-        self.odd_heads = odd_heads(model.config) if isinstance(model, Vit) else None
+        self.unsupported_heads = unsupported_heads(model.config) if isinstance(model, Vit) else None
 
     def inputs(self, precision: str) -> Ports:
         side = self.config.image_size
@@ -178,7 +179,7 @@ class ImageRecipe(Recipe):
         return {"logits": Port("FP32", ("batch", self.config.classes))}
 
     def forward(self, inputs: Tensors) -> Tensors:
-        with attention_ops.swapped(self.model, attention_ops.Encoder(None)):
+        with attention_ops.replaced_attention(self.model, attention_ops.EncoderAttention(None)):
             return {"logits": self.reference(inputs).float()}
 
     def reference(self, inputs: Tensors) -> Tensor:
@@ -186,8 +187,8 @@ class ImageRecipe(Recipe):
         return result
 
 
-def word_ports(vocabulary: int) -> Ports:
-    """What both language heads give."""
+def token_ports(vocabulary: int) -> Ports:
+    """The outputs of both language heads."""
     top = min(TOP, vocabulary)
     return {
         "logits": Port("FP32", ("selected", vocabulary)),
@@ -197,11 +198,11 @@ def word_ports(vocabulary: int) -> Ports:
     }
 
 
-def words(logits: Tensor) -> Tensors:
-    """The best words beside all of them. The log-probability of a word is its score minus `logsumexp`.
+def token_outputs(logits: Tensor) -> Tensors:
+    """The logits, and the tokens with the highest. The log-probability of a token is its score minus `logsumexp`.
 
-    That comes by way of one word's log-probability: the runtime's ReduceLogSumExp adds word by word, which for 50,257
-    of them is ten times slower than its LogSoftmax and errs by 5e-5 and not by 2e-6.
+    `logsumexp` is computed from one token's log-probability: for 50,257 tokens the runtime's ReduceLogSumExp is ten
+    times slower than its LogSoftmax, and its error is 5e-5 instead of 2e-6.
     """
     log_probabilities = torch.log_softmax(logits, dim=-1)  # (n, v)
     top_scores, top_ids = torch.topk(logits, min(TOP, logits.shape[-1]))  # (n, top), sorted
@@ -213,8 +214,8 @@ def words(logits: Tensor) -> Tensors:
     }
 
 
-def odd_heads(config: BertConfig | GptConfig | VitConfig) -> str | None:
-    """How wide the heads are, and why, if that is no multiple of what the fused operators take on CUDA; else None."""
+def unsupported_heads(config: BertConfig | GptConfig | VitConfig) -> str | None:
+    """The head width and how it is computed, if the fused operators on CUDA do not take it; else None."""
     width = config.width // config.heads
     return f"{width} wide ({config.width} / {config.heads})" if width % attention_ops.HEAD_WIDTH_MULTIPLE else None
 

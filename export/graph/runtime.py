@@ -1,6 +1,6 @@
-"""A saved graph under ONNX Runtime, on its CPU provider unless told otherwise: what an artifact is measured with.
+"""A saved graph in ONNX Runtime, by default on its CPU provider: the session that measures an artifact.
 
-Half precision is computed there through casts: slow, but near enough to show whether the graph is right.
+The CPU provider computes half precision through casts, which is slow but exact enough to show whether a graph is right.
 """
 
 import contextlib
@@ -20,18 +20,18 @@ TYPES = {"INT64": "tensor(int64)", "INT32": "tensor(int32)", "FP32": "tensor(flo
 NUMPY: dict[str, type[np.generic]] = {"INT64": np.int64, "INT32": np.int32, "FP32": np.float32, "FP16": np.float16}
 PROVIDER = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
-OPTIONS: dict[str, dict[str, str]] = {CUDA: {"use_tf32": "0"}}  # fp32 with all of its bits, as the server computes it
+OPTIONS: dict[str, dict[str, str]] = {CUDA: {"use_tf32": "0"}}  # full fp32, as in the server
 FATAL = 4
 
 
 class Runtime:
-    """One graph, loaded. ExportError if it does not load, or the provider is not there."""
+    """One loaded graph. ExportError if it does not load, or if the provider is missing."""
 
     def __init__(self, path: Path, provider: str = PROVIDER) -> None:
         self.provider = provider
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others may need the cores
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leave the cores to other processes
         try:
             self.session = onnxruntime.InferenceSession(
                 path,
@@ -50,7 +50,7 @@ class Runtime:
         return dict(zip(names, self.session.run(names, inputs), strict=True))
 
     def check(self, recipe: Recipe, precision: str) -> None:
-        """ExportError if names, then datatypes, then axes are not those of the recipe."""
+        """ExportError if the names, datatypes or axes differ from the recipe's; names are compared first."""
         sides = (
             ("input", self.session.get_inputs(), recipe.inputs(precision)),
             ("output", self.session.get_outputs(), recipe.outputs(precision)),
@@ -71,8 +71,8 @@ class Runtime:
                     raise ExportError(f"the graph's {side}s, {what}: found {found}, expected {expected}")
 
 
-def on_cuda(path: Path) -> Runtime:
-    """A graph on this machine's GPU. ExportError if there is none, or none that the runtime can use."""
+def load_on_cuda(path: Path) -> Runtime:
+    """A graph on this machine's GPU. ExportError if the runtime can use no GPU."""
     if CUDA not in onnxruntime.get_available_providers():
         raise ExportError(f"{path.name}: the installed ONNX Runtime has no {CUDA}")
     with quiet():
@@ -82,7 +82,7 @@ def on_cuda(path: Path) -> Runtime:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the runtime from telling the terminal that there is no GPU."""
+    """Suppress the runtime's messages on the terminal that there is no GPU."""
     onnxruntime.set_default_logger_severity(FATAL)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -91,13 +91,13 @@ def quiet() -> Iterator[None]:
         onnxruntime.set_default_logger_severity(ERRORS_ONLY)
 
 
-def described(provider: str = PROVIDER) -> str:
-    """Where a measurement was made."""
+def description(provider: str = PROVIDER) -> str:
+    """The runtime and provider of a measurement."""
     return f"onnxruntime {onnxruntime.__version__}, {provider}"
 
 
 def empty_cache(ports: Ports, rows: int, capacity: int) -> Arrays:
-    """Zeros for every input that is a cache, with room for `capacity` tokens."""
+    """Zeros for every cache input, for `capacity` tokens."""
     sizes = {"batch": rows, "capacity": capacity}
     return {
         name: np.zeros(port.sized(sizes), NUMPY[port.datatype])
@@ -106,8 +106,8 @@ def empty_cache(ports: Ports, rows: int, capacity: int) -> Arrays:
     }
 
 
-def filled(ports: Ports, inputs: Arrays) -> Arrays:
-    """A case's inputs and whatever else a graph of these `ports` takes: for GPT an empty cache just large enough."""
+def with_cache(ports: Ports, inputs: Arrays) -> Arrays:
+    """The inputs of a case and, for a GPT graph, an empty cache that is just large enough."""
     if "total_sequence_length" not in ports:
         return inputs
     rows, length = inputs["input_ids"].shape

@@ -11,22 +11,22 @@ import torch
 from export.graph.recipes import DTYPES, Recipe
 
 OPSET = 20  # the first with Gelu as a node of its own, which the fusions look for
-# Sizes to trace with. Above 1 and all different, so that none of them is taken for a constant or for another.
+# Sizes to trace with: above 1, so that the exporter takes none for a constant, and all different.
 SIZES = {"batch": 3, "sequence": 5, "capacity": 7, "selected": 4}
-NOISE = (  # warnings of the exporter about itself, which nobody here can act upon
+NOISE = (  # warnings about the exporter's own code
     r".*will not be used, since it shares the same shape constraints with another axis",
     r".*isinstance\(treespec, LeafSpec\)` is deprecated",
 )
 
 
 def trace(recipe: Recipe, precision: str) -> onnx_ir.Model:
-    """The graph of `recipe`, whose model is in `precision` already; names and axes are those of its ports."""
+    """The graph of `recipe`, whose model is already in `precision`; names and axes are those of its ports."""
     inputs = recipe.inputs(precision)
     example = {name: torch.ones(port.sized(SIZES), dtype=DTYPES[port.datatype]) for name, port in inputs.items()}
     axes = {
         name: {i: size for i, size in enumerate(port.shape) if isinstance(size, str)} for name, port in inputs.items()
     }
-    with quiet(), recipe.arranged(), torch.no_grad():
+    with quiet(), recipe.prepared(), torch.no_grad():
         program = torch.onnx.export(
             recipe.eval(),
             kwargs={"inputs": example},
@@ -44,7 +44,7 @@ def trace(recipe: Recipe, precision: str) -> onnx_ir.Model:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The exporter reports to its developers; only what this export can be blamed for gets through."""
+    """Suppress the messages of torch's exporter for its own developers."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)

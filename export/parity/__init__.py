@@ -1,4 +1,4 @@
-"""The proof: inputs to try a graph on, the comparison with PyTorch, scores on held-out and own inputs.
+"""The proof: inputs to compare a graph on, the comparison with PyTorch, scores on held-out and the user's inputs.
 
-Imports graph, inputs and what is below them.
+May import graph, inputs and the layers below them.
 """

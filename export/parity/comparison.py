@@ -1,7 +1,6 @@
-"""How far a saved graph is from PyTorch in fp32, and whether that is near enough.
+"""How far a saved graph is from PyTorch in fp32, and whether that is within tolerance.
 
-Errors are relative to the standard deviation of the reference: an absolute error means nothing without the size of what
-it is an error of.
+Errors are relative to the standard deviation of the reference, because the scale of the results differs between models.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,28 +11,28 @@ from numpy.typing import NDArray
 
 from export.errors import ParityError
 from export.graph.recipes import Arrays, Recipe
-from export.graph.runtime import Runtime, described, filled
+from export.graph.runtime import Runtime, description, with_cache
 from export.parity.cases import Case
 from export.precisions import Precision
 from protos.artifact import MAXIMUM
 from protos.manifest_pb2 import Parity as ParityMessage
 
-# `top_scores` and `logsumexp` repeat what `logits` say; the last digit may differ.
+# `top_scores` and `logsumexp` must agree with `logits` but for the last digit.
 TOP_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
-class Choices:
-    """What rows of logits come to: how many have the same best class or word, and how far their distributions are."""
+class Agreement:
+    """Rows of logits: how many have the same best class or token, and how far their distributions are apart."""
 
     rows: int
     agreed: int
-    divergence: float  # Kullback and Leibler's, of the graph from PyTorch, in nats, the sum over the rows
+    divergence: float  # Kullback-Leibler, of the graph from PyTorch, in nats, summed over the rows
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One result beside its reference: the errors, and where the largest one stands."""
+    """One result compared with its reference: the errors, and the position of the largest."""
 
     what: str
     maximum: float
@@ -41,7 +40,7 @@ class Difference:
     position: tuple[int, ...]
     found: float
     expected: float
-    choices: Choices | None = None  # of classifiers and language models
+    agreement: Agreement | None = None  # of classifiers and language models
 
     @property
     def absolute(self) -> float:
@@ -57,23 +56,23 @@ class Difference:
 
 @dataclass(frozen=True)
 class Parity:
-    """The worst of all differences, by either measure, and of what is chosen the whole."""
+    """The largest of all differences by each measure, and the agreement over all rows."""
 
     precision: Precision
     maximum: float
     root_mean_square: float
     absolute: float
     cases: int
-    choices: Choices | None
+    agreement: Agreement | None
 
     def __str__(self) -> str:
         said = (
             f"maximum {self.maximum:.1e} ({self.absolute:.1e} absolute), root mean square {self.root_mean_square:.1e}"
         )
-        if self.choices is None:
+        if self.agreement is None:
             return said
-        agreed, divergence = self.choices.agreed / self.choices.rows, self.choices.divergence / self.choices.rows
-        return f"{said}, top-1 {agreed:.1%}, KL {divergence:.1e} nats"
+        rows = self.agreement.rows
+        return f"{said}, top-1 {self.agreement.agreed / rows:.1%}, KL {self.agreement.divergence / rows:.1e} nats"
 
 
 Comparison = Callable[[str, NDArray[np.generic], NDArray[np.float32], float], Difference]
@@ -101,12 +100,12 @@ def difference(what: str, found: NDArray[np.generic], reference: NDArray[np.floa
 def difference_of_logits(
     what: str, found: NDArray[np.generic], reference: NDArray[np.float32], scale: float
 ) -> Difference:
-    """Compare rows of logits (n, classes), and what they come to."""
+    """Compare rows of logits (n, classes), and their best classes and distributions."""
     result = difference(what, found, reference, scale)
     log_found, log_reference = log_softmax(found.astype(np.float64)), log_softmax(reference.astype(np.float64))
     agreed = int(np.sum(found.argmax(axis=-1) == reference.argmax(axis=-1)))
     divergence = float(np.sum(np.exp(log_reference) * (log_reference - log_found)))
-    return replace(result, choices=Choices(len(found), agreed, divergence))
+    return replace(result, agreement=Agreement(len(found), agreed, divergence))
 
 
 def log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -117,36 +116,36 @@ def log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def comparison(recipe: Recipe) -> Comparison:
-    """How results of a recipe are compared: a single number, or a vector, is no choice."""
+    """How results of a recipe are compared: rows of several logits by their agreement, too."""
     (width,) = recipe.outputs("fp32")[recipe.result].shape[1:]
     return difference_of_logits if recipe.result == "logits" and width != 1 else difference
 
 
 def deviation(cases: Iterable[Case]) -> float:
-    """The standard deviation of all that PyTorch gave. (That of a single case means little: it may hold one number.)"""
+    """The standard deviation of all references together. (A single case may have a single value.)"""
     return float(np.std(np.concatenate([case.reference.ravel() for case in cases]))) or 1.0
 
 
 def measure(runtime: Runtime, recipe: Recipe, precision: Precision, cases: Sequence[Case]) -> list[Difference]:
-    """Run every case; one difference for each."""
+    """Run every case; one difference per case."""
     scale, compare = deviation(cases), comparison(recipe)
     differences = []
     for number, case in enumerate(cases):
-        outputs = runtime.run(filled(recipe.inputs(precision.name), case.inputs))
+        outputs = runtime.run(with_cache(recipe.inputs(precision.name), case.inputs))
         what = f"{recipe.result} of case {number} {shapes(case.inputs)}"
         differences.append(compare(what, outputs[recipe.result], case.reference, scale))
         if "top_ids" in outputs:
-            check_words(what, outputs)
+            check_top_tokens(what, outputs)
     return differences
 
 
 def shapes(inputs: Arrays) -> str:
-    """The shapes of a case, for a reader."""
+    """The shapes of a case, for an error text."""
     return "(" + ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items()) + ")"
 
 
-def check_words(what: str, outputs: Arrays) -> None:
-    """ParityError if `top_scores`, `top_ids` and `logsumexp` do not say what `logits` say."""
+def check_top_tokens(what: str, outputs: Arrays) -> None:
+    """ParityError if `top_scores`, `top_ids` and `logsumexp` do not agree with `logits`."""
     logits = outputs["logits"].astype(np.float64)  # (n, v)
     scores, ids = outputs["top_scores"], outputs["top_ids"]
     best = -np.sort(-logits, axis=-1)[:, : scores.shape[-1]]
@@ -162,39 +161,39 @@ def check_words(what: str, outputs: Arrays) -> None:
 
 
 def judge(differences: list[Difference], precision: Precision) -> Parity:
-    """ParityError with the worst tensor, position and both values if it is out of tolerance."""
+    """Combine differences. ParityError with the worst case, position and both values if it is out of tolerance."""
     worst_maximum = max(differences, key=lambda difference: difference.maximum)
     worst_mean = max(differences, key=lambda difference: difference.root_mean_square)
     by_maximum = precision.measure == MAXIMUM
     worst, error = (worst_maximum, worst_maximum.maximum) if by_maximum else (worst_mean, worst_mean.root_mean_square)
     if error > precision.tolerance:
         raise ParityError(f"{worst}; expected {precision.measure} ≤ {precision.tolerance:g} in {precision.name}")
-    return summed(differences, precision)
+    return combine(differences, precision)
 
 
-def summed(differences: list[Difference], precision: Precision) -> Parity:
-    """All differences in one."""
-    chosen = [difference.choices for difference in differences if difference.choices is not None]
+def combine(differences: list[Difference], precision: Precision) -> Parity:
+    """All differences in one, whatever the tolerance."""
+    agreements = [difference.agreement for difference in differences if difference.agreement is not None]
     return Parity(
         precision,
         maximum=max(difference.maximum for difference in differences),
         root_mean_square=max(difference.root_mean_square for difference in differences),
         absolute=max(difference.absolute for difference in differences),
         cases=len(differences),
-        choices=Choices(
-            sum(choices.rows for choices in chosen),
-            sum(choices.agreed for choices in chosen),
-            sum(choices.divergence for choices in chosen),
+        agreement=Agreement(
+            sum(agreement.rows for agreement in agreements),
+            sum(agreement.agreed for agreement in agreements),
+            sum(agreement.divergence for agreement in agreements),
         )
-        if chosen
+        if agreements
         else None,
     )
 
 
 def message(parity: Parity) -> ParityMessage:
-    """The same for the manifest."""
+    """A measurement as the manifest has it."""
     result = ParityMessage(
-        measured_on=described(),
+        measured_on=description(),
         measure=parity.precision.measure,
         maximum=parity.maximum,
         root_mean_square=parity.root_mean_square,
@@ -202,7 +201,7 @@ def message(parity: Parity) -> ParityMessage:
         tolerance=parity.precision.tolerance,
         cases=parity.cases,
     )
-    if parity.choices is not None:
-        result.top1_agreement = parity.choices.agreed / parity.choices.rows
-        result.kl_divergence = parity.choices.divergence / parity.choices.rows
+    if parity.agreement is not None:
+        result.top1_agreement = parity.agreement.agreed / parity.agreement.rows
+        result.kl_divergence = parity.agreement.divergence / parity.agreement.rows
     return result

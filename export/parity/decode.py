@@ -1,6 +1,6 @@
-"""GPT step by step over its cache, as the server runs it, against the whole text at once.
+"""GPT over its cache, as the server runs it, compared with the whole text at once.
 
-Rows of different lengths are read one by one, in two chunks each, then written on together, a word per step.
+Prompts of different lengths are read one by one, in two chunks each; then all rows decode together, a token per step.
 """
 
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ from export.precisions import Precision
 
 ROWS = 4
 STEPS = 6
-LONGEST = 48  # tokens: enough to tell a wrong step, and cheap at any size
+MAX_LENGTH = 48  # tokens: enough to detect a wrong step, and cheap at any size
 
 
 def inputs_for(recipe: GptRecipe, seed: int = 1) -> Arrays:
-    """Random words in rows of one length, every position of which is asked for."""
+    """Random tokens in rows of one length; all positions are selected."""
     random = np.random.default_rng(seed)
-    length = min(LONGEST, recipe.config.positions)
+    length = min(MAX_LENGTH, recipe.config.positions)
     return {
         "input_ids": random.integers(0, recipe.config.vocabulary, (ROWS, length)),
         "position_ids": np.tile(np.arange(length), (ROWS, 1)),
@@ -32,18 +32,18 @@ def inputs_for(recipe: GptRecipe, seed: int = 1) -> Arrays:
 
 
 def measure(runtime: Runtime, recipe: GptRecipe, precision: Precision, whole: Case) -> list[Difference]:
-    """One difference for each chunk and each step; `whole` is the text at once, with PyTorch's logits."""
-    words = whole.inputs["input_ids"]
-    rows, length = words.shape
+    """One difference for each chunk and each step; `whole` has PyTorch's logits of the whole text."""
+    token_ids = whole.inputs["input_ids"]
+    rows, length = token_ids.shape
     reference = whole.reference.reshape(rows, length, -1)  # (b, t, v)
     scale = deviation([whole])
-    # Row by row shorter, so that each stands somewhere else when the steps begin.
+    # The prompts have different lengths, so that the rows are at different positions when the steps begin.
     prompts = [max(1, length - STEPS - 3 * row) for row in range(rows)]
     caches = [empty_cache(recipe.inputs(precision.name), 1, length) for _ in range(rows)]
     differences: list[Difference] = []
 
     def run(past: Arrays, first: list[int], tokens: NDArray[np.generic], what: str) -> Arrays:
-        """Read `tokens` (b, t), of which row b's stand at `first[b]` and after; compare and return the new cache."""
+        """Run `tokens` (b, t), whose first positions are `first` (b); compare, and return the new cache."""
         t = tokens.shape[1]
         lengths = np.array(first, np.int32) + np.int32(t)
         outputs = runtime.run(
@@ -64,19 +64,19 @@ def measure(runtime: Runtime, recipe: GptRecipe, precision: Precision, whole: Ca
         chosen_rows = reference[row : row + 1]
         for start, end in chunks(prompt):
             what = f"logits of tokens {start} to {end - 1} of a prompt"
-            caches[row] = run(caches[row], [start], words[row : row + 1, start:end], what)
+            caches[row] = run(caches[row], [start], token_ids[row : row + 1, start:end], what)
 
     cache = {name: np.concatenate([rows[name] for rows in caches]) for name in caches[0]}
     chosen_rows = reference
     for step in range(min(STEPS, length - max(prompts))):
         first = [prompt + step for prompt in prompts]
-        tokens = words[np.arange(rows), first][:, None]
+        tokens = token_ids[np.arange(rows), first][:, None]
         cache = run(cache, first, tokens, f"logits of step {step} after prompts of {prompts} tokens")
     return differences
 
 
 def chunks(length: int) -> Iterator[tuple[int, int]]:
-    """A prompt in two parts, the second of which is read over what the first left in the cache."""
+    """A prompt in two parts; the second one is read over the cache of the first."""
     middle = length // 2
     if middle:
         yield 0, middle

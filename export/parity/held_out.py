@@ -1,7 +1,7 @@
-"""What rounding does to a model's score: measured on a small sample, beside the checkpoint, that training never saw.
+"""The score of a model on the held-out sample beside its checkpoint, to measure the cost of quantisation.
 
 `held-out.txt` has a text on each line, `held-out.safetensors` has `images` (n, h, w), grey, and their `labels` (n).
-Memory is bounded, for a row of logits is as wide as the vocabulary: few are asked for at a time, fewer yet counted.
+A row of logits is as wide as the vocabulary, so batches and the chunks that are counted have few rows.
 """
 
 from collections.abc import Callable
@@ -25,33 +25,33 @@ from protos.manifest_pb2 import Manifest
 TEXTS, IMAGES = "held-out.txt", "held-out.safetensors"
 MASKED_SHARE, GUESSES = 0.15, 5
 MAX_LINES = 512  # of the file: the first ones are used
-WRITTEN = 1024  # tokens of a batch of which every one is predicted: 200 MB of logits with the 50,257 words of GPT-2
-COUNTED = 64  # rows of logits that are in double precision at a time
+MAX_BATCH_TOKENS = 1024  # of GPT, which predicts each: 200 MB of logits with the 50,257 tokens of GPT-2
+CHUNK_ROWS = 64  # rows of logits in double precision at a time
 Logits = NDArray[np.generic]
 Targets = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Inputs, what is right for each row of logits, how a batch of them is counted, and by how much that is divided."""
+    """Batches of inputs with the target of each row of logits. The score is the sum of `count` divided by `units`."""
 
     measure: str
     batches: list[tuple[Arrays, Targets]]
-    counted: Callable[[Logits, Targets], float]
+    count: Callable[[Logits, Targets], float]
     units: int
 
     def score(self, answer: Callable[[Arrays], Logits]) -> float:
-        """The score of whatever gives the logits."""
-        return sum(self.counted_in_parts(answer(inputs), targets) for inputs, targets in self.batches) / self.units
+        """The score of the model that `answer` runs."""
+        return sum(self.count_in_chunks(answer(inputs), targets) for inputs, targets in self.batches) / self.units
 
-    def counted_in_parts(self, logits: Logits, targets: Targets) -> float:
-        """What a batch counts for."""
-        parts = (slice(start, start + COUNTED) for start in range(0, len(targets), COUNTED))
-        return sum(self.counted(logits[part], targets[part]) for part in parts)
+    def count_in_chunks(self, logits: Logits, targets: Targets) -> float:
+        """The count of a batch."""
+        parts = (slice(start, start + CHUNK_ROWS) for start in range(0, len(targets), CHUNK_ROWS))
+        return sum(self.count(logits[part], targets[part]) for part in parts)
 
 
 def read(directory: Path, recipe: Recipe, manifest: Manifest, tokenizer: str | None) -> Sample | None:
-    """The sample that lies beside a checkpoint; None if there is none, or none for this task. ExportError if broken."""
+    """The sample beside a checkpoint; None if there is none for this task. ExportError if it cannot be read."""
     path = directory / (IMAGES if isinstance(recipe, ImageRecipe) else TEXTS)
     if not path.is_file():
         return None
@@ -62,14 +62,14 @@ def read(directory: Path, recipe: Recipe, manifest: Manifest, tokenizer: str | N
 
 
 def sample_for(path: Path, recipe: Recipe, manifest: Manifest, tokenizer: str | None) -> Sample | None:
-    """What a file that is there holds for this task."""
+    """The sample in a file; None if the task has no score."""
     if tokenizer is None:
-        return images(read_images(path), manifest)
+        return image_sample(read_images(path), manifest)
     encodings = preparation.encoded(tokenizer, samples.texts(path, MAX_LINES), manifest.text, path)
     if isinstance(recipe, GptRecipe):
-        return written_on(recipe, manifest, encodings, Tokenizer.from_str(tokenizer))
+        return language_sample(recipe, manifest, encodings, Tokenizer.from_str(tokenizer))
     if isinstance(recipe, BertRecipe) and recipe.task == "fill-mask":
-        return masked(recipe, manifest, encodings)
+        return masked_sample(recipe, manifest, encodings)
     return None
 
 
@@ -92,8 +92,8 @@ def read_images(path: Path) -> Arrays:
     return arrays
 
 
-def images(arrays: Arrays, manifest: Manifest) -> Sample:
-    """Named rightly or not."""
+def image_sample(arrays: Arrays, manifest: Manifest) -> Sample:
+    """The accuracy of an image classifier."""
     labels = arrays["labels"].astype(np.int64)
     pictures = [Image.fromarray(image).convert("RGB") for image in arrays["images"]]
     starts = range(0, len(pictures), preparation.ROWS)
@@ -101,19 +101,19 @@ def images(arrays: Arrays, manifest: Manifest) -> Sample:
         (preparation.pixels(pictures[i : i + preparation.ROWS], manifest.image), labels[i : i + preparation.ROWS])
         for i in starts
     ]
-    return Sample("accuracy", batches, right, len(labels))
+    return Sample("accuracy", batches, correct, len(labels))
 
 
-def right(logits: Logits, targets: Targets) -> float:
+def correct(logits: Logits, targets: Targets) -> float:
     return float(np.sum(logits.argmax(axis=-1) == targets))
 
 
-def written_on(recipe: GptRecipe, manifest: Manifest, encodings: list[Encoding], tokenizer: Tokenizer) -> Sample:
-    """How many bits it takes to write the texts down with the model's help; the first token of each is given."""
+def language_sample(recipe: GptRecipe, manifest: Manifest, encodings: list[Encoding], tokenizer: Tokenizer) -> Sample:
+    """The bits per character that a language model needs to encode the texts, without the first token of each."""
     batches = []
-    for rows in preparation.in_batches([encoding for encoding in encodings if len(encoding) > 1], WRITTEN):
+    for rows in preparation.in_batches([encoding for encoding in encodings if len(encoding) > 1], MAX_BATCH_TOKENS):
         arrays = preparation.padded(recipe, rows, manifest.text)
-        followed = preparation.real(arrays)[:, 1:]  # a word that another follows
+        followed = preparation.real(arrays)[:, 1:]  # tokens that another one follows
         selected = np.flatnonzero(np.pad(followed, ((0, 0), (0, 1))))
         batches.append((arrays | {"selected": selected}, arrays["input_ids"].astype(np.int64).ravel()[selected + 1]))
     characters = sum(len(text) for text in tokenizer.decode_batch([encoding.ids[1:] for encoding in encodings]))
@@ -125,8 +125,8 @@ def bits(logits: Logits, targets: Targets) -> float:
     return float(-chosen.sum() / np.log(2))
 
 
-def masked(recipe: BertRecipe, manifest: Manifest, encodings: list[Encoding], seed: int = 0) -> Sample:
-    """How many of the words that are masked are among the first guesses."""
+def masked_sample(recipe: BertRecipe, manifest: Manifest, encodings: list[Encoding], seed: int = 0) -> Sample:
+    """The share of masked tokens that are among the most likely tokens of a model for fill-mask."""
     random, batches = np.random.default_rng(seed), []
     for rows in preparation.in_batches(encodings):
         arrays = preparation.padded(recipe, rows, manifest.text)
@@ -134,16 +134,16 @@ def masked(recipe: BertRecipe, manifest: Manifest, encodings: list[Encoding], se
         special = np.ones(arrays["input_ids"].shape, bool)
         for row, encoding in enumerate(rows):
             special[row, : len(encoding)] = encoding.special_tokens_mask
-        words = np.flatnonzero(~special)
-        selected = np.sort(random.permutation(words)[: max(1, round(MASKED_SHARE * len(words)))])
+        tokens = np.flatnonzero(~special)
+        selected = np.sort(random.permutation(tokens)[: max(1, round(MASKED_SHARE * len(tokens)))])
         hidden = ids.copy()
         hidden[selected] = manifest.text.mask_id
         inputs = arrays | {"input_ids": hidden.reshape(special.shape), "selected": selected}
         batches.append((inputs, ids[selected]))
-    name = f"masked words among the first {GUESSES} guesses"
-    return Sample(name, batches, guessed, sum(len(targets) for _, targets in batches))
+    name = f"masked tokens among the first {GUESSES} guesses"
+    return Sample(name, batches, among_first, sum(len(targets) for _, targets in batches))
 
 
-def guessed(logits: Logits, targets: Targets) -> float:
+def among_first(logits: Logits, targets: Targets) -> float:
     best = np.argpartition(-logits.astype(np.float64), GUESSES, axis=-1)[:, :GUESSES]
     return float(np.sum(best == targets[:, None]))

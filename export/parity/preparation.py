@@ -1,4 +1,4 @@
-"""From texts and pictures to a graph's inputs, as the server will make them: tokens padded on the right, pixels."""
+"""From texts and pictures to a graph's inputs, as the server prepares them: tokens padded on the right, pixels."""
 
 from collections.abc import Iterator, Sequence
 from math import inf
@@ -19,9 +19,9 @@ ROWS = 8
 
 
 def encoded(tokenizer: str, texts: Sequence[str], text: TextInput, path: Path) -> list[Encoding]:
-    """The tokens of each text of a file, cut where the model ends.
+    """The tokens of each text of a file, truncated to the model's length.
 
-    ExportError if the tokenizer cannot read them, or reads a token that the model does not know.
+    ExportError if the tokenizer cannot encode a text, or has a token that the model does not know.
     """
     reader = Tokenizer.from_str(tokenizer)
     reader.encode_special_tokens = text.split_special_tokens
@@ -42,19 +42,19 @@ def encoded(tokenizer: str, texts: Sequence[str], text: TextInput, path: Path) -
     return found
 
 
-def in_batches(encodings: Sequence[Encoding], most: float = inf) -> Iterator[Sequence[Encoding]]:
-    """A few rows at a time, the shortest first: so they need the least padding. `most` bounds their tokens, too."""
+def in_batches(encodings: Sequence[Encoding], max_tokens: float = inf) -> Iterator[Sequence[Encoding]]:
+    """Batches of at most 8 rows and `max_tokens` tokens, the shortest rows first, which needs the least padding."""
     ordered = sorted(encodings, key=len)
     while ordered:
         rows = min(ROWS, len(ordered))
-        while rows > 1 and rows * len(ordered[rows - 1]) > most:
+        while rows > 1 and rows * len(ordered[rows - 1]) > max_tokens:
             rows -= 1
         yield ordered[:rows]
         ordered = ordered[rows:]
 
 
 def padded(recipe: BertRecipe | GptRecipe, rows: Sequence[Encoding], text: TextInput) -> Arrays:
-    """Rows of different lengths as the inputs of a graph, but for `selected`."""
+    """Rows of different lengths as the inputs of a graph, without `selected`."""
     lengths: NDArray[np.int32] = np.array([len(row) for row in rows], np.int32)
     real = np.arange(lengths.max()) < lengths[:, None]  # (b, t)
     input_ids: NDArray[np.int64] = np.zeros(real.shape, np.int64)  # no token looks at padding
@@ -75,7 +75,7 @@ def padded(recipe: BertRecipe | GptRecipe, rows: Sequence[Encoding], text: TextI
 def positions(
     recipe: BertRecipe | GptRecipe, input_ids: NDArray[np.int64], real: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
-    """Where each token stands, (b, t): RoBERTa's padding tokens within a text have a position of their own."""
+    """The position of each token, (b, t). RoBERTa's padding tokens within a text have a position of their own."""
     columns: NDArray[np.int64] = np.tile(np.arange(real.shape[1]), (len(real), 1))
     if not getattr(recipe.config, "pad_position", False):
         return columns
@@ -85,12 +85,12 @@ def positions(
 
 
 def real(arrays: Arrays) -> NDArray[np.bool_]:
-    """Where a batch of texts holds words, (b, t)."""
+    """Whether each column of a batch of texts has a real token, (b, t)."""
     lengths = arrays["lengths"].astype(np.int64)
     result: NDArray[np.bool_] = np.arange(arrays["input_ids"].shape[1]) < lengths[:, None]
     return result
 
 
 def pixels(pictures: Sequence[Image.Image], image: ImageInput) -> Arrays:
-    """Pictures in RGB as `pixel_values` (b, channels, h, w). ExportError if one has a size that no resizing mends."""
+    """Pictures in RGB as `pixel_values` (b, channels, h, w). ExportError if the steps do not give the model's size."""
     return {"pixel_values": np.stack([pixel_values(picture, image) for picture in pictures])}

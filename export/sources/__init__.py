@@ -1,1 +1,1 @@
-"""From the name that a user types to files on this machine. Imports nothing of models."""
+"""From the name that a user types to files on this machine. May import errors and precisions, and no torch."""

@@ -135,7 +135,7 @@ def test_what_a_list_of_images_names_is_looked_at_for_changes_and_nothing_beside
 def test_a_long_text_is_written_few_rows_at_a_time_and_its_score_is_the_same(checkpoints: dict[str, Path]) -> None:
     tokenizer = Tokenizer.from_file(str(checkpoints["gpt"] / "tokenizer.json"))
     encodings = tokenizer.encode_batch(["A list is a mutable sequence.", "The caller", "may catch it", "else"])
-    batches = list(preparation.in_batches(encodings, most=len(encodings[0])))
+    batches = list(preparation.in_batches(encodings, max_tokens=len(encodings[0])))
     assert all(len(rows) == 1 or len(rows) * len(rows[-1]) <= len(encodings[0]) for rows in batches)
     assert sum(map(len, batches)) == len(encodings)
     logits, targets = np.random.default_rng(0).standard_normal((200, 9)), np.arange(200) % 9
@@ -145,10 +145,10 @@ def test_a_long_text_is_written_few_rows_at_a_time_and_its_score_is_the_same(che
 
 def test_scores_count_what_they_say() -> None:
     logits = np.log(np.array([[0.5, 0.25, 0.25, 1e-9, 1e-9, 1e-9, 1e-9], [0.25, 0.25, 0.5, 1e-9, 1e-9, 1e-9, 1e-9]]))
-    assert held_out.right(logits, np.array([0, 0])) == 1
+    assert held_out.correct(logits, np.array([0, 0])) == 1
     assert held_out.bits(logits, np.array([0, 0])) == pytest.approx(1 + 2, abs=1e-6)
     falling = -np.arange(14.0).reshape(2, 7)
-    assert held_out.guessed(falling, np.array([4, 5])) == 1
+    assert held_out.among_first(falling, np.array([4, 5])) == 1
 
 
 @pytest.mark.parametrize(

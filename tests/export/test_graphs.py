@@ -11,7 +11,7 @@ import pytest
 
 from export.graph.fuse import FORBIDDEN, optimize
 from export.graph.recipes import recipe_for
-from export.graph.runtime import Runtime, filled
+from export.graph.runtime import Runtime, with_cache
 from models.checkpoints import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,6 +109,6 @@ def test_padding_changes_nothing(artifacts: Callable[[str], Path], checkpoints: 
         "lengths": np.array([9, 4], np.int32),
         "token_type_ids": np.zeros((2, 9), np.int64),
     }
-    together = runtime.run(filled(recipe.inputs("fp32"), inputs))["logits"][1]
+    together = runtime.run(with_cache(recipe.inputs("fp32"), inputs))["logits"][1]
     alone = {key: array[1:2] if key == "lengths" else array[1:2, :4] for key, array in inputs.items()}
     np.testing.assert_allclose(runtime.run(alone)["logits"][0], together, atol=1e-5)

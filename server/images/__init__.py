@@ -1,4 +1,4 @@
-"""Image files to pixels within bounds of time and memory, and the golden images.
+"""Decoding of image files to pixels within limits of time and memory, and the golden images.
 
 Imports concurrency, artifact and errors.
 """

@@ -1,6 +1,6 @@
-"""Threads that decode images, for all models together, and how much memory they may take at once.
+"""The threads that decode images for all models, with a limit on the memory that they use at the same time.
 
-Images have threads of their own: texts are prepared in others, and do not wait behind them.
+Texts are encoded in other threads, so that they do not wait for images.
 """
 
 import asyncio
@@ -11,37 +11,37 @@ from typing import TypeVar
 
 from server.concurrency.weighted_semaphore import WeightedSemaphore
 
-DECODING_BYTES = 1_600_000_000  # of all images that are being decoded: two of the largest, dozens of photographs
+DECODING_BYTES = 1_600_000_000  # over all images being decoded: two of the largest, or dozens of photographs
 Result = TypeVar("Result")
 
 
 class DecodePool:
-    """Runs work whose memory is known beforehand."""
+    """Runs work that takes a known amount of memory."""
 
     def __init__(self, threads: int, *, decoding_bytes: int = DECODING_BYTES) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="images")
-        self._room = WeightedSemaphore(decoding_bytes)
+        self._memory = WeightedSemaphore(decoding_bytes)
 
     async def run(self, work: Callable[[], Result], *, decoding_bytes: int) -> Result:
-        """The result of work that takes so much memory, once there is room for it.
+        """The result of work, which starts when `decoding_bytes` of memory are free.
 
-        Who is cancelled does not wait for it any more. What a thread has begun goes on, and keeps its room until then.
+        A caller that is cancelled stops waiting. Work that has started goes on, and keeps its memory until it ends.
         """
         loop = asyncio.get_running_loop()
 
         def done(job: Future[Result]) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(self._room.leave, decoding_bytes)
+            with contextlib.suppress(RuntimeError):  # the event loop is closed: no other work waits for memory
+                loop.call_soon_threadsafe(self._memory.leave, decoding_bytes)
 
-        await self._room.enter(decoding_bytes)
+        await self._memory.enter(decoding_bytes)
         try:
             job = self._threads.submit(work)
-        except RuntimeError:  # after the end
-            self._room.leave(decoding_bytes)
+        except RuntimeError:  # the pool is closed
+            self._memory.leave(decoding_bytes)
             raise
         job.add_done_callback(done)
         return await asyncio.wrap_future(job)
 
-    def end(self) -> None:
-        """Begin nothing any more."""
+    def close(self) -> None:
+        """Start no more work."""
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -1,8 +1,8 @@
-"""From the bytes of an image file to a picture in RGB, upright, as `transformers` loads it.
+"""Decodes an image file to a picture in RGB, upright, as `transformers` loads it.
 
-The header is read, and judged (image_limits), before anything is decoded: a few bytes can stand for gigabytes of
-pixels, or for hours. Between the two nothing stays open: what Pillow keeps of an opened file can be many times as large
-as the file.
+The header is read and checked (server/images/limits.py) before anything is decoded: a few bytes can stand for gigabytes
+of pixels, or for hours of work. The file is opened again for decoding, because what Pillow keeps of an open file can be
+many times as large as the file.
 """
 
 import io
@@ -24,7 +24,8 @@ from server.errors import InvalidRequest
 from server.images import limits
 from server.images.metered_reader import MeteredReader
 
-# How a file begins → what reads it. Not by Image.open: of a JPEG of several pictures (MPO) that reads all headers.
+# The first bytes of a file → its reader. Image.open is not used: for a JPEG of several pictures (MPO) it reads all
+# headers.
 READERS: tuple[tuple[bytes, type[ImageFile]], ...] = (
     (b"\xff\xd8\xff", JpegImageFile),
     (b"\x89PNG\r\n\x1a\n", PngImageFile),
@@ -33,12 +34,12 @@ READERS: tuple[tuple[bytes, type[ImageFile]], ...] = (
     (b"BM", BmpImageFile),
     *((start, TiffImageFile) for start in limits.TIFF_STARTS),
 )
-# AVIF: a box of type `ftyp`, whose length comes first, with one of these brands.
+# An AVIF file starts with the length of a box of type `ftyp`, which has one of these brands.
 AVIF_TYPE, AVIF_BRANDS = b"ftyp", (b"avif", b"avis", b"mif1", b"msf1")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 EXPECTED = "a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file"
-# How files of other kinds begin → what they are.
-OTHERS: tuple[tuple[bytes, str], ...] = (
+# The first bytes of unsupported files → their format.
+UNSUPPORTED: tuple[tuple[bytes, str], ...] = (
     (b"\0\0\0\x0cjP  \r\n", "a JPEG 2000 file"),
     (b"\xff\x4f\xff\x51", "a JPEG 2000 file"),
     (b"\0\0\x01\0", "an ICO file"),
@@ -49,13 +50,13 @@ OTHERS: tuple[tuple[bytes, str], ...] = (
     (b"<svg", "an SVG file"),
     (b"<?xml", "an XML file"),
 )
-# Bytes for each pixel while it is decoded, at the most, as measured: 4, and as many again while it is turned or
-# converted; beside them the coefficients of a JPEG in scans (12.1 in CMYK), the two canvases of a WebP and a copy, the
-# planes of an AVIF and two copies in RGB, or a TIFF in one strip.
+# Maximum bytes per pixel while decoding, as measured: 4, and 4 more while the picture is rotated or converted; besides
+# these, the coefficients of a progressive JPEG (12.1 in CMYK), the two canvases of a WebP and a copy, the planes of an
+# AVIF and two copies in RGB, or a TIFF in one strip.
 BYTES_PER_PIXEL, WEBP_BYTES_PER_PIXEL, AVIF_BYTES_PER_PIXEL, TIFF_BYTES_PER_PIXEL = 12, 18, 24, 18
-BAND_ROWS = 256  # of a picture that is put on white, at a time
+BAND_ROWS = 256  # of a picture that are put on white at a time
 
-TURNS: dict[object, Image.Transpose] = {  # what EXIF calls orientation → how the picture becomes upright
+TRANSPOSITIONS: dict[object, Image.Transpose] = {  # EXIF orientation → the transposition that makes the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -68,7 +69,7 @@ TURNS: dict[object, Image.Transpose] = {  # what EXIF calls orientation → how 
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of a picture before it is decoded: its size then, and how much memory decoding takes."""
+    """Properties of a picture before it is decoded: its decoded size, and the memory that decoding takes."""
 
     width: int
     height: int
@@ -84,33 +85,33 @@ class Header:
 
 
 def read_header(file: bytes, field: str = "image") -> Header:
-    """InvalidRequest if the file is no image, or one that would take too much time or memory."""
+    """Read the header of a file. InvalidRequest if it is no image, or would take too much time or memory."""
     picture = _opened(file, field)
-    each = {
+    bytes_per_pixel = {
         WebPImageFile: WEBP_BYTES_PER_PIXEL,
         AvifImageFile: AVIF_BYTES_PER_PIXEL,
         TiffImageFile: TIFF_BYTES_PER_PIXEL,
     }.get(type(picture), BYTES_PER_PIXEL)
-    return Header(*picture.size, decoding_bytes=each * math.prod(picture.size))
+    return Header(*picture.size, decoding_bytes=bytes_per_pixel * math.prod(picture.size))
 
 
 def decode(file: bytes, field: str = "image") -> Image.Image:
-    """The picture in RGB, upright. InvalidRequest as by `read_header`, or if it is cut off or broken."""
+    """The picture in RGB, upright. InvalidRequest as in `read_header`, and for a truncated or broken file."""
     picture: Image.Image = _opened(file, field)
     try:
         picture.load()
-        turn = TURNS.get(_orientation(picture))
-        if turn is not None:
-            picture = picture.transpose(turn)  # what was opened is let go of, with all that it holds
+        transposition = TRANSPOSITIONS.get(_orientation(picture))
+        if transposition is not None:
+            picture = picture.transpose(transposition)  # which also frees the opened picture
         return _rgb(picture)
     except Exception as error:
         raise _broken(field, error) from None
 
 
 def on_white(picture: Image.Image) -> Image.Image:
-    """A picture in RGB with white in the place of the one colour that its file declares transparent, if it does.
+    """A picture in RGB with white instead of the one colour that its file declares transparent, if there is one.
 
-    Some image processors of transformers ask for it (`do_convert_rgb`), and others show that colour as it is.
+    Some image processors of transformers do this (`do_convert_rgb`); others leave that colour as it is.
     """
     if picture.info.get("transparency") is None:
         return picture
@@ -123,7 +124,7 @@ def on_white(picture: Image.Image) -> Image.Image:
 
 
 def _opened(file: bytes, field: str) -> ImageFile:
-    """The picture, its pixels still to be decoded."""
+    """The picture, checked, with its pixels not decoded yet."""
     reader = _reader(file, field)
     limits.check_parts(reader, file, field)
     try:
@@ -138,29 +139,31 @@ def _opened(file: bytes, field: str) -> ImageFile:
 
 
 def _reader(file: bytes, field: str) -> type[ImageFile]:
-    """What reads files that begin so."""
+    """The reader of a file, by the first bytes of the file."""
     if not file:
         raise InvalidRequest(field, "no bytes", EXPECTED)
     for start, reader in READERS:
         if file.startswith(start):
             return reader
     if file[4:8] == AVIF_TYPE and file[8:12] in AVIF_BRANDS:
-        # libavif would decode one file on all processors at once, and take memory for each.
+        # By default libavif decodes on all processors, and takes memory for each of them.
         AvifImagePlugin.DEFAULT_MAX_THREADS = 1
         return AvifImageFile
-    other = next((kind for start, kind in OTHERS if file.startswith(start)), f"{len(file)} bytes that are no image")
-    raise InvalidRequest(field, other, EXPECTED)
+    found = next(
+        (kind for start, kind in UNSUPPORTED if file.startswith(start)), f"{len(file)} bytes that are no image"
+    )
+    raise InvalidRequest(field, found, EXPECTED)
 
 
 def _stream(reader: type[ImageFile], file: bytes) -> io.BytesIO:
-    """The file, to be read in a bounded number of pieces; runs of equal pixels in a BMP take two pieces each."""
+    """The file as a stream with a limited number of reads. A BMP in runs has no limit: each run takes two reads."""
     if reader is BmpImageFile and limits.has_runs(file):
         return io.BytesIO(file)
     return MeteredReader(file)
 
 
 def _orientation(picture: Image.Image) -> object:
-    """What EXIF data, or a text in their place, say. Nothing else of them is looked at: they can be anything."""
+    """The orientation in the EXIF data, or in a text chunk with EXIF data. No other part of them is parsed."""
     size = max(len(picture.info.get(name, b"")) for name in ("exif", "Raw profile type exif"))
     if size > limits.MAX_EXIF_BYTES:
         raise ValueError(f"{size} bytes of EXIF data, more than {limits.MAX_EXIF_BYTES}")
@@ -169,16 +172,16 @@ def _orientation(picture: Image.Image) -> object:
 
 def _rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I;16"):
-        # Pillow, and transformers with it, makes white of all but the 256 darkest of 65,536 greys. Taken here is the
-        # upper byte, which is what Pillow takes of 16 bits in colour.
+        # Pillow, and with it transformers, turns all but the 256 darkest of 65,536 greys into white. The upper byte is
+        # used here, as Pillow does for 16 bits per colour.
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.mode == "P" and isinstance(picture.info.get("transparency"), bytes):
-        del picture.info["transparency"]  # opacity of each colour: dropped by Pillow, too, but with a warning
+        del picture.info["transparency"]  # the opacity of each colour, which Pillow drops as well, but with a warning
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def _broken(field: str, error: Exception) -> Exception:
-    """Whatever Pillow raises on a file is the file's fault: broken data comes as a dozen kinds of exceptions."""
+    """The error to raise for an error of Pillow, which raises a dozen kinds of exceptions for broken files."""
     if isinstance(error, MemoryError):
         return error
     return InvalidRequest(field, f"a broken image ({error})", EXPECTED)

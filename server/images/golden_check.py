@@ -1,6 +1,6 @@
-"""Does this machine read images as transformers did at export? Decodes an artifact's golden images as requests' are.
+"""Checks at load that this machine decodes the golden images of an artifact as transformers did at export.
 
-Errors are in grey levels of the image that the pixels were made of, so that they mean the same for every model.
+Errors are in grey levels of the decoded image, so that they mean the same for every model.
 """
 
 import math
@@ -21,20 +21,20 @@ from server.runtime.golden_check import GoldenInputs
 
 @dataclass(frozen=True)
 class GoldenImage:
-    """An image file, and what transformers made of it."""
+    """An image file, and the pixel values that transformers computed from it."""
 
     file: bytes
     pixel_values: Pixels
 
 
 def check_images(artifact: Artifact, decoder: ImageDecoder) -> GoldenInputs:
-    """Decode the golden images; BadArtifact if one is refused, or comes out otherwise than at export."""
-    images = read(artifact)
+    """Decode the golden images. BadArtifact if one is refused, or differs from the export."""
+    images = read_golden_images(artifact)
     errors = [_error(artifact, decoder, number, image) for number, image in enumerate(images)]
     return GoldenInputs(images=len(images), pixel_error=max(errors))
 
 
-def read(artifact: Artifact) -> list[GoldenImage]:
+def read_golden_images(artifact: Artifact) -> list[GoldenImage]:
     """The golden images in order. BadArtifact if there are none."""
     path = artifact.path(GOLDEN_IMAGES)
     try:
@@ -63,7 +63,7 @@ def _error(artifact: Artifact, decoder: ImageDecoder, number: int, image: Golden
         expected = f"{image.pixel_values.shape}, as transformers made them: export again"
         raise BadArtifact(f"{where}: found pixel values of shape {found.shape}, expected {expected}")
     error = grey_levels(found - image.pixel_values, artifact.manifest.image)
-    if not error <= PIXEL_TOLERANCE:  # a NaN is in no tolerance
+    if not error <= PIXEL_TOLERANCE:  # also true for NaN
         raise BadArtifact(
             f"{where}: found a pixel {error:.3g} grey levels from that of transformers, "
             f"expected at most {PIXEL_TOLERANCE:g}: the preprocessing in the manifest is another: export again"
@@ -72,7 +72,7 @@ def _error(artifact: Artifact, decoder: ImageDecoder, number: int, image: Golden
 
 
 def grey_levels(difference: NDArray[np.float32], image: ImageInput) -> float:
-    """The largest of differences between pixel values (3, h, w), in grey levels; infinite where one is no number."""
+    """The largest difference between pixel values (3, h, w), in grey levels; infinite for NaN."""
     deviation = np.array(list(image.deviation) or [1.0] * 3).reshape(-1, 1, 1)
     rescale = image.rescale if image.HasField("rescale") else 1.0
     largest = float(np.max(np.abs(difference * deviation))) / abs(rescale) if rescale else math.inf

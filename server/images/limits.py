@@ -1,6 +1,6 @@
-"""What an image file may ask for: pixels, parts, and work that is not in proportion to either.
+"""Limits on image files: on pixels, on parts, and on work that is out of proportion to either.
 
-Each check is made on the file's bytes or on its header, before pixels are decoded. All raise InvalidRequest.
+Each check uses the bytes of the file or its header, before pixels are decoded. All of them raise InvalidRequest.
 """
 
 import math
@@ -24,21 +24,21 @@ from PIL.TiffImagePlugin import (
 
 from server.errors import InvalidRequest
 
-MAX_SIDE = 1 << 16  # more, and the filters of a resize alone take gigabytes
-MAX_PIXELS = 50_000_000  # 200 MB decoded; twice as much while it is turned or converted
+MAX_SIDE = 1 << 16  # above it, the filters of a resize alone take gigabytes
+MAX_PIXELS = 50_000_000  # 200 MB decoded; twice as much while the picture is rotated or converted
 MAX_JPEG_PIXELS = 150_000_000  # decoded at half the size
-# A JPEG in many scans (progressive) goes over all of its pixels once for each, and a scan takes but some 70 bytes.
+# Each scan of a progressive JPEG goes over all of its pixels, but takes only about 70 bytes of the file.
 MAX_SCANNED_PIXELS = 1_000_000_000
 SCAN = b"\xff\xda"
-# Of a JPEG, Pillow puts all parts with EXIF data together one by one, in quadratic time: cameras write one, of at most
-# 64 KiB, and more in pictures behind the first or within it. Orientation is all that is wanted of it.
+# Pillow concatenates the EXIF parts of a JPEG one by one, in quadratic time. Cameras write one part of at most 64 KiB,
+# and further ones in pictures behind or within the first. Only the orientation is used.
 EXIF, MAX_EXIF_PARTS, MAX_EXIF_BYTES = b"Exif\0\0", 16, 1 << 20
-PACKED, MAX_PACKED_PARTS = (b"zTXt", b"iTXt", b"iCCP"), 8  # of a PNG: each may be a megabyte when unpacked
-# Runs of equal pixels in a BMP are unpacked by Python, pixel by pixel.
+PACKED, MAX_PACKED_PARTS = (b"zTXt", b"iTXt", b"iCCP"), 8  # of a PNG: each can have a megabyte when unpacked
+# Pillow unpacks the runs of equal pixels in a BMP in Python, pixel by pixel.
 RUNS, MAX_PIXELS_IN_RUNS, FREE_RUN_BYTES = (1, 2), 2_100_000, 1 << 16
-# Of a TIFF, each strip or tile takes some 400 bytes of memory before the picture's size is known. They may lie over
-# each other in the file, and each be as large as all of it. Compressions by Pillow's names: others can ask for memory
-# that has nothing to do with the picture.
+# Each strip or tile of a TIFF takes about 400 bytes of memory before the size of the picture is known. Strips can
+# overlap in the file, and each can be as large as the file. Compressions have Pillow's names; all others can allocate
+# memory out of proportion to the picture.
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"MM*\0", b"II\0*")
 MAX_STRIPS, MAX_TIFF_PARTS, FREE_TILE_PIXELS = 1 << 15, 1 << 10, 1 << 22
 TIFF_COMPRESSIONS = (
@@ -54,11 +54,11 @@ TIFF_COMPRESSIONS = (
 )
 
 
-# ---- of the bytes, before they are read
+# ---- checks of the bytes, before Pillow reads them
 
 
 def check_parts(reader: type[ImageFile], file: bytes, field: str) -> None:
-    """Refuse what would take long to read, or much memory, before the size of the picture is known."""
+    """Refuse files that would take too much time or memory before the size of the picture is known."""
     if reader is JpegImageFile and (parts := file.count(EXIF)) > MAX_EXIF_PARTS:
         raise InvalidRequest(field, f"{parts} parts with EXIF data", f"at most {MAX_EXIF_PARTS}")
     if reader is PngImageFile and (parts := sum(map(file.count, PACKED))) > MAX_PACKED_PARTS:
@@ -68,7 +68,7 @@ def check_parts(reader: type[ImageFile], file: bytes, field: str) -> None:
 
 
 def _check_directory(file: bytes, field: str) -> None:
-    """Refuse a TIFF whose first directory has very many entries, strips or tiles."""
+    """Refuse a TIFF whose first directory has too many entries, strips or tiles."""
     try:
         entries, counts = _first_directory(file)
     except struct.error:
@@ -81,39 +81,41 @@ def _check_directory(file: bytes, field: str) -> None:
 
 
 def _first_directory(file: bytes) -> tuple[int, list[int]]:
-    """How many entries the first directory of a TIFF has, and how many values those that say where its strips are."""
+    """The number of entries in the first directory of a TIFF, and the numbers of offsets of strips and of tiles."""
     order = "<" if file[:2] == b"II" else ">"
-    big = 43 in file[2:4]  # offsets of eight bytes
+    big = 43 in file[2:4]  # BigTIFF, with offsets of eight bytes
     start, number, entry = ("Q", "Q", "HHQ8x") if big else ("L", "H", "HHL4x")
-    (at,) = struct.unpack_from(order + start, file, 8 if big else 4)
-    if at > len(file):
+    (offset,) = struct.unpack_from(order + start, file, 8 if big else 4)
+    if offset > len(file):
         raise struct.error
-    (entries,) = struct.unpack_from(order + number, file, at)
-    first = at + struct.calcsize(order + number)
-    most = min(entries, MAX_TIFF_PARTS)
+    (entries,) = struct.unpack_from(order + number, file, offset)
+    first = offset + struct.calcsize(order + number)
+    count = min(entries, MAX_TIFF_PARTS)
     step = struct.calcsize(order + entry)
-    found = (struct.unpack_from(order + entry, file, first + i * step) for i in range(most))
+    found = (struct.unpack_from(order + entry, file, first + i * step) for i in range(count))
     return entries, [count for tag, _, count in found if tag in (STRIPOFFSETS, TILEOFFSETS)]
 
 
 def has_runs(file: bytes) -> bool:
-    """Whether a BMP is packed as runs of equal pixels."""
+    """Whether a BMP is compressed as runs of equal pixels."""
     return len(file) >= 34 and file[30:34] in (struct.pack("<L", kind) for kind in RUNS)
 
 
-# ---- of the header
+# ---- checks of the header
 
 
 def check_size(picture: ImageFile, field: str) -> None:
-    """Refuse more pixels than can be decoded soon."""
+    """Refuse pictures with too many pixels."""
     width, height = picture.size
-    most = MAX_JPEG_PIXELS if isinstance(picture, JpegImageFile) else MAX_PIXELS
-    if not 0 < width * height <= most or max(width, height) > MAX_SIDE:
-        raise InvalidRequest(field, f"{width} x {height} pixels", f"1 to {most} pixels, at most {MAX_SIDE} a side")
+    max_pixels = MAX_JPEG_PIXELS if isinstance(picture, JpegImageFile) else MAX_PIXELS
+    if not 0 < width * height <= max_pixels or max(width, height) > MAX_SIDE:
+        raise InvalidRequest(
+            field, f"{width} x {height} pixels", f"1 to {max_pixels} pixels, at most {MAX_SIDE} a side"
+        )
 
 
 def check_work(picture: ImageFile, file: bytes, field: str) -> None:
-    """Refuse what takes longer, or more memory, than its pixels."""
+    """Refuse pictures that take time or memory out of proportion to their pixels."""
     if isinstance(picture, JpegImageFile):
         _check_jpeg(picture, file, field)
     if isinstance(picture, BmpImageFile) and has_runs(file):
@@ -123,7 +125,7 @@ def check_work(picture: ImageFile, file: bytes, field: str) -> None:
 
 
 def _check_jpeg(picture: JpegImageFile, file: bytes, field: str) -> None:
-    """Refuse what takes long, in many scans, or much memory: then the coefficients of the whole picture are kept."""
+    """Refuse too many scans, and too many pixels in several scans: all of their coefficients are kept in memory."""
     assert picture.fp is not None, "Pillow keeps the file until the pixels are there; this is a bug"
     start = picture.fp.tell()  # of the first scan's data
     if _is_only_scan(picture, file, start):
@@ -135,13 +137,13 @@ def _check_jpeg(picture: JpegImageFile, file: bytes, field: str) -> None:
 
 
 def _is_only_scan(picture: JpegImageFile, file: bytes, start: int) -> bool:
-    """Whether the scan whose data start there has all colours: its marker stands as far back as these need."""
+    """Whether the scan whose data begin at `start` has all colours: then its header has just this length."""
     has_all: bool = file.rfind(SCAN, 0, start) == start - 8 - 2 * picture.layers
     return has_all and not picture.info.get("progressive")
 
 
 def _check_runs(picture: BmpImageFile, file: bytes, field: str) -> None:
-    """Refuse a BMP of runs with many pixels, or with many runs that make none."""
+    """Refuse a BMP in runs with too many pixels, or with too many runs without pixels."""
     pixels = math.prod(picture.size)
     if pixels > MAX_PIXELS_IN_RUNS or len(file) > pixels + pixels // 4 + FREE_RUN_BYTES:
         found = f"{pixels} pixels in runs of {len(file)} bytes"
@@ -149,16 +151,16 @@ def _check_runs(picture: BmpImageFile, file: bytes, field: str) -> None:
 
 
 def _check_tiff(picture: TiffImageFile, file: bytes, field: str) -> None:
-    """Refuse compressions that are not known to be harmless, strips over each other, and very large tiles."""
+    """Refuse compressions that are not known to be harmless, overlapping strips, and very large tiles."""
     compression = picture.info.get("compression")
     if compression not in TIFF_COMPRESSIONS:
         known = ", ".join(TIFF_COMPRESSIONS)
         raise InvalidRequest(field, f"a TIFF file in compression {compression}", f"one of {known}")
     largest = max(_tile_pixels(picture))
-    most = max(math.prod(picture.size), FREE_TILE_PIXELS)
-    if largest > most:
-        raise InvalidRequest(field, f"tiles of {largest} pixels", f"at most {most}")
-    packed = sum(_whole_numbers(picture, STRIPBYTECOUNTS)) + sum(_whole_numbers(picture, TILEBYTECOUNTS))
+    max_pixels = max(math.prod(picture.size), FREE_TILE_PIXELS)
+    if largest > max_pixels:
+        raise InvalidRequest(field, f"tiles of {largest} pixels", f"at most {max_pixels}")
+    packed = sum(_integers(picture, STRIPBYTECOUNTS)) + sum(_integers(picture, TILEBYTECOUNTS))
     if compression != "raw" and packed > 2 * len(file):
         raise InvalidRequest(
             field, f"{packed} bytes in strips or tiles of a file of {len(file)}", "no more than it has"
@@ -168,15 +170,15 @@ def _check_tiff(picture: TiffImageFile, file: bytes, field: str) -> None:
 
 
 def _tile_pixels(picture: TiffImageFile) -> Iterator[int]:
-    """How many pixels are unpacked at once: of a tile, or of a strip, which is no larger than the picture."""
+    """The pixels that are unpacked at once: those of a tile, or of a strip, which is no larger than the picture."""
     if TILEWIDTH in picture.tag_v2 or TILELENGTH in picture.tag_v2:
-        yield max(_whole_numbers(picture, TILEWIDTH), default=0) * max(_whole_numbers(picture, TILELENGTH), default=0)
-    rows = max(_whole_numbers(picture, ROWSPERSTRIP), default=picture.height)
+        yield max(_integers(picture, TILEWIDTH), default=0) * max(_integers(picture, TILELENGTH), default=0)
+    rows = max(_integers(picture, ROWSPERSTRIP), default=picture.height)
     yield min(math.prod(picture.size), rows * max(picture.size))
 
 
-def _whole_numbers(picture: TiffImageFile, tag: int) -> list[int]:
-    """The values of an entry, as far as they are whole numbers."""
+def _integers(picture: TiffImageFile, tag: int) -> list[int]:
+    """The integers among the values of an entry."""
     values = picture.tag_v2.get(tag, ())
     values = values if isinstance(values, tuple) else (values,)
     return [value for value in values if isinstance(value, int)]

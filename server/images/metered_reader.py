@@ -1,27 +1,28 @@
-"""A file in memory that can be read in so many pieces only: a reader in Python takes microseconds for each of them.
+"""A file in memory with a limited number of reads.
 
-Image files consist of parts that each take a few reads. A megabyte can hold a hundred thousand empty parts: tenths of
-seconds, and many times their size in memory. Those that cameras and programs write have kilobytes each.
+Pillow takes a few reads, of microseconds each, for every part of an image file. A megabyte can hold a hundred thousand
+empty parts, which take tenths of a second and many times their size in memory; the parts that cameras and programs
+write have kilobytes each.
 """
 
 import io
 
-FREE_PIECES, BYTES_PER_PIECE = 4_000, 32  # of the whole file: an image of GIF may have text in blocks of some 80 bytes
+FREE_READS, BYTES_PER_READ = 4_000, 32  # a GIF can have text in blocks of about 80 bytes
 
 
 class TooManyReads(ValueError):
-    """What the file is read in, and how many would have been fine."""
+    """The file took more reads than allowed."""
 
 
 class MeteredReader(io.BytesIO):
-    """Raises TooManyPieces from `read`."""
+    """A file whose `read` raises TooManyReads after 4,000 reads and one more for every 32 bytes."""
 
     def __init__(self, file: bytes) -> None:
         super().__init__(file)
-        self._most = self._left = FREE_PIECES + len(file) // BYTES_PER_PIECE
+        self._max_reads = self._remaining = FREE_READS + len(file) // BYTES_PER_READ
 
     def read(self, size: int | None = -1, /) -> bytes:
-        self._left -= 1
-        if self._left < 0:
-            raise TooManyReads(f"its parts are read in more than {self._most} pieces")
+        self._remaining -= 1
+        if self._remaining < 0:
+            raise TooManyReads(f"its parts are read in more than {self._max_reads} pieces")
         return super().read(size)

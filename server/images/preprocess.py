@@ -1,4 +1,4 @@
-"""From a picture to pixels as a model wants them, as `transformers` makes them."""
+"""Turns a picture into the pixel values that a model expects, as `transformers` does."""
 
 from dataclasses import replace
 from math import ceil
@@ -12,9 +12,9 @@ from server.errors import BadArtifact, InvalidRequest
 from server.images.file import Header, decode, on_white, read_header
 
 MAX_RESIZED_PIXELS = 16_000_000  # before a crop
-BYTES_PER_RESIZED_PIXEL = 10  # Pillow's 4, and two copies without the fourth
+BYTES_PER_RESIZED_PIXEL = 10  # 4 in Pillow, and 3 in each of two copies
 CHANNELS = 3
-BYTES_PER_PIXEL_IN_FP32 = 36  # three copies of three colours
+BYTES_PER_FP32_PIXEL = 36  # three copies of three colours
 Pixels = NDArray[np.float32]
 
 
@@ -22,7 +22,7 @@ class ImageDecoder:
     """The preprocessing of one model: RGB, resize, centre crop, rescale, normalise, pad. Threads may share it."""
 
     def __init__(self, image: ImageInput) -> None:
-        """BadArtifact if the manifest does not say the steps in a way that can be carried out."""
+        """BadArtifact if the steps in the manifest cannot be carried out."""
         check_steps(image)
         self._image = image
         self._resample = Image.Resampling[(image.resample or "bilinear").upper()]
@@ -30,18 +30,18 @@ class ImageDecoder:
         self._deviation = np.array(image.deviation, np.float32).reshape(-1, 1, 1)
 
     def header(self, file: bytes, field: str = "image") -> Header:
-        """What decoding this file takes, resizing included. InvalidRequest if it is none, or cannot be resized."""
+        """The header of a file, with the memory for decoding and resizing. InvalidRequest if either is impossible."""
         header, image = read_header(file, field), self._image
-        more = BYTES_PER_PIXEL_IN_FP32 * image.height * image.width
+        preprocessing_bytes = BYTES_PER_FP32_PIXEL * image.height * image.width
         if image.HasField("resize"):
             width, height = _target(header.size, image.resize, field)
-            # One side after the other: which one first depends on whether EXIF turns the picture.
-            between = max(width * header.height, height * header.width)
-            more += BYTES_PER_RESIZED_PIXEL * (width * height + between)
-        return replace(header, decoding_bytes=header.decoding_bytes + more)
+            # Pillow resizes one side after the other; EXIF may swap the sides.
+            intermediate = max(width * header.height, height * header.width)
+            preprocessing_bytes += BYTES_PER_RESIZED_PIXEL * (width * height + intermediate)
+        return replace(header, decoding_bytes=header.decoding_bytes + preprocessing_bytes)
 
     def decode(self, file: bytes, field: str = "image") -> Pixels:
-        """(3, h, w), FP32, in the order in which a model takes it. InvalidRequest if the bytes are no such image."""
+        """Pixel values (3, h, w), FP32. InvalidRequest if the file is no image, or its size is wrong for the model."""
         picture, image = decode(file, field), self._image
         if image.white_for_transparent:
             picture = on_white(picture)
@@ -59,7 +59,7 @@ class ImageDecoder:
         return np.ascontiguousarray(result)
 
     def _rescaled(self, values: NDArray[np.uint8]) -> Pixels:
-        """From grey levels (h, w, 3) to what the model was trained on, (3, h, w)."""
+        """Rescale and normalise grey levels (h, w, 3) to pixel values (3, h, w)."""
         image = self._image
         result = values.transpose(2, 0, 1).astype(np.float32)
         if image.HasField("rescale"):
@@ -68,12 +68,12 @@ class ImageDecoder:
 
     @property
     def _missing(self) -> str:
-        """The step without which images do not come out in one size."""
+        """The missing step that would bring images to the size of the model."""
         return "crop to it" if self._image.HasField("resize") else "resize"
 
 
 def check_steps(image: ImageInput) -> None:
-    """BadArtifact if a step of the manifest cannot be carried out, or does not fit the model's size."""
+    """BadArtifact if a step in the manifest cannot be carried out, or does not fit the image size of the model."""
     if not 0 < image.height * image.width <= MAX_RESIZED_PIXELS:
         raise BadArtifact(f"image: found {image.width} x {image.height} pixels, expected 1 to {MAX_RESIZED_PIXELS}")
     if (image.resample or "bilinear").upper() not in Image.Resampling.__members__:
@@ -94,7 +94,7 @@ def check_steps(image: ImageInput) -> None:
 
 
 def _check_size(field: str, size: Size, *, edges: bool) -> None:
-    """BadArtifact if a step has neither both sides nor, where that is possible, a shortest edge."""
+    """BadArtifact if a step has neither height and width nor, with `edges`, a shortest edge."""
     sides = size.height > 0 and size.width > 0 and size.height * size.width <= MAX_RESIZED_PIXELS
     if size.HasField("shortest_edge"):
         known = edges and size.shortest_edge > 0 and not size.HasField("height") and not size.HasField("width")
@@ -108,7 +108,7 @@ def _check_size(field: str, size: Size, *, edges: bool) -> None:
 
 
 def _target(found: tuple[int, int], size: Size, field: str) -> tuple[int, int]:
-    """Width and height to resize to. Of a line of pixels, a shortest edge would make gigabytes, or nothing at all."""
+    """Width and height after resizing. InvalidRequest for a narrow image that would become too large, or empty."""
     if not size.HasField("shortest_edge"):
         return size.width, size.height
     short, long = sorted(found)
@@ -119,12 +119,12 @@ def _target(found: tuple[int, int], size: Size, field: str) -> tuple[int, int]:
 
 
 def _edges(short: int, long: int, size: Size) -> tuple[int, int]:
-    """The shortest edge is as the manifest says, and the aspect is kept."""
+    """The shortest edge as in the manifest, with the same aspect ratio."""
     return size.shortest_edge, int(size.shortest_edge * long / short)
 
 
 def _bounded_edges(short: int, long: int, size: Size) -> tuple[int, int]:
-    """The same, made smaller where the longest edge would get longer than the manifest says."""
+    """As `_edges`, but smaller if the longest edge would exceed that of the manifest."""
     wanted: float = size.shortest_edge
     edge = size.shortest_edge
     if long / short * edge > size.longest_edge:
@@ -134,18 +134,18 @@ def _bounded_edges(short: int, long: int, size: Size) -> tuple[int, int]:
 
 
 def _crop(values: NDArray[np.uint8], image: ImageInput) -> NDArray[np.uint8]:
-    """The middle of (h, w, 3); black is added around what is too small."""
+    """The centre of (h, w, 3), with black added around an image that is too small."""
     height, width = image.crop.height, image.crop.width
     missing = [max(0, wanted - found) for wanted, found in zip((height, width), values.shape[:2], strict=True)]
     if any(missing):
-        around = [(ceil(pixels / 2), pixels - ceil(pixels / 2)) for pixels in missing]
-        values = np.pad(values, [*around, (0, 0)])
-    more = values.shape[0] - height, values.shape[1] - width
-    top, left = (round(pixels / 2) if image.crop_half_to_even else pixels // 2 for pixels in more)
+        padding = [(ceil(pixels / 2), pixels - ceil(pixels / 2)) for pixels in missing]
+        values = np.pad(values, [*padding, (0, 0)])
+    excess = values.shape[0] - height, values.shape[1] - width
+    top, left = (round(pixels / 2) if image.crop_half_to_even else pixels // 2 for pixels in excess)
     return values[top : top + height, left : left + width]
 
 
 def _pad(values: Pixels, size: Size) -> Pixels:
-    """(3, h, w) with zeros below and on the right, up to a size."""
+    """(3, h, w) padded with zeros below and on the right to a size."""
     missing = size.height - values.shape[1], size.width - values.shape[2]
     return np.pad(values, ((0, 0), *((0, max(0, pixels)) for pixels in missing)))

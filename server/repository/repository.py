@@ -194,7 +194,7 @@ class Repository:
         self._loader.stop()
         await asyncio.gather(*(model.drain() for model in self.models()), *self._draining)
         self._prepare.shutdown(wait=False, cancel_futures=True)
-        self._images.end()
+        self._images.close()
 
     def _chosen(self, name: str) -> dict[int, Path]:
         """The versions to serve → their directories. ModelNotFound if there are none, or not all that are named."""

@@ -154,7 +154,7 @@ def build_generate(context: LoadContext) -> Handlers:
 
 def _counter(context: LoadContext, encoder: TextEncoder) -> TokenCounter:
     max_texts = context.settings.max_queue_requests
-    return TokenCounter(encoder, context.prepare, name=context.artifact.name, most=max_texts)
+    return TokenCounter(encoder, context.prepare, name=context.artifact.name, max_texts=max_texts)
 
 
 def _batcher(context: LoadContext, *, max_tokens: int) -> Batcher:

@@ -1,4 +1,4 @@
-"""From logits to named classes, the likeliest first: what both kinds of classification have in common."""
+"""Turns logits into labelled classes, most likely first; shared by the classification of texts and of images."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from server.concurrency.offload import offload
 from server.errors import InvalidRequest
 
-MAX_CLASSES = 1 << 18  # of all inputs of a request: some megabytes of an answer, and tenths of a second to write it
-LOGITS_PER_CLASS = 16  # so many are scored and sorted in the time in which one class is made of them
+MAX_CLASSES = 1 << 18  # over all inputs of a request: a few megabytes of response, and tenths of a second to write it
+LOGITS_PER_CLASS = 16  # scoring and sorting so many logits takes as long as creating one `Class`
 
 
 class Class(NamedTuple):
@@ -28,7 +28,7 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Each score for itself."""
+    """A score for each class, independent of the others."""
     return np.asarray(1 / (1 + np.exp(-np.clip(logits, -80, 80))))
 
 
@@ -41,18 +41,18 @@ FUNCTIONS: dict[str, Function] = {"softmax": softmax, "sigmoid": sigmoid, "none"
 DEFAULT = "default"
 
 
-def scores_of(asked: str, of_the_model: str) -> Function:
-    """The function that makes scores of logits: the one asked for, or the model's own for `default` (or nothing)."""
-    name = of_the_model if asked in ("", DEFAULT) else asked
+def score_function(requested: str, default: str) -> Function:
+    """The function that turns logits into scores: the requested one; the model's own for `default` or an empty name."""
+    name = default if requested in ("", DEFAULT) else requested
     if name not in FUNCTIONS:
-        raise InvalidRequest("function_to_apply", repr(asked), f"one of {', '.join((DEFAULT, *FUNCTIONS))}")
+        raise InvalidRequest("function_to_apply", repr(requested), f"one of {', '.join((DEFAULT, *FUNCTIONS))}")
     return FUNCTIONS[name]
 
 
 async def ranked(
     logits: Sequence[NDArray[np.float32]], scores: Function, labels: Sequence[str], *, top_k: int, threads: Executor
 ) -> list[list[Class]]:
-    """For each input the `top_k` best classes by the scores of its logits (c), the likeliest first."""
+    """For each input, whose logits have shape (c,), the `top_k` classes with the highest scores, highest first."""
     work = partial(_ranked, logits, scores, labels, top_k)
     return await offload(threads, work, items=len(logits) * (top_k + len(labels) // LOGITS_PER_CLASS))
 
@@ -71,12 +71,12 @@ def _rank(scores: NDArray[np.float32], labels: Sequence[str], top_k: int) -> lis
 
 
 def check_classes(top_k: int | None, labels: Sequence[str], *, inputs: int) -> int:
-    """How many classes to tell of each input: all if it is left open. InvalidRequest if that is none, or too many."""
-    most = len(labels) if top_k is None else min(check_top_k(top_k), len(labels))
-    if inputs * most > MAX_CLASSES:
-        found = f"{most} classes of each of {inputs} inputs"
+    """The number of classes to return for each input, all of them by default. InvalidRequest for none or too many."""
+    count = len(labels) if top_k is None else min(check_top_k(top_k), len(labels))
+    if inputs * count > MAX_CLASSES:
+        found = f"{count} classes of each of {inputs} inputs"
         raise InvalidRequest("top_k", found, f"at most {MAX_CLASSES} in a request")
-    return most
+    return count
 
 
 def check_top_k(top_k: int) -> int:

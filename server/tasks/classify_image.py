@@ -1,4 +1,4 @@
-"""Classes of images, given as the bytes of files."""
+"""Classification of images, which are given as the bytes of image files."""
 
 import asyncio
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from server.images.decode_pool import DecodePool
 from server.images.file import Header
 from server.images.limits import MAX_PIXELS
 from server.images.preprocess import ImageDecoder
-from server.tasks.classification import Class, check_classes, ranked, scores_of
+from server.tasks.classification import Class, check_classes, ranked, score_function
 
-PIXELS_OF_A_REQUEST = 20 * MAX_PIXELS  # together: some ten seconds of decoding
-# That reading a header can take: a GIF's frame may be filled then, a PNG's texts be unpacked.
+MAX_REQUEST_PIXELS = 20 * MAX_PIXELS  # over all images of a request: about ten seconds of decoding
+# Memory that reading a header can take: Pillow may fill the frame of a GIF or unpack the texts of a PNG.
 HEADER_BYTES = 200_000_000
 
 
 class ClassifyImage:
-    """What an image shows, by the model's own labels."""
+    """Classifies images by the model's own labels."""
 
     def __init__(
         self, artifact: Artifact, batcher: Batcher, decoder: ImageDecoder, *, pool: DecodePool, prepare: Executor
@@ -40,17 +40,17 @@ class ClassifyImage:
         call: RequestContext,
         field: str = "images",
     ) -> list[list[Class]]:
-        """For each image its `top_k` classes, the likeliest first; `function_to_apply` makes scores of logits."""
-        most = check_classes(top_k, self.labels, inputs=len(images))
-        scores = scores_of(function_to_apply, self.function)
+        """For each image its `top_k` classes, most likely first; `function_to_apply` turns logits into scores."""
+        count = check_classes(top_k, self.labels, inputs=len(images))
+        scores = score_function(function_to_apply, self.function)
         async with self._batcher.place(len(images), call, field=field) as place:
             rows = await self._rows(images, field)
             answers = await self._batcher.run(rows, place)
             logits = [answer["logits"] for answer in answers]
-            return await ranked(logits, scores, self.labels, top_k=most, threads=self._prepare)
+            return await ranked(logits, scores, self.labels, top_k=count, threads=self._prepare)
 
     async def _rows(self, images: Sequence[bytes], field: str) -> list[ImageRow]:
-        """All headers are judged before the first image is decoded; then several threads decode."""
+        """Check all headers before the first image is decoded; then decode in several threads."""
         headers = await self._pool.run(partial(self._headers, images, field), decoding_bytes=HEADER_BYTES)
 
         async def decoded(number: int, file: bytes, header: Header) -> ImageRow:
@@ -63,7 +63,7 @@ class ClassifyImage:
         try:
             return await asyncio.gather(*tasks)
         finally:
-            for task in tasks:  # where one failed, nobody waits for the others
+            for task in tasks:  # if one failed, the others are not needed
                 task.cancel()
 
     def _headers(self, images: Sequence[bytes], field: str) -> list[Header]:
@@ -72,7 +72,7 @@ class ClassifyImage:
         for number, image in enumerate(images):
             headers.append(self._decoder.header(image, f"{field}[{number}]"))
             pixels += headers[-1].pixels
-            if pixels > PIXELS_OF_A_REQUEST:
+            if pixels > MAX_REQUEST_PIXELS:
                 found = f"{pixels} pixels in the first {number + 1}"
-                raise InvalidRequest(field, found, f"at most {PIXELS_OF_A_REQUEST} in a request")
+                raise InvalidRequest(field, found, f"at most {MAX_REQUEST_PIXELS} in a request")
         return headers

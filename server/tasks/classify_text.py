@@ -1,4 +1,4 @@
-"""Classes of texts, and of pairs of texts."""
+"""Classification of texts, and of pairs of texts."""
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -9,19 +9,19 @@ from server.artifact import Artifact
 from server.batching.batcher import Batcher
 from server.batching.collate import TextRow
 from server.errors import InvalidRequest
-from server.tasks.classification import DEFAULT, Class, check_classes, ranked, scores_of
+from server.tasks.classification import DEFAULT, Class, check_classes, ranked, score_function
 from server.text.encode import AsyncEncoder
 from server.text.tokenizer import EncodedText, TextEncoder, TokenUsage
 
 
 @dataclass(frozen=True)
 class ClassifiedText:
-    classes: list[Class]  # the likeliest first
+    classes: list[Class]  # most likely first
     usage: TokenUsage
 
 
 class ClassifyText:
-    """What a text is, by the model's own labels."""
+    """Classifies texts by the model's own labels."""
 
     def __init__(self, artifact: Artifact, batcher: Batcher, encoder: TextEncoder, prepare: Executor) -> None:
         self.labels = tuple(artifact.manifest.labels)
@@ -41,15 +41,15 @@ class ClassifyText:
         field: str = "texts",
         pair_field: str = "text_pairs",
     ) -> list[ClassifiedText]:
-        """For each text, or pair, its classes: all of them, or the first `top_k`."""
-        most = check_classes(top_k, self.labels, inputs=len(texts))
-        scores = scores_of(function_to_apply, self.function)
+        """For each text, or pair of texts, all of its classes or the first `top_k`."""
+        count = check_classes(top_k, self.labels, inputs=len(texts))
+        scores = score_function(function_to_apply, self.function)
         async with self._batcher.place(len(texts), call, field=field) as place:
             tokens = await self._encode(texts, pairs, truncate=truncate, field=field, pair_field=pair_field)
             rows = [self._row(each, f"{pair_field}[{number}]") for number, each in enumerate(tokens)]
             answers = await self._batcher.run(rows, place)
             logits = [answer["logits"] for answer in answers]
-            classes = await ranked(logits, scores, self.labels, top_k=most, threads=self._prepare)
+            classes = await ranked(logits, scores, self.labels, top_k=count, threads=self._prepare)
         return [ClassifiedText(found, each.usage) for found, each in zip(classes, tokens, strict=True)]
 
     def _row(self, tokens: EncodedText, pair_field: str) -> TextRow:

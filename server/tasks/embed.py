@@ -1,4 +1,4 @@
-"""Texts as vectors. Pooling is in the graph; scaling to length 1 is here, for a request may want it or not."""
+"""Embeddings of texts. The graph pools; the scaling to length 1 is here because a request can turn it off."""
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -15,7 +15,7 @@ from server.errors import InvalidRequest
 from server.text.encode import AsyncEncoder
 from server.text.tokenizer import TextEncoder, TokenUsage
 
-SHORTEST = 1e-12  # as PyTorch's `normalize` has it
+MIN_LENGTH = 1e-12  # as in PyTorch's `normalize`
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Embeddings:
 
 
 class Embed:
-    """One vector for each text."""
+    """Computes one vector for each text."""
 
     def __init__(self, artifact: Artifact, batcher: Batcher, encoder: TextEncoder, prepare: Executor) -> None:
         self.width = artifact.manifest.embedding_width
@@ -43,12 +43,14 @@ class Embed:
         call: RequestContext,
         field: str = "texts",
     ) -> Embeddings:
-        """Vectors of the model's width, or of their first `dimensions`; of length 1 if the model, or the request, says.
+        """Vectors of the model's width, or their first `dimensions`.
 
-        `prompt_name` names the model's prompt for all texts: None its default prompt, empty no prompt.
-        Only of a model that was trained for it (Matryoshka) do the first dimensions say anything by themselves.
+        `normalize` scales them to length 1, or not; None does what the model's manifest says.
+
+        `prompt_name` selects the model's prompt for all texts: None its default prompt, an empty name no prompt.
+        The first dimensions are only meaningful by themselves in models that are trained for it (Matryoshka).
         """
-        width = self._checked(dimensions)
+        width = self._width(dimensions)
         async with self._batcher.place(len(texts), call, field=field) as place:
             tokens = await self._encode(texts, prompt_name=prompt_name, truncate=truncate, field=field)
             rows = [
@@ -65,7 +67,7 @@ class Embed:
         scaled = self.normalise if normalize is None else normalize
         return Embeddings(normalised(vectors) if scaled else vectors, [each.usage for each in tokens])
 
-    def _checked(self, dimensions: int | None) -> int:
+    def _width(self, dimensions: int | None) -> int:
         if dimensions is None:
             return self.width
         if not 1 <= dimensions <= self.width:
@@ -74,6 +76,6 @@ class Embed:
 
 
 def normalised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Vectors (n, d), each of length 1."""
+    """Scale each of the vectors (n, d) to length 1."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.asarray(vectors / np.maximum(lengths, SHORTEST), np.float32)
+    return np.asarray(vectors / np.maximum(lengths, MIN_LENGTH), np.float32)

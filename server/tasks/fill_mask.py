@@ -1,4 +1,4 @@
-"""The likeliest words for each mask of a text, as the Hugging Face fill-mask pipeline gives them."""
+"""The most likely tokens for each mask of a text, as the Hugging Face fill-mask pipeline returns them."""
 
 import asyncio
 from collections.abc import Sequence
@@ -19,23 +19,23 @@ from server.tasks.classification import check_top_k
 from server.text.encode import AsyncEncoder
 from server.text.tokenizer import EncodedText, TextEncoder, TokenUsage
 
-TOP = ("top_scores", "top_ids", "logsumexp")  # what the graph computes of the best words
-ALL = ("logits", "logsumexp")
-MAX_SEQUENCE_TOKENS = 1 << 23  # of all the filled-in texts of an answer: 40 MB, and some seconds to write them
-MAX_CANDIDATES = 1 << 18  # of an answer: some seconds too, however short the texts are
+TOP_OUTPUTS = ("top_scores", "top_ids", "logsumexp")  # the graph ranks the tokens itself
+ALL_OUTPUTS = ("logits", "logsumexp")
+MAX_SEQUENCE_TOKENS = 1 << 23  # over all filled-in texts of a response: 40 MB, and a few seconds to decode them
+MAX_CANDIDATES = 1 << 18  # of a response: a few seconds, too, however short the texts are
 
-SLICE_TOKENS = 1 << 18  # of filled-in texts that are written in one go: a fifth of a second
-TOKENS_OF_A_CANDIDATE = 16  # that it costs beside those of its text
+CHUNK_TOKENS = 1 << 18  # of filled-in texts that a thread decodes without a pause: a fifth of a second
+TOKENS_PER_CANDIDATE = 16  # a candidate costs as much as so many tokens beside those of its text
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A word for a mask. `score` is its probability over the whole vocabulary."""
+    """A token for a mask. `score` is its probability over the whole vocabulary."""
 
     score: float
     token_id: int
     token: str
-    sequence: str  # the text with this word in place of the mask; masks beside it stay
+    sequence: str  # the text with this token in place of the mask; other masks stay
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class FilledText:
 
 
 class FillMask:
-    """Fills the masks of texts, each mask for itself."""
+    """Fills the masks of texts, each mask independently."""
 
     def __init__(self, artifact: Artifact, batcher: Batcher, encoder: TextEncoder, prepare: Executor) -> None:
         if encoder.mask_id is None:
@@ -59,7 +59,7 @@ class FillMask:
         self.vocabulary = artifact.manifest.text.vocabulary
         self.mask_token = encoder.token(encoder.mask_id)
         self._mask_id = encoder.mask_id
-        self._ranked = ranked_in_graph(artifact)
+        self._max_top_ids = max_top_ids(artifact)
         self._batcher, self._encoder, self._prepare = batcher, encoder, prepare
         self._encode = AsyncEncoder(encoder, prepare)
 
@@ -73,30 +73,36 @@ class FillMask:
         call: RequestContext,
         field: str = "texts",
     ) -> list[FilledText]:
-        """For each text its masks, each with the `top_k` likeliest words (of `targets`, if given), the likeliest first.
+        """For each text its masks, each with its `top_k` candidates (out of `targets`, if given), most likely first.
 
-        Targets, and more words than the graph ranks by itself, cost the transport of all logits.
+        With targets, or with more candidates than the graph ranks itself, all logits are copied from the device.
         """
-        most = min(check_top_k(top_k), self.vocabulary)
-        in_pool = partial(asyncio.get_running_loop().run_in_executor, self._prepare)
+        count = min(check_top_k(top_k), self.vocabulary)
         async with self._batcher.place(len(texts), call, field=field) as place:
-            among = await in_pool(self._target_ids, targets) if targets else None
-            most = most if among is None else min(most, len(among))
-            outputs = TOP if among is None and most <= self._ranked else ALL
+            target_ids = await self._target_ids(targets) if targets else None
+            count = count if target_ids is None else min(count, len(target_ids))
+            outputs = TOP_OUTPUTS if target_ids is None and count <= self._max_top_ids else ALL_OUTPUTS
             tokens = await self._encode(texts, truncate=truncate, field=field)
-            keep = everything if outputs is TOP else partial(rank, top_k=most, among=among)
+            keep = everything if outputs is TOP_OUTPUTS else partial(rank, top_k=count, target_ids=target_ids)
             rows = [self._row(each, outputs, keep, f"{field}[{number}]") for number, each in enumerate(tokens)]
-            check_size(rows, most)
+            check_size(rows, count)
             answers = await self._batcher.run(rows, place)
-            masks = await self._filled(rows, answers, most)
+            masks = await self._filled(rows, answers, count)
         return [FilledText(found, each.usage) for found, each in zip(masks, tokens, strict=True)]
 
-    def _target_ids(self, targets: Sequence[str]) -> NDArray[np.int64]:
-        """Where the pipeline takes the first piece of a word that is none, and warns, this refuses."""
+    async def _target_ids(self, targets: Sequence[str]) -> NDArray[np.int64]:
+        """The ids of targets, found in a thread.
+
+        InvalidRequest for a word that is no single token: the pipeline would warn and use the first of its tokens.
+        """
         if len(targets) > self.vocabulary:
             raise InvalidRequest("targets", f"{len(targets)} words", f"at most {self.vocabulary}, all that there are")
-        ids = [self._encoder.token_id(word, field=f"targets[{number}]") for number, word in enumerate(targets)]
-        return np.array(list(dict.fromkeys(ids)), np.int64)
+
+        def find() -> NDArray[np.int64]:
+            ids = [self._encoder.token_id(word, field=f"targets[{number}]") for number, word in enumerate(targets)]
+            return np.array(list(dict.fromkeys(ids)), np.int64)
+
+        return await asyncio.get_running_loop().run_in_executor(self._prepare, find)
 
     def _row(self, tokens: EncodedText, outputs: tuple[str, ...], keep: Keep, field: str) -> TextRow:
         masks = np.flatnonzero(tokens.input_ids == self._mask_id)
@@ -117,8 +123,8 @@ class FillMask:
             pairs = zip(rows[part], answers[part], strict=True)
             return [self._masks(row, *best(answer, top_k)) for row, answer in pairs]
 
-        sizes = [top_k * row.logit_positions * (row.tokens + TOKENS_OF_A_CANDIDATE) for row in rows]
-        return await offload_chunked(self._prepare, fill, sizes, most=SLICE_TOKENS)
+        sizes = [top_k * row.logit_positions * (row.tokens + TOKENS_PER_CANDIDATE) for row in rows]
+        return await offload_chunked(self._prepare, fill, sizes, most=CHUNK_TOKENS)
 
     def _masks(self, row: TextRow, scores: NDArray[np.float32], ids: NDArray[np.int64]) -> list[FilledMask]:
         """The masks of one text; scores and ids (masks, k)."""
@@ -136,7 +142,7 @@ class FillMask:
         ]
 
     def _with(self, row: TextRow, position: np.int64, token: np.int64) -> str:
-        """The text with a token in place of one mask. Special tokens go, unless another mask would go with them."""
+        """The text with a token in place of one mask, without special tokens unless one of them is another mask."""
         ids = row.input_ids.copy()
         ids[position] = token
         if self._encoder.pad_id is not None:
@@ -145,7 +151,7 @@ class FillMask:
 
 
 def check_size(rows: Sequence[TextRow], top_k: int) -> None:
-    """Refuse an answer that would be written for minutes: a few masks and a large `top_k` are enough for it."""
+    """Refuse a response that would take minutes to write: a few masks and a large `top_k` are enough."""
     masks, tokens = (
         sum(row.logit_positions for row in rows),
         top_k * sum(row.logit_positions * row.tokens for row in rows),
@@ -157,8 +163,8 @@ def check_size(rows: Sequence[TextRow], top_k: int) -> None:
         raise InvalidRequest("top_k", found, f"at most {MAX_CANDIDATES} candidates in an answer")
 
 
-def ranked_in_graph(artifact: Artifact) -> int:
-    """How many of the best words every graph of the model gives without the logits."""
+def max_top_ids(artifact: Artifact) -> int:
+    """The number of tokens that each graph of the model ranks itself."""
     return min(
         int(tensor.shape[-1])
         for graph in artifact.manifest.graphs
@@ -167,23 +173,23 @@ def ranked_in_graph(artifact: Artifact) -> int:
     )
 
 
-def rank(outputs: Outputs, *, top_k: int, among: NDArray[np.int64] | None) -> Outputs:
-    """Of all logits (masks, v) what the graph would have ranked: the `top_k` best, of the ids `among` if given."""
-    logits = outputs["logits"] if among is None else outputs["logits"][:, among]  # (masks, a)
+def rank(outputs: Outputs, *, top_k: int, target_ids: NDArray[np.int64] | None) -> Outputs:
+    """Rank logits (masks, v) as the graph would: the `top_k` best tokens, out of the targets if there are any."""
+    logits = outputs["logits"] if target_ids is None else outputs["logits"][:, target_ids]  # (masks, targets)
     if top_k < logits.shape[1]:
         order = np.sort(np.argpartition(-logits, top_k - 1, axis=-1)[:, :top_k], axis=-1)
     else:
         order = np.tile(np.arange(logits.shape[1]), (len(logits), 1))
     scores = np.take_along_axis(logits, order, axis=-1)
-    ranks = np.argsort(-scores, axis=-1, kind="stable")  # of two equally likely the first
+    ranks = np.argsort(-scores, axis=-1, kind="stable")  # of two equally likely tokens the first
     ids = np.take_along_axis(order, ranks, axis=-1)
     return {
         "top_scores": np.take_along_axis(scores, ranks, axis=-1),
-        "top_ids": ids if among is None else among[ids],
+        "top_ids": ids if target_ids is None else target_ids[ids],
         "logsumexp": outputs["logsumexp"].copy(),
     }
 
 
 def best(ranked: Outputs, top_k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Probabilities over the whole vocabulary, and ids (masks, k), of the likeliest words."""
+    """Probabilities over the whole vocabulary, and ids, of the most likely tokens: (masks, k) each."""
     return np.exp(ranked["top_scores"][:, :top_k] - ranked["logsumexp"][:, None]), ranked["top_ids"][:, :top_k]

@@ -1,4 +1,4 @@
-"""Continue a text, piece by piece, until a stop string, a stop token or a limit; and the tensor door of GPT."""
+"""Generation: streams the continuation of prompts until a stop string, a stop token or a limit; and logits of GPT."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -24,7 +24,7 @@ Prompt = str | Sequence[int]
 
 
 class Generate:
-    """Text in, text out, over an engine that knows only tokens."""
+    """Continues text, over an engine that knows only tokens."""
 
     def __init__(self, engine: Engine | EngineReplicas, encoder: TextEncoder, prepare: Executor) -> None:
         self._engine, self._encoder, self._prepare = engine, encoder, prepare
@@ -40,35 +40,35 @@ class Generate:
         call: RequestContext,
         field: str = "prompts",
     ) -> AsyncIterator[TextStream]:
-        """The continuations of all prompts, or of none, in pieces as they come. Leaving ends those that are not done.
+        """Stream the continuations of all prompts, or of none. Leaving the context ends those that are not finished.
 
-        Raises what `Engine.admit` raises, before anything is read. `field` is what the caller knows the prompts as.
+        Raises the errors of `Engine.admit` on entry. `field` is the name of the prompts in errors.
         """
         with ExitStack() as stack:
-            with self._engine.in_flight.track():  # from the moment it is admitted the engine knows of it
+            with self._engine.in_flight.track():  # until the engine has admitted the prompts: it waits for them itself
                 with self._engine.room(len(prompts), field=field):
                     encode = partial(self._prompt_ids, prompts, field)
                     prompt_ids = await asyncio.get_running_loop().run_in_executor(self._prepare, encode)
-                    pieces = TextStream([self._writer(stop, include_stop, sampling) for _ in prompts])
+                    stream = TextStream([self._delta_builder(stop, include_stop, sampling) for _ in prompts])
                 entrants = [
-                    Entrant(name, ids, partial(pieces.take, number))
+                    Entrant(name, ids, partial(stream.take, number))
                     for number, (name, ids) in enumerate(prompt_ids.items())
-                ]  # and nobody comes in between
+                ]  # no await between the reservation and the admission: the queue still has space
                 stack.enter_context(self._engine.admit(entrants, sampling, call, field=field))
-            yield pieces
+            yield stream
 
-    def _writer(self, stop: Sequence[str], include_stop: bool, sampling: Sampling) -> DeltaBuilder:
+    def _delta_builder(self, stop: Sequence[str], include_stop: bool, sampling: Sampling) -> DeltaBuilder:
         return DeltaBuilder(self._encoder.detokenizer(), StopStrings(stop, include=include_stop), sampling)
 
     def _prompt_ids(self, prompts: Sequence[Prompt], field: str) -> dict[str, Ids]:
-        """Off the event loop: each prompt by the name that errors tell."""
+        """The ids of each prompt, by its name in errors. Runs in a thread."""
         names = [f"{field}[{number}]" for number in range(len(prompts))]
         return {name: self._ids(name, prompt) for name, prompt in zip(names, prompts, strict=True)}
 
     def _ids(self, name: str, prompt: Prompt) -> Ids:
         if isinstance(prompt, str):
             return self._encoder.encode_one(prompt, field=name).input_ids
-        self._engine.check_length(name, len(prompt))  # before millions of numbers are looked at
+        self._engine.check_length(name, len(prompt))  # before a list of millions of numbers is converted
         return np.array(prompt, np.int64)
 
 

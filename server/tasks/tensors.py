@@ -1,6 +1,6 @@
-"""The tensor door: token ids or pixels in, what the network gives out. For encoders and vision models.
+"""Tensors in, tensors out: token ids or pixels to the outputs of the network, for encoders and vision models.
 
-Rows of this door run in the same batches as all others; what is padded in a request is not computed for nothing.
+The inputs run in the same batches as those of the tasks; the padding of a request is removed and not computed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,13 +20,13 @@ from server.errors import InvalidRequest
 from server.tasks.embed import normalised
 from server.text.positions import positions
 
-MAX_LOGITS = 1 << 26  # numbers in one answer: 256 MiB
+MAX_LOGITS = 1 << 26  # numbers in one response: 256 MiB
 
 
 class RawText:
     """`input_ids` (n, t), optional `attention_mask` and `token_type_ids`, all INT64 → `logits` or `embedding`, FP32.
 
-    Of fill-mask models `logits` (n, t, v), zeros at padding; of classifiers (n, c); of embedders `embedding` (n, d).
+    Fill-mask models return `logits` (n, t, v), zeros at padding; classifiers (n, c); embedders `embedding` (n, d).
     """
 
     def __init__(self, artifact: Artifact, batcher: Batcher) -> None:
@@ -44,14 +44,14 @@ class RawText:
             rows = self._rows(ids, inputs)
             if self.per_token:
                 return {self.output: await self._logits(rows, ids.shape, place)}
-            found = np.stack([answer[self.output] for answer in await self._batcher.run(rows, place)])
-        return {self.output: normalised(found) if self.normalise else found}
+            output = np.stack([answer[self.output] for answer in await self._batcher.run(rows, place)])
+        return {self.output: normalised(output) if self.normalise else output}
 
     async def _logits(self, rows: Sequence[TextRow], shape: tuple[int, ...], place: Reservation) -> Array:
-        """(n, t, v), filled by the threads that run the rows."""
+        """Logits (n, t, v). The threads that run the rows copy them into the array."""
         logits = np.zeros((*shape, self.text.vocabulary), np.float32)
-        keeping = [replace(row, keep=partial(_put, line)) for row, line in zip(rows, logits, strict=True)]
-        await self._batcher.run(keeping, place)
+        copying = [replace(row, keep=partial(_copy_logits, target)) for row, target in zip(rows, logits, strict=True)]
+        await self._batcher.run(copying, place)
         return logits
 
     def _rows(self, ids: NDArray[np.int64], inputs: Mapping[str, Array]) -> list[TextRow]:
@@ -70,7 +70,7 @@ class RawText:
 
 
 class RawImage:
-    """`pixel_values` (n, 3, h, w), FP32, normalised as the checkpoint wants them → `logits` (n, c), FP32."""
+    """`pixel_values` (n, 3, h, w), FP32, normalised as the checkpoint expects → `logits` (n, c), FP32."""
 
     def __init__(self, artifact: Artifact, batcher: Batcher) -> None:
         self.shape = (3, artifact.manifest.image.height, artifact.manifest.image.width)
@@ -89,14 +89,14 @@ class RawImage:
         return {"logits": np.stack([answer["logits"] for answer in answers])}
 
 
-def _put(line: Array, outputs: Outputs) -> Outputs:
-    """Put the logits of a row where its caller wants them, and keep nothing else."""
-    line[: len(outputs["logits"])] = outputs["logits"]
+def _copy_logits(target: Array, outputs: Outputs) -> Outputs:
+    """Copy the logits of a row into the result of its request, and keep no other outputs."""
+    target[: len(outputs["logits"])] = outputs["logits"]
     return {}
 
 
 def read_ids(inputs: Mapping[str, Array], *, max_length: int) -> NDArray[np.int64]:
-    """Token ids (n, t) of the right shape: nothing is computed yet. InvalidRequest names what is wrong."""
+    """Token ids (n, t), checked by type and shape only. Raises InvalidRequest."""
     ids = _integers("input_ids", inputs["input_ids"])
     if ids.shape[1] > max_length:
         raise InvalidRequest("input_ids", f"{ids.shape[1]} tokens in a row", f"at most {max_length}")
@@ -104,7 +104,7 @@ def read_ids(inputs: Mapping[str, Array], *, max_length: int) -> NDArray[np.int6
 
 
 def read_lengths(ids: NDArray[np.int64], inputs: Mapping[str, Array], *, vocabulary: int) -> NDArray[np.int64]:
-    """The length of each row (n), whose tokens are of the vocabulary; InvalidRequest names what is wrong."""
+    """The length of each row (n,). InvalidRequest for a mask that is not right-padded, or an id that does not exist."""
     mask = _integers("attention_mask", inputs["attention_mask"], ids.shape) if "attention_mask" in inputs else None
     lengths = np.full(len(ids), ids.shape[1]) if mask is None else _lengths(mask)
     _check_range("input_ids", ids, lengths, vocabulary)
@@ -114,7 +114,7 @@ def read_lengths(ids: NDArray[np.int64], inputs: Mapping[str, Array], *, vocabul
 def read_segments(
     ids: NDArray[np.int64], lengths: NDArray[np.int64], inputs: Mapping[str, Array], *, segments: int
 ) -> NDArray[np.int64] | None:
-    """Segments (n, t) if they are given; InvalidRequest names what is wrong."""
+    """Token types (n, t), or None if there are none in the request. Raises InvalidRequest."""
     if "token_type_ids" not in inputs:
         return None
     if not segments:
@@ -125,7 +125,7 @@ def read_segments(
 
 
 def check_size(ids: NDArray[np.int64], vocabulary: int) -> None:
-    """Refuse an answer that would take too much memory."""
+    """Refuse a request whose logits would take too much memory."""
     if ids.size * vocabulary > MAX_LOGITS:
         found = f"{len(ids)} x {ids.shape[1]} tokens of {vocabulary} logits each"
         raise InvalidRequest("input_ids", found, f"at most {MAX_LOGITS // vocabulary} tokens in a request")
@@ -139,7 +139,7 @@ def _integers(field: str, array: Array, shape: tuple[int, ...] | None = None) ->
 
 
 def _lengths(mask: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The number of leading ones of each row, which must be all there are."""
+    """The number of leading ones of each row. InvalidRequest if there are ones behind a zero."""
     lengths = np.asarray((mask == 1).sum(axis=1))
     right = (np.arange(mask.shape[1]) < lengths[:, None]).astype(np.int64)
     for number in np.flatnonzero((mask != right).any(axis=1) | (lengths == 0)):
@@ -150,7 +150,7 @@ def _lengths(mask: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _check_range(field: str, ids: NDArray[np.int64], lengths: NDArray[np.int64], bound: int) -> None:
-    """What stands in the padding does not matter."""
+    """InvalidRequest for an id that is not below the bound. Ids in the padding may have any value."""
     real = np.arange(ids.shape[1]) < lengths[:, None]
     for row, column in np.argwhere(real & ((ids < 0) | (ids >= bound))):
         raise InvalidRequest(f"{field}[{row}, {column}]", str(ids[row, column]), f"0 to {bound - 1}")

@@ -1,4 +1,4 @@
-"""Tokens into text, piece by piece, as they come: where stop strings end it, and what waits for a slow reader."""
+"""Streams text while tokens are generated: applies stop strings, and merges deltas that a slow reader has not read."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -11,7 +11,7 @@ from server.text.detokenizer import Detokenizer, StopStrings
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Of one token: its log-probability, and the likeliest tokens with theirs."""
+    """The log-probability of a token, and the most likely tokens with theirs."""
 
     logprob: float
     top: tuple[tuple[int, float], ...]
@@ -19,15 +19,15 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, kw_only=True)
 class TextDelta:
-    """What is new of a continuation.
+    """The part of a continuation that is new since the previous delta.
 
-    `text` may lag behind `token_ids`: characters are never cut, and what may be the beginning of a stop string is held
-    back. The last piece, and no other, has a `finish_reason`, the seed and the usage.
+    `text` may lag behind `token_ids`: characters are never split, and text that may begin a stop string is held back.
+    Only the last delta has a `finish_reason`, the seed and the usage.
     """
 
     text: str
     token_ids: list[int]
-    logprobs: list[TokenLogprobs]  # one for each of `token_ids`, if asked for
+    logprobs: list[TokenLogprobs]  # one for each of `token_ids` if requested
     finish_reason: str = ""  # stop, length, cancelled
     stop_reason: str = ""  # the stop string or the token of `stop_token_ids` that ended it
     seed: int | None = None
@@ -35,15 +35,15 @@ class TextDelta:
 
 
 class DeltaBuilder:
-    """The steps of one prompt into pieces of text."""
+    """Turns the token outputs of one prompt into deltas of text."""
 
     def __init__(self, detokenizer: Detokenizer, stops: StopStrings, sampling: Sampling) -> None:
         self._detokenizer, self._stops, self._sampling = detokenizer, stops, sampling
 
-    def write(self, step: Step) -> TextDelta:
-        """What is new with this step. It is the last piece if it has a `finish_reason`, whatever the step says."""
+    def build(self, step: Step) -> TextDelta:
+        """The delta of one token. It is the last one if it has a `finish_reason`, which a stop string may have set."""
         ids = [] if step.token_id is None else [step.token_id]
-        piece = TextDelta(
+        delta = TextDelta(
             text=self._text(ids, step),
             token_ids=ids,
             logprobs=[TokenLogprobs(step.logprob, step.top) for _ in ids] if self._sampling.logprobs else [],
@@ -51,8 +51,8 @@ class DeltaBuilder:
         matched = self._stops.matched
         reason, stop_reason = ("stop", matched) if matched else (step.finish_reason, step.stop_reason)
         if not reason:
-            return piece
-        return replace(piece, finish_reason=reason, stop_reason=stop_reason, seed=step.seed, usage=step.usage)
+            return delta
+        return replace(delta, finish_reason=reason, stop_reason=stop_reason, seed=step.seed, usage=step.usage)
 
     def _text(self, ids: Sequence[int], step: Step) -> str:
         hidden = step.finish_reason == "stop" and not (step.stop_reason and self._stops.include)
@@ -65,46 +65,46 @@ class DeltaBuilder:
 
 
 class TextStream:
-    """What is new of several continuations, until it is read: a slow reader gets of each what waits as one piece."""
+    """The deltas of several continuations. Deltas that wait for a slow reader are merged into one for each."""
 
-    def __init__(self, writers: Sequence[DeltaBuilder]) -> None:
-        self._writers = writers
+    def __init__(self, builders: Sequence[DeltaBuilder]) -> None:
+        self._builders = builders
         self._new: dict[int, list[TextDelta]] = {}  # by number of the prompt
         self._arrived = asyncio.Event()
         self._error: Exception | None = None
 
     def take(self, number: int, step: Step | Exception) -> bool:
-        """A step of one of them has come. True if a stop string has ended it, so that it wants no more."""
+        """Add a token of one continuation. True if a stop string has ended it: the engine must not continue it."""
         self._arrived.set()
         try:
             if isinstance(step, Exception):
                 raise step
-            piece = self._writers[number].write(step)
-        except Exception as error:  # the reader's to see, not the engine's
+            delta = self._builders[number].build(step)
+        except Exception as error:  # raised in the reader, not in the engine
             self._error = error
             return False
-        self._new.setdefault(number, []).append(piece)
-        return piece.finish_reason == "stop"
+        self._new.setdefault(number, []).append(delta)
+        return delta.finish_reason == "stop"
 
     async def read(self) -> AsyncGenerator[tuple[int, TextDelta], None]:
-        """What is new, with the number of its prompt, until all have ended. The first error ends all of them."""
-        running = len(self._writers)
+        """Deltas with the number of their prompt, until all continuations have ended, or one has failed."""
+        running = len(self._builders)
         while running:
             await self._arrived.wait()
             self._arrived.clear()
             new, self._new = self._new, {}
-            for number, pieces in new.items():
-                yield number, joined(pieces)
-                running -= bool(pieces[-1].finish_reason)
+            for number, deltas in new.items():
+                yield number, merged(deltas)
+                running -= bool(deltas[-1].finish_reason)
             if self._error is not None:
                 raise self._error
 
 
-def joined(pieces: Sequence[TextDelta]) -> TextDelta:
-    """Pieces that follow each other as one."""
+def merged(deltas: Sequence[TextDelta]) -> TextDelta:
+    """Consecutive deltas as one."""
     return replace(
-        pieces[-1],
-        text="".join(piece.text for piece in pieces),
-        token_ids=[token for piece in pieces for token in piece.token_ids],
-        logprobs=[token for piece in pieces for token in piece.logprobs],
+        deltas[-1],
+        text="".join(delta.text for delta in deltas),
+        token_ids=[token for delta in deltas for token in delta.token_ids],
+        logprobs=[token for delta in deltas for token in delta.logprobs],
     )

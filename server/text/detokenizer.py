@@ -1,4 +1,4 @@
-"""Tokens to text while they come, and where to stop. Knows nothing of requests or models."""
+"""Decodes tokens while they are generated, and finds stop strings. Knows nothing of requests or models."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from tokenizers.decoders import DecodeStream
 
 from server.errors import InvalidRequest
 
-STOPS_LIMIT = 16
+MAX_STOPS = 16
 CLEANED = {  # in this order
     **{f" {mark}": mark for mark in ".?!,"},
     " ' ": "'",
@@ -17,9 +17,9 @@ LONGEST_CLEANED = max(map(len, CLEANED))
 
 
 class Detokenizer:
-    """The text of one continuation, piece by piece, never half a character.
+    """Decodes one continuation token by token. It never returns part of a character.
 
-    All pieces together are what `tokenizer.decode` makes of all tokens, special ones left out.
+    The returned texts together are what `tokenizer.decode` returns for all tokens, without special tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, cleans_up: bool = False) -> None:
@@ -27,35 +27,35 @@ class Detokenizer:
         self._stream = DecodeStream(skip_special_tokens=True)
         self._ids: list[int] = []
         self._emitted = 0  # characters
-        self._raw = ""  # what was decoded so far, if it is cleaned up
+        self._raw = ""  # decoded so far and not cleaned up, if `cleans_up`
 
     def push(self, token_id: int) -> str:
-        """The characters that are complete now."""
+        """Add a token; return the characters that are complete now."""
         self._ids.append(token_id)
         text: str = self._stream.step(self._tokenizer, token_id) or ""
         if self._cleans_up:
             self._raw += text
-            text = clean_up(self._raw)[self._emitted : -LONGEST_CLEANED]  # the rest depends on what follows
+            text = clean_up(self._raw)[self._emitted : -LONGEST_CLEANED]  # the rest depends on the next token
         self._emitted += len(text)
         return text
 
     def flush(self) -> str:
-        """What is left when no more tokens come. An incomplete character becomes U+FFFD, the replacement character."""
+        """The remaining text after the last token. An incomplete character becomes U+FFFD, the replacement."""
         whole: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
         return (clean_up(whole) if self._cleans_up else whole)[self._emitted :]
 
 
 def clean_up(text: str) -> str:
-    """Text as transformers leaves it with `clean_up_tokenization_spaces`: no spaces before punctuation."""
+    """Remove spaces before punctuation as `clean_up_tokenization_spaces` of transformers does."""
     for found, cleaned in CLEANED.items():
         text = text.replace(found, cleaned)
     return text
 
 
 class StopStrings:
-    """Lets text through up to the first stop string, wherever the pieces end.
+    """Passes text on up to the first stop string, which may be spread over several calls.
 
-    The first is the one that is complete first; of several that end at the same character, the longest.
+    The first stop string is the one that ends first; of several that end at the same character, the longest.
 
     >>> stops = StopStrings(["</s>"], include=False)
     >>> stops.push("a <"), stops.push("b> c</"), stops.push("s> d"), stops.matched
@@ -63,8 +63,8 @@ class StopStrings:
     """
 
     def __init__(self, stops: Sequence[str], *, include: bool) -> None:
-        if len(stops) > STOPS_LIMIT:
-            raise InvalidRequest("stop", f"{len(stops)} strings", f"at most {STOPS_LIMIT}")
+        if len(stops) > MAX_STOPS:
+            raise InvalidRequest("stop", f"{len(stops)} strings", f"at most {MAX_STOPS}")
         for index, stop in enumerate(stops):
             if not stop:
                 raise InvalidRequest(f"stop[{index}]", "an empty string", "at least one character")
@@ -74,10 +74,10 @@ class StopStrings:
         self.matched = ""
 
     def push(self, text: str) -> str:
-        """What may be shown of the text so far and was not shown yet. Nothing after a match."""
+        """Add text; return what can be passed on of the text held so far. Nothing after a match."""
         if self.matched:
             return ""
-        before = len(self._held)  # no stop string ends in there
+        before = len(self._held)  # no stop string ends within these characters
         self._held += text
         starts = ((stop, self._held.find(stop, max(0, before - len(stop) + 1))) for stop in self._stops)
         ends = [(at + len(stop), -len(stop), stop) for stop, at in starts if at >= 0]
@@ -87,12 +87,12 @@ class StopStrings:
         return self._release(end if self.include else end - len(self.matched), keep=False)
 
     def skip(self, text: str) -> str:
-        """The same, of text in which no stop string may end."""
+        """As `push`, for text in which stop strings do not count."""
         self._held += text
         return self._release(len(self._held) - self._partial_match(), keep=True)
 
     def flush(self) -> str:
-        """What was held back, when no more text comes."""
+        """The text that was held back, after the last `push`."""
         return "" if self.matched else self._release(len(self._held), keep=False)
 
     def _release(self, count: int, *, keep: bool) -> str:
@@ -101,7 +101,7 @@ class StopStrings:
         return text
 
     def _partial_match(self) -> int:
-        """The length of the longest end of the held text with which a stop string begins."""
+        """The length of the longest suffix of the held text that is a prefix of a stop string."""
         longest = min(max(map(len, self._stops), default=1) - 1, len(self._held))
         ends = (length for length in range(longest, 0, -1))
         return next((n for n in ends if any(stop.startswith(self._held[-n:]) for stop in self._stops)), 0)

@@ -1,4 +1,4 @@
-"""The texts of requests → tokens, in threads: some at a time, so that others have their turn in between."""
+"""Encodes the texts of requests in threads, in chunks, so that a large request does not block the others."""
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -8,12 +8,12 @@ from server.concurrency.offload import offload_chunked
 from server.errors import InvalidRequest
 from server.text.tokenizer import EncodedText, TextEncoder, check_pairs
 
-SLICE_CHARACTERS = 1 << 18  # a fifth of a second and 40 MB, where each is a token
-MAX_COUNTED_CHARACTERS = 1 << 22  # of one request to count tokens: a few books
+CHUNK_CHARACTERS = 1 << 18  # a fifth of a second and 40 MB if each character is a token
+MAX_COUNTED_CHARACTERS = 1 << 22  # of one request to count tokens: the length of a few books
 
 
 class AsyncEncoder:
-    """Reads texts for one model."""
+    """Encodes texts for one model."""
 
     def __init__(self, encoder: TextEncoder, prepare: Executor) -> None:
         self._encoder, self._prepare = encoder, prepare
@@ -28,7 +28,7 @@ class AsyncEncoder:
         field: str,
         pair_field: str = "text_pairs",
     ) -> list[EncodedText]:
-        """As `TextEncoder.encode`; nothing is read any more behind a text that is refused."""
+        """As `TextEncoder.encode`. Chunks behind a refused text are not encoded."""
         check_pairs(texts, pairs, pair_field)
 
         def encode(part: slice) -> list[EncodedText]:
@@ -36,24 +36,24 @@ class AsyncEncoder:
             return self._encoder.encode(texts[part], pairs[part], prompt_name=prompt_name, truncate=truncate, **named)
 
         lengths = [min(length, self._encoder.max_characters) for length in _characters(texts, pairs)]
-        return await offload_chunked(self._prepare, encode, lengths, most=SLICE_CHARACTERS)
+        return await offload_chunked(self._prepare, encode, lengths, most=CHUNK_CHARACTERS)
 
 
 class TokenCounter:
     """Counts the tokens of texts for one model."""
 
-    def __init__(self, encoder: TextEncoder, prepare: Executor, *, name: str, most: int) -> None:
-        """`most`: how many texts may wait to be counted, over all callers."""
+    def __init__(self, encoder: TextEncoder, prepare: Executor, *, name: str, max_texts: int) -> None:
+        """`max_texts` is the number of texts that may wait to be counted, over all callers."""
         self.max_tokens = encoder.max_length
         self._encoder, self._prepare = encoder, prepare
         self._admission = AdmissionQueue(
-            f"texts to count for {name}", Limits(requests=most, tokens=MAX_COUNTED_CHARACTERS)
+            f"texts to count for {name}", Limits(requests=max_texts, tokens=MAX_COUNTED_CHARACTERS)
         )
 
     async def __call__(
         self, texts: Sequence[str], pairs: Sequence[str], *, prompt_name: str | None = None, field: str, pair_field: str
     ) -> list[int]:
-        """Of each text, or pair. InvalidRequest if they are too many or too long together, Overloaded if many wait."""
+        """The tokens of each text or pair. InvalidRequest if they are too long, Overloaded if too many wait."""
         characters = sum(_characters(texts, pairs))
         if characters > MAX_COUNTED_CHARACTERS:
             raise InvalidRequest(field, f"{characters} characters together", f"at most {MAX_COUNTED_CHARACTERS}")
@@ -65,7 +65,7 @@ class TokenCounter:
 
         self._admission.enter(requests=len(texts), tokens=0, field=field)
         try:
-            return await offload_chunked(self._prepare, count, _characters(texts, pairs), most=SLICE_CHARACTERS)
+            return await offload_chunked(self._prepare, count, _characters(texts, pairs), most=CHUNK_CHARACTERS)
         finally:
             self._admission.leave(requests=len(texts), tokens=0)
 

@@ -1,6 +1,4 @@
-"""Does the server read texts as transformers did when the model was exported? Runs its own tokenizer and decoder over
-the golden texts of an artifact before the model is ready.
-"""
+"""Checks at load that the server encodes and decodes the golden texts of an artifact as transformers did at export."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,7 +15,7 @@ SHOWN = 40  # characters of a text in an error
 
 
 def check_golden_texts(encoder: TextEncoder, artifact: Artifact) -> int:
-    """How many golden texts were read and decoded as expected; BadArtifact names the first that was not."""
+    """Encode and decode the golden texts; return their number. BadArtifact names the first difference."""
     path = artifact.path(GOLDEN_TEXTS)
     golden = _read(artifact)
     _check_settings(artifact, golden.settings)
@@ -45,7 +43,7 @@ def _read(artifact: Artifact) -> GoldenTexts:
 
 
 def _check_file(artifact: Artifact, expected: str) -> None:
-    """BadArtifact if the tokenizer is not the one of the golden texts, though it reads them alike."""
+    """BadArtifact if the tokenizer is not the file of the golden texts, even though it encodes them in the same way."""
     path = artifact.path(artifact.manifest.text.tokenizer)
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if expected and found != expected:
@@ -53,7 +51,7 @@ def _check_file(artifact: Artifact, expected: str) -> None:
 
 
 def _check_settings(artifact: Artifact, expected: TextInput) -> None:
-    """BadArtifact if the manifest says of texts anything else than when the golden texts were made."""
+    """BadArtifact if the text settings of the manifest are not those with which the golden texts were made."""
     settings = artifact.manifest.text
     for field in TextInput.DESCRIPTOR.fields:
         found, wanted = (_value(message, field.name) for message in (settings, expected))
@@ -65,7 +63,7 @@ def _check_settings(artifact: Artifact, expected: TextInput) -> None:
 
 
 def _value(message: TextInput, name: str) -> object:
-    """A field in plain values; None if it is not there."""
+    """The value of a field as plain Python; None if it is not set."""
     if name not in {field.name for field, _ in message.ListFields()}:
         return None
     value = getattr(message, name)
@@ -73,7 +71,7 @@ def _value(message: TextInput, name: str) -> object:
 
 
 def _difference(encoder: TextEncoder, text: GoldenText) -> str:
-    """What is found and what is expected, where they differ; empty if they do not."""
+    """The first difference from what is expected, as a text; empty if there is none."""
     pair = text.pair if text.HasField("pair") else None
     prompt_name = text.prompt_name if text.HasField("prompt_name") else None
     try:
@@ -86,8 +84,8 @@ def _difference(encoder: TextEncoder, text: GoldenText) -> str:
         return found
     if not text.HasField("decoded"):
         return ""
-    pieces = encoder.detokenizer()
-    streamed = "".join(map(pieces.push, text.input_ids)) + pieces.flush()
+    detokenizer = encoder.detokenizer()
+    streamed = "".join(map(detokenizer.push, text.input_ids)) + detokenizer.flush()
     for decoded in (encoder.decode(text.input_ids, skip_special_tokens=True), streamed):
         if decoded != text.decoded:
             return f"found {decoded[:SHOWN]!r} when decoded, expected {text.decoded[:SHOWN]!r}"

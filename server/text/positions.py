@@ -1,4 +1,4 @@
-"""Where the tokens of a text stand, for models that do not count all of them."""
+"""The positions of tokens, for models that do not number all of them."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,9 +7,9 @@ from protos.manifest_pb2 import TextInput
 
 
 def positions(input_ids: NDArray[np.int64], text: TextInput) -> NDArray[np.int64] | None:
-    """The positions of tokens (t) that are not 0, 1, 2, …; None if they are.
+    """The positions (t,) of the tokens of a text; None if they are 0, 1, 2, …
 
-    RoBERTa does not count padding tokens that stand within a text: all of them have one position of their own.
+    RoBERTa does not number padding tokens within a text: all of them have the same reserved position.
     """
     padding = input_ids == text.pad_position_id
     if not text.HasField("pad_position") or not padding.any():

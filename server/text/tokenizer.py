@@ -1,9 +1,8 @@
-"""From texts to tokens, with the tokenizer that came with the model. Never pads; cuts only where a request says so."""
+"""Encodes texts with the tokenizer of the model. Never pads; truncates only where a request allows it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +13,20 @@ from server.errors import BadArtifact, InvalidRequest
 from server.text.detokenizer import Detokenizer, clean_up
 from server.text.positions import positions
 
-# A token is seldom longer than a few characters: what is longer than this is refused before it is read, or cut there.
+# Tokens seldom have more than a few characters. A text with more than this per token is refused, or truncated, before
+# it is encoded.
 MAX_CHARACTERS_PER_TOKEN = 250
-Name = Callable[[int], str]  # the number of an input → what its caller knows it as
+TextOrPair = str | tuple[str, str]
+Name = Callable[[int], str]  # the number of an input → its name in errors
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedText:
-    """A text, or a pair of texts, as the model reads it: (t) each, INT64, special tokens included."""
+    """A text, or a pair of texts, as input of a model: (t,) each, INT64, including special tokens."""
 
     input_ids: NDArray[np.int64]
     token_type_ids: NDArray[np.int64]
-    position_ids: NDArray[np.int64] | None = None  # 0, 1, 2, … if None
+    position_ids: NDArray[np.int64] | None = None  # None for 0, 1, 2, …
     truncated: bool = False
 
     def __len__(self) -> int:
@@ -38,14 +39,14 @@ class EncodedText:
 
 @dataclass(frozen=True)
 class TokenUsage:
-    """How much of an input the model has read."""
+    """The number of tokens that the model read of an input, and whether the rest was cut off."""
 
     tokens: int
     truncated: bool
 
 
 class TextEncoder:
-    """The tokenizer of one model, with the length that the model can take. Safe to use from several threads."""
+    """The tokenizer of one model, with the model's maximum length. Threads may share it."""
 
     def __init__(self, artifact: Artifact) -> None:
         self.text = text = artifact.manifest.text
@@ -59,16 +60,16 @@ class TextEncoder:
             raise BadArtifact(f"{artifact.directory}: found no text.tokenizer in the manifest, expected a file's name")
         path = artifact.path(text.tokenizer)
         try:
-            self._tokenizer, self._cutting = Tokenizer.from_file(str(path)), Tokenizer.from_file(str(path))
+            self._tokenizer, self._truncating = Tokenizer.from_file(str(path)), Tokenizer.from_file(str(path))
         except BaseException as error:  # the tokenizers library raises nothing narrower
             reraise_if_foreign(error)
             raise BadArtifact(f"{path}: {error}") from error
-        for tokenizer in (self._tokenizer, self._cutting):
+        for tokenizer in (self._tokenizer, self._truncating):
             tokenizer.no_truncation()
             tokenizer.no_padding()
             tokenizer.encode_special_tokens = text.split_special_tokens
         side = "left" if self._on_left else "right"
-        self._cutting.enable_truncation(self.max_length, strategy="longest_first", direction=side)
+        self._truncating.enable_truncation(self.max_length, strategy="longest_first", direction=side)
 
     def encode(
         self,
@@ -81,38 +82,38 @@ class TextEncoder:
         field: str = "texts",
         pair_field: str = "text_pairs",
     ) -> list[EncodedText]:
-        """Tokens of each text behind its prompt, or of each with the one of `pairs` that belongs to it.
+        """Encode each text behind its prompt, or each text with its second text in `pairs`.
 
-        What is too long is cut as transformers cuts it: on the model's side, of a pair from the longer text.
-        InvalidRequest names the text that has no tokens, has one that the model does not know, or is too long without
-        `truncate`; the first of these has the number `first`.
+        Truncates as transformers does: on the side that the model's tokenizer says, and a pair in its longer text.
+        InvalidRequest names a text without tokens, with a token that the model does not know, or that is too long
+        without `truncate`. `first` is the number of the first text in these names.
         """
         name, pair_name = partial(_numbered, field, first), partial(_numbered, pair_field, first)
         texts = self.prompted(texts, prompt_name)
-        inputs = self._inputs(self._readable(texts, truncate, name), self._readable(pairs, truncate, pair_name))
+        inputs = self._inputs(self._cut(texts, truncate, name), self._cut(pairs, truncate, pair_name))
         tokens = []
-        for number, encoding in enumerate(self._read(self._tokenizer, inputs, name)):
-            cut = any(len(group[number]) > self.max_characters for group in (texts, pairs) if group)
+        for number, encoding in enumerate(self._encode(self._tokenizer, inputs, name)):
+            truncated = any(len(group[number]) > self.max_characters for group in (texts, pairs) if group)
             if len(encoding) > self.max_length:
                 if not truncate:
-                    most = f"at most {self.max_length} (or `truncate`)"
-                    raise InvalidRequest(name(number), f"{len(encoding)} tokens", most)
-                (encoding,) = self._read(self._cutting, [inputs[number]], _from(name, number))
-                cut = True
+                    expected = f"at most {self.max_length} (or `truncate`)"
+                    raise InvalidRequest(name(number), f"{len(encoding)} tokens", expected)
+                (encoding,) = self._encode(self._truncating, [inputs[number]], _from(name, number))
+                truncated = True
             if not encoding.ids:
                 raise InvalidRequest(name(number), "a text without tokens", "some text")
-            self._check_known(encoding, name(number), pair_name(number))
-            tokens.append(self._tokens(encoding, truncated=cut))
+            self._check_ids(encoding, name(number), pair_name(number))
+            tokens.append(self._tokens(encoding, truncated=truncated))
         return tokens
 
     def encode_as_is(self, text: str, pair: str | None, *, prompt_name: str | None) -> Encoding:
-        """What the tokenizer makes of a text, cut to the model's length, though the model might not take it."""
+        """Encode a text, truncated to the model's length, without checking that the model knows all of its tokens."""
         inputs = self._inputs(self.prompted([text], prompt_name), [] if pair is None else [pair])
-        (encoding,) = self._read(self._cutting, inputs, lambda _: "text")
+        (encoding,) = self._encode(self._truncating, inputs, lambda _: "text")
         return encoding
 
     def prompted(self, texts: Sequence[str], prompt_name: str | None) -> Sequence[str]:
-        """The texts with a prompt of the model before each of them, or before the first text of each pair.
+        """The texts with one of the model's prompts in front of each, or in front of the first text of each pair.
 
         None stands for the model's default prompt, an empty name for no prompt. InvalidRequest for an unknown name.
         """
@@ -126,25 +127,25 @@ class TextEncoder:
 
     @property
     def max_characters(self) -> int:
-        """That are read of a text."""
+        """The number of characters that are encoded of a text."""
         return self.max_length * MAX_CHARACTERS_PER_TOKEN
 
     def encode_one(self, text: str, *, field: str) -> EncodedText:
-        """Tokens of one text; of an empty one, the token with which the model begins.
+        """Encode one text. An empty text becomes the token with which the model begins.
 
-        InvalidRequest names the field if there are none, too many, or one that the model does not know.
+        InvalidRequest if there are no tokens, too many, or one that the model does not know.
         """
         self._check_characters(field, text)
-        (encoding,) = self._read(self._tokenizer, [text], lambda _: field)
+        (encoding,) = self._encode(self._tokenizer, [text], lambda _: field)
         if not encoding.ids:
-            return self._begun(field, text)
+            return self._begin(field, text)
         if len(encoding) > self.max_length:
             raise InvalidRequest(field, f"{len(encoding)} tokens", f"at most {self.max_length}")
-        self._check_known(encoding, field, field)
+        self._check_ids(encoding, field, field)
         return self._tokens(encoding)
 
-    def _begun(self, field: str, text: str) -> EncodedText:
-        """What stands for a text without tokens. InvalidRequest if the model has no token to begin with."""
+    def _begin(self, field: str, text: str) -> EncodedText:
+        """The tokens for a text that has none. InvalidRequest if the model has no token to begin with."""
         if self.begin_id is None:
             found = "a text without tokens" if text else "an empty text"
             raise InvalidRequest(field, found, "some text: the model has no token to begin with")
@@ -160,58 +161,60 @@ class TextEncoder:
         field: str,
         pair_field: str,
     ) -> list[int]:
-        """How many tokens each text with its prompt, or pair, is: also of what the model would not take."""
+        """The number of tokens of each text with its prompt, or of each pair, even if the model would refuse them."""
         texts = self.prompted(texts, prompt_name)
         for named, group in ((field, texts), (pair_field, pairs)):
             for number, text in enumerate(group):
                 self._check_characters(_numbered(named, first, number), text)
         name = partial(_numbered, field, first)
-        return [len(encoding) for encoding in self._read(self._tokenizer, self._inputs(texts, pairs), name)]
+        return [len(encoding) for encoding in self._encode(self._tokenizer, self._inputs(texts, pairs), name)]
 
     def token_id(self, word: str, *, field: str) -> int:
-        """The id of a word that is one token. InvalidRequest tells into which tokens any other falls."""
+        """The id of a word that is a single token. InvalidRequest lists the tokens of any other word."""
         if len(word) > MAX_CHARACTERS_PER_TOKEN:
             raise InvalidRequest(field, f"{len(word)} characters", "a word that is one token of the model")
         found: int | None = self._tokenizer.token_to_id(word)
         if found is not None:
-            return self._known(found, field)
-        (pieces,) = self._read(self._tokenizer, [word], lambda _: field, special=False)
-        tokens = [self.token(piece) for piece in pieces.ids]
+            return self._checked_id(found, field)
+        (encoding,) = self._encode(self._tokenizer, [word], lambda _: field, special=False)
+        tokens = [self.token(token_id) for token_id in encoding.ids]
         if len(tokens) != 1 or tokens[0] == getattr(self._tokenizer.model, "unk_token", None):
             spelled = f"tokens {', '.join(map(repr, tokens))}" if tokens else "no token"
             raise InvalidRequest(field, f"{word!r} ({spelled})", "a word that is one token of the model")
-        return self._known(int(pieces.ids[0]), field)
+        return self._checked_id(int(encoding.ids[0]), field)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return clean_up(text) if self.text.clean_up_spaces else text
 
     def detokenizer(self) -> Detokenizer:
-        """Decodes tokens that come one after the other, special ones left out."""
+        """A decoder of tokens that are generated one after the other. It leaves special tokens out."""
         return Detokenizer(self._tokenizer, cleans_up=self.text.clean_up_spaces)
 
     def token(self, token_id: int) -> str:
-        """How a token is spelled in the vocabulary."""
+        """The text of a token in the vocabulary."""
         return self._tokenizer.id_to_token(token_id) or ""
 
-    def _read(self, tokenizer: Tokenizer, inputs: Sequence[Any], name: Name, *, special: bool = True) -> list[Encoding]:
-        """Some vocabularies have no token for what they do not know, those of single letters above all."""
+    def _encode(
+        self, tokenizer: Tokenizer, inputs: Sequence[TextOrPair], name: Name, *, special: bool = True
+    ) -> list[Encoding]:
+        """Encode texts or pairs. InvalidRequest for a character without a token, if there is no unknown token."""
         try:
             return list(tokenizer.encode_batch_fast(list(inputs), add_special_tokens=special))
-        except BaseException as error:  # the tokenizers library raises nothing narrower, and does not say which
+        except BaseException as error:  # the tokenizers library raises nothing narrower, for an unnamed text
             reraise_if_foreign(error)
             if len(inputs) > 1:
                 for number, each in enumerate(inputs):
-                    self._read(tokenizer, [each], _from(name, number), special=special)
+                    self._encode(tokenizer, [each], _from(name, number), special=special)
             raise InvalidRequest(name(0), f"what the tokenizer has no token for ({error})", "text it knows") from error
 
-    def _inputs(self, texts: Sequence[str], pairs: Sequence[str]) -> list[Any]:
-        """Texts, or pairs of them, as the tokenizers library takes them.
+    def _inputs(self, texts: Sequence[str], pairs: Sequence[str]) -> Sequence[TextOrPair]:
+        """Texts, or pairs of them, as the tokenizers library expects them.
 
-        With an empty second text a pair is a single text for transformers, though not for its cross-encoders.
+        transformers encodes a pair with an empty second text as a single text, but not for its cross-encoders.
         """
         if not pairs:
-            return list(texts)
+            return texts
         both = zip(texts, pairs, strict=True)
         return [(text, pair) if pair or self.text.empty_pairs else text for text, pair in both]
 
@@ -220,27 +223,27 @@ class TextEncoder:
         types = np.array(encoding.type_ids, np.int64) if self.text.token_types else np.zeros_like(ids)
         return EncodedText(ids, types, positions(ids, self.text), truncated)
 
-    def _known(self, token_id: int, field: str) -> int:
-        """The id of a token that the model has a row for, or InvalidRequest."""
+    def _checked_id(self, token_id: int, field: str) -> int:
+        """The id of a token that has a row in the model's embedding; InvalidRequest for any other."""
         if token_id >= self.text.vocabulary:
             expected = f"a token of the model, whose ids end at {self.text.vocabulary - 1}"
             raise InvalidRequest(field, f"the token {self.token(token_id)!r} (id {token_id})", expected)
         return token_id
 
-    def _check_known(self, encoding: Encoding, field: str, pair_field: str) -> None:
-        """A tokenizer may have more tokens than the model has rows for."""
+    def _check_ids(self, encoding: Encoding, field: str, pair_field: str) -> None:
+        """InvalidRequest for a token without a row in the model's embedding: tokenizers may have more tokens."""
         if max(encoding.ids) < self.text.vocabulary:
             return
         for token_id, text in zip(encoding.ids, encoding.sequence_ids, strict=True):
-            self._known(token_id, pair_field if text == 1 else field)
+            self._checked_id(token_id, pair_field if text == 1 else field)
 
-    def _readable(self, texts: Sequence[str], truncate: bool, name: Name) -> list[str]:
-        """The texts as far as they are to be read: without `truncate` as they are, or InvalidRequest."""
+    def _cut(self, texts: Sequence[str], truncate: bool, name: Name) -> list[str]:
+        """The texts, cut to `max_characters`. InvalidRequest for a longer text without `truncate`."""
         if not truncate:
             for number, text in enumerate(texts):
                 self._check_characters(name(number), text)
-        most = self.max_characters
-        return [text[-most:] if self._on_left else text[:most] for text in texts]
+        count = self.max_characters
+        return [text[-count:] if self._on_left else text[:count] for text in texts]
 
     def _check_characters(self, field: str, text: str) -> None:
         if len(text) > self.max_characters:
@@ -248,7 +251,7 @@ class TextEncoder:
 
 
 def reraise_if_foreign(error: BaseException) -> None:
-    """Let pass what is no error of the tokenizers library: where its Rust code panics, it raises no `Exception`."""
+    """Reraise an error that is not the tokenizers library's, whose panics in Rust are no `Exception` in Python."""
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
         raise error
 

@@ -45,7 +45,7 @@ def works():
     """Three threads, and memory for two jobs of 50."""
     pool = DecodePool(3, decoding_bytes=100)
     yield Works(pool)
-    pool.end()
+    pool.close()
 
 
 async def test_no_more_is_decoded_at_once_than_there_is_memory_for(works):
@@ -107,6 +107,6 @@ def test_the_loop_may_end_before_a_thread_does(caplog):
 
     asyncio.run(abort())
     end.set()
-    pool.end()
+    pool.close()
     pool._threads.shutdown()  # waits for the thread
     assert not caplog.records

@@ -54,7 +54,7 @@ def gated(repository):
     pool = DecodePool(4, decoding_bytes=two)
     yield decoder, ClassifyImage(model.artifact, model.backend, decoder, pool=pool, prepare=model.prepare)
     decoder.gate.set()
-    pool.end()
+    pool.close()
 
 
 async def test_of_a_request_that_is_given_up_what_is_being_decoded_keeps_its_memory(gated):

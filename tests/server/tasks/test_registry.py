@@ -27,7 +27,7 @@ def test_each_task_has_a_method_of_the_client_and_a_command_that_reads_its_examp
     function = name.replace("-", "_")
     assert callable(getattr(Client, function))
     arguments = _parser().parse_args(shlex.split(TASKS[name].example.format(image="some.png")))
-    assert arguments.ask.__name__ == function
+    assert function in [value.__name__ for value in vars(arguments).values() if callable(value)]
 
 
 def test_a_class_stands_for_one_task():

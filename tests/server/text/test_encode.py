@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from server.artifact import read_artifact
 from server.errors import InvalidRequest, Overloaded
-from server.text.encode import SLICE_CHARACTERS, AsyncEncoder, TokenCounter
+from server.text.encode import CHUNK_CHARACTERS, AsyncEncoder, TokenCounter
 from server.text.tokenizer import TextEncoder
 
 TEXT = "a list " * 2000
@@ -44,7 +44,7 @@ async def test_short_texts_are_read_at_once_and_long_ones_in_slices(encoder, poo
     assert pool.jobs == 1
     tokens = await read([TEXT, "a set", *[TEXT] * MANY], truncate=True, field="texts")
     assert [(len(each), each.truncated) for each in tokens] == [(64, True), (4, False), *[(64, True)] * MANY]
-    assert pool.jobs > 1 + (MANY + 1) * len(TEXT) // SLICE_CHARACTERS
+    assert pool.jobs > 1 + (MANY + 1) * len(TEXT) // CHUNK_CHARACTERS
 
 
 async def test_pairs_stay_together(encoder, pool):
@@ -76,7 +76,7 @@ async def test_nothing_is_read_for_who_is_gone(encoder, pool):
 
 
 async def test_only_so_many_texts_wait_to_be_counted(encoder, pool):
-    count = TokenCounter(encoder, pool, name="bert", most=3)
+    count = TokenCounter(encoder, pool, name="bert", max_texts=3)
     first = asyncio.create_task(count(["a", "a list"], [], field="texts", pair_field="pairs"))
     await asyncio.sleep(0)
     with pytest.raises(Overloaded, match="the queue of texts to count for bert is full"):

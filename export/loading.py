@@ -132,7 +132,7 @@ def read_image_input(
     sizes = {"image_size": recipe.config.image_size, "trained": trained.image_size}
     found = processor.read(source.directory, channels=recipe.config.channels, **sizes)
     manifest.image.CopyFrom(found.manifest)
-    return LoadedSource(recipe, manifest, files={GOLDEN_IMAGES: golden_images.made(found)}, remarks=found.remarks)
+    return LoadedSource(recipe, manifest, files={GOLDEN_IMAGES: golden_images.make(found)}, remarks=found.remarks)
 
 
 def read_text_input(

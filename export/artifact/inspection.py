@@ -144,7 +144,7 @@ def verified(account: Account) -> list[str]:
             f"{graph['root_mean_square']:.1e}, {graph['cases']} cases, {graph['measured_on']}{through_casts(graph)}"
             for graph in account["graphs"]
         ]
-        + golden_inputs.verified(account)
+        + golden_inputs.verification_lines(account)
     )
 
 

@@ -1,7 +1,6 @@
-"""The golden images and texts of an artifact that is looked at: how many there are, and the files that hold them.
+"""The files with the golden images and texts of an artifact, for `inspect` and `verify`.
 
-Needs neither torch nor transformers; how they should be read is the concern of `inputs.golden_images` and
-`inputs.golden_texts`.
+Imports neither torch nor transformers; `images.golden_images` and `text.golden_texts` compare the inputs.
 """
 
 from pathlib import Path
@@ -19,7 +18,7 @@ from protos.manifest_pb2 import GoldenTexts
 
 
 def count_images(directory: Path) -> int:
-    """How many golden images an artifact has. ExportError if their file cannot be read."""
+    """The number of golden images of an artifact. ExportError if the file cannot be read."""
     path = directory / GOLDEN_IMAGES
     try:
         with safe_open(path, "numpy") as tensors:
@@ -30,7 +29,7 @@ def count_images(directory: Path) -> int:
 
 
 def images(directory: Path) -> list[tuple[bytes, NDArray[Any]]]:
-    """Each file with the pixel values (3, h, w) that were made of it. ExportError if there are none."""
+    """Each image file with its pixel values (3, h, w). ExportError if there are none."""
     path = directory / GOLDEN_IMAGES
     try:
         tensors: dict[str, NDArray[Any]] = load_file(path)
@@ -44,7 +43,7 @@ def images(directory: Path) -> list[tuple[bytes, NDArray[Any]]]:
 
 
 def texts(directory: Path) -> GoldenTexts:
-    """The texts with their token ids. ExportError if there are none."""
+    """The golden texts with their token ids. ExportError if there are none."""
     path = directory / GOLDEN_TEXTS
     try:
         found = Parse(path.read_text("utf-8"), GoldenTexts())
@@ -55,8 +54,8 @@ def texts(directory: Path) -> GoldenTexts:
     return found
 
 
-def verified(account: dict[str, Any]) -> list[str]:
-    """What was found of the golden images and texts, for a reader."""
+def verification_lines(account: dict[str, Any]) -> list[str]:
+    """The lines about golden images and texts that `verify` prints."""
     lines = []
     if "golden_images" in account:
         lines.append(

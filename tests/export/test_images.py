@@ -271,7 +271,7 @@ def test_what_is_not_understood_is_refused_by_name(changes: dict[str, Any], text
 def test_a_setting_that_the_processor_cannot_work_with_is_refused_when_it_is_tried(tmp_path: Path) -> None:
     found = prepared(tmp_path, VIT | {"rescale": True}, image_size=224)  # takes the place of a method
     with pytest.raises(ExportError, match="ViTImageProcessor of transformers cannot work with it"):
-        golden_images.made(found)
+        golden_images.make(found)
 
 
 def test_a_checkpoint_without_settings_for_images_is_refused(tmp_path: Path) -> None:
@@ -379,9 +379,9 @@ def test_of_timm_too_what_is_not_understood_is_refused(changes: dict[str, Any], 
 
 def test_golden_images_are_of_many_kinds_and_the_same_each_time(tmp_path: Path) -> None:
     found = prepared(tmp_path, VIT | {"size": 32}, image_size=32)
-    contents = golden_images.made(found)
+    contents = golden_images.make(found)
     tensors = load(contents)
-    assert contents == golden_images.made(found)
+    assert contents == golden_images.make(found)
     assert len(tensors) == 2 * len(golden_images.files(found.manifest)) >= 12
     assert {tensors[f"{number}/pixel_values"].shape for number in range(len(tensors) // 2)} == {(3, 32, 32)}
 
@@ -397,11 +397,11 @@ def test_golden_images_are_of_many_kinds_and_the_same_each_time(tmp_path: Path) 
 )
 def test_golden_images_have_sizes_that_the_model_takes(settings: dict[str, Any], tmp_path: Path) -> None:
     found = prepared(tmp_path, {"image_processor_type": "ViTImageProcessor"} | settings, image_size=32)
-    assert len(load(golden_images.made(found))) >= 12
+    assert len(load(golden_images.make(found))) >= 12
 
 
 def test_an_export_ends_where_the_manifest_does_not_say_what_the_processor_does(tmp_path: Path) -> None:
     found = prepared(tmp_path, VIT | {"size": 32}, image_size=32)
     found.manifest.resample = "nearest"
     with pytest.raises(ExportError, match="the image processor and the manifest's steps differ on a grey image"):
-        golden_images.made(found)
+        golden_images.make(found)

@@ -112,7 +112,9 @@ def test_the_length_is_that_of_sentence_transformers_or_of_the_tokenizer(
     positions: int, longest: int | None, stated: int | None, expected: int, tmp_path: Path
 ) -> None:
     word_list(tmp_path, **({"model_max_length": stated} if stated else {}))
-    assert read(tmp_path, positions=positions, settings=TextSettings(longest=longest)).manifest.max_length == expected
+    assert (
+        read(tmp_path, positions=positions, settings=TextSettings(max_length=longest)).manifest.max_length == expected
+    )
 
 
 @pytest.mark.parametrize("stated", [0, -1, 1, "64", float("nan")])

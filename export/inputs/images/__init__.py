@@ -1,1 +1,5 @@
-"""Image processors, read by transformers, and timm's settings; golden images."""
+"""Image preprocessing, as transformers or timm define it.
+
+`processor` reads the image processor of a source, by the rules in `processor_table`, and `timm_layout` timm's settings.
+`steps` runs the manifest's steps. `golden_images` proves them.
+"""

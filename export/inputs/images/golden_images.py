@@ -1,7 +1,7 @@
 """Golden images: small image files, and the pixel values that the checkpoint's own image processor makes of them.
 
-They travel with the artifact. The server decodes and processes them by its own means before it serves the model, and
-refuses if a pixel differs by more than a grey level. The files are made by formulas alone, so that the same export
+They are part of the artifact. The server preprocesses them with its own code before it serves the model, and refuses
+the model if a pixel differs by more than a grey level. The images are computed by formulas, so that the same export
 gives the same bytes.
 """
 
@@ -19,15 +19,15 @@ from export.inputs.images.steps import Pixels, grey_levels, loaded, pixel_values
 from protos.artifact import FILE, PIXEL_TOLERANCE, PIXEL_VALUES, image_key
 from protos.manifest_pb2 import ImageInput
 
-QUARTER_TURN = 6  # EXIF: to be turned clockwise
+QUARTER_TURN = 6  # EXIF: turn clockwise
 TRANSPARENT = 3  # an entry of a palette
-AGREED = 0.01  # grey levels by which the manifest's steps may differ from the image processor
+AGREED = 0.01  # grey levels by which the manifest's steps may differ from the image processor here
 
 
-def made(preprocessing: Preprocessing) -> bytes:
+def make(preprocessing: Preprocessing) -> bytes:
     """The contents of `golden_images.safetensors`.
 
-    ExportError if the manifest's steps do not say what the image processor does.
+    ExportError if the manifest's steps give other pixels than the image processor.
     """
     image = preprocessing.manifest
     tensors: dict[str, np.ndarray] = {}
@@ -55,13 +55,13 @@ def compare(kind: str, expected: Pixels, found: Pixels, image: ImageInput) -> No
 
 
 def verify(images: Sequence[tuple[bytes, Pixels]], image: ImageInput) -> dict[str, float]:
-    """Prepare golden images again by the manifest's steps. ExportError if a pixel is off by more than a grey level."""
+    """Preprocess golden images again by the manifest's steps. ExportError if a pixel is out of tolerance."""
     errors = [distance(number, file, expected, image) for number, (file, expected) in enumerate(images)]
     return {"golden_images": len(errors), "pixel_error": max(errors)}
 
 
 def distance(number: int, file: bytes, expected: Pixels, image: ImageInput) -> float:
-    """By how many grey levels the pixels of one image are off."""
+    """The largest error of a pixel of one image, in grey levels."""
     found = pixel_values(loaded(file), image)
     error = grey_levels(found - expected, image) if found.shape == expected.shape else math.inf
     if not error <= PIXEL_TOLERANCE:
@@ -73,48 +73,48 @@ def distance(number: int, file: bytes, expected: Pixels, image: ImageInput) -> f
 
 
 def files(image: ImageInput) -> dict[str, bytes]:
-    """What kind of image → its file: of all sizes that the model takes, one of them larger than its own."""
+    """The kind of each image and its file, in different sizes if the model takes them."""
     turned = Image.Exif()
     turned[ExifTags.Base.Orientation] = QUARTER_TURN
-    palette = drawn(*sized(image, 45, 31)).quantize(16)
+    palette = draw(*sized(image, 45, 31)).quantize(16)
     return {
-        "grey": saved(drawn(*sized(image, 40, 29)).convert("L"), "PNG"),
-        "palette": saved(palette, "PNG", transparency=TRANSPARENT),
-        "transparent": saved(see_through(drawn(*sized(image, 37, 53))), "PNG"),
-        "turned": saved(drawn(*sized(image, 34, 50)[::-1]), "JPEG", exif=turned),
-        "cmyk": saved(drawn(*sized(image, 57, 33)).convert("CMYK"), "JPEG", progressive=True),
-        "tiny": saved(drawn(*sized(image, 1, 1)), "PNG"),
-        "large": saved(drawn(*sized(image, image.width + 45, image.height + 22)), "JPEG", quality=90),
+        "grey": encode(draw(*sized(image, 40, 29)).convert("L"), "PNG"),
+        "palette": encode(palette, "PNG", transparency=TRANSPARENT),
+        "transparent": encode(with_transparency(draw(*sized(image, 37, 53))), "PNG"),
+        "turned": encode(draw(*sized(image, 34, 50)[::-1]), "JPEG", exif=turned),
+        "cmyk": encode(draw(*sized(image, 57, 33)).convert("CMYK"), "JPEG", progressive=True),
+        "tiny": encode(draw(*sized(image, 1, 1)), "PNG"),
+        "large": encode(draw(*sized(image, image.width + 45, image.height + 22)), "JPEG", quality=90),
     }
 
 
 def sized(image: ImageInput, width: int, height: int) -> tuple[int, int]:
-    """Width and height if the model takes images of all sizes; otherwise the nearest that it takes."""
+    """The width and height, or the nearest that the model takes if it does not take all sizes."""
     if image.HasField("crop") or image.resize.HasField("height"):
         return width, height
     if image.HasField("resize"):
-        return width, width  # the aspect is kept, and nothing is cut off
+        return width, width  # the aspect ratio is kept, and nothing is cropped
     if image.HasField("pad"):
         return min(width, image.width), min(height, image.height)
     return image.width, image.height
 
 
-def drawn(width: int, height: int) -> Image.Image:
-    """A picture in RGB with smooth shades and hard edges."""
+def draw(width: int, height: int) -> Image.Image:
+    """A picture in RGB with gradients and hard edges."""
     y, x = np.mgrid[0:height, 0:width]
     red, green = 255 * x // max(1, width - 1), 255 * y // max(1, height - 1)
     blue = 40 + 200 * ((x // 5 + y // 7) % 2)
     return Image.fromarray(np.stack([red, green, blue], -1).astype(np.uint8))
 
 
-def see_through(picture: Image.Image) -> Image.Image:
-    """More transparent towards the right."""
+def with_transparency(picture: Image.Image) -> Image.Image:
+    """Make a picture more transparent towards the right."""
     opacity = np.asarray(picture)[:, :, 0]
     picture.putalpha(Image.fromarray(255 - opacity))
     return picture
 
 
-def saved(picture: Image.Image, form: str, **options: object) -> bytes:
+def encode(picture: Image.Image, form: str, **options: object) -> bytes:
     """The bytes of an image file."""
     stream = io.BytesIO()
     picture.save(stream, form, **options)

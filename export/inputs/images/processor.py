@@ -1,9 +1,9 @@
-"""From an image file to `pixel_values`: what the checkpoint's own preprocessing does, in the manifest's words.
+"""The preprocessing of a checkpoint's images, from its files to the manifest's steps.
 
-The image processor is read by transformers (`preprocessor_config.json`, or `image_processor` in
-`processor_config.json`): what a number, a null, a missing or an older key means is what the instance says. It is always
-the processor that works on Pillow's images: those of torchvision resize a little differently. What the settings mean
-is in `processor_table`; timm's layout is read in `timm_layout`.
+transformers loads the image processor (`preprocessor_config.json`, or `image_processor` in `processor_config.json`), so
+that defaults, nulls and older keys have the meaning that the library gives them. The processor is always the one for
+Pillow's images, because that for torchvision resizes a little differently. `processor_table` translates its settings;
+`timm_layout` reads timm's.
 """
 
 import textwrap
@@ -27,14 +27,14 @@ from protos.manifest_pb2 import ImageInput, Size
 
 FILES = (FILE, "processor_config.json")
 SUFFIX = "ImageProcessor"
-LONGEST_REASON = 200  # characters of an error of transformers: it can list two hundred types of models
-# Classes that transformers 5 no longer has → the one that has the same steps and defaults.
+LONGEST_REASON = 200  # characters of an error of transformers, which can list two hundred model types
+# Classes that transformers 5 no longer has, and those with the same steps and defaults.
 REPLACED: dict[str, type[BaseImageProcessor]] = {"ViTHybridImageProcessor": BitImageProcessorPil}
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to a picture, in the manifest's words, and the reference that does it."""
+    """The manifest's steps for a picture, and the reference that they reproduce."""
 
     manifest: ImageInput
     reference: Callable[[Image.Image], Pixels]  # a picture in RGB → (3, h, w)
@@ -44,7 +44,7 @@ class Preprocessing:
 def read(directory: Path, *, image_size: int, channels: int, trained: int | None = None) -> Preprocessing:
     """The preprocessing for a model of images of `image_size` pixels a side. ExportError if the two do not fit.
 
-    Where the model was `trained` for another size, and its files are for that one, everything grows in proportion.
+    If the model was `trained` on another size, and its files are for that size, all sizes are scaled in proportion.
     """
     if channels != CHANNELS:
         raise ExportError(f"config.json: found images of {channels} channels, expected {CHANNELS}")
@@ -55,17 +55,14 @@ def read(directory: Path, *, image_size: int, channels: int, trained: int | None
     processor, remarks = load(directory)
     found = manifest_of(processor, image_size)
     if trained not in (None, image_size) and ends_at(found, trained):
-        grow(processor, image_size / trained)
+        scale_sizes(processor, image_size / trained)
         found = manifest_of(processor, image_size)
     check(found, image_size, trained or image_size)
     return Preprocessing(found, lambda picture: processed(processor, picture), remarks)
 
 
-# ---- transformers' own reading
-
-
 def load(directory: Path) -> tuple[BaseImageProcessor, list[str]]:
-    """The image processor that transformers makes of a checkpoint's files, and what the user should know about it."""
+    """The image processor that transformers loads from a checkpoint's files, and remarks for the user."""
     if not any((directory / file).is_file() for file in FILES):
         raise ExportError(f"{FILE}: found none, expected it to say how an image becomes pixel values")
     settings = settings_of(directory)
@@ -79,7 +76,7 @@ def load(directory: Path) -> tuple[BaseImageProcessor, list[str]]:
         processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
             directory, backend="pil", local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:  # whatever a file can make transformers raise
+    except Exception as error:  # a file can cause any exception in transformers
         raise ExportError(f"{FILE}: transformers cannot read it: {in_short(error)}") from error
     if plain_name(type(processor)) not in PROCESSORS or not isinstance(processor, PilBackend):
         raise unknown(plain_name(type(processor)))
@@ -87,7 +84,7 @@ def load(directory: Path) -> tuple[BaseImageProcessor, list[str]]:
 
 
 def settings_of(directory: Path) -> dict[str, Any]:
-    """The settings as they stand in the file that transformers prefers. ExportError if it is no JSON object."""
+    """The settings in the file that transformers prefers. ExportError if it is not a JSON object."""
     try:
         settings, _ = ImageProcessingMixin.get_image_processor_dict(directory, local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
@@ -98,13 +95,13 @@ def settings_of(directory: Path) -> dict[str, Any]:
 
 
 def name_of(settings: dict[str, Any]) -> str | None:
-    """The class that a file names, without the endings that older versions gave it; None if it names none."""
+    """The class that a file names, without the suffixes of older versions; None if it names none."""
     name = settings.get("image_processor_type") or settings.get("feature_extractor_type")
     return str(name).replace("FeatureExtractor", SUFFIX).removesuffix("Fast").removesuffix("Pil") if name else None
 
 
 def unknown(name: str) -> ExportError:
-    """The refusal of a processor that is not in the table."""
+    """The error for a processor that is not in the table."""
     return ExportError(
         f"{FILE}: image_processor_type: found {name}, expected one of {', '.join([*PROCESSORS, *REPLACED])}; "
         "if one of these prepares images as the model needs them, name it there"
@@ -112,10 +109,10 @@ def unknown(name: str) -> ExportError:
 
 
 def processed(processor: BaseImageProcessor, picture: Image.Image) -> Pixels:
-    """What the processor makes of one picture in RGB, (3, h, w)."""
+    """The processor's result for one picture in RGB, (3, h, w)."""
     try:
         values = processor(images=picture, return_tensors="np")["pixel_values"]
-    except Exception as error:  # whatever a setting can make transformers raise
+    except Exception as error:  # a setting can cause any exception in transformers
         name = plain_name(type(processor))
         raise ExportError(f"{FILE}: {name} of transformers cannot work with it: {in_short(error)}") from error
     return np.asarray(values[0], np.float32)
@@ -126,19 +123,16 @@ def in_short(error: Exception) -> str:
     return textwrap.shorten(str(error) or type(error).__name__, LONGEST_REASON, placeholder=" …")
 
 
-def grow(processor: BaseImageProcessor, factor: float) -> None:
-    """Make every step's sizes larger by one factor, or smaller."""
+def scale_sizes(processor: BaseImageProcessor, factor: float) -> None:
+    """Scale the sizes of all steps by one factor."""
     for name in ("size", "crop_size", "pad_size"):
         size = getattr(processor, name, None)
         if size is not None:
             setattr(processor, name, SizeDict(**{edge: round(pixels * factor) for edge, pixels in dict(size).items()}))
 
 
-# ---- whether the steps fit the model
-
-
 def last_size(image: ImageInput) -> Size | None:
-    """Height and width that the steps end at; None if they depend on the image."""
+    """The height and width after the last step; None if they depend on the image."""
     for step in ("pad", "crop", "resize"):
         if image.HasField(step):
             found: Size = getattr(image, step)
@@ -147,14 +141,14 @@ def last_size(image: ImageInput) -> Size | None:
 
 
 def ends_at(image: ImageInput, image_size: int) -> bool:
-    """Whether the steps make images of `image_size` pixels a side, as far as they say it."""
+    """Whether the steps give images of `image_size` pixels a side, as far as it is known."""
     last = last_size(image)
     known = last is not None and (image.HasField("resize") or image.HasField("crop"))
     return not known or last is None or (last.height, last.width) == (image_size, image_size)
 
 
 def check(image: ImageInput, image_size: int, trained: int) -> None:
-    """ExportError if the steps do not end at the size of the model's input."""
+    """ExportError if the steps do not give the size of the model's input."""
     last = last_size(image)
     if last is None or ends_at(image, image_size):
         return

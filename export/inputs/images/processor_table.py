@@ -1,7 +1,7 @@
-"""The image processors of transformers that are known, and what their settings mean in the manifest's steps.
+"""The known image processors of transformers, and the translation of their settings to the manifest's steps.
 
-Most take the same steps, each unless a `do_` switch says no: resize, centre crop, rescale, normalise. A class that does
-something of its own has a rule in the table. All raise ExportError with the setting that is not understood.
+Most have the same steps, each with a `do_` switch: resize, centre crop, rescale, normalise. A class with other steps
+has a rule in the table. All functions raise ExportError with the setting that is not understood.
 """
 
 from collections.abc import Callable
@@ -32,19 +32,19 @@ def size(field: str, found: Any) -> Size:
 
 
 def plain_resize(processor: Any, image: ImageInput) -> None:
-    """To `size`, whatever it is."""
+    """Resize to `size`."""
     image.resize.CopyFrom(size("size", processor.size))
 
 
 def enlarged_resize(processor: Any, image: ImageInput) -> None:
-    """LeViT: the shortest edge is made 256/224 of what `size` says."""
+    """LeViT: the shortest edge becomes 256/224 of `size`."""
     image.resize.CopyFrom(size("size", processor.size))
     if image.resize.HasField("shortest_edge"):
         image.resize.CopyFrom(Size(shortest_edge=int((256 / 224) * image.resize.shortest_edge)))
 
 
 def fraction(processor: Any) -> float:
-    """`crop_pct`: how much of the resized image is left after the crop."""
+    """`crop_pct`: the share of the resized image that is left after the crop."""
     found = processor.crop_pct
     if isinstance(found, bool) or not isinstance(found, int | float) or not found > 0:
         raise ExportError(f"{FILE}: crop_pct: found {found!r}, expected a number above 0")
@@ -128,12 +128,12 @@ PROCESSORS: dict[str, Rules] = {
 
 
 def plain_name(processor: type) -> str:
-    """What a file calls the class of a processor for Pillow's images."""
+    """The name in files of a processor class for Pillow's images."""
     return processor.__name__.removesuffix("Pil")
 
 
 def manifest_of(processor: Any, image_size: int) -> ImageInput:
-    """A processor's settings as steps. ExportError names the setting that is not understood."""
+    """A processor's settings as the manifest's steps. ExportError names a setting that is not understood."""
     rules = PROCESSORS[plain_name(type(processor))]
     for switch, effect in rules.refused.items():
         if getattr(processor, switch, None):
@@ -172,7 +172,7 @@ def resample(found: Any) -> str:
 
 
 def factor(found: Any) -> float:
-    """By what grey levels are multiplied."""
+    """The factor for grey levels."""
     if isinstance(found, bool) or not isinstance(found, int | float) or not found > 0:
         raise ExportError(f"{FILE}: rescale_factor: found {found!r}, expected a number above 0")
     return float(found)

@@ -1,7 +1,7 @@
-"""The manifest's account of an image's preprocessing, carried out with transformers' own functions.
+"""The manifest's steps of image preprocessing, run with transformers' own functions.
 
-Each export proves on the golden images that the account says what the checkpoint's image processor does; from then on
-the account is enough. It also stands for timm's evaluation transform, which is the same few steps: see `timm_layout`.
+Each export proves on the golden images that the steps give the pixels of the checkpoint's image processor. They also
+reproduce timm's evaluation transform: see `timm_layout`.
 """
 
 import io
@@ -24,10 +24,10 @@ Pixels = NDArray[np.float32]
 
 
 def loaded(file: bytes | Path) -> Image.Image:
-    """An image file as transformers' pipelines load it: upright, in RGB. OSError if it is none.
+    """An image file as transformers' pipelines load it: upright, in RGB. OSError if it is not an image.
 
-    The one difference is wanted: of 16 bits of grey the upper eight count, as they do in colour, where Pillow shows all
-    but the 256 darkest of 65,536 greys as white.
+    There is one intended difference: of 16-bit greys, the upper eight bits are used, as for colours. Pillow would show
+    all but the 256 darkest of 65,536 greys as white.
     """
     stream: IO[bytes] | Path = io.BytesIO(file) if isinstance(file, bytes) else file
     with Image.open(stream) as picture:
@@ -38,7 +38,7 @@ def loaded(file: bytes | Path) -> Image.Image:
 
 
 def pixel_values(picture: Image.Image, image: ImageInput) -> Pixels:
-    """What a model is given of a picture in RGB, (3, h, w). ExportError if the steps do not end at its size."""
+    """The model's input for a picture in RGB, (3, h, w). ExportError if the result does not have the model's size."""
     values = np.moveaxis(rgb(picture, image), -1, 0)  # (3, h, w)
     if image.HasField("resize"):
         size = target(values.shape[1], values.shape[2], image.resize)
@@ -57,7 +57,7 @@ def pixel_values(picture: Image.Image, image: ImageInput) -> Pixels:
 
 
 def rgb(picture: Image.Image, image: ImageInput) -> NDArray[np.uint8]:
-    """A picture as (h, w, 3), with white for the colour that its file declares transparent, where the model has it."""
+    """A picture as (h, w, 3). For some models the transparent colour of its palette becomes white."""
     if image.white_for_transparent:
         return np.asarray(image_transforms.convert_to_rgb(picture, return_numpy=True), np.uint8)
     return np.asarray(picture, np.uint8)
@@ -68,7 +68,7 @@ def target(height: int, width: int, size: Size) -> tuple[int, int]:
     if size.HasField("longest_edge"):
         return image_transforms.get_size_with_aspect_ratio((height, width), size.shortest_edge, size.longest_edge)
     if size.HasField("shortest_edge"):
-        empty = np.empty((3, height, width), np.bool_)  # its shape alone is looked at
+        empty = np.empty((3, height, width), np.bool_)  # only its shape is used
         return image_transforms.get_resize_output_image_size(
             empty, size.shortest_edge, default_to_square=False, input_data_format=FIRST
         )
@@ -76,7 +76,7 @@ def target(height: int, width: int, size: Size) -> tuple[int, int]:
 
 
 def cropped(values: NDArray[np.uint8], image: ImageInput) -> NDArray[np.uint8]:
-    """The middle of (3, h, w)."""
+    """The centre crop of (3, h, w)."""
     height, width = image.crop.height, image.crop.width
     more = values.shape[1] - height, values.shape[2] - width
     if image.crop_half_to_even and min(more) >= 0:
@@ -86,7 +86,7 @@ def cropped(values: NDArray[np.uint8], image: ImageInput) -> NDArray[np.uint8]:
 
 
 def rescaled(values: NDArray[np.uint8], image: ImageInput) -> Pixels:
-    """From grey levels to what the model was trained on."""
+    """Rescale and normalise grey levels."""
     result = values.astype(np.float32)
     if image.HasField("rescale"):
         result = image_transforms.rescale(values, image.rescale, data_format=FIRST, input_data_format=FIRST)
@@ -98,7 +98,7 @@ def rescaled(values: NDArray[np.uint8], image: ImageInput) -> Pixels:
 
 
 def grey_levels(difference: NDArray[np.float32], image: ImageInput) -> float:
-    """The largest of differences between pixel values (3, h, w), in grey levels of the image they were made of."""
+    """The largest difference between pixel values (3, h, w), in grey levels of the image."""
     deviation = np.array(list(image.deviation) or [1.0] * 3).reshape(-1, 1, 1)
     rescale = image.rescale if image.HasField("rescale") else 1.0
     largest = float(np.max(np.abs(difference) * deviation / rescale))

@@ -1,11 +1,11 @@
-"""Preprocessing in timm's words: `pretrained_cfg` in `config.json`, or, in older files, the same keys at its top.
+"""timm's preprocessing: `pretrained_cfg` in `config.json`, or, in older files, the same keys at the top level.
 
-timm's evaluation resizes the shortest edge to a little more than the model takes (`crop_pct`), or squashes both, and
-cuts out the middle. It does so with torchvision's transforms on Pillow's images: `Resize` computes the same size and
-calls the same filter as transformers, `CenterCrop` rounds half a pixel of its offset to the even side, and `ToTensor`
-divides by 255. So the manifest's steps with `crop_half_to_even` are timm's transform, and no timm has to be installed.
-`test_input_size`, `test_crop_pct` and `fixed_input_size` change nothing: timm looks at them only where it is told to
-evaluate at another size than the model's own.
+timm's evaluation transform resizes the shortest edge to a little more than the model's size (`crop_pct`), or squashes
+both edges, and crops the centre. It uses torchvision's transforms on Pillow's images: `Resize` computes the same size
+and calls the same filter as transformers, `CenterCrop` rounds half a pixel of its offset to the even side, and
+`ToTensor` divides by 255. So the manifest's steps with `crop_half_to_even` are timm's transform, and timm need not be
+installed. `test_input_size`, `test_crop_pct` and `fixed_input_size` have no effect: timm uses them only to evaluate at
+another size than the model's own.
 """
 
 from math import floor
@@ -23,13 +23,13 @@ Json = dict[str, Any]
 
 
 def settings(config: Json) -> Json:
-    """The settings of the pretrained weights, wherever a file of timm's has them."""
+    """The settings of the pretrained weights, nested or at the top level."""
     nested = config.get("pretrained_cfg", config)
     return nested if isinstance(nested, dict) else {}
 
 
 def image_input(config: Json, image_size: int) -> ImageInput:
-    """What timm's evaluation does before a model of so many pixels a side. ExportError names what is not understood."""
+    """timm's evaluation transform for images of `image_size` pixels a side. ExportError names an unknown setting."""
     found = settings(config)
     check_size(found, image_size)
     fraction = number("crop_pct", found.get("crop_pct") or CROP_PCT)
@@ -51,7 +51,7 @@ def image_input(config: Json, image_size: int) -> ImageInput:
 
 
 def check_size(found: Json, image_size: int) -> None:
-    """ExportError if timm would make images of another size than the model takes."""
+    """ExportError if timm would give images of another size than the model takes."""
     size = found.get("input_size")
     if size is not None and list(size) != [CHANNELS, image_size, image_size]:
         expected = [CHANNELS, image_size, image_size]
@@ -59,21 +59,21 @@ def check_size(found: Json, image_size: int) -> None:
 
 
 def chosen(key: str, found: Any, expected: tuple[str, ...]) -> str:
-    """One of the values that are understood."""
+    """A value that is one of the `expected`."""
     if found not in expected:
         raise ExportError(f"config.json: {key}: found {found!r}, expected one of {', '.join(expected)}")
     return str(found)
 
 
 def number(key: str, found: Any) -> float:
-    """A number that is none of True and False."""
+    """A number, which is not True or False."""
     if isinstance(found, bool) or not isinstance(found, int | float):
         raise ExportError(f"config.json: {key}: found {found!r}, expected a number")
     return float(found)
 
 
 def channels(key: str, found: Any, default: tuple[float, ...]) -> list[float]:
-    """One number for each channel; a list of one stands for all."""
+    """One number for each channel; a list of one number is for all channels."""
     values = list(default if found is None else found) if not isinstance(found, int | float) else [found]
     if len(values) not in (1, CHANNELS):
         raise ExportError(f"config.json: {key}: found {values}, expected {CHANNELS} numbers")

@@ -1,6 +1,6 @@
-"""A tokenizer that reads letter by letter, from the `meta.pkl` of nanoGPT.
+"""nanoGPT's tokenizer of characters, from its `meta.pkl`.
 
-It is a pickle, which could run any code. Plain values need none: whatever asks for more is refused before it runs.
+The file is a pickle, which could run any code. Plain values need no imports, so a pickle that names one is refused.
 """
 
 import pickle
@@ -11,38 +11,39 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from export.errors import ExportError
 
-NUMBERS = "stoi"  # the number of each letter, as nanoGPT calls it
-Letters = dict[str, int]
+NUMBERS = "stoi"  # nanoGPT's key of the dictionary from each character to its number
+Characters = dict[str, int]
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Reads dictionaries, lists, texts and numbers, which a pickle holds without naming anything to import."""
+    """Reads dictionaries, lists, texts and numbers, which need no import."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Called for everything else."""
+        """Called for every import."""
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
-def tokenizer_of(numbers: Letters) -> Tokenizer:
-    """The tokenizer of a model that was trained on letters."""
+def tokenizer_of(numbers: Characters) -> Tokenizer:
+    """The tokenizer of a model that was trained on characters."""
     tokenizer = Tokenizer(models.WordLevel(numbers))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return tokenizer
 
 
-def read(path: Path) -> Letters:
-    """Each letter's number. ExportError if the file says anything else."""
+def read(path: Path) -> Characters:
+    """The number of each character. ExportError if the file has anything else."""
     try:
         with path.open("rb") as file:
             meta = PlainUnpickler(file).load()
-    except Exception as error:  # a broken pickle raises whatever it pleases
+    except Exception as error:  # a broken pickle can raise any exception
         raise ExportError(
             f"{path}: found no pickle of plain values ({error}), expected nanoGPT's {NUMBERS}; it was not run"
         ) from error
     numbers = meta.get(NUMBERS) if isinstance(meta, dict) else None
     if not isinstance(numbers, dict) or not all(
-        isinstance(letter, str) and len(letter) == 1 and isinstance(number, int) for letter, number in numbers.items()
+        isinstance(character, str) and len(character) == 1 and isinstance(number, int)
+        for character, number in numbers.items()
     ):
         raise ExportError(f"{path}: found no {NUMBERS}, expected a dictionary from each letter to its number")
     return numbers

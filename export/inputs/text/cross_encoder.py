@@ -1,4 +1,4 @@
-"""What makes scores of a cross-encoder's logits: sentence-transformers writes it into one of three places.
+"""The function from a cross-encoder's logits to scores, which sentence-transformers saves in one of three places.
 
 `config_sentence_transformers.json` has it in version 5.4 and later, `config.json` before, under two keys in turn.
 """
@@ -11,21 +11,21 @@ from export.errors import ExportError
 from export.sources.json_files import read_json
 from export.sources.layout import LIBRARY_SETTINGS
 
-# Its names of activations: functions that the server can apply.
+# The library's names of activations, and the functions of the server.
 FUNCTIONS = {
     "torch.nn.modules.linear.Identity": "none",
     "torch.nn.modules.activation.Sigmoid": "sigmoid",
-    "torch.nn.modules.activation.Softmax": "softmax",  # over the classes, as its predict has it
+    "torch.nn.modules.activation.Softmax": "softmax",  # over the classes, as in `predict`
 }
 FUNCTIONS |= {f"torch.nn.{name.rpartition('.')[2]}": function for name, function in FUNCTIONS.items()}
 HINTS = ("sentence_transformers", "sbert_ce_default_activation_function")  # keys of config.json
 
 
 def function_to_apply(directory: Path, config: Mapping[str, Any], *, classes: int, saved_whole: bool) -> str | None:
-    """From logits to scores as `CrossEncoder.predict` goes; None for a classifier of which nothing says it is one.
+    """The function that `CrossEncoder.predict` applies to logits; None for a classifier that is not a cross-encoder.
 
-    `saved_whole`: the directory has `modules.json`, and is a cross-encoder by that. ExportError for an activation that
-    is not known here.
+    `saved_whole`: the directory has `modules.json`, which makes it a cross-encoder. ExportError for an unknown
+    activation.
     """
     found = None
     for file, key, value in written(directory, config, saved_whole=saved_whole):
@@ -43,7 +43,7 @@ def function_to_apply(directory: Path, config: Mapping[str, Any], *, classes: in
 
 
 def written(directory: Path, config: Mapping[str, Any], *, saved_whole: bool) -> list[tuple[str, str, Any]]:
-    """Where an activation may be written, the place that counts most first: file, key and what stands there."""
+    """The places where an activation may be saved, in order of precedence: file, key and value."""
     nested = config.get(HINTS[0]) or {}
     if not isinstance(nested, dict):
         raise ExportError(f"config.json: {HINTS[0]} is {nested!r}, expected an object that may hold activation_fn")

@@ -1,7 +1,7 @@
-"""Which tokens begin and end a generated text, from `generation_config.json`, `config.json` or the tokenizer.
+"""The tokens that begin and end a generated text, from `generation_config.json`, `config.json` or the tokenizer.
 
-Ids for which the model has no row can neither be given to it nor come out of it: they are left out with a remark. So
-are the settings by which `generate` of transformers would choose among the tokens: here each request says how.
+Ids that the model has no row for are left out with a remark. So are the settings by which `generate` of transformers
+samples tokens: on the server, each request has its own.
 """
 
 from pathlib import Path
@@ -11,8 +11,8 @@ from export.sources.json_files import read_json
 from export.sources.layout import GENERATION_CONFIG
 from export.sources.modules import CONFIG
 
-Found = tuple[str, list[int]]  # where it was said, and the ids
-# Keys of generation_config.json that change which tokens are generated, and the values with which they change nothing.
+Found = tuple[str, list[int]]  # file and key, and the ids
+# Keys of generation_config.json that change which tokens are generated, with the values that have no effect.
 SAMPLING: dict[str, object] = {
     "temperature": 1.0,
     "top_k": 50,
@@ -47,20 +47,20 @@ SAMPLING: dict[str, object] = {
 
 
 def end_ids(model: Path | None, of_tokenizer: int | None, vocabulary: int) -> tuple[list[int], list[str]]:
-    """Every token that ends a text, and remarks for the user. ExportError if a file holds anything but ids."""
-    where, ids = said(model, "eos_token_id", of_tokenizer)
+    """All tokens that end a text, and remarks for the user. ExportError if a file has anything but ids."""
+    where, ids = first_ids(model, "eos_token_id", of_tokenizer)
     return [token for token in ids if token < vocabulary], dropped(where, ids, vocabulary)
 
 
 def begin_id(model: Path | None, of_tokenizer: int | None, vocabulary: int) -> tuple[int | None, list[str]]:
     """The token with which an empty prompt begins, or None, and remarks for the user. ExportError as above."""
-    where, ids = said(model, "bos_token_id", of_tokenizer)
+    where, ids = first_ids(model, "bos_token_id", of_tokenizer)
     known = [token for token in ids if token < vocabulary]
     return (known[0] if known else None), dropped(where, ids, vocabulary)
 
 
-def said(model: Path | None, key: str, of_tokenizer: int | None) -> Found:
-    """The ids of the first place that gives any."""
+def first_ids(model: Path | None, key: str, of_tokenizer: int | None) -> Found:
+    """The ids in the first place that has any."""
     for name in (GENERATION_CONFIG, CONFIG) if model else ():
         assert model is not None, "no file without a directory: this is a bug"
         found = read_json(model / name).get(key)
@@ -78,7 +78,7 @@ def checked(where: str, found: object) -> list[int]:
 
 
 def dropped(where: str, ids: list[int], vocabulary: int) -> list[str]:
-    """A remark on ids that the model does not have."""
+    """A remark about ids that the model does not have."""
     outside = [token for token in ids if token >= vocabulary]
     if not outside:
         return []
@@ -86,7 +86,7 @@ def dropped(where: str, ids: list[int], vocabulary: int) -> list[str]:
 
 
 def sampling_left_out(model: Path | None) -> list[str]:
-    """A remark on settings of the source that the server does not apply, as far as they change anything."""
+    """A remark about settings of the source that have an effect and that the server does not apply."""
     config = read_json(model / GENERATION_CONFIG) if model else {}
     found = [key for key, without_effect in SAMPLING.items() if config.get(key) not in (None, without_effect)]
     if not found:

@@ -1,7 +1,7 @@
-"""Texts that travel with an artifact, and the token ids that the source's own tokenizer gives for them.
+"""Golden texts: texts in an artifact, with the token ids that the source's own tokenizer gives for them.
 
-The server runs its tokenizer over them before it serves the model, and `verify` does the same here. They hold what
-tokenizers disagree on: case, accents, scripts, white space, and the special tokens of this very tokenizer.
+The server runs its tokenizer over them before it serves the model, and `verify` does the same here. They have what
+tokenizers treat differently: case, accents, scripts, white space, and the special tokens of this tokenizer.
 """
 
 import random
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from export.errors import ExportError
 from export.inputs import golden_inputs
-from export.inputs.text.characters import Letters
+from export.inputs.text.characters import Characters
 from export.inputs.text.tokenizer import EXPECTED, Text, loaded, quiet, reraise_if_foreign
 from protos.artifact import TOKENIZER
 from protos.manifest_pb2 import GoldenText, GoldenTexts, TextInput
@@ -47,31 +47,31 @@ PROBES = (
     "[CLS] [SEP] [PAD] [UNK] [MASK] <s> </s> <pad> <unk> <mask> <|endoftext|>",
 )
 PAIRS = ((PLAIN, "Hello, world!"), (PLAIN, ""), ("", PLAIN), ("", ""), (" ", "\n"))
-LEAST = 16  # texts that travel with an artifact
-MOST_SPECIAL = 24  # tokens that stand in a text of their own
-LETTER_TEXTS, LETTER_LENGTHS = 15, (1, 40)
-DECODED = ("fill-mask", "generate")  # tasks that make text of tokens
+MIN_TEXTS = 16
+MAX_SPECIAL = 24  # special tokens that get a text of their own
+CHARACTER_TEXTS, CHARACTER_LENGTHS = 15, (1, 40)
+DECODED = ("fill-mask", "generate")  # tasks that decode tokens to text
 
 
 class Reference(Protocol):
-    """What decides which tokens a text has: the source's own tokenizer, in the library that defines it."""
+    """The source's own tokenizer, in the library that defines it."""
 
-    def encode(self, text: str, pair: str | None, *, most: int) -> tuple[list[int], list[int]]:
-        """Token ids and token types, cut to `most` tokens."""
+    def encode(self, text: str, pair: str | None, *, max_length: int) -> tuple[list[int], list[int]]:
+        """Token ids and token types, truncated to `max_length` tokens."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of tokens, special ones left out."""
+        """The text of tokens, without special tokens."""
 
 
-class OfTransformers:
+class TransformersReference:
     """A tokenizer of transformers."""
 
     def __init__(self, text: Text) -> None:
         self._tokenizer, self._settings = text.reference, text.manifest
 
-    def encode(self, text: str, pair: str | None, *, most: int) -> tuple[list[int], list[int]]:
-        arguments = {"truncation": "longest_first", "max_length": most, "return_token_type_ids": True}
-        if pair == "" and self._settings.empty_pairs:  # in a list, as a cross-encoder gives it to its tokenizer
+    def encode(self, text: str, pair: str | None, *, max_length: int) -> tuple[list[int], list[int]]:
+        arguments = {"truncation": "longest_first", "max_length": max_length, "return_token_type_ids": True}
+        if pair == "" and self._settings.empty_pairs:  # as lists, as a cross-encoder calls its tokenizer
             found = {key: rows[0] for key, rows in self._tokenizer([text], [pair], **arguments).items()}
         else:
             found = self._tokenizer(text, pair, **arguments)
@@ -81,42 +81,44 @@ class OfTransformers:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
 
-class OfLetters:
-    """The letters of nanoGPT."""
+class CharacterReference:
+    """nanoGPT's vocabulary of characters."""
 
-    def __init__(self, letters: Letters) -> None:
-        self._letters = letters
+    def __init__(self, characters: Characters) -> None:
+        self._characters = characters
 
-    def encode(self, text: str, pair: str | None, *, most: int) -> tuple[list[int], list[int]]:
-        return [self._letters[letter] for letter in text][:most], []
+    def encode(self, text: str, pair: str | None, *, max_length: int) -> tuple[list[int], list[int]]:
+        return [self._characters[character] for character in text][:max_length], []
 
     def decode(self, ids: Sequence[int]) -> str:
-        letters = {number: letter for letter, number in self._letters.items()}
-        return "".join(letters[number] for number in ids)
+        characters = {number: character for character, number in self._characters.items()}
+        return "".join(characters[number] for number in ids)
 
 
 def make(text: Text, task: str) -> GoldenTexts:
-    """The probe texts for a tokenizer with the reference's answers.
+    """The golden texts for a tokenizer, with the reference's results.
 
-    ExportError if the tokenizer that is stored gives others: then the reference does more than the stored file says.
+    ExportError if the stored tokenizer gives others: then the reference does more than the stored file can describe.
     """
     settings = text.manifest
-    letters = text.reference if isinstance(text.reference, dict) else None
-    reference: Reference = OfLetters(letters) if letters else OfTransformers(text)
+    characters = text.reference if isinstance(text.reference, dict) else None
+    reference: Reference = CharacterReference(characters) if characters else TransformersReference(text)
     golden = GoldenTexts(settings=settings, tokenizer_sha256=digest(text.tokenizer))
     refusal = ""
     with quiet():
-        make_probes = partial(letter_probes, letters, settings) if letters else partial(word_probes, text, task)
+        make_probes = (
+            partial(character_probes, characters, settings) if characters else partial(transformers_probes, text, task)
+        )
         for probe in loaded(lambda: list(make_probes()), type(text.reference).__name__):
             try:
-                answered(probe, reference, settings, decodes=task in DECODED)
+                add_reference(probe, reference, settings, decodes=task in DECODED)
             except BaseException as error:  # a vocabulary without an unknown token; no library raises anything narrower
                 reraise_if_foreign(error)
                 refusal = str(error)
                 continue
             golden.texts.append(probe)
-    if len(golden.texts) < LEAST:
-        raise ExportError(f"tokenizer: found {len(golden.texts)} texts that it reads ({refusal}), expected {LEAST}")
+    if len(golden.texts) < MIN_TEXTS:
+        raise ExportError(f"tokenizer: found {len(golden.texts)} texts that it reads ({refusal}), expected {MIN_TEXTS}")
     try:
         check(golden, text.tokenizer, settings)
     except ExportError as error:
@@ -125,18 +127,18 @@ def make(text: Text, task: str) -> GoldenTexts:
     return golden
 
 
-def answered(probe: GoldenText, reference: Reference, settings: TextInput, *, decodes: bool) -> None:
-    """Fill in the reference's answers."""
+def add_reference(probe: GoldenText, reference: Reference, settings: TextInput, *, decodes: bool) -> None:
+    """Add the reference's results to a golden text."""
     pair = probe.pair if probe.HasField("pair") else None
-    ids, types = reference.encode(prompted(probe, settings), pair, most=settings.max_length)
+    ids, types = reference.encode(with_prompt(probe, settings), pair, max_length=settings.max_length)
     probe.input_ids.extend(ids)
     probe.token_type_ids.extend(types)
     if decodes:
         probe.decoded = reference.decode(ids)
 
 
-def word_probes(text: Text, task: str) -> Iterator[GoldenText]:
-    """For any tokenizer of transformers: texts, then pairs or prompts where the task has them."""
+def transformers_probes(text: Text, task: str) -> Iterator[GoldenText]:
+    """Texts for a tokenizer of transformers, then pairs or prompts if the task has them."""
     special = special_texts(text)
     longest = too_long(text)
     for probe in (*PROBES, *special, longest):
@@ -152,48 +154,48 @@ def word_probes(text: Text, task: str) -> Iterator[GoldenText]:
 
 
 def special_texts(text: Text) -> list[str]:
-    """Texts with the special and the added tokens of this tokenizer written out: all in one, then one by one."""
+    """Texts that contain the special and added tokens of this tokenizer: one with all of them, then one for each."""
     added = [token.content for _, token in sorted(text.reference.added_tokens_decoder.items())]
-    tokens = list(dict.fromkeys([*text.reference.all_special_tokens, *added]))[:MOST_SPECIAL]
+    tokens = list(dict.fromkeys([*text.reference.all_special_tokens, *added]))[:MAX_SPECIAL]
     if not tokens:
         return []
     return [" ".join(["all", *tokens, "of", *reversed(tokens)])] + [f"one {each} two{each}three" for each in tokens]
 
 
 def known_texts(text: Text) -> list[str]:
-    """Texts of the tokenizer's own tokens, for those that read no others."""
+    """Texts of the tokenizer's own tokens, for tokenizers that accept no others."""
     ids, drawn = sorted(text.reference.get_vocab().values()), random.Random(0)
-    return [text.reference.decode(drawn.choices(ids, k=number)) for number in range(1, LEAST + 1)]
+    return [text.reference.decode(drawn.choices(ids, k=number)) for number in range(1, MIN_TEXTS + 1)]
 
 
 def too_long(text: Text) -> str:
-    """A text of more tokens than the model takes, no two parts of it alike: it tells where it was cut."""
+    """A text of more tokens than the model takes, without repetition, so that it shows where it is truncated."""
     count = text.manifest.max_length
     return " ".join(f"{PLAIN.split()[number % 9]} {number}" for number in range(count))
 
 
-def letter_probes(letters: Letters, settings: TextInput) -> Iterator[GoldenText]:
-    """Only of letters that the model knows."""
-    alphabet, drawn = sorted(letters), random.Random(0)
-    lengths = [drawn.randint(*LETTER_LENGTHS) for _ in range(LETTER_TEXTS)]
+def character_probes(characters: Characters, settings: TextInput) -> Iterator[GoldenText]:
+    """Texts of characters that the model knows."""
+    alphabet, drawn = sorted(characters), random.Random(0)
+    lengths = [drawn.randint(*CHARACTER_LENGTHS) for _ in range(CHARACTER_TEXTS)]
     for length in (*lengths, 0, settings.max_length + len(alphabet)):
         yield GoldenText(text="".join(drawn.choices(alphabet, k=length)))
     yield GoldenText(text="".join(alphabet))
 
 
-def prompted(golden: GoldenText, settings: TextInput) -> str:
-    """The text as the tokenizer reads it, behind its prompt."""
+def with_prompt(golden: GoldenText, settings: TextInput) -> str:
+    """The text with its prompt before it, as the tokenizer reads it."""
     name = golden.prompt_name if golden.HasField("prompt_name") else settings.default_prompt_name
     return settings.prompts[name] + golden.text if name else golden.text
 
 
 def to_json(golden: GoldenTexts) -> bytes:
-    """What the file in the artifact holds."""
+    """The contents of the file in the artifact."""
     return (MessageToJson(golden, preserving_proto_field_name=True, indent=1) + "\n").encode()
 
 
 def verify(directory: Path, settings: TextInput) -> dict[str, int]:
-    """How many golden texts the tokenizer of an artifact reads as the reference did. ExportError as `check`."""
+    """Check the tokenizer of an artifact; returns the number of golden texts. ExportError as in `check`."""
     golden, tokenizer = golden_inputs.texts(directory), (directory / settings.tokenizer).read_text("utf-8")
     try:
         count = check(golden, tokenizer, settings)
@@ -205,12 +207,12 @@ def verify(directory: Path, settings: TextInput) -> dict[str, int]:
 
 
 def digest(tokenizer: str) -> str:
-    """The sha256 of a tokenizer's file: it tells what the texts cannot, a token that is in none of them."""
+    """The sha256 of a tokenizer's file, which also detects a changed token that is in no golden text."""
     return sha256(tokenizer.encode()).hexdigest()
 
 
 def check(golden: GoldenTexts, tokenizer: str, settings: TextInput) -> int:
-    """How many golden texts a stored tokenizer reads as the reference did. ExportError names the first that differs."""
+    """Compare a stored tokenizer with the reference; returns the number of texts. ExportError for a difference."""
     for name in differing(golden.settings, settings):
         raise ExportError(f"manifest: text.{name} is not what it was when the golden texts were made: export again")
     reader = Tokenizer.from_str(tokenizer)
@@ -219,10 +221,10 @@ def check(golden: GoldenTexts, tokenizer: str, settings: TextInput) -> int:
     reader.enable_truncation(settings.max_length, direction=settings.truncation_side)
     for number, text in enumerate(golden.texts):
         name = f"golden text {number} ({text.text[:40]!r})"
-        found = encoded(reader, text, settings)
-        same(name, "token", found.ids, text.input_ids)
+        found = encode_golden(reader, text, settings)
+        check_equal(name, "token", found.ids, text.input_ids)
         if settings.token_types:
-            same(name, "token type", found.type_ids, text.token_type_ids)
+            check_equal(name, "token type", found.type_ids, text.token_type_ids)
         if text.HasField("decoded"):
             decoded = writer.decode(list(text.input_ids), skip_special_tokens=True)
             if decoded != text.decoded:
@@ -231,22 +233,22 @@ def check(golden: GoldenTexts, tokenizer: str, settings: TextInput) -> int:
 
 
 def decoder(reader: Tokenizer, settings: TextInput) -> PreTrainedTokenizerFast:
-    """What makes text of tokens with a stored tokenizer and no more than the manifest says of it."""
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # the library annotates none of it
+    """The decoder of a stored tokenizer with the manifest's settings."""
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # the library has no annotations
         tokenizer_object=reader,
         clean_up_tokenization_spaces=settings.clean_up_spaces,
         clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output=True,
     )
 
 
-def encoded(reader: Tokenizer, text: GoldenText, settings: TextInput) -> Encoding:
-    """What the tokenizers library makes of a golden text. With an empty second text most pairs are single texts."""
+def encode_golden(reader: Tokenizer, text: GoldenText, settings: TextInput) -> Encoding:
+    """Encode a golden text. A pair with an empty second text is a single text, unless the settings say otherwise."""
     is_pair = text.HasField("pair") and (text.pair or settings.empty_pairs)
-    return reader.encode(prompted(text, settings), text.pair if is_pair else None)
+    return reader.encode(with_prompt(text, settings), text.pair if is_pair else None)
 
 
-def same(name: str, what: str, found: Sequence[int], expected: Sequence[int]) -> None:
-    """ExportError names the first position at which two lists differ."""
+def check_equal(name: str, what: str, found: Sequence[int], expected: Sequence[int]) -> None:
+    """ExportError with the first position at which two lists differ."""
     if list(found) == list(expected):
         return
     at = next((n for n, pair in enumerate(zip(found, expected, strict=False)) if pair[0] != pair[1]), None)

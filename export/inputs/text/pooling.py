@@ -1,4 +1,4 @@
-"""How the vectors of a text's tokens become one: `config.json` of a Pooling module of sentence-transformers.
+"""The pooling of token vectors: `config.json` of a Pooling module of sentence-transformers.
 
 Version 5.4 and later write `pooling_mode`, one name or several; earlier ones a key with true or false for each.
 """
@@ -10,7 +10,7 @@ from typing import Any
 from export.errors import ExportError
 from export.sources.modules import CONFIG, Module
 
-# The library's names, and the keys of its earlier versions, in the order in which it joins their vectors: ours.
+# The library's names in the order in which it concatenates their vectors, and the names in `models`.
 MODES = {
     "cls": "first-token",
     "max": "max",
@@ -27,12 +27,12 @@ KEYS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-WIDTHS = ("embedding_dimension", "word_embedding_dimension")  # the encoder's: it says so itself
+WIDTHS = ("embedding_dimension", "word_embedding_dimension")  # of the encoder, whose own configuration is read
 DEFAULT = "mean"  # where no key is true
 
 
 def read(directory: Path, module: Module, *, prompts: Mapping[str, str]) -> tuple[str, ...]:
-    """The poolings of a module, by the names of `models`, in the order in which their vectors are joined.
+    """The poolings of a module, by the names of `models`, in the order in which their vectors are concatenated.
 
     ExportError names the file, the key, what was found and what is supported.
     """

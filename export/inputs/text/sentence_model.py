@@ -1,7 +1,6 @@
-"""A directory as sentence-transformers reads it: which encoder, what makes a vector or a score of it, which texts.
+"""A directory as sentence-transformers reads it: the encoder, the modules after it, and the settings for texts.
 
-Without `modules.json` an encoder is pooled by the mean, as the library does it, and any other model is what
-transformers makes of it.
+Without `modules.json` an encoder is pooled by the mean, as in the library, and any other model is as in transformers.
 """
 
 from collections.abc import Sequence
@@ -20,15 +19,15 @@ from export.sources.modules import ENCODERS, POOLING, Module, as_encoder
 from models.checkpoints import CheckpointError, configuration, for_task, labels
 
 CLASSIFIER = "ForSequenceClassification"
-EMBEDDER_TYPE, CROSS_ENCODER_TYPE = "SentenceTransformer", "CrossEncoder"  # the library's words for them
+EMBEDDER_TYPE, CROSS_ENCODER_TYPE = "SentenceTransformer", "CrossEncoder"  # the library's names
 
 
 @dataclass(frozen=True)
 class TextModel:
-    """What the files say, beside those of transformers.
+    """The settings of sentence-transformers.
 
-    `poolings` are empty for a model with a head of its own; with them config.json counts `as_encoder`.
-    `function_to_apply` is None where the files of transformers decide.
+    `poolings` are empty for a model with a head; otherwise config.json is read `as_encoder`. `function_to_apply` is
+    None if the files of transformers decide.
     """
 
     poolings: tuple[str, ...] = ()
@@ -38,7 +37,7 @@ class TextModel:
 
 
 def read(directory: Path, task: str | None = None) -> TextModel:
-    """What the files in `directory` ask for; `task` stands in for an architecture that config.json does not name.
+    """Read the files in `directory`; `task` replaces an architecture that config.json does not name.
 
     ExportError names the file and the key of what is not supported.
     """
@@ -67,7 +66,7 @@ def read(directory: Path, task: str | None = None) -> TextModel:
 
 
 def read_config(directory: Path, task: str | None) -> dict[str, Any]:
-    """The encoder's config.json, with the architecture that `task` asks for."""
+    """The encoder's config.json, with the architecture for `task`."""
     try:
         return for_task(read_json(encoder(directory) / "config.json"), task)
     except CheckpointError as error:
@@ -75,12 +74,12 @@ def read_config(directory: Path, task: str | None) -> dict[str, Any]:
 
 
 def encoder(directory: Path) -> Path:
-    """Where config.json, the weights and the tokenizer of a model lie."""
+    """The directory with config.json, the weights and the tokenizer."""
     return directory / saved.encoder_folder(directory)
 
 
 def embedder(directory: Path, modules: Sequence[Module], config: dict[str, Any], settings: dict[str, Any]) -> TextModel:
-    """A model that gives a vector for each text."""
+    """A model that computes a vector for each text."""
     texts = text_settings.read(
         directory,
         encoder(directory),
@@ -101,7 +100,7 @@ def embedder(directory: Path, modules: Sequence[Module], config: dict[str, Any],
 
 
 def scores(directory: Path, config: dict[str, Any], architectures: Sequence[str], *, saved_whole: bool) -> str | None:
-    """What a cross-encoder makes of its logits; None for every other model."""
+    """The function that a cross-encoder applies to its logits; None for every other model."""
     if not any(name.endswith(CLASSIFIER) for name in architectures):
         return None
     try:

@@ -1,4 +1,4 @@
-"""What sentence-transformers does to a text before its tokenizer reads it, and how it sets that tokenizer up.
+"""The settings of sentence-transformers for texts and for their tokenizer.
 
 Sources: `config_sentence_transformers.json` (prompts) and the file beside the encoder that is called
 `sentence_bert_config.json` or, in old models, after another family. Embedders and cross-encoders have both. Read as
@@ -18,8 +18,8 @@ from export.errors import ExportError
 from export.sources.json_files import read_json
 from export.sources.layout import LIBRARY_SETTINGS, TRANSFORMER_SETTINGS
 
-ALWAYS = {"query": "", "document": ""}  # prompts that every embedder of the library knows
-# Keys of the settings: those that change no answer of `encode` and `predict`, and those that are read here.
+ALWAYS = {"query": "", "document": ""}  # prompts that every embedder of the library has
+# Keys of the settings: those that do not change the results of `encode` and `predict`, and those that are read here.
 WITHOUT_EFFECT = ("unpad_inputs", "query_length", "document_length", "query_expansion")
 READ = (
     "max_seq_length",
@@ -35,7 +35,7 @@ READ = (
     "config_args",
     "config_kwargs",
 )
-# Arguments with which the library loads a model that change where or how fast it computes.
+# Arguments for loading a model that change only where or how fast it computes.
 MODEL_ARGUMENTS = (
     "torch_dtype",
     "dtype",
@@ -47,7 +47,7 @@ MODEL_ARGUMENTS = (
     "trust_remote_code",
 )
 CONFIG_ARGUMENTS = ("output_hidden_states", "output_attentions", "use_cache", "trust_remote_code")
-# Arguments with which it calls the tokenizer, and the values that leave its answer alone (None: any).
+# Arguments of the tokenizer's call, and the values that do not change its result (None: any).
 PROCESSING: dict[str, tuple[Any, ...] | None] = {
     "padding": None,
     "pad_to_multiple_of": None,
@@ -60,41 +60,41 @@ PROCESSING: dict[str, tuple[Any, ...] | None] = {
 
 @dataclass(frozen=True)
 class TextSettings:
-    """How a text becomes token ids, beside what the files of the tokenizer say.
+    """Settings for tokenizing a text, beside those in the tokenizer's files.
 
-    `longest` is in tokens, special ones included, and takes the place of the tokenizer's `model_max_length`.
+    `max_length` is in tokens, including special ones, and replaces the tokenizer's `model_max_length`.
     `tokenizer_options` are keyword arguments of `AutoTokenizer.from_pretrained`.
     """
 
-    longest: int | None = None
+    max_length: int | None = None
     lower_case: bool = False
     tokenizer_options: Mapping[str, Any] = field(default_factory=dict)
     prompts: Mapping[str, str] = field(default_factory=dict)  # by name
-    default_prompt_name: str = ""  # of the prompt before texts for which none is named; empty: no prompt
+    default_prompt_name: str = ""  # for requests that name no prompt; empty: no prompt
 
     def prompted(self, text: str, prompt_name: str | None = None) -> str:
-        """The text that the tokenizer reads: `text`, of a pair the first one, behind the prompt of that name.
+        """The text that the tokenizer reads: the prompt of that name, then `text` (of a pair, the first text).
 
-        None stands for the default prompt, an empty name for no prompt. With the tokenizer of `set_up`, the
+        None means the default prompt, an empty name no prompt. With the tokenizer of `set_up`, the
         reference's ids are those of `tokenizer(settings.prompted(text), pair, truncation="longest_first")`.
         """
         name = self.default_prompt_name if prompt_name is None else prompt_name
         return (self.prompts[name] if name else "") + text
 
     def set_up(self, tokenizer: Tokenizer) -> None:
-        """Make a tokenizer, as its files describe it, the one that sentence-transformers uses."""
+        """Change a tokenizer, as loaded from its files, into the one that sentence-transformers uses."""
         if not self.lower_case or has_lowercase(tokenizer):
             return
         tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *normalizers_of(tokenizer)])
 
 
 def has_lowercase(tokenizer: Tokenizer) -> bool:
-    """Whether the library takes a tokenizer for one that lower-cases: BERT's own normalizer does not count."""
+    """Whether the library considers a tokenizer to lower-case already: BERT's own normalizer does not count."""
     return any(isinstance(each, normalizers.Lowercase) for each in normalizers_of(tokenizer))
 
 
 def normalizers_of(tokenizer: Tokenizer) -> list[normalizers.Normalizer]:
-    """What a tokenizer does to a text first, one after the other."""
+    """The normalizers of a tokenizer, in order."""
     found = tokenizer.normalizer
     if isinstance(found, normalizers.Sequence):
         return [found[number] for number in range(len(found))]
@@ -106,9 +106,8 @@ def read(
 ) -> TextSettings:
     """The settings of the model in `directory` whose encoder is in the folder `encoder`.
 
-    `task` and `output` are what the library calls the encoder's task and what it gives (`last_hidden_state` or
-    `logits`); `always` are prompts that it knows whatever the files say. ExportError names the file and the key of a
-    setting that is not known here.
+    `task` and `output` are the library's names of the encoder's task and output (`last_hidden_state` or `logits`);
+    `always` are prompts that every model has. ExportError names the file and the key of an unknown setting.
     """
     path, settings = transformer_settings(encoder)
     prompts, default_prompt_name = read_prompts(directory / LIBRARY_SETTINGS, always or {})
@@ -126,7 +125,7 @@ def read(
         "max_seq_length": settings.get("max_seq_length"),
     }
     return TextSettings(
-        longest=first_length(path, lengths),
+        max_length=first_length(path, lengths),
         lower_case=bool(settings.get("do_lower_case")),
         tokenizer_options=options,
         prompts=prompts,
@@ -135,7 +134,7 @@ def read(
 
 
 def first_length(path: Path, lengths: Mapping[str, Any]) -> int | None:
-    """The first length, in tokens, that is stated. ExportError if it is no length."""
+    """The first length that is set, in tokens. ExportError if it is not a length."""
     for key, found in lengths.items():
         if found is None:
             continue
@@ -146,7 +145,7 @@ def first_length(path: Path, lengths: Mapping[str, Any]) -> int | None:
 
 
 def transformer_settings(encoder: Path) -> tuple[Path, dict[str, Any]]:
-    """The first settings that say something, in the order in which the library looks for them, and their file."""
+    """The first settings file that is not empty, in the library's order, and its contents."""
     for name in TRANSFORMER_SETTINGS:
         if found := read_json(encoder / name):
             return encoder / name, found
@@ -154,7 +153,7 @@ def transformer_settings(encoder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def read_prompts(path: Path, always: Mapping[str, str]) -> tuple[dict[str, str], str]:
-    """The prompts by their names, and the name of the default one. ExportError if it names none of them."""
+    """The prompts by name, and the name of the default prompt. ExportError if there is no such prompt."""
     config = read_json(path)
     stated = config.get("prompts") or {}
     if not isinstance(stated, dict):
@@ -173,7 +172,7 @@ def read_prompts(path: Path, always: Mapping[str, str]) -> tuple[dict[str, str],
 
 
 def check_task(path: Path, settings: Mapping[str, Any], *, task: str, output: str) -> None:
-    """ExportError if the library would take something else from the encoder than what the graph computes."""
+    """ExportError if the library would use another output of the encoder than the graph computes."""
     found = settings.get("transformer_task", "feature-extraction")
     if found != task and "transformer_task" in settings:
         raise ExportError(f"{path}: transformer_task is {found!r}, expected {task!r} of this kind of model")
@@ -187,7 +186,7 @@ def check_task(path: Path, settings: Mapping[str, Any], *, task: str, output: st
 
 
 def check_arguments(path: Path, kind: str, arguments: Mapping[str, Any]) -> None:
-    """ExportError for arguments with which the library would load another model, or another configuration."""
+    """ExportError for arguments that would load another model or configuration."""
     known = MODEL_ARGUMENTS if kind == "model" else CONFIG_ARGUMENTS
     if unknown := sorted(arguments.keys() - set(known)):
         raise ExportError(
@@ -197,7 +196,7 @@ def check_arguments(path: Path, kind: str, arguments: Mapping[str, Any]) -> None
 
 
 def processing_length(path: Path, processing: Mapping[str, Any]) -> Any:
-    """The length at which the library is told to cut texts, in tokens; ExportError for what it is told beside."""
+    """The truncation length in tokens; ExportError for other arguments of the tokenizer's call."""
     arguments = {**(processing.get("common") or {}), **(processing.get("text") or {})}
     for name, value in arguments.items():
         if name not in PROCESSING or (PROCESSING[name] is not None and value not in (PROCESSING[name] or ())):

@@ -1,7 +1,7 @@
-"""From a text to tokens: the source's tokenizer as transformers reads it, and what the server has to know beside it.
+"""The source's tokenizer as transformers loads it, and the settings that the server needs beside it.
 
-`AutoTokenizer` decides which files count and what they mean. What it made is stored in the format of the `tokenizers`
-library, without truncation and padding, which are the server's to decide. Knows no graph and writes no file.
+`AutoTokenizer` decides which files are read and what they mean. The result is stored in the format of the `tokenizers`
+library, without truncation and padding, which the server does. This module knows no graph and writes no file.
 """
 
 import logging
@@ -27,9 +27,9 @@ from export.sources.modules import CONFIG
 from protos.artifact import TOKENIZER
 from protos.manifest_pb2 import TextInput
 
-MODEL_TYPES = {"gpt": "gpt2", "nanogpt": "gpt2"}  # what transformers calls a family where it has another name
-NAMED = 5  # tokens that a remark lists
-PAIRED = "classify-text"  # the task that reads pairs of texts
+MODEL_TYPES = {"gpt": "gpt2", "nanogpt": "gpt2"}  # transformers' name of a family, if it differs
+NAMED = 5  # tokens in a remark
+PAIRED = "classify-text"  # the task with pairs of texts
 EXPECTED = (
     "expected a tokenizer that transformers loads in its fast form: tokenizer.json, vocab.txt (BERT), or vocab.json "
     "and merges.txt (GPT-2, RoBERTa); --tokenizer names another directory, a file or a hub id"
@@ -38,9 +38,9 @@ EXPECTED = (
 
 @dataclass(frozen=True)
 class Text:
-    """A tokenizer as the text of its file, the manifest's account of it, and what it was made from.
+    """A tokenizer as the contents of its file, its settings in the manifest, and the tokenizer that they come from.
 
-    `reference` is a tokenizer of transformers, or the letters of nanoGPT with their numbers.
+    `reference` is a tokenizer of transformers, or nanoGPT's dictionary of characters.
     """
 
     tokenizer: str
@@ -51,7 +51,7 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What a tokenizer is read for: the sizes of the model, its task, and the family by which transformers knows it.
+    """The model that a tokenizer is read for: its sizes, its task and its family.
 
     `settings` are those of sentence-transformers, which change the tokenizer.
     """
@@ -65,14 +65,14 @@ class Needs:
 
 
 def read(path: Path, model: Path | None, needs: Needs) -> Text:
-    """The tokenizer in a directory or a file; `model` is the directory in which the model's own files say more.
+    """The tokenizer in a directory or a file; `model` is the directory with the model's other settings.
 
-    ExportError if there is no tokenizer, if transformers has it in no fast form, if it does not fit the vocabulary, or
+    ExportError if there is no tokenizer, if transformers has no fast form of it, if it does not fit the vocabulary, or
     if fill-mask has no mask token.
     """
-    letters = path if path.is_file() else path / CHARACTERS
-    if letters.suffix == ".pkl" and letters.is_file():
-        return read_letters(letters, needs)
+    characters_file = path if path.is_file() else path / CHARACTERS
+    if characters_file.suffix == ".pkl" and characters_file.is_file():
+        return read_characters(characters_file, needs)
     with quiet():
         reference = load(path, needs.family, needs.settings.tokenizer_options)
         needs.settings.set_up(reference.backend_tokenizer)
@@ -81,7 +81,7 @@ def read(path: Path, model: Path | None, needs: Needs) -> Text:
     manifest = TextInput(
         tokenizer=TOKENIZER,
         vocabulary=needs.vocabulary,
-        max_length=longest(reference, needs, special=tokenizer.num_special_tokens_to_add(needs.task == PAIRED)),
+        max_length=max_length(reference, needs, special=tokenizer.num_special_tokens_to_add(needs.task == PAIRED)),
         segments=needs.segments,
         truncation_side=reference.truncation_side,
         token_types=bool(needs.segments) and "token_type_ids" in reference.model_input_names,
@@ -104,21 +104,21 @@ def read(path: Path, model: Path | None, needs: Needs) -> Text:
     return Text(tokenizer.to_str(), manifest, reference, remarks)
 
 
-def read_letters(path: Path, needs: Needs) -> Text:
-    """The letters of a nanoGPT: its vocabulary is the model's, to the letter."""
-    letters = characters.read(path)
-    count = max(letters.values(), default=-1) + 1
+def read_characters(path: Path, needs: Needs) -> Text:
+    """nanoGPT's characters, whose number must be the size of the model's vocabulary."""
+    numbers = characters.read(path)
+    count = max(numbers.values(), default=-1) + 1
     if count != needs.vocabulary:
         raise ExportError(f"{path}: found {count} letters, expected the model's {needs.vocabulary}")
     manifest = TextInput(tokenizer=TOKENIZER, vocabulary=count, max_length=needs.positions, truncation_side="right")
-    return Text(characters.tokenizer_of(letters).to_str(), manifest, letters)
+    return Text(characters.tokenizer_of(numbers).to_str(), manifest, numbers)
 
 
 def load(path: Path, family: str, options: Mapping[str, Any]) -> Any:
-    """What transformers makes of a directory, of a tokenizer.json and the files beside it, or of a file of that format.
+    """Load a directory, a tokenizer.json with the files beside it, or another file of that format with transformers.
 
-    `options` are arguments for AutoTokenizer that the source's own settings have. ExportError if transformers makes
-    nothing of them, a tokenizer in Python alone, or one that no file describes.
+    `options` are arguments of AutoTokenizer in the source's own settings. ExportError if transformers cannot load it,
+    has it in Python only, or if its files are missing.
     """
     if path.is_file() and path.name != TOKENIZER:
         return loaded(partial(PreTrainedTokenizerFast, tokenizer_file=str(path)), path.name)
@@ -140,10 +140,10 @@ def load(path: Path, family: str, options: Mapping[str, Any]) -> Any:
 
 
 def loaded(make: Callable[[], Any], what: str) -> Any:
-    """The tokenizer that `make` gives; ExportError with its first line for whatever it raises."""
+    """The result of `make`; ExportError with the first line of any exception that it raises."""
     try:
         return make()
-    except BaseException as error:  # no common base: missing packages, broken files, unknown classes
+    except BaseException as error:  # no common base class: missing packages, broken files, unknown classes
         reraise_if_foreign(error)
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ExportError(
@@ -153,13 +153,13 @@ def loaded(make: Callable[[], Any], what: str) -> Any:
 
 
 def reraise_if_foreign(error: BaseException) -> None:
-    """Let pass what is no error of a library: where the Rust code of tokenizers panics, it raises no `Exception`."""
+    """Raise `error` again unless it is an `Exception` or a panic in the Rust code of tokenizers."""
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
         raise error
 
 
 def model_config(directory: Path, family: str) -> Any:
-    """The configuration by which AutoTokenizer chooses a class where no file beside the tokenizer names one."""
+    """The configuration from which AutoTokenizer chooses a class if no file beside the tokenizer names one."""
     config = read_json(directory / CONFIG)
     if config.get("model_type") or config.get("tokenizer_class") or (directory / TOKENIZER).is_file():
         return None
@@ -169,7 +169,7 @@ def model_config(directory: Path, family: str) -> Any:
 
 
 def check_code(directory: Path) -> None:
-    """ExportError if the tokenizer is code of the source's own: nothing that comes with a model is run."""
+    """ExportError if the tokenizer is code in the source: no code that comes with a model is run."""
     found = read_json(directory / TOKENIZER_CONFIG).get("auto_map")
     code = found.get("AutoTokenizer") if isinstance(found, dict) else found
     if code:
@@ -179,7 +179,7 @@ def check_code(directory: Path) -> None:
 
 
 def named_class(directory: Path) -> str:
-    """Which class of tokenizer the files ask for, for a reader."""
+    """The tokenizer class that the files name, for an error text."""
     for name in (TOKENIZER_CONFIG, CONFIG):
         found = read_json(directory / name).get("tokenizer_class")
         if found:
@@ -188,7 +188,7 @@ def named_class(directory: Path) -> str:
 
 
 def check_files(directory: Path, reference: Any) -> None:
-    """ExportError if none of the files is there that this class reads: transformers then makes an empty vocabulary."""
+    """ExportError if the files of this class are missing: transformers would make an empty vocabulary."""
     wanted = [name for name in reference.vocab_files_names.values() if name != TOKENIZER]
     versions = read_json(directory / TOKENIZER_CONFIG).get("fast_tokenizer_files") or []
     if any((directory / name).is_file() for name in (TOKENIZER, *versions)):
@@ -201,7 +201,7 @@ def check_files(directory: Path, reference: Any) -> None:
 
 
 def serialised(reference: Any) -> Tokenizer:
-    """A copy of the library's own, without truncation and padding."""
+    """A copy of the tokenizer without truncation and padding."""
     try:
         tokenizer = Tokenizer.from_str(reference.backend_tokenizer.to_str())
     except Exception as error:  # parts written in Python cannot be serialised
@@ -215,10 +215,10 @@ def serialised(reference: Any) -> Tokenizer:
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocabulary: int) -> list[str]:
-    """A remark on the tokens for which the model has no row; ExportError if every text has such, or if most are so."""
-    words = tokenizer.get_vocab(with_added_tokens=True)
-    count = max(words.values(), default=-1) + 1
-    outside = sorted((token for token, number in words.items() if number >= vocabulary), key=words.__getitem__)
+    """A remark about tokens that the model has no row for; ExportError if every text or half of the tokens are such."""
+    vocab = tokenizer.get_vocab(with_added_tokens=True)
+    count = max(vocab.values(), default=-1) + 1
+    outside = sorted((token for token, number in vocab.items() if number >= vocabulary), key=vocab.__getitem__)
     around = [token for token in tokenizer.encode("").tokens if token in outside]
     if around or count >= 2 * vocabulary:
         raise ExportError(
@@ -232,7 +232,7 @@ def check_vocabulary(tokenizer: Tokenizer, vocabulary: int) -> list[str]:
 
 
 def mask_id(reference: Any, vocabulary: int) -> int:
-    """The id of the mask token. ExportError if there is none that the model knows."""
+    """The id of the mask token. ExportError if there is none, or if the model does not know it."""
     found = reference.mask_token_id
     if found is None:
         raise ExportError("tokenizer: found no mask token, expected one for fill-mask (mask_token)")
@@ -244,14 +244,14 @@ def mask_id(reference: Any, vocabulary: int) -> int:
     return int(found)
 
 
-def longest(reference: Any, needs: Needs, *, special: int) -> int:
-    """The longest text in tokens. Text that is generated is bounded by the model's positions alone.
+def max_length(reference: Any, needs: Needs, *, special: int) -> int:
+    """The maximum length of a text in tokens. For generation it is the number of the model's positions.
 
-    ExportError if the tokenizer states no length, or if the `special` tokens around every text need more.
+    ExportError if the tokenizer has no length, or if it is less than the number of `special` tokens of every text.
     """
     if needs.task == "generate":
         return needs.positions
-    where, found = "max_seq_length", needs.settings.longest
+    where, found = "max_seq_length", needs.settings.max_length
     if found is None:
         where, found = f"{TOKENIZER_CONFIG}: model_max_length", reference.model_max_length
     if not isinstance(found, int | float) or not found >= max(1, special):
@@ -262,7 +262,7 @@ def longest(reference: Any, needs: Needs, *, special: int) -> int:
 
 
 def cleans_up(reference: Any) -> bool:
-    """Whether transformers removes spaces before punctuation when it decodes: never for BPE, unless it is forced to."""
+    """Whether transformers removes spaces before punctuation when it decodes: for BPE only if a setting forces it."""
     forced = getattr(reference, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
     is_bpe = type(reference.backend_tokenizer.model).__name__ == "BPE"
     return bool(reference.clean_up_tokenization_spaces and (forced or not is_bpe))
@@ -270,7 +270,7 @@ def cleans_up(reference: Any) -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Warnings of transformers are for its own users; what matters here is refused."""
+    """Suppress the warnings of transformers; an export refuses what it does not understand."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(logging.ERROR)
     try:

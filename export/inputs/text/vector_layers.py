@@ -1,4 +1,4 @@
-"""What follows the pooling in a model of sentence-transformers: its modules as layers of ours, and their weights."""
+"""The modules after the pooling of sentence-transformers, as layers of `models`, with their weights."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +12,8 @@ from export.sources.modules import CONFIG, WEIGHTED, Module, weights_of
 from models.checkpoints import CheckpointError, tensors_in
 from models.config import DenseLayer, FirstValuesLayer, NormaliseLayer, NormLayer, VectorLayer
 
-VECTOR = "sentence_embedding"  # what the library calls a text's vector
-# Its names of activations, all of them classes of PyTorch that take no arguments: ours.
+VECTOR = "sentence_embedding"  # the library's name of a text's vector
+# Its names of activations, which are classes of PyTorch without arguments, and the names in `models`.
 ACTIVATIONS = {
     "torch.nn.modules.activation.Tanh": "tanh",
     "torch.nn.modules.linear.Identity": "identity",
@@ -23,7 +23,7 @@ ACTIVATIONS = {
     "torch.nn.modules.activation.Sigmoid": "sigmoid",
 }
 ACTIVATIONS |= {f"torch.nn.{name.rpartition('.')[2]}": ours for name, ours in ACTIVATIONS.items()}
-# Keys of a module's settings that are read here; what reads or writes other features than the vector is refused.
+# Keys of a module's settings that are read here; modules that read or write other features are refused.
 KEYS = {
     "Dense": ("in_features", "out_features", "bias", "activation_function", "use_residual"),
     "LayerNorm": ("dimension",),
@@ -35,9 +35,9 @@ FEATURES = ("module_input_name", "module_output_name")
 
 @dataclass(frozen=True)
 class VectorLayers:
-    """`layers` on a text's vector, by the names of `models`, and their tensors by those that it expects.
+    """`layers` on a text's vector, and their tensors, by the names of `models`.
 
-    `normalise`: the vector is scaled to length 1 at the very end, which is left to the server.
+    `normalise`: the vector is scaled to length 1 at the end, which the server does.
     """
 
     layers: tuple[VectorLayer, ...] = ()
@@ -46,7 +46,7 @@ class VectorLayers:
 
 
 def read(directory: Path, modules: Sequence[Module], *, width: int, cut_to: int | None = None) -> VectorLayers:
-    """The modules after the pooling, whose vector is `width` wide; its first `cut_to` numbers are the answer.
+    """The modules after the pooling, whose vector is `width` wide; the result is truncated to `cut_to` values.
 
     ExportError names the file, the key, what was found and what is supported.
     """
@@ -68,7 +68,7 @@ def read(directory: Path, modules: Sequence[Module], *, width: int, cut_to: int 
 
 
 def checked(directory: Path, module: Module) -> dict[str, Any]:
-    """The settings of a module, if it works on the text's vector and has no others than are known here."""
+    """The settings of a module. ExportError if it has unknown settings, or works on another feature than the vector."""
     name = module.file(CONFIG)
     if module.kind not in LAYERS:
         raise ExportError(f"modules.json: found a second {module.kind}, expected {', '.join(LAYERS)} after the pooling")
@@ -84,7 +84,7 @@ def checked(directory: Path, module: Module) -> dict[str, Any]:
 
 
 def dense(name: str, config: dict[str, Any], width: int) -> DenseLayer:
-    """One more layer; the library applies a tanh where the file says nothing."""
+    """A dense layer; the library's default activation is a tanh."""
     check_width(name, "in_features", config, width)
     if not isinstance(config.get("out_features"), int) or config["out_features"] < 1:
         raise ExportError(f"{name}: out_features is {config.get('out_features')!r}, expected a width")
@@ -107,7 +107,7 @@ def layer_norm(name: str, config: dict[str, Any], width: int) -> NormLayer:
 
 
 def check_width(name: str, key: str, config: dict[str, Any], width: int) -> None:
-    """ExportError if a module does not take what the one before it gives."""
+    """ExportError if the input width of a module is not the output width of the one before it."""
     if config.get(key) != width:
         raise ExportError(f"{name}: {key} is {config.get(key)!r}, expected {width}, the width of the vector before it")
 
@@ -118,7 +118,7 @@ def normalise(name: str, config: dict[str, Any], width: int) -> NormaliseLayer:
 
 
 def nothing(name: str, config: dict[str, Any], width: int) -> None:
-    """A module that has an effect in training alone."""
+    """A module that has an effect in training only."""
 
 
 LAYERS: dict[str, Callable[[str, dict[str, Any], int], VectorLayer | None]] = {

@@ -1,4 +1,4 @@
-"""What is true of the models right now. Read from them when Prometheus scrapes: an unloaded one is gone at once."""
+"""Gauges of the models that are served, read when Prometheus scrapes: an unloaded model disappears at once."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -10,13 +10,13 @@ from server.repository.model import Model
 
 MODEL = ("model", "version")
 QUEUES: dict[str, tuple[str, Callable[[Model], int]]] = {
-    "affinity_queue_rows": ("Inputs that wait to run.", lambda model: model.backend.waiting_rows),
+    "affinity_queue_rows": ("Inputs waiting to run.", lambda model: model.backend.waiting_rows),
     "affinity_queue_tokens": (
-        "Tokens that wait to run.",
+        "Tokens waiting to run.",
         lambda model: model.backend.waiting_tokens,
     ),
     "affinity_running_rows": (
-        "Inputs, or continuations, that run right now.",
+        "Inputs, or continuations, running now.",
         lambda model: model.backend.running_rows,
     ),
     "affinity_slots_used": (
@@ -51,8 +51,8 @@ class ModelMetrics(Collector):
 
 
 def _pending(models: Sequence[Model]) -> Metric:
-    """Triton's name (server/observability/triton_names.py), of unknown type: its ending is not one of a gauge."""
-    pending = UnknownMetricFamily("nv_inference_pending_request_count", "Inputs that wait to run.", labels=MODEL)
+    """The queue under Triton's name (server/observability/triton_names.py), untyped: a gauge must not end in _count."""
+    pending = UnknownMetricFamily("nv_inference_pending_request_count", "Inputs waiting to run.", labels=MODEL)
     for model in models:
         pending.add_metric((model.name, model.version), model.backend.waiting_rows)
     return pending
@@ -61,7 +61,7 @@ def _pending(models: Sequence[Model]) -> Metric:
 def _info(models: Sequence[Model]) -> Metric:
     info = GaugeMetricFamily(
         "affinity_model_info",
-        "1: what a model does, the provider that really runs it, and in which precision.",
+        "Always 1; labels: the task of a model, and the provider and precision that it runs with.",
         labels=(*MODEL, "task", "provider", "precision"),
     )
     for model in models:
@@ -71,13 +71,15 @@ def _info(models: Sequence[Model]) -> Metric:
 
 
 def _parity(models: Sequence[Model]) -> Iterable[Metric]:
-    """Both errors of each model, and the one tolerance that it was held to."""
+    """Both errors of each model, and the tolerance of the one that was checked."""
     errors = GaugeMetricFamily(
         "affinity_model_parity_error",
-        "How far the model is from PyTorch on the golden inputs, in standard deviations, measured when it was loaded.",
+        "Error against PyTorch on the golden inputs, in standard deviations, measured when the model was loaded.",
         labels=(*MODEL, "measure"),
     )
-    tolerances = GaugeMetricFamily("affinity_model_parity_tolerance", "How far it may be.", labels=(*MODEL, "measure"))
+    tolerances = GaugeMetricFamily(
+        "affinity_model_parity_tolerance", "Maximum of affinity_model_parity_error.", labels=(*MODEL, "measure")
+    )
     for model in models:
         name, measured = (model.name, model.version), model.measured
         errors.add_metric((*name, MAXIMUM), measured.maximum)
@@ -88,10 +90,10 @@ def _parity(models: Sequence[Model]) -> Iterable[Metric]:
 
 
 def _golden_inputs(models: Sequence[Model]) -> Iterable[Metric]:
-    """The texts or images that each model was checked with when it was loaded."""
+    """The golden texts or images that each model was checked with when it was loaded."""
     inputs = GaugeMetricFamily(
         "affinity_model_golden_inputs",
-        "Texts and images that the server turned into the same input as transformers did, checked at load.",
+        "Golden texts and images that the server encoded as transformers did, checked when the model was loaded.",
         labels=(*MODEL, "kind"),
     )
     errors = GaugeMetricFamily(

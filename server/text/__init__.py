@@ -1,1 +1,1 @@
-"""Text to tokens and back, and the golden texts. Imports admission, concurrency, artifact and errors."""
+"""Encoding and decoding of text, and the golden texts. Imports admission, concurrency, artifact and errors."""

@@ -1,4 +1,4 @@
-"""Images are decoded within a memory, whoever gives up meanwhile; nobody else waits for their threads."""
+"""The decode pool keeps its memory limit, also when callers are cancelled, and delays no other work."""
 
 import asyncio
 import threading
@@ -11,7 +11,7 @@ SECONDS = 30  # after which a test that hangs has failed
 
 
 class Works:
-    """Jobs that threads have begun, each until it is told to end."""
+    """Jobs that run in threads until the test ends them."""
 
     def __init__(self, pool):
         self.pool, self.most, self.running = pool, 0, set()
@@ -48,14 +48,14 @@ def works():
     pool.close()
 
 
-async def test_no_more_is_decoded_at_once_than_there_is_memory_for(works):
+async def test_jobs_that_exceed_the_memory_limit_wait(works):
     tasks = [works.start(number, 50) for number in range(6)]
     works.end(*range(6))
     assert await asyncio.gather(*tasks) == list(range(6))
     assert works.most <= 2
 
 
-async def test_what_a_thread_has_begun_keeps_its_memory_though_the_caller_is_gone(works):
+async def test_a_running_job_keeps_its_memory_after_its_caller_is_cancelled(works):
     given_up = [works.start(name, 50) for name in "ab"]
     await works.begun("a")
     await works.begun("b")
@@ -64,7 +64,7 @@ async def test_what_a_thread_has_begun_keeps_its_memory_though_the_caller_is_gon
     assert all(
         isinstance(each, asyncio.CancelledError) for each in await asyncio.gather(*given_up, return_exceptions=True)
     )
-    assert works.running == {"a", "b"}  # and nobody waits for them
+    assert works.running == {"a", "b"}  # without a caller
     following = [works.start(name, 50) for name in "cd"]
     works.end("c", "d", "a")
     await following[0]  # once a has ended
@@ -73,7 +73,7 @@ async def test_what_a_thread_has_begun_keeps_its_memory_though_the_caller_is_gon
     assert works.most == 2
 
 
-async def test_who_gives_up_before_a_thread_has_begun_leaves_no_work_behind(works):
+async def test_a_caller_that_is_cancelled_before_its_job_starts_leaves_no_work_behind(works):
     begun = works.start("a", 100)
     await works.begun("a")
     waiting = works.start("b", 100)
@@ -87,7 +87,7 @@ async def test_who_gives_up_before_a_thread_has_begun_leaves_no_work_behind(work
     assert not works._begun["b"].is_set()
 
 
-async def test_what_fails_gives_its_memory_back(works):
+async def test_a_failed_job_frees_its_memory(works):
     for _ in range(5):
         with pytest.raises(ZeroDivisionError):
             await works.pool.run(lambda: 1 / 0, decoding_bytes=100)

@@ -1,4 +1,4 @@
-"""A server that reads images otherwise than transformers did at export never gets ready, and says why."""
+"""A model whose images are decoded differently from transformers never becomes ready; the error says why."""
 
 import dataclasses
 import hashlib

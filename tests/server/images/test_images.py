@@ -1,4 +1,4 @@
-"""Files become the pixels that transformers would make of them; what is no image is refused before it does harm."""
+"""Files are decoded to the pixel values of transformers; unusable or hostile files are refused."""
 
 import io
 import struct
@@ -182,21 +182,21 @@ def png_header(width, height):
         (png_header(0, 5), "found "),
     ],
 )
-def test_what_is_no_usable_image_is_refused(file, said):
+def test_unusable_files_are_refused(file, said):
     with pytest.raises(InvalidRequest) as refusal:
         decoder().decode(file, "images[2]")
     assert str(refusal.value).startswith("images[2]: found ")
     assert said in str(refusal.value)
 
 
-def test_a_line_of_pixels_cannot_be_blown_up_to_gigabytes():
+def test_a_line_of_pixels_cannot_be_resized_to_gigabytes():
     thin = file_of(Image.new("RGB", (60_000, 1)))
     blow = decoder(resize=Size(shortest_edge=256), crop=Size(height=32, width=32))
     with pytest.raises(InvalidRequest, match="found 60000 x 1 pixels, expected sides that differ less"):
         blow.decode(thin)
 
 
-def test_of_16_bits_of_grey_the_upper_eight_count():
+def test_the_upper_eight_of_16_grey_bits_are_used():
     """Unlike transformers, which shows all but the 256 darkest greys as white."""
     greys = np.asarray(picture(mode="L"))
     fine = (greys.astype(np.uint16) << 8) + 77
@@ -258,14 +258,14 @@ except MemoryError:
 """
 
 
-def test_a_want_of_memory_is_not_the_files_fault():
+def test_a_memory_error_is_not_blamed_on_the_file():
     child = subprocess.run(
         [sys.executable, "-c", OUT_OF_MEMORY], cwd=ROOT, input=png_header(8_000, 6_000), capture_output=True, check=True
     )
     assert child.stdout == b"no memory\n"
 
 
-def test_text_in_a_png_cannot_be_blown_up():
+def test_text_in_a_png_cannot_be_unpacked_without_a_limit():
     bomb = png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"a" * 50_000_000))
     file = FILES["png"]
     with pytest.raises(InvalidRequest, match="a broken image .Decompressed data too large"):

@@ -1,4 +1,4 @@
-"""Which models are served, and how they come and go while others are asked."""
+"""The repository: which models are served, and how they are loaded and unloaded while others answer requests."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ ASK = "a [MASK]"
 
 @pytest.fixture
 def root(artifacts, tmp_path):
-    """A directory of artifacts of this test's own."""
+    """A directory of artifacts that the test may change."""
     for name in ("tiny-bert", "tiny-embedder"):
         shutil.copytree(artifacts / name, tmp_path / name)
     return tmp_path
@@ -92,13 +92,13 @@ async def test_a_directory_without_models_ends_the_start(tmp_path):
             pass
 
 
-async def test_a_model_that_is_asked_for_and_not_there_ends_the_start(root):
+async def test_a_missing_model_in_the_settings_ends_the_start(root):
     with pytest.raises(ModelNotFound, match="model gpt-5: found no such directory in"):
         async with opened(root, "gpt-5"):
             pass
 
 
-async def test_a_setting_of_a_model_that_is_not_there_ends_the_start(root):
+async def test_a_setting_for_a_missing_model_ends_the_start(root):
     with pytest.raises(
         ModelNotFound, match="--set tiny-bret: found no such model, expected one of tiny-bert, tiny-emb"
     ):
@@ -138,7 +138,7 @@ async def test_models_are_found_by_name_version_and_task(repository):
         repository.for_task("", "", Generate)
 
 
-async def test_a_new_version_takes_over_and_nobody_notices(root):
+async def test_a_new_version_takes_over_without_a_failed_request(root):
     async with opened(root) as repository:
         next_version(root, "tiny-bert")
         old = repository.get("tiny-bert")
@@ -185,7 +185,7 @@ async def test_a_bad_new_version_leaves_the_old_one_in_place(root):
         assert await repository.get("tiny-bert").task([ASK], call=CALL)
 
 
-async def test_a_version_that_fails_leaves_nothing_to_count_for_it(root):
+async def test_a_version_that_fails_to_load_leaves_no_observer(root):
     listener = VersionRecorder()
     async with opened(root, listener=listener) as repository:
         next_version(root, "tiny-bert", task="translate")
@@ -223,7 +223,7 @@ async def test_the_health_of_a_model_whose_first_load_failed_is_not_serving(root
         assert found.status == HealthCheckResponse.NOT_SERVING
 
 
-async def test_names_that_nobody_has_leave_nothing_behind(root):
+async def test_unknown_names_leave_nothing_behind(root):
     async with opened(root) as repository:
         known = repository.index(), repository.names(), set(repository._locks)
         for attempt in (repository.load, repository.unload):
@@ -264,7 +264,7 @@ async def test_a_model_is_unloaded_when_the_requests_that_use_it_have_ended(root
             await fill_mask([ASK], call=CALL)
 
 
-async def test_all_versions_can_be_served_and_the_newest_is_meant_unless_one_is_named(root):
+async def test_all_versions_can_be_served_and_the_newest_is_the_default(root):
     next_version(root, "tiny-bert")
     async with opened(root, "tiny-bert", overrides=versions("tiny-bert", "all")) as repository:
         assert repository.get("tiny-bert").version == "2"
@@ -287,13 +287,13 @@ async def test_versions_that_are_not_chosen_are_listed_and_not_loaded(root):
         }
 
 
-async def test_a_version_that_is_named_and_not_there_ends_the_start(root):
+async def test_a_missing_version_in_the_settings_ends_the_start(root):
     with pytest.raises(ModelNotFound, match="found versions 1 in .*, expected also 4: --set tiny-bert.versions=1.4"):
         async with opened(root, overrides=versions("tiny-bert", "1+4")):
             pass
 
 
-async def test_the_oldest_goes_when_another_of_the_latest_two_comes(root):
+async def test_the_oldest_of_two_served_versions_is_unloaded_for_a_new_one(root):
     next_version(root, "tiny-bert")
     async with opened(root, "tiny-bert", overrides=versions("tiny-bert", "latest:2")) as repository:
         second = repository.get("tiny-bert", "2")
@@ -303,7 +303,7 @@ async def test_the_oldest_goes_when_another_of_the_latest_two_comes(root):
         assert repository.get("tiny-bert", "2") is second  # not opened again: it has not changed
 
 
-async def test_versions_come_together_or_not_at_all(root):
+async def test_versions_are_loaded_together_or_not_at_all(root):
     async with opened(root, "tiny-bert", overrides=versions("tiny-bert", "all")) as repository:
         next_version(root, "tiny-bert")
         (next_version(root, "tiny-bert") / "cpu.onnx").unlink()
@@ -328,7 +328,7 @@ async def test_a_version_whose_directory_is_gone_serves_until_the_next_load(root
         assert await repository.get("tiny-bert", "1").task([ASK], call=CALL)
 
 
-async def test_what_was_exported_anew_under_the_same_number_is_loaded_again(root):
+async def test_a_version_that_was_exported_again_is_loaded_again(root):
     async with opened(root, "tiny-bert") as repository:
         old = repository.get("tiny-bert")
         manifest = json.loads((root / "tiny-bert/1/manifest.json").read_text())
@@ -343,7 +343,7 @@ def versions(name, text):
     return {name: {"versions": Versions.parse(text)}}
 
 
-async def test_what_happens_inside_is_told_to_the_observer_of_that_version(root):
+async def test_events_of_a_version_reach_its_own_observer(root):
     listener = NotesListener()
     async with opened(root, listener=listener) as repository:
         await repository.get("tiny-embedder").task(["a text", "another one"], call=CALL)

@@ -1,4 +1,4 @@
-"""Requests of several images: whose answer is whose, and what happens to the images when a request ends early."""
+"""Requests with several images: errors name the image, and a request that ends early stops its decoding."""
 
 import asyncio
 import threading
@@ -21,7 +21,7 @@ PICTURES = [file_of(picture(seed=seed), form) for seed in range(7) for form in (
 
 
 class Gated(ImageDecoder):
-    """A decoder that waits with every image until the gate is open, and counts how many it has in hand."""
+    """A decoder that blocks until the gate opens, and counts the images that it is decoding."""
 
     def __init__(self, image):
         super().__init__(image)
@@ -57,7 +57,7 @@ def gated(repository):
     pool.close()
 
 
-async def test_of_a_request_that_is_given_up_what_is_being_decoded_keeps_its_memory(gated):
+async def test_images_being_decoded_for_a_cancelled_request_keep_their_memory(gated):
     decoder, task = gated
     given_up = asyncio.create_task(task(PICTURES[:1] * 4, call=CALL))
     await decoder.has_begun(2)
@@ -71,7 +71,7 @@ async def test_of_a_request_that_is_given_up_what_is_being_decoded_keeps_its_mem
 
 
 @pytest.mark.parametrize("bad", [0, 11, 19])
-async def test_one_bad_image_of_twenty_is_named_and_the_others_are_given_up(gated, bad):
+async def test_one_bad_image_of_twenty_is_named_and_the_others_are_not_decoded(gated, bad):
     decoder, task = gated
     decoder.gate.set()
     images = [*PICTURES[:bad], FILES["png"][:-40], *PICTURES[bad + 1 :]]
@@ -96,8 +96,8 @@ async def test_nothing_is_decoded_if_one_of_the_headers_is_bad(gated):
         ("tiny-classifier", ["a list"] * 1000, "3 classes of each of 1000 inputs"),
     ],
 )
-async def test_more_classes_than_can_be_told_soon_are_refused(repository, monkeypatch, name, given, found):
-    """Of 262,144, in truth: no tiny model has so many for all that may wait."""
+async def test_too_many_classes_in_a_response_are_refused(repository, monkeypatch, name, given, found):
+    """The real limit is 262,144 classes, which no tiny model reaches within its queue."""
     monkeypatch.setattr("server.tasks.classification.MAX_CLASSES", 2500)
     task = repository.get(name).task
     with pytest.raises(InvalidRequest, match=f"^top_k: found {found}, expected at most 2500 in a request"):
@@ -106,7 +106,7 @@ async def test_more_classes_than_can_be_told_soon_are_refused(repository, monkey
 
 
 async def test_texts_do_not_wait_behind_images(repository):
-    """All threads for images are busy, and more wait."""
+    """All threads for images are busy, and more images wait."""
     pool, end = repository.get("tiny-vit").task._pool, threading.Event()
     busy = [
         asyncio.create_task(pool.run(lambda: end.wait(SECONDS), decoding_bytes=1)) for _ in range(usable_cpus() + 9)

@@ -1,4 +1,4 @@
-"""The tasks of encoders and vision models give what transformers gives for the same checkpoints."""
+"""The tasks of encoders and vision models return what transformers returns for the same checkpoints."""
 
 import asyncio
 import threading
@@ -81,7 +81,7 @@ async def test_fill_mask_answers_as_the_pipeline_does(repository, fill_mask_pipe
             assert (same.token, same.sequence) == (one["token_str"], one["sequence"])
 
 
-async def test_fill_mask_says_where_the_masks_stand(repository):
+async def test_fill_mask_returns_the_positions_of_the_masks(repository):
     (text,) = await repository.get("tiny-bert").task(["[MASK] [MASK]"], call=CALL)
     assert [mask.position for mask in text.masks] == [1, 2]
 
@@ -221,7 +221,7 @@ async def test_wrong_tensors_are_refused_by_name(repository, inputs, said):
         await repository.get("tiny-bert").raw(inputs, call=CALL)
 
 
-async def test_too_many_rows_are_refused_before_anything_is_made_of_them(repository):
+async def test_too_many_rows_are_refused_before_they_are_converted(repository):
     inputs = {"input_ids": np.full((100_000, 1), 7)}
     tracemalloc.start()
     try:
@@ -232,7 +232,7 @@ async def test_too_many_rows_are_refused_before_anything_is_made_of_them(reposit
         tracemalloc.stop()
 
 
-async def test_what_stands_in_the_padding_does_not_matter(repository):
+async def test_ids_in_the_padding_do_not_matter(repository):
     ids = np.array([[5, 6, 7], [5, 6, 9999]])
     mask = np.array([[1, 1, 1], [1, 1, 0]])
     found = (await repository.get("tiny-bert").raw({"input_ids": ids, "attention_mask": mask}, call=CALL))["logits"]
@@ -254,7 +254,7 @@ async def test_wrong_pixels_are_refused(repository, pixels):
 
 @pytest.fixture
 def living_logits(repository, monkeypatch):
-    """How many batches' logits were held, at the beginning of each run."""
+    """The number of batches whose logits were in memory at the start of each run."""
     (lane,) = repository.get("tiny-bert").backend._lanes
     run, made, held = lane._session.run, [], []
 
@@ -269,21 +269,23 @@ def living_logits(repository, monkeypatch):
 
 
 @pytest.mark.parametrize("asked", [{"targets": ["list"]}, {"top_k": 65}])
-async def test_the_logits_of_a_batch_are_let_go_before_the_request_is_answered(repository, living_logits, asked):
+async def test_the_logits_of_a_batch_are_freed_before_the_request_is_answered(repository, living_logits, asked):
     found = await repository.get("tiny-bert").task(texts(200, mask=True), **asked, call=CALL)
     assert len(found) == 200
     assert len(living_logits) > 5
     assert max(living_logits) <= 1  # that of the run before
 
 
-async def test_the_tensor_door_holds_its_own_logits_alone(repository, living_logits):
+async def test_a_request_for_tensors_holds_only_its_own_logits(repository, living_logits):
     await repository.get("tiny-bert").raw({"input_ids": np.full((200, 5), 7)}, call=CALL)
     assert len(living_logits) > 5
     assert max(living_logits) <= 1
 
 
 @pytest.mark.parametrize(("name", "given"), [("tiny-bert", "[MASK]"), ("tiny-classifier", "a"), ("tiny-embedder", "a")])
-async def test_a_deadline_that_passes_before_an_input_is_read_is_told_at_once(repository, busy, name, given):
+async def test_a_deadline_that_passes_before_an_input_is_encoded_ends_the_request_at_once(
+    repository, busy, name, given
+):
     call = RequestContext(deadline=time.monotonic() + 0.05)
     with pytest.raises(DeadlineExceeded):
         await repository.get(name).task([given], call=call)
@@ -292,7 +294,7 @@ async def test_a_deadline_that_passes_before_an_input_is_read_is_told_at_once(re
 
 @pytest.fixture
 def busy(repository):
-    """All threads that read inputs have something else to do until the test is over."""
+    """All threads that encode inputs are busy until the test ends."""
     over, pools = threading.Event(), (repository._prepare, repository._images._threads)
     yield [pool.submit(over.wait, 30) for pool in pools for _ in range(pool._max_workers)]
     over.set()
@@ -301,8 +303,8 @@ def busy(repository):
 # ---- many at once
 
 
-async def test_hundreds_of_callers_of_all_models_get_what_they_get_alone(artifacts, repository):
-    """Distinct inputs of mixed lengths, through every door at once, against one at a time, unbatched."""
+async def test_hundreds_of_concurrent_requests_get_the_same_answers_as_alone(artifacts, repository):
+    """Distinct inputs of mixed lengths to all tasks at the same time, compared with one input at a time, unbatched."""
     images = [Image.fromarray(np.asarray(picture(seed=seed))) for seed in range(30)]
     pixels = np.stack([np.asarray(image.resize((32, 32)), np.float32).transpose(2, 0, 1) / 255 for image in images])
     ids = [np.random.default_rng(n).integers(5, 200, (1, 2 + n % 60)) for n in range(60)]

@@ -1,4 +1,4 @@
-"""Texts are read a slice at a time: so nobody has to wait for the megabytes of another, or holds the tokens of all."""
+"""Texts are encoded in chunks, so that a request of megabytes neither blocks others nor holds all tokens at once."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ MANY = 200  # such texts are more than ten slices
 
 
 class Notes(ThreadPoolExecutor):
-    """One thread, that counts what it is given to do."""
+    """One thread, which counts its jobs."""
 
     def __init__(self):
         super().__init__(1)
@@ -38,7 +38,7 @@ def encoder(exported):
     return TextEncoder(read_artifact(exported("tiny-bert")))
 
 
-async def test_short_texts_are_read_at_once_and_long_ones_in_slices(encoder, pool):
+async def test_short_texts_are_encoded_together_and_long_ones_in_chunks(encoder, pool):
     read = AsyncEncoder(encoder, pool)
     assert len(await read(["a list", "a set"], truncate=False, field="texts")) == 2
     assert pool.jobs == 1
@@ -55,7 +55,7 @@ async def test_pairs_stay_together(encoder, pool):
     assert pool.jobs > 2
 
 
-async def test_nothing_is_read_behind_a_text_that_is_too_long(encoder, pool):
+async def test_no_chunk_is_encoded_behind_a_text_that_is_too_long(encoder, pool):
     with pytest.raises(InvalidRequest, match=r"texts\[1\]: found 4002 tokens"):
         await AsyncEncoder(encoder, pool)(["a", *[TEXT] * MANY], truncate=False, field="texts")
     assert pool.jobs == 1
@@ -65,7 +65,7 @@ async def test_nothing_is_read_behind_a_text_that_is_too_long(encoder, pool):
         await AsyncEncoder(encoder, pool)([*[TEXT] * MANY, rare], truncate=True, field="texts")
 
 
-async def test_nothing_is_read_for_who_is_gone(encoder, pool):
+async def test_no_chunk_is_encoded_for_a_cancelled_request(encoder, pool):
     reading = asyncio.create_task(AsyncEncoder(encoder, pool)([TEXT] * MANY, truncate=True, field="texts"))
     while not pool.jobs:
         await asyncio.sleep(0)
@@ -75,7 +75,7 @@ async def test_nothing_is_read_for_who_is_gone(encoder, pool):
     assert pool.jobs == 1
 
 
-async def test_only_so_many_texts_wait_to_be_counted(encoder, pool):
+async def test_the_number_of_texts_that_wait_to_be_counted_is_limited(encoder, pool):
     count = TokenCounter(encoder, pool, name="bert", max_texts=3)
     first = asyncio.create_task(count(["a", "a list"], [], field="texts", pair_field="pairs"))
     await asyncio.sleep(0)
@@ -85,7 +85,7 @@ async def test_only_so_many_texts_wait_to_be_counted(encoder, pool):
     assert await count(["a"] * 3, [], field="texts", pair_field="pairs") == [3, 3, 3]
 
 
-def test_a_text_that_there_is_no_token_for_is_named_by_its_number(encoder, monkeypatch):
+def test_an_error_names_a_text_without_a_token_by_its_number(encoder, monkeypatch):
     letters = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="[UNK]"))  # which is not there
     letters.pre_tokenizer = pre_tokenizers.Whitespace()
     monkeypatch.setattr(encoder, "_tokenizer", letters)

@@ -1,4 +1,4 @@
-"""The server reads texts as transformers does, whatever the tokenizer: by golden texts, and by texts made at random."""
+"""The server encodes texts as transformers does, for tokenizers of every kind: golden texts and random texts."""
 
 import hashlib
 import json
@@ -176,7 +176,7 @@ def test_a_damaged_artifact_is_refused_with_the_reason(exported, tmp_path, name,
 
 
 def test_prompts_are_checked_by_the_ids_of_the_texts_behind_them(exported, tmp_path):
-    """Though somebody changed them in both files."""
+    """Even if a prompt was changed in both files."""
     directory = spoiled(exported, "tiny-embedder", tmp_path, prompts=PROMPTS | {"passage": "other: ", "document": ""})
     artifact = read_artifact(directory)
     golden = json.loads((directory / GOLDEN_TEXTS).read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""From gRPC's context to what the tasks know about a call."""
+"""Conversion of gRPC's context of a call to the RequestContext that the tasks use."""
 
 import time
 from typing import Any
@@ -7,16 +7,17 @@ import grpc
 
 from server.admission.queue import RequestContext
 
-Context = grpc.aio.ServicerContext[Any, Any]
+GrpcContext = grpc.aio.ServicerContext[Any, Any]
 
-ROUNDED_UP, ON_THE_WAY_S = 0.01, 0.1
+ROUNDING, TRANSIT_S = 0.01, 0.1
 
 
-def request_context(context: Context, *, priority: int = 0, timeout_us: int = 0) -> RequestContext:
-    """The call behind a context. `timeout_us` (microseconds, 0 for none) may only shorten the caller's own deadline.
+def make_request_context(context: GrpcContext, *, priority: int = 0, timeout_us: int = 0) -> RequestContext:
+    """The request context of a call. `timeout_us` (microseconds, 0 for none) can only shorten the client's deadline.
 
-    A client leaves at its own deadline. That is earlier than here: gRPC tells it rounded up, in steps of 10 ms from a
-    second on, of 100 ms from ten and so on, and the request may have been on its way for longer than the news.
+    A client gives up at its own deadline, which is earlier than the deadline that the server sees: gRPC transmits the
+    remaining time rounded up (in steps of 10 ms from one second, of 100 ms from ten seconds, and so on), and the
+    message has spent time in transit. The leeway of the request context covers both.
     """
     remaining_s: float | None = context.time_remaining()
     limits_s = [limit for limit in (remaining_s, timeout_us / 1e6 or None) if limit is not None]
@@ -25,4 +26,4 @@ def request_context(context: Context, *, priority: int = 0, timeout_us: int = 0)
 
 
 def _leeway_s(remaining_s: float) -> float:
-    return max(ROUNDED_UP * remaining_s, min(ON_THE_WAY_S, remaining_s / 2))
+    return max(ROUNDING * remaining_s, min(TRANSIT_S, remaining_s / 2))

@@ -1,37 +1,42 @@
-"""The continuations of one request, as both doors get them: counted as they are read, and ended with their reader."""
+"""Text generation, as both services use it."""
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
 from server.admission.queue import RequestContext
 from server.observability.prometheus import Tokens
-from server.rpc.sampling_params import Continuation
+from server.rpc.sampling_params import GenerationOptions
 from server.tasks.generate import Generate, Prompt
 from server.tasks.text_stream import TextDelta
 
 
-async def continue_texts(
+async def generate_deltas(
     generate: Generate,
     prompts: Sequence[Prompt],
-    how: Continuation,
+    options: GenerationOptions,
     *,
-    call: RequestContext,
+    request_context: RequestContext,
     tokens: Tokens,
     field: str,
     release: Callable[[], None],
 ) -> AsyncGenerator[tuple[int, TextDelta], None]:
-    """Pieces of text as they come, each with the number of its prompt. `field` is what the caller knows these as.
+    """Yield the number of a prompt and its new text, and count the tokens. `field` names the prompts in errors.
 
-    `release` ends the use of the model. It is called when the engine has the prompts, and not when the last piece is
-    read: a slow reader must not hold up the unloading of a model.
+    `release` ends the use of the model. It is called when the engine has the prompts instead of at the end of the
+    stream, because a slow reader must not delay the unloading of a model.
     """
     admitted = generate.stream(
-        prompts, how.sampling, stop=how.stop, include_stop=how.include_stop, call=call, field=field
+        prompts,
+        options.sampling,
+        stop=options.stop,
+        include_stop=options.include_stop,
+        call=request_context,
+        field=field,
     )
-    async with admitted as continued, aclosing(continued.read()) as pieces:
+    async with admitted as stream, aclosing(stream.read()) as deltas:
         release()
-        async for number, piece in pieces:
-            tokens.came(len(piece.token_ids), prompt=number)
-            if piece.usage is not None:
-                tokens.usages.append(piece.usage)
-            yield number, piece
+        async for number, delta in deltas:
+            tokens.came(len(delta.token_ids), prompt=number)
+            if delta.usage is not None:
+                tokens.usages.append(delta.usage)
+            yield number, delta

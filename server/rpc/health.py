@@ -3,7 +3,7 @@
 The servicer of grpcio-health-checking drops all watchers of a service when one of them disconnects, so the server has
 its own.
 """
-# ruff: noqa: N802  # methods are called as the protocol calls them
+# ruff: noqa: N802  # methods have the names of the protocol
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -14,7 +14,7 @@ from grpc_health.v1.health_pb2_grpc import HealthServicer
 
 from server.errors import ModelNotFound
 from server.repository.repository import Repository
-from server.rpc.context import Context
+from server.rpc.context import GrpcContext
 from server.rpc.services import OPEN_INFERENCE, TYPED
 
 SERVICES = ("", OPEN_INFERENCE, TYPED)
@@ -52,13 +52,15 @@ class Health(HealthServicer):  # type: ignore[misc]  # the library has no types
             self._states = states
             self._changed.notify_all()
 
-    async def Check(self, request: HealthCheckRequest, context: Context) -> HealthCheckResponse:
+    async def Check(self, request: HealthCheckRequest, context: GrpcContext) -> HealthCheckResponse:
         if request.service not in self._states:
             known = ", ".join(map(repr, self._states))
             raise ModelNotFound(f"service: found {request.service!r}, expected one of {known}")
         return HealthCheckResponse(status=self._states[request.service])
 
-    async def Watch(self, request: HealthCheckRequest, context: Context) -> AsyncGenerator[HealthCheckResponse, None]:
+    async def Watch(
+        self, request: HealthCheckRequest, context: GrpcContext
+    ) -> AsyncGenerator[HealthCheckResponse, None]:
         """Yield the current state, and each new state when it changes."""
         sent: Any = None
         while True:

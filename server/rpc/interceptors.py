@@ -13,10 +13,10 @@ from typing import Any, Protocol, TypeAlias
 import grpc
 
 from server.admission.in_flight import InFlight
-from server.rpc.context import Context, request_context
+from server.rpc.context import GrpcContext, make_request_context
 from server.status import GONE, error_status
 
-Behaviour = Callable[[Any, Context], Any]
+Behaviour = Callable[[Any, GrpcContext], Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"  # None: there is no such method
 
 KINDS = {  # (request streams, response streams) → the value of the label grpc_type, and the field of the handler
@@ -62,14 +62,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         )
 
     def _unary(self, kind: str, path: str, inner: Behaviour) -> Behaviour:
-        async def behaviour(request: Any, context: Context) -> Any:
+        async def behaviour(request: Any, context: GrpcContext) -> Any:
             async with self._observed(kind, path, context):
                 return await inner(request, context)
 
         return behaviour
 
     def _streaming(self, kind: str, path: str, inner: Behaviour) -> Behaviour:
-        async def behaviour(request: Any, context: Context) -> None:
+        async def behaviour(request: Any, context: GrpcContext) -> None:
             async with self._observed(kind, path, context):
                 if not inspect.isasyncgenfunction(inner):
                     await inner(request, context)
@@ -82,10 +82,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return behaviour
 
     @asynccontextmanager
-    async def _observed(self, kind: str, path: str, context: Context) -> AsyncIterator[None]:
+    async def _observed(self, kind: str, path: str, context: GrpcContext) -> AsyncIterator[None]:
         _, service, method = path.split("/")
         self._listener.call_started(kind, service, method)
-        caller = request_context(context)
+        request_context = make_request_context(context)
         started = time.perf_counter()
         code = grpc.StatusCode.OK
         try:
@@ -94,7 +94,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     stack.enter_context(self._in_flight.track())
                 yield
         except asyncio.CancelledError:
-            code = GONE[caller.why_gone(time.monotonic())]
+            code = GONE[request_context.why_gone(time.monotonic())]
             raise
         except grpc.aio.AbortError:
             code = context.code()

@@ -1,6 +1,6 @@
-"""How to continue a text, from either door: the typed request's fields, or an Open Inference request's parameters.
+"""The options of text generation, from the typed request's fields or from an Open Inference request's parameters.
 
-Their names are those of vLLM and OpenAI, and one table (`PARAMETERS`) has them.
+Their names are those that vLLM and OpenAI use.
 """
 
 import json
@@ -33,38 +33,38 @@ PARAMETERS: dict[str, Kind] = {
 
 
 @dataclass(frozen=True)
-class Continuation:
-    """How to continue a text, and where to stop."""
+class GenerationOptions:
+    """The sampling parameters and stop strings of a request."""
 
     sampling: Sampling
     stop: tuple[str, ...] = ()
     include_stop: bool = False
 
 
-def from_request(request: GenerateRequest) -> Continuation:
-    """From the typed door. Fields left out take the defaults of Sampling."""
+def from_request(request: GenerateRequest) -> GenerationOptions:
+    """The options of a typed request. Missing fields take the defaults of Sampling."""
     optional = ("max_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
     given: dict[str, Any] = {name: getattr(request, name) for name in optional if request.HasField(name)}  # type: ignore[arg-type]
     plain = ("min_tokens", "min_p", "frequency_penalty", "presence_penalty", "ignore_eos", "logprobs")
     given |= {name: getattr(request, name) for name in plain}
     sampling = Sampling(logit_bias=request.logit_bias, stop_token_ids=request.stop_token_ids, **given)
-    return Continuation(sampling, tuple(request.stop), request.include_stop_str_in_output)
+    return GenerationOptions(sampling, tuple(request.stop), request.include_stop_str_in_output)
 
 
-def from_parameters(parameters: Mapping[str, Value]) -> Continuation:
-    """From the parameters of an Open Inference request, whose names and kinds have been checked against PARAMETERS."""
+def from_parameters(parameters: Mapping[str, Value]) -> GenerationOptions:
+    """The options of an Open Inference request, whose parameters have been checked against PARAMETERS."""
     given: dict[str, Any] = dict(parameters)
-    stop = strings(given.pop("stop", ""))
+    stop = read_strings(given.pop("stop", ""))
     include_stop = given.pop("include_stop_str_in_output", False)
     if "stop_token_ids" in given:
         given["stop_token_ids"] = _token_ids(given["stop_token_ids"])
     if "logit_bias" in given:
         given["logit_bias"] = _biases(given["logit_bias"])
-    return Continuation(Sampling(**given), stop, include_stop)
+    return GenerationOptions(Sampling(**given), stop, include_stop)
 
 
-def strings(text: str) -> tuple[str, ...]:
-    """One string as it is; a JSON list of strings as those. `[` and the like are strings."""
+def read_strings(text: str) -> tuple[str, ...]:
+    """The strings of a JSON list; any other text, such as `[`, is a single string."""
     strings = _load(text) if text.startswith("[") else None
     if isinstance(strings, list) and all(isinstance(string, str) for string in strings):
         return tuple(strings)
@@ -93,7 +93,7 @@ def _json(field: str, text: str, kind: type) -> Any:
 
 
 def _load(text: str) -> Any:
-    """What the JSON says; None if it is none, or nothing that can be read: numbers and depths have their limits."""
+    """The value of a JSON text; None if it is invalid, too deep, or has a number that is too long."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

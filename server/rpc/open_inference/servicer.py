@@ -4,35 +4,31 @@ Our messages are in a package of our own (protos/open_inference.proto says why),
 the path that clients call. `add_open_inference_to_server` needs only `add_generic_rpc_handlers`, so other hosts of gRPC
 services, such as Ray Serve, can use it.
 """
-# ruff: noqa: N802  # methods are called as the protocol calls them
+# ruff: noqa: N802  # methods have the names of the protocol
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container, Iterable
-from contextlib import AbstractContextManager, ExitStack, aclosing
-from functools import partial
+from collections.abc import AsyncGenerator, AsyncIterator, Container, Iterable, Iterator
+from contextlib import ExitStack, aclosing, contextmanager
 from typing import Any
 
 import grpc
 
 from protos import open_inference_pb2 as oip
 from server.admission.in_flight import InFlight
-from server.concurrency.offload import offload
 from server.config.settings import Settings
 from server.errors import AffinityError, InvalidRequest, ModelNotFound, NotReady
-from server.observability.prometheus import Metrics, Tokens
+from server.observability.prometheus import Metrics
 from server.repository.repository import Model, Repository
-from server.rpc.context import Context, request_context
+from server.rpc.context import GrpcContext, make_request_context
 from server.rpc.open_inference import metadata
-from server.rpc.open_inference.endpoints import RAW, Endpoint, EndpointRequest, EndpointResponse, endpoint_for
-from server.rpc.open_inference.infer import answer, check_inputs, items_of, read_inputs, wanted_outputs
+from server.rpc.open_inference.call import InferCall
+from server.rpc.open_inference.endpoint import Endpoint
+from server.rpc.open_inference.endpoints import RAW, endpoint_for
 from server.rpc.open_inference.statistics import model_statistics
 from server.rpc.open_inference.stream import InferStream
-from server.rpc.open_inference.tensors import count_input_items
-from server.rpc.parameters import read_parameters
 from server.rpc.services import OPEN_INFERENCE
 from server.status import error_status
 
-FINAL = "triton_final_response"  # parameter of each response on a stream: whether it is the last one of its request
 ERRORS_END_STREAM = "triton_grpc_error"  # metadata key of a stream
 UNARY = {
     "ServerLive": oip.ServerLiveRequest,
@@ -80,18 +76,20 @@ class OpenInferenceService:
 
     # ---- the server
 
-    async def ServerLive(self, request: oip.ServerLiveRequest, context: Context) -> oip.ServerLiveResponse:
+    async def ServerLive(self, request: oip.ServerLiveRequest, context: GrpcContext) -> oip.ServerLiveResponse:
         return oip.ServerLiveResponse(live=True)
 
-    async def ServerReady(self, request: oip.ServerReadyRequest, context: Context) -> oip.ServerReadyResponse:
+    async def ServerReady(self, request: oip.ServerReadyRequest, context: GrpcContext) -> oip.ServerReadyResponse:
         return oip.ServerReadyResponse(ready=self._repository.ready and not self._in_flight.closed)
 
-    async def ServerMetadata(self, request: oip.ServerMetadataRequest, context: Context) -> oip.ServerMetadataResponse:
+    async def ServerMetadata(
+        self, request: oip.ServerMetadataRequest, context: GrpcContext
+    ) -> oip.ServerMetadataResponse:
         return metadata.server_metadata()
 
     # ---- its models
 
-    async def ModelReady(self, request: oip.ModelReadyRequest, context: Context) -> oip.ModelReadyResponse:
+    async def ModelReady(self, request: oip.ModelReadyRequest, context: GrpcContext) -> oip.ModelReadyResponse:
         """False instead of an error for a model that does not exist, as in Triton."""
         try:
             self._find(request.name, request.version)
@@ -99,30 +97,30 @@ class OpenInferenceService:
             return oip.ModelReadyResponse(ready=False)
         return oip.ModelReadyResponse(ready=not self._in_flight.closed)
 
-    async def ModelMetadata(self, request: oip.ModelMetadataRequest, context: Context) -> oip.ModelMetadataResponse:
-        model, door = self._find(request.name, request.version)
-        versions = [each.version for each in self._repository.served(model.name, request.version)]
-        return metadata.model_metadata(request.name, versions, model, door)
+    async def ModelMetadata(self, request: oip.ModelMetadataRequest, context: GrpcContext) -> oip.ModelMetadataResponse:
+        model, endpoint = self._find(request.name, request.version)
+        versions = [served.version for served in self._repository.served(model.name, request.version)]
+        return metadata.model_metadata(request.name, versions, model, endpoint)
 
-    async def ModelConfig(self, request: oip.ModelConfigRequest, context: Context) -> oip.ModelConfigResponse:
-        model, door = self._find(request.name, request.version)
-        return metadata.model_config(request.name, model, door, self._settings.of(model.name).max_batch_size)
+    async def ModelConfig(self, request: oip.ModelConfigRequest, context: GrpcContext) -> oip.ModelConfigResponse:
+        model, endpoint = self._find(request.name, request.version)
+        return metadata.model_config(request.name, model, endpoint, self._settings.of(model.name).max_batch_size)
 
     async def ModelStatistics(
-        self, request: oip.ModelStatisticsRequest, context: Context
+        self, request: oip.ModelStatisticsRequest, context: GrpcContext
     ) -> oip.ModelStatisticsResponse:
-        """Of one model, or of all that are served; of all of their versions, or of the one named."""
+        """The statistics of one model or of all served models, and of one version or of all served versions."""
         name = request.name.removesuffix(RAW)
         models = self._repository.served(name, request.version) if name else self._repository.models()
         totals = self._metrics.statistics
-        told = [
+        statistics = [
             model_statistics(request.name or model.name, model.version, totals[model.name, model.version])
             for model in models
         ]
-        return oip.ModelStatisticsResponse(model_stats=told)
+        return oip.ModelStatisticsResponse(model_stats=statistics)
 
     async def RepositoryIndex(
-        self, request: oip.RepositoryIndexRequest, context: Context
+        self, request: oip.RepositoryIndexRequest, context: GrpcContext
     ) -> oip.RepositoryIndexResponse:
         response = oip.RepositoryIndexResponse()
         for entry in await asyncio.to_thread(self._repository.index):
@@ -131,14 +129,14 @@ class OpenInferenceService:
         return response
 
     async def RepositoryModelLoad(
-        self, request: oip.RepositoryModelLoadRequest, context: Context
+        self, request: oip.RepositoryModelLoadRequest, context: GrpcContext
     ) -> oip.RepositoryModelLoadResponse:
         _check_parameters(request.parameters, known=(), why="a model is loaded as it was exported")
         await self._repository.load(request.model_name)
         return oip.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(
-        self, request: oip.RepositoryModelUnloadRequest, context: Context
+        self, request: oip.RepositoryModelUnloadRequest, context: GrpcContext
     ) -> oip.RepositoryModelUnloadResponse:
         _check_parameters(request.parameters, known=("unload_dependents",), why="no model depends on another")
         await self._repository.unload(request.model_name)
@@ -146,26 +144,22 @@ class OpenInferenceService:
 
     # ---- inference
 
-    async def ModelInfer(self, request: oip.ModelInferRequest, context: Context) -> oip.ModelInferResponse:
-        model, door = self._find(request.model_name, request.model_version)
-        with ExitStack() as in_use, self._requested(request, model, context) as tokens:
-            in_use.enter_context(model.in_flight.track())
-            ask = await _ask(model, door, request, context, tokens, in_use.close)
-            wanted = wanted_outputs(door, request)
-            return await _answer(door, wanted, await door.infer(ask), request, model)
+    async def ModelInfer(self, request: oip.ModelInferRequest, context: GrpcContext) -> oip.ModelInferResponse:
+        with self._call(request, context) as call:
+            return await call.infer()
 
     async def ModelStreamInfer(
-        self, requests: AsyncIterator[oip.ModelInferRequest], context: Context
+        self, requests: AsyncIterator[oip.ModelInferRequest], context: GrpcContext
     ) -> AsyncGenerator[oip.ModelStreamInferResponse, None]:
         """Triton's stream. Errors are messages on the stream, or end it if the client's metadata requests that."""
         errors_end_stream = (ERRORS_END_STREAM, "true") in tuple(context.invocation_metadata() or ())
 
         async def respond(request: oip.ModelInferRequest) -> AsyncGenerator[oip.ModelStreamInferResponse, None]:
             try:
-                with self._in_flight.track():
-                    async with aclosing(self._pieces(request, context)) as pieces:
-                        async for piece in pieces:
-                            yield oip.ModelStreamInferResponse(infer_response=piece)
+                with self._in_flight.track(), self._call(request, context) as call:
+                    async with aclosing(call.stream()) as responses:
+                        async for response in responses:
+                            yield oip.ModelStreamInferResponse(infer_response=response)
             except Exception as error:
                 if errors_end_stream:
                     raise
@@ -177,29 +171,15 @@ class OpenInferenceService:
             async for message in messages:
                 yield message
 
-    async def _pieces(
-        self, request: oip.ModelInferRequest, context: Context
-    ) -> AsyncGenerator[oip.ModelInferResponse, None]:
-        """The answers to one request of a stream; the last one says that it is."""
-        model, door = self._find(request.model_name, request.model_version)
-        with ExitStack() as in_use, self._requested(request, model, context) as tokens:
+    @contextmanager
+    def _call(self, request: oip.ModelInferRequest, context: GrpcContext) -> Iterator[InferCall]:
+        """Find the model, measure the request, and keep the model loaded during the call."""
+        model, endpoint = self._find(request.model_name, request.model_version)
+        task = "raw" if request.model_name.endswith(RAW) else model.artifact.manifest.task
+        measured = self._metrics.request(model.name, model.version, task, make_request_context(context))
+        with ExitStack() as in_use, measured as tokens:
             in_use.enter_context(model.in_flight.track())
-            ask = await _ask(model, door, request, context, tokens, in_use.close)
-            wanted = wanted_outputs(door, request)
-            if door.stream is None:
-                response = await _answer(door, wanted, await door.infer(ask), request, model)
-                in_use.close()  # a slow reader must not hold up the unloading of a model
-                yield _final(response, True)
-                return
-            async with aclosing(door.stream(ask)) as pieces:
-                async for piece in pieces:
-                    yield _final(answer(door, wanted, piece, _response(request, model)), piece.last)
-
-    def _requested(
-        self, request: oip.ModelInferRequest, model: Model, context: Context
-    ) -> AbstractContextManager[Tokens]:
-        """Counts a request in the metrics."""
-        return self._metrics.request(model.name, model.version, _task(request, model), request_context(context))
+            yield InferCall(request, model, endpoint, context, tokens, release=in_use.close)
 
     def _is_streaming(self, request: oip.ModelInferRequest) -> bool:
         try:
@@ -208,49 +188,13 @@ class OpenInferenceService:
             return False
 
     def _find(self, name: str, version: str) -> tuple[Model, Endpoint]:
-        """The model and the door that a name stands for: NAME.raw is the tensor door of NAME."""
+        """The model and the endpoint of a name: NAME.raw is the raw endpoint of NAME."""
         model = self._repository.get(name.removesuffix(RAW), version)
         return model, endpoint_for(model.artifact.manifest, raw=name.endswith(RAW))
 
 
-async def _ask(
-    model: Model,
-    door: Endpoint,
-    request: oip.ModelInferRequest,
-    context: Context,
-    tokens: Tokens,
-    release: Callable[[], None],
-) -> EndpointRequest:
-    values: dict[str, Any] = read_parameters(request.parameters, door.parameters)
-    call = request_context(context, priority=values.get("priority", 0), timeout_us=values.get("timeout", 0))
-    own = {name: value for name, value in values.items() if name in door.parameters}
-    check_inputs(door, request, model.limits)
-    inputs = await offload(model.prepare, partial(read_inputs, door, request), items=count_input_items(request))
-    return EndpointRequest(model, inputs, own, call, tokens, release)
-
-
-async def _answer(
-    door: Endpoint, wanted: dict[str, int], reply: EndpointResponse, request: oip.ModelInferRequest, model: Model
-) -> oip.ModelInferResponse:
-    work = partial(answer, door, wanted, reply, _response(request, model))
-    return await offload(model.prepare, work, items=items_of(wanted, reply))
-
-
 def _check_parameters(names: Iterable[str], *, known: Container[str], why: str) -> None:
-    """Refuse what would have no effect, but for what clients always send."""
+    """Refuse parameters that would have no effect, except those that clients always send."""
     for name in names:
         if name not in known:
             raise InvalidRequest(f"parameters[{name!r}]", "a parameter", f"none: {why}")
-
-
-def _task(request: oip.ModelInferRequest, model: Model) -> str:
-    return "raw" if request.model_name.endswith(RAW) else model.artifact.manifest.task
-
-
-def _response(request: oip.ModelInferRequest, model: Model) -> oip.ModelInferResponse:
-    return oip.ModelInferResponse(model_name=request.model_name, model_version=model.version, id=request.id)
-
-
-def _final(response: oip.ModelInferResponse, last: bool) -> oip.ModelInferResponse:
-    response.parameters[FINAL].bool_param = last
-    return response

@@ -1,11 +1,11 @@
-"""The server's totals as the ModelStatistics messages of the Open Inference Protocol: what perf_analyzer reads."""
+"""Conversion of the server's totals to ModelStatistics messages of the Open Inference Protocol, for perf_analyzer."""
 
 from protos import open_inference_pb2 as oip
 from server.observability.totals import Statistics, Total
 
 
 def model_statistics(name: str, version: str, totals: Statistics) -> oip.ModelStatistics:
-    """Durations in nanoseconds. There is no cache of answers."""
+    """Durations are in nanoseconds. The fields of Triton's response cache stay empty."""
     return oip.ModelStatistics(
         name=name,
         version=version,

@@ -165,6 +165,18 @@ def unpack_bytes(tensor: ModelInferRequest.InferInputTensor, raw: bytes) -> list
     return elements
 
 
+def decode_texts(name: str, array: Array) -> list[str]:
+    """The texts of a BYTES tensor, which must be UTF-8."""
+    texts = []
+    elements: list[bytes] = array.ravel().tolist()
+    for number, element in enumerate(elements):
+        try:
+            texts.append(element.decode())
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(f"{name}[{number}]", f"byte {error.start} that is not UTF-8", "UTF-8") from None
+    return texts
+
+
 def pack(datatype: str, array: Array) -> bytes:
     """The raw bytes of an array. Text in a BYTES array is encoded as UTF-8."""
     if datatype != BYTES:

@@ -9,8 +9,8 @@ import pytest
 from protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse
 from server.concurrency.offload import FEW, offload
 from server.errors import InvalidRequest
-from server.rpc.open_inference.endpoints import Endpoint, EndpointResponse, Tensor
-from server.rpc.open_inference.infer import answer, items_of
+from server.rpc.open_inference.endpoint import Endpoint, EndpointResponse, Tensor
+from server.rpc.open_inference.infer import count_response_items, write_response
 from server.rpc.open_inference.tensors import count_input_items
 from server.tasks.classification import MAX_CLASSES, ranked, softmax
 
@@ -56,13 +56,13 @@ def test_typed_values_and_texts_count_one_by_one_and_raw_numbers_do_not():
     assert items("BYTES", [1], bytes_contents=[bytes(100_000)]) == 2
 
 
-DOOR = Endpoint((), (Tensor("logits", "FP32", (-1, -1), labels=()),), infer=None)
+ENDPOINT = Endpoint((), (Tensor("logits", "FP32", (-1, -1), labels=()),), infer=None)
 
 
-def test_classes_that_are_told_as_texts_count_and_are_not_more_than_can_be_told_soon():
-    reply = EndpointResponse({"logits": np.zeros((600, 500), np.float32)})
-    assert items_of({"logits": 0}, reply) == 600 * 500 * 4 // 1024
-    assert items_of({"logits": 7}, reply) > 600 * 7
-    assert answer(DOOR, {"logits": 7}, reply, ModelInferResponse()).outputs[0].shape == [600, 7]
+def test_classes_in_a_response_are_counted_and_limited():
+    response = EndpointResponse({"logits": np.zeros((600, 500), np.float32)})
+    assert count_response_items({"logits": 0}, response) == 600 * 500 * 4 // 1024
+    assert count_response_items({"logits": 7}, response) > 600 * 7
+    assert write_response(ModelInferResponse(), ENDPOINT, {"logits": 7}, response).outputs[0].shape == [600, 7]
     with pytest.raises(InvalidRequest, match=f"found 300000 classes, expected at most {MAX_CLASSES}"):
-        answer(DOOR, {"logits": 1000}, reply, ModelInferResponse())
+        write_response(ModelInferResponse(), ENDPOINT, {"logits": 1000}, response)

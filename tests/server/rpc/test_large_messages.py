@@ -1,4 +1,4 @@
-"""Much is counted before it is read, and told in threads, for the event loop has others to serve; little at once."""
+"""Large requests are counted before they are read, and large responses are built in threads, off the event loop."""
 
 import tracemalloc
 from collections import Counter
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 class Context:
-    """Of a call without a deadline."""
+    """The context of a call without a deadline."""
 
     def time_remaining(self):
         return None
@@ -27,7 +27,7 @@ class Context:
 
 @pytest.fixture
 def jobs(repository, monkeypatch):
-    """How often a thread of those for this was given something to do."""
+    """Counts the jobs that the model's threads get."""
     pool, counted = repository.get("tiny-bert").prepare, Counter()
     submit = pool.submit
 
@@ -40,35 +40,35 @@ def jobs(repository, monkeypatch):
 
 
 @pytest.mark.parametrize(("top_k", "expected"), [(5, 2), (200, 3)])
-async def test_candidates_are_told(repository, jobs, top_k, expected):
+async def test_candidates_are_added_in_a_thread(repository, jobs, top_k, expected):
     request = pb.FillMaskRequest(inputs=["[MASK] [MASK]"], top_k=top_k)
-    answer = await AffinityService(repository, Metrics()).FillMask(request, Context())
-    assert [len(mask.candidates) for mask in answer.results[0].masks] == [top_k] * 2
-    assert jobs["jobs"] == expected  # to read the text, to fill its masks, and to tell many
+    response = await AffinityService(repository, Metrics()).FillMask(request, Context())
+    assert [len(mask.candidates) for mask in response.results[0].masks] == [top_k] * 2
+    assert jobs["jobs"] == expected  # encode the text, fill its masks, and add many candidates to the response
 
 
-async def test_many_candidates_are_made_some_at_a_time(repository, jobs):
+async def test_many_candidates_are_made_in_chunks(repository, jobs):
     request = pb.FillMaskRequest(inputs=["[MASK] [MASK]"] * 100, top_k=200)
-    answer = await AffinityService(repository, Metrics()).FillMask(request, Context())
-    assert len({text.masks[1].candidates[0].token for text in answer.results}) == 1
+    response = await AffinityService(repository, Metrics()).FillMask(request, Context())
+    assert len({text.masks[1].candidates[0].token for text in response.results}) == 1
     assert 5 < jobs["jobs"] < 10
 
 
 @pytest.mark.parametrize(("texts", "expected"), [(1, 1), (200, 2)])
-async def test_vectors_are_told(repository, jobs, texts, expected):
-    answer = await AffinityService(repository, Metrics()).Embed(pb.EmbedRequest(inputs=["a list"] * texts), Context())
-    assert len({tuple(np.round(result.values, 5)) for result in answer.results}) == 1
+async def test_vectors_are_added_in_a_thread(repository, jobs, texts, expected):
+    response = await AffinityService(repository, Metrics()).Embed(pb.EmbedRequest(inputs=["a list"] * texts), Context())
+    assert len({tuple(np.round(result.values, 5)) for result in response.results}) == 1
     assert jobs["jobs"] == expected
 
 
 @pytest.mark.parametrize(("top_k", "expected"), [(5, 2), (200, 4)])
-async def test_candidates_are_told_as_tensors(repository, jobs, top_k, expected):
+async def test_candidates_become_tensors_in_a_thread(repository, jobs, top_k, expected):
     request = ModelInferRequest(model_name="tiny-bert")
     request.inputs.add(name="text", datatype="BYTES", shape=[1]).contents.bytes_contents.append(b"[MASK] [MASK]")
     request.parameters["top_k"].int64_param = top_k
-    answer = await door(repository).ModelInfer(request, Context())
-    assert list(answer.outputs[0].shape) == [2, top_k]
-    assert jobs["jobs"] == expected  # and to write their tokens
+    response = await service(repository).ModelInfer(request, Context())
+    assert list(response.outputs[0].shape) == [2, top_k]
+    assert jobs["jobs"] == expected  # the jobs above, and writing the tensors
 
 
 @pytest.mark.parametrize(
@@ -81,24 +81,24 @@ async def test_candidates_are_told_as_tensors(repository, jobs, top_k, expected)
         ("CountTokens", pb.CountTokensRequest(model="tiny-bert", inputs=["ab"] * 100_000), "inputs"),
     ],
 )
-async def test_inputs_are_counted_before_one_is_looked_at(repository, method, request_, field):
+async def test_inputs_are_counted_before_they_are_read(repository, method, request_, field):
     tracemalloc.start()
     try:
         with pytest.raises(InvalidRequest, match=f"{field}: found 100000 inputs, expected at most 1024 inputs"):
             await getattr(AffinityService(repository, Metrics()), method)(request_, Context())
-        assert tracemalloc.get_traced_memory()[1] < 100_000  # bytes: not one for each
+        assert tracemalloc.get_traced_memory()[1] < 100_000  # bytes, less than one for each input
     finally:
         tracemalloc.stop()
 
 
-async def test_more_texts_than_may_wait_are_not_even_read(repository):
+async def test_more_texts_than_the_queue_holds_are_not_read(repository):
     request = ModelInferRequest(model_name="tiny-embedder", raw_input_contents=[bytes(4 * 2000)])
     request.inputs.add(name="text", datatype="BYTES", shape=[2000])
     with pytest.raises(InvalidRequest, match="text: found 2000 inputs, expected at most 1024 inputs"):
-        await door(repository).ModelInfer(request, Context())
+        await service(repository).ModelInfer(request, Context())
 
 
-def door(repository):
+def service(repository):
     return OpenInferenceService(Settings(), repository, Metrics(), InFlight("stopping"))
 
 
@@ -119,9 +119,9 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize(("tensors", "said"), HOSTILE.values(), ids=HOSTILE.keys())
-async def test_of_what_can_be_no_request_nothing_is_counted_or_multiplied(repository, tensors, said):
-    """The product of so many sizes has a million digits and more."""
+@pytest.mark.parametrize(("tensors", "message"), HOSTILE.values(), ids=HOSTILE.keys())
+async def test_impossible_tensors_are_refused_before_their_sizes_are_multiplied(repository, tensors, message):
+    """The product of that many sizes has more than a million digits."""
     request = ModelInferRequest(model_name="tiny-bert", inputs=tensors)
-    with pytest.raises(InvalidRequest, match=said):
-        await door(repository).ModelInfer(request, Context())
+    with pytest.raises(InvalidRequest, match=message):
+        await service(repository).ModelInfer(request, Context())

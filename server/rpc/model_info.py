@@ -1,4 +1,4 @@
-"""What can be told of a model: its task, limits and labels. One description, which both doors tell."""
+"""The description of a model (task, limits, labels), as both services return it."""
 
 import json
 
@@ -12,10 +12,10 @@ from server.tasks.fill_mask import FillMask
 
 
 def describe(model: Model) -> pb.ModelInfoResponse:
-    """Fields that do not apply to the model are left out."""
+    """The description of a model. Fields that do not apply to it keep their default values."""
     manifest = model.artifact.manifest
     task, text = model.task, manifest.text
-    told = pb.ModelInfoResponse(
+    info = pb.ModelInfoResponse(
         model=model.name,
         model_version=model.version,
         task=manifest.task,
@@ -35,17 +35,17 @@ def describe(model: Model) -> pb.ModelInfoResponse:
         default_prompt_name=text.default_prompt_name,
     )
     if manifest.HasField("image"):
-        told.image_height, told.image_width = manifest.image.height, manifest.image.width
-        told.image_formats.extend(FORMATS)
-        told.max_image_pixels = MAX_PIXELS
-    return told
+        info.image_height, info.image_width = manifest.image.height, manifest.image.width
+        info.image_formats.extend(FORMATS)
+        info.max_image_pixels = MAX_PIXELS
+    return info
 
 
 def properties(model: Model) -> dict[str, str]:
-    """The same as texts, for the Open Inference Protocol; lists are JSON."""
-    told = MessageToDict(describe(model), preserving_proto_field_name=True)
+    """The description as strings, for the Open Inference Protocol. Lists and numbers are JSON."""
+    fields = MessageToDict(describe(model), preserving_proto_field_name=True)
     return {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        for name, value in told.items()
-        if name not in ("model", "model_version")  # which the messages of the protocol name themselves
+        for name, value in fields.items()
+        if name not in ("model", "model_version")  # the protocol's messages have fields for these
     }

@@ -1,4 +1,4 @@
-"""Parameters of the Open Inference Protocol ↔ plain values, checked against what a door knows."""
+"""Conversion between parameters of the Open Inference Protocol and plain values, checked against the endpoint's."""
 
 from collections.abc import Mapping, MutableMapping
 from enum import Enum
@@ -10,7 +10,7 @@ Value = bool | int | float | str
 
 
 class Kind(Enum):
-    """What a parameter may be: the types of its value, and how to say so."""
+    """The type of a parameter: its description in errors, and the Python types of its value."""
 
     BOOLEAN = ("true or false (bool_param)", (bool,))
     INTEGER = ("a whole number (int64_param)", (int,))
@@ -21,28 +21,26 @@ class Kind(Enum):
     def expected(self) -> str:
         return str(self.value[0])
 
-    def takes(self, value: Value) -> bool:
+    def accepts(self, value: Value) -> bool:
         return isinstance(value, self.value[1]) and (self is Kind.BOOLEAN or not isinstance(value, bool))
 
 
 EVERY_REQUEST = {
     "priority": Kind.INTEGER,  # 1 is the highest; tritonclient sends it as uint64_param
     "timeout": Kind.INTEGER,  # in microseconds
-    "triton_enable_empty_final_response": Kind.BOOLEAN,  # no answer of ours is empty: its effect is none
+    "triton_enable_empty_final_response": Kind.BOOLEAN,  # has no effect: the server sends no empty responses
 }
-
-
 FIELDS = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}
 
 
 def write_parameters(values: Mapping[str, Value], parameters: MutableMapping[str, InferParameter]) -> None:
-    """Add values to the parameters of an answer."""
+    """Add values to the parameters of a response."""
     for name, value in values.items():
         setattr(parameters[name], FIELDS[type(value)], value)
 
 
 def read_parameters(parameters: Mapping[str, InferParameter], known: Mapping[str, Kind]) -> dict[str, Value]:
-    """The values of a request's parameters. InvalidRequest for one that is not known, or of another kind."""
+    """The values of a request's parameters. Raises InvalidRequest for unknown names and wrong types."""
     known = {**known, **EVERY_REQUEST}
     values: dict[str, Value] = {}
     for name, parameter in parameters.items():
@@ -50,7 +48,7 @@ def read_parameters(parameters: Mapping[str, InferParameter], known: Mapping[str
             raise InvalidRequest(f"parameters[{name!r}]", "an unknown name", f"one of {', '.join(known)}")
         choice = parameter.WhichOneof("parameter_choice")
         value: Value = getattr(parameter, choice) if choice else ""
-        if not known[name].takes(value):
+        if not known[name].accepts(value):
             raise InvalidRequest(f"parameters[{name!r}]", f"{value!r} ({choice})", known[name].expected)
         values[name] = value
     return values

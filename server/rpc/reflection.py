@@ -1,4 +1,4 @@
-"""grpc.reflection: lets grpcurl and the like list the services, with their messages."""
+"""grpc.reflection, with which tools such as grpcurl list the services and their messages."""
 
 from typing import Any
 
@@ -13,45 +13,44 @@ from server.rpc.services import HEALTH, OPEN_INFERENCE, TYPED
 
 
 def enable_reflection(server: Any) -> None:
-    """Add reflection to a server. It has a pool of its own, where the protocol stands under its public name."""
+    """Add reflection to a server. Its descriptor pool has the Open Inference Protocol in the public package."""
     services = (OPEN_INFERENCE, TYPED, HEALTH, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(services, server, pool=descriptors())
 
 
 def descriptors() -> DescriptorPool:
-    """The files of all services."""
+    """The descriptors of all services."""
     pool = DescriptorPool()
     for file in (affinity_pb2, health_pb2, reflection._reflection_pb2):
-        described = descriptor_pb2.FileDescriptorProto()
-        file.DESCRIPTOR.CopyToProto(described)
-        pool.Add(described)
+        descriptor = descriptor_pb2.FileDescriptorProto()
+        file.DESCRIPTOR.CopyToProto(descriptor)
+        pool.Add(descriptor)
     pool.Add(_public_open_inference())
     return pool
 
 
 def _public_open_inference() -> descriptor_pb2.FileDescriptorProto:
-    """Our messages of the protocol under its own package, `inference`, and the service that they belong to."""
+    """The protocol's messages in its own package, `inference`, and its service."""
     package, _, service_name = OPEN_INFERENCE.rpartition(".")
-    ours = open_inference_pb2.DESCRIPTOR.serialized_pb
-    described = descriptor_pb2.FileDescriptorProto.FromString(ours)
-    _rename(described, f".{described.package}.", f".{package}.")
-    described.name, described.package = "grpc_service.proto", package
-    service = described.service.add(name=service_name)
+    file = descriptor_pb2.FileDescriptorProto.FromString(open_inference_pb2.DESCRIPTOR.serialized_pb)
+    _rename(file, f".{file.package}.", f".{package}.")
+    file.name, file.package = "grpc_service.proto", package
+    service = file.service.add(name=service_name)
     for method in METHODS:
         streams = method == STREAM
-        asked = "ModelInfer" if streams else method
+        request = "ModelInfer" if streams else method
         service.method.add(
             name=method,
-            input_type=f".{package}.{asked}Request",
+            input_type=f".{package}.{request}Request",
             output_type=f".{package}.{method}Response",
             client_streaming=streams,
             server_streaming=streams,
         )
-    return described
+    return file
 
 
 def _rename(file: descriptor_pb2.FileDescriptorProto, old: str, new: str) -> None:
-    """Make every reference to a message of one package one to another."""
+    """Replace the package `old` by `new` in every reference to a message."""
     messages = list(file.message_type)
     while messages:
         message = messages.pop()

@@ -20,8 +20,8 @@ from server.rpc.open_inference.servicer import OpenInferenceService, add_open_in
 from server.rpc.reflection import enable_reflection
 from server.rpc.services import OPEN_INFERENCE, TYPED
 
-# Calls that must finish before the server ends. A stream of requests counts each of them instead.
-WORK = frozenset(
+# Calls that must finish before the server stops. ModelStreamInfer is missing because it tracks its requests one by one.
+TRACKED_PATHS = frozenset(
     (
         f"/{OPEN_INFERENCE}/ModelInfer",
         *(
@@ -30,18 +30,20 @@ WORK = frozenset(
         ),
     )
 )
-KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 60_000, 20_000  # to notice a client that vanished without a word
+KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 60_000, 20_000  # detects clients that vanish without closing the connection
 
 
 class PortTaken(AffinityError):
-    """A port that cannot be listened on."""
+    """The server cannot listen on the port."""
 
 
 def build_server(
     settings: Settings, repository: Repository, metrics: Metrics, health: Health, in_flight: InFlight
 ) -> tuple[grpc.aio.Server, int]:
-    """A server that listens when it is started, and its port. PortTaken if that cannot be had."""
-    server = grpc.aio.server(interceptors=(CallInterceptor(metrics, in_flight, WORK),), options=_options(settings))
+    """A server that listens once it is started, and its port. Raises PortTaken if the port is not available."""
+    server = grpc.aio.server(
+        interceptors=(CallInterceptor(metrics, in_flight, TRACKED_PATHS),), options=_options(settings)
+    )
     add_AffinityServicer_to_server(AffinityService(repository, metrics), server)
     add_open_inference_to_server(OpenInferenceService(settings, repository, metrics, in_flight), server)
     add_HealthServicer_to_server(health, server)
@@ -52,7 +54,7 @@ def build_server(
 
 
 def _check_port(host: str, port: int) -> None:
-    """Try the port beforehand: gRPC would tell on stderr, in lines of its own, why it cannot have it."""
+    """Bind the port once before gRPC does, because gRPC writes its own lines to stderr if that fails."""
     try:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
@@ -63,10 +65,10 @@ def _check_port(host: str, port: int) -> None:
 def _options(settings: Settings) -> list[tuple[str, Any]]:
     return [
         ("grpc.max_receive_message_length", settings.max_message_mb * 2**20),
-        ("grpc.max_send_message_length", -1),  # answers are bounded where they are made (MAX_LOGITS)
-        ("grpc.so_reuseport", 0),  # or a second server on the port would be accepted, and take half of the requests
+        ("grpc.max_send_message_length", -1),  # responses are bounded where they are built (MAX_LOGITS)
+        ("grpc.so_reuseport", 0),  # otherwise a second server could share the port and get half of the requests
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # clients may check a quiet connection
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # allows clients to ping idle connections
     ]

@@ -1,4 +1,4 @@
-"""The services on the server's port, by the names under which clients call them."""
+"""The names of the gRPC services."""
 
 OPEN_INFERENCE = "inference.GRPCInferenceService"
 TYPED = "affinity.v1.Affinity"

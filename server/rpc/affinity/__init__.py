@@ -1,1 +1,1 @@
-"""The typed service, affinity.v1."""
+"""The typed service, affinity.v1: one method for each task."""

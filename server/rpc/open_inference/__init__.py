@@ -1,1 +1,1 @@
-"""The Open Inference Protocol, as KServe and Triton speak it: endpoints by task, tensors, metadata, streams."""
+"""The Open Inference Protocol of KServe and Triton: endpoints of the tasks, tensors, metadata and streams."""

@@ -36,7 +36,7 @@ def watch(health, service=""):
     return health.Watch(HealthCheckRequest(service=service), None)
 
 
-async def test_nothing_serves_before_the_models_are_there():
+async def test_nothing_serves_before_the_models_are_loaded():
     models = Models(ready=False)
     health = Health()
     await health.refresh(models)
@@ -46,7 +46,7 @@ async def test_nothing_serves_before_the_models_are_there():
     assert await check(health) == await check(health, "inference.GRPCInferenceService") == SERVING
 
 
-async def test_a_model_that_was_unloaded_does_not_serve():
+async def test_an_unloaded_model_does_not_serve():
     models = Models("bert", "vit")
     health = Health()
     await health.refresh(models)
@@ -59,7 +59,7 @@ async def test_a_model_that_was_unloaded_does_not_serve():
         await check(health, "model/gpt")
 
 
-async def test_a_watcher_that_leaves_takes_nobody_with_it():
+async def test_a_watcher_that_disconnects_does_not_affect_others():
     models, health = Models("bert"), Health()
     await health.refresh(models)
     leaves, stays = watch(health), watch(health)
@@ -69,7 +69,7 @@ async def test_a_watcher_that_leaves_takes_nobody_with_it():
     assert (await anext(stays)).status == NOT_SERVING
 
 
-async def test_who_watches_a_model_that_is_not_there_yet_is_told_when_it_is():
+async def test_a_watcher_of_an_unknown_model_is_notified_when_it_is_loaded():
     models = Models()
     health = Health()
     watcher = watch(health, "model/bert")
@@ -102,7 +102,7 @@ def test_a_real_server_serves(channel, service):
 
 def test_an_unknown_service_is_not_found(channel):
     with pytest.raises(grpc.RpcError) as error:
-        HealthStub(channel).Check(HealthCheckRequest(service="nobody"))
+        HealthStub(channel).Check(HealthCheckRequest(service="missing"))
     assert error.value.code() is grpc.StatusCode.NOT_FOUND
 
 

@@ -1,4 +1,4 @@
-"""Files made to harm, sent to a real server: each is refused or read, and the server lives on."""
+"""Malicious image files sent to a real server: each is refused or decoded, and the server keeps running."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,8 +19,8 @@ def stub(server):
         yield AffinityStub(channel)
 
 
-def asked(stub, *images):
-    """The status and the text of an answer."""
+def classify(stub, *images):
+    """The status code and the error text of a response."""
     try:
         stub.ClassifyImage(pb.ClassifyImageRequest(model="tiny-vit", images=images))
     except grpc.RpcError as error:
@@ -29,7 +29,7 @@ def asked(stub, *images):
 
 
 def damaged(seed):
-    """A file with some bytes changed, taken out or put in, more often near its beginning."""
+    """An image file with some bytes changed, removed or inserted, mostly near its start."""
     random = np.random.default_rng(seed)
     file = bytearray(FILES[sorted(FILES)[seed % len(FILES)]])
     for _ in range(random.integers(1, 6)):
@@ -44,12 +44,12 @@ def damaged(seed):
     return bytes(file)
 
 
-def test_damaged_files_are_refused_or_read(stub):
+def test_damaged_files_are_refused_or_decoded(stub):
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda seed: asked(stub, damaged(seed)), range(600)))
-    assert {code for code, _ in answers} == EXPECTED
-    assert all(text.startswith("images[0]: found ") for code, text in answers if text)
-    assert asked(stub, FILES["png"])[0] is grpc.StatusCode.OK
+        results = list(pool.map(lambda seed: classify(stub, damaged(seed)), range(600)))
+    assert {code for code, _ in results} == EXPECTED
+    assert all(text.startswith("images[0]: found ") for code, text in results if text)
+    assert classify(stub, FILES["png"])[0] is grpc.StatusCode.OK
 
 
 @pytest.mark.parametrize(
@@ -66,16 +66,16 @@ def test_damaged_files_are_refused_or_read(stub):
     ],
     ids=range(8),
 )
-def test_what_claims_to_be_enormous_is_refused(stub, file):
-    assert asked(stub, FILES["png"], file)[0] is grpc.StatusCode.INVALID_ARGUMENT
+def test_files_that_claim_enormous_sizes_are_refused(stub, file):
+    assert classify(stub, FILES["png"], file)[0] is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_a_request_cannot_have_more_pixels_than_can_be_decoded_soon(stub):
-    code, text = asked(stub, *[png_header(8_000, 6_000)] * 30, b"what else")
+def test_the_pixels_of_a_request_are_limited(stub):
+    code, text = classify(stub, *[png_header(8_000, 6_000)] * 30, b"what else")
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert text == "images: found 1008000000 pixels in the first 21, expected at most 1000000000 in a request"
 
 
-def test_a_request_cannot_have_more_images_than_can_wait(stub):
-    code, text = asked(stub, *[FILES["one pixel"]] * 2000)
+def test_a_request_cannot_have_more_images_than_the_queue_holds(stub):
+    code, text = classify(stub, *[FILES["one pixel"]] * 2000)
     assert (code, text.split(",")[0]) == (grpc.StatusCode.INVALID_ARGUMENT, "images: found 2000 inputs")

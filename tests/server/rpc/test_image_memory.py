@@ -1,4 +1,4 @@
-"""Images sent to a real server, of a few bytes and many pixels: what it takes while it decodes them is bounded."""
+"""Images with few bytes and many pixels, sent to a real server: the memory that decoding takes is bounded."""
 
 import io
 import os
@@ -17,12 +17,12 @@ from tests.serving import served
 
 PIXELS = 3000 * 2000
 IMAGES, THREADS = 20, 2
-BESIDE = 60e6  # for what is none of Pillow's
+OVERHEAD = 60e6  # bytes that are not Pillow's
 
 
 @contextmanager
 def on_one_cpu():
-    """A process that is started meanwhile has one CPU: of its threads that decode there are two."""
+    """Processes started inside have one CPU, and therefore two threads for decoding."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     try:
@@ -41,8 +41,8 @@ def server_on_one_cpu(artifacts):
 
 
 def bomb(form):
-    """A file of a few kilobytes, or bytes."""
-    if form == "WEBP":  # lossless: six numbers of codes, each with the one symbol 0
+    """A small file with many pixels."""
+    if form == "WEBP":  # lossless: Huffman codes that have only the symbol 0
         width, height = 3000 - 1, 2000 - 1
         data = b"\x2f" + struct.pack("<I", width | height << 14) + bytes([0b10001000, 0b10001000, 0b00001000, 0])
         data += bytes(len(data) % 2)
@@ -55,12 +55,12 @@ def bomb(form):
 
 
 def memory(process, name):
-    """In bytes: VmRSS, what it takes; VmHWM, the most it took since `forget_peak`."""
+    """The memory of a process in bytes: VmRSS is the current use, VmHWM the peak since `reset_peak`."""
     lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
-def forget_peak(process):
+def reset_peak(process):
     Path(f"/proc/{process.pid}/clear_refs").write_text("5")
 
 
@@ -76,13 +76,13 @@ def forget_peak(process):
         ("AVIF", AVIF_BYTES_PER_PIXEL),
     ],
 )
-def test_decoding_takes_memory_for_as_many_images_as_there_are_threads(server_on_one_cpu, form, bytes_per_pixel):
+def test_decoding_takes_the_memory_of_one_image_for_each_thread(server_on_one_cpu, form, bytes_per_pixel):
     file, process = bomb(form), server_on_one_cpu.process
     with grpc.insecure_channel(server_on_one_cpu.target) as channel:
         classify = AffinityStub(channel).ClassifyImage
         classify(pb.ClassifyImageRequest(images=[file]))
         before = memory(process, "VmRSS")
-        forget_peak(process)
+        reset_peak(process)
         assert len(classify(pb.ClassifyImageRequest(images=[file] * IMAGES)).results) == IMAGES
     taken = memory(process, "VmHWM") - before
-    assert taken <= THREADS * bytes_per_pixel * PIXELS + BESIDE
+    assert taken <= THREADS * bytes_per_pixel * PIXELS + OVERHEAD

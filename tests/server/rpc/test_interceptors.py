@@ -1,4 +1,4 @@
-"""What happens around every call: on a real server of gRPC, with methods that go wrong in every way."""
+"""The interceptor on a real gRPC server, with methods that fail in every way."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -24,7 +24,7 @@ WRONG = {
 
 
 class Listener:
-    """Remembers what it is told."""
+    """Records the calls that it is notified of."""
 
     def __init__(self):
         self.started = []
@@ -39,7 +39,7 @@ class Listener:
 
 
 class Served:
-    """A server with the methods Unary and Stream of service s, which do what `behave` says."""
+    """A server with the methods Unary and Stream of a service s, both implemented by `behave`."""
 
     def __init__(self, channel, listener, in_flight):
         self.listener, self.in_flight = listener, in_flight
@@ -49,15 +49,15 @@ class Served:
 
 @asynccontextmanager
 async def serving(behave):
-    """`behave` is an async generator of what to answer."""
+    """`behave` is an async generator of responses."""
     listener, in_flight = Listener(), InFlight("the server is stopping")
 
     async def unary(request, context):
         return await anext(behave())
 
     async def stream(request, context):
-        async for answer in behave():
-            yield answer
+        async for response in behave():
+            yield response
 
     server = grpc.aio.server(interceptors=[CallInterceptor(listener, in_flight, frozenset({"/s/Unary", "/s/Stream"}))])
     handlers = {
@@ -82,14 +82,14 @@ def raising(error):
     return behave
 
 
-async def test_an_answer_passes():
+async def test_a_response_passes():
     async def behave():
         yield b"a"
         yield b"b"
 
     async with serving(behave) as served:
         assert await served.unary(b"") == b"a"
-        assert [answer async for answer in served.stream(b"")] == [b"a", b"b"]
+        assert [response async for response in served.stream(b"")] == [b"a", b"b"]
         assert served.listener.started == [("unary", "s", "Unary"), ("server_stream", "s", "Stream")]
         assert await served.listener.ended.get() == ("unary", "Unary", "OK")
         assert await served.listener.ended.get() == ("server_stream", "Stream", "OK")
@@ -106,18 +106,18 @@ async def test_each_error_has_its_status(error, code):
             assert (await served.listener.ended.get())[2] == code
 
 
-def test_every_error_of_ours_is_in_the_table():
+def test_every_error_class_is_in_the_table():
     assert {kind for kind in vars(errors).values() if isinstance(kind, type)} - set(STATUS) == {errors.AffinityError}
 
 
-async def test_who_is_refused_for_now_is_told_when_to_come_back():
+async def test_an_overloaded_server_returns_a_retry_hint():
     async with serving(raising(errors.Overloaded("full", retry_after_s=1.5))) as served:
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await served.unary(b"")
         assert dict(failed.value.trailing_metadata())["retry-after-ms"] == "1500"
 
 
-async def test_what_nobody_foresaw_is_logged_and_not_told(caplog):
+async def test_an_unknown_error_is_logged_and_not_returned(caplog):
     async with serving(raising(ZeroDivisionError("the secret"))) as served:
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await served.unary(b"")
@@ -127,7 +127,7 @@ async def test_what_nobody_foresaw_is_logged_and_not_told(caplog):
 
 
 @pytest.mark.parametrize("timeout", [None, 0.05])
-async def test_a_client_that_leaves_closes_the_answers(timeout):
+async def test_a_disconnected_client_closes_the_responses(timeout):
     closed = asyncio.Event()
 
     async def behave():
@@ -151,8 +151,8 @@ async def test_a_client_that_leaves_closes_the_answers(timeout):
         assert served.in_flight.count == 0
 
 
-async def test_work_is_refused_while_the_server_stops():
-    async with serving(raising(AssertionError("must not be asked"))) as served:
+async def test_a_stopping_server_refuses_tracked_calls():
+    async with serving(raising(AssertionError("must not be called"))) as served:
         served.in_flight.close()
         with pytest.raises(grpc.aio.AioRpcError, match="stopping") as failed:
             await served.unary(b"")

@@ -9,10 +9,10 @@ from server.repository.repository import Repository
 from server.rpc.health import Health
 from server.rpc.server import build_server
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000")  # and no settings
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000")  # then an empty SETTINGS frame
 
 
-async def test_a_client_that_says_nothing_any_more_is_let_go(tmp_path, monkeypatch):
+async def test_a_silent_client_is_disconnected(tmp_path, monkeypatch):
     monkeypatch.setattr("server.rpc.server.KEEPALIVE_MS", 50)
     monkeypatch.setattr("server.rpc.server.KEEPALIVE_TIMEOUT_MS", 50)
     settings = Settings(artifacts=tmp_path, port=0)

@@ -1,4 +1,4 @@
-"""What a request can ask of a task, on a real server, beside transformers' pipelines over the same checkpoints."""
+"""The options of requests on a real server, compared with transformers' pipelines over the same checkpoints."""
 
 import grpc
 import numpy as np
@@ -68,17 +68,17 @@ def test_a_target_may_be_written_as_in_a_text(stub):
         ("", "targets[1]: found '' (no token)"),
     ],
 )
-def test_a_target_that_is_no_token_is_refused_with_what_it_falls_into(stub, target, message):
+def test_a_target_of_several_tokens_is_refused_with_its_tokens(stub, target, message):
     refused(stub.FillMask, pb.FillMaskRequest(inputs=[TEXT], targets=["list", target]), message)
 
 
-def test_targets_are_words_and_not_more_than_there_are(stub):
+def test_the_length_and_number_of_targets_are_limited(stub):
     refused(stub.FillMask, pb.FillMaskRequest(inputs=[TEXT], targets=["x" * 300]), "targets[0]: found 300 characters")
     many = pb.FillMaskRequest(inputs=[TEXT], targets=["list"] * 201)
     refused(stub.FillMask, many, "targets: found 201 words, expected at most 200, all that there are")
 
 
-def test_an_answer_that_would_be_written_for_minutes_is_refused(stub):
+def test_a_request_for_too_many_candidates_is_refused(stub):
     request = pb.FillMaskRequest(inputs=["[MASK] " * 62] * 20, top_k=200)
     refused(stub.FillMask, request, "top_k: found 200 for each of 1240 masks, 15872000 tokens of filled-in texts")
     short = pb.FillMaskRequest(inputs=["[MASK] [MASK]"] * 700, top_k=200)
@@ -116,7 +116,7 @@ def test_the_models_own_function_is_the_default(stub):
 
 @pytest.mark.parametrize(("pairs", "truncate"), [(PAIRS, False), (PAIRS, True), (LONG_PAIRS, True)])
 def test_pairs_of_texts_are_classified_as_the_pipeline_does(stub, pipeline, pairs, truncate):
-    """Their segments, and where too long: cut from the longer text, on the right."""
+    """Token types are those of the pipeline; pairs that are too long lose tokens of the longer text, on the right."""
     texts, seconds = zip(*pairs, strict=True)
     answer = stub.ClassifyText(pb.ClassifyTextRequest(inputs=texts, text_pairs=seconds, truncate=truncate))
     pipe = pipeline("text-classification", "tiny-classifier")
@@ -128,7 +128,7 @@ def test_pairs_of_texts_are_classified_as_the_pipeline_does(stub, pipeline, pair
         assert found.tokens.used <= 64
 
 
-def test_what_is_no_pair_is_refused(stub):
+def test_invalid_pairs_are_refused(stub):
     refused(
         stub.ClassifyText,
         pb.ClassifyTextRequest(inputs=["a", "b"], text_pairs=["c"]),
@@ -158,7 +158,7 @@ def mean_of_the_words(checkpoints):
 
 @pytest.mark.parametrize("normalize", [None, True, False])
 @pytest.mark.parametrize("dimensions", [None, 1, 16, 64])
-def test_vectors_come_as_long_and_as_wide_as_asked_for(stub, mean_of_the_words, normalize, dimensions):
+def test_vectors_have_the_requested_length_and_width(stub, mean_of_the_words, normalize, dimensions):
     text = "A list is a mutable sequence"
     request = pb.EmbedRequest(inputs=[text], normalize=normalize, dimensions=dimensions)
     expected = mean_of_the_words(text)[:dimensions]
@@ -168,15 +168,15 @@ def test_vectors_come_as_long_and_as_wide_as_asked_for(stub, mean_of_the_words, 
 
 
 @pytest.mark.parametrize("dimensions", [0, 65])
-def test_more_dimensions_than_there_are_cannot_be_had(stub, dimensions):
+def test_invalid_dimensions_are_refused(stub, dimensions):
     request = pb.EmbedRequest(inputs=["a"], dimensions=dimensions)
     refused(stub.Embed, request, f"dimensions: found {dimensions}, expected 1 to 64")
 
 
-# ---- too long
+# ---- truncation
 
 
-def test_what_is_too_long_is_cut_only_where_the_request_says_so(stub, pipeline):
+def test_long_texts_are_truncated_only_on_request(stub, pipeline):
     text = "The [MASK] raises " + LONG
     refused(stub.FillMask, pb.FillMaskRequest(inputs=[text]), "inputs[0]: found 1")
     refused(stub.FillMask, pb.FillMaskRequest(inputs=[text]), "tokens, expected at most 64 (or `truncate`)")
@@ -190,12 +190,12 @@ def test_what_is_too_long_is_cut_only_where_the_request_says_so(stub, pipeline):
     assert (short.tokens.used < 64, short.tokens.truncated) == (True, False)
 
 
-def test_a_mask_that_was_cut_off_is_missed(stub):
+def test_a_truncated_mask_is_reported(stub):
     request = pb.FillMaskRequest(inputs=[LONG + "[MASK]"], truncate=True)
     refused(stub.FillMask, request, "inputs[0]: found no [MASK] in what is left of it")
 
 
-def test_long_texts_are_classified_and_embedded_as_far_as_the_model_reads(stub, pipeline):
+def test_long_texts_are_classified_and_embedded_up_to_the_models_limit(stub, pipeline):
     (found,) = stub.ClassifyText(pb.ClassifyTextRequest(inputs=[LONG], truncate=True)).results
     (expected,) = pipeline("text-classification", "tiny-classifier")([LONG], top_k=None, truncation=True)
     assert [each.score for each in found.classes] == pytest.approx([one["score"] for one in expected], rel=1e-4)
@@ -205,13 +205,13 @@ def test_long_texts_are_classified_and_embedded_as_far_as_the_model_reads(stub, 
     np.testing.assert_allclose(cut.values, same.values, atol=1e-6)
 
 
-def test_a_text_of_megabytes_is_cut_before_it_is_read(stub):
+def test_a_text_of_megabytes_is_truncated_before_it_is_tokenized(stub):
     (found,) = stub.Embed(pb.EmbedRequest(inputs=["list " * 1_000_000], truncate=True)).results
     assert (found.tokens.used, found.tokens.truncated) == (32, True)
 
 
-def test_what_was_cut_before_it_was_read_is_told_though_few_tokens_are_left(stub):
-    """White space is no token: what stands behind very much of it is not read."""
+def test_texts_truncated_before_tokenization_count_as_truncated(stub):
+    """White space gives no tokens, so text behind a large amount of it is cut off although few tokens are left."""
     hidden = "list" + " " * 20_000 + "of items"
     few, whole = stub.Embed(pb.EmbedRequest(inputs=[hidden, "list"], truncate=True)).results
     assert (few.tokens.used, few.tokens.truncated) == (whole.tokens.used, True)
@@ -220,7 +220,7 @@ def test_what_was_cut_before_it_was_read_is_told_though_few_tokens_are_left(stub
     assert stub.ClassifyText(pair).results[0].tokens.truncated
 
 
-# ---- what can be known beforehand
+# ---- token counts and model information
 
 
 @pytest.mark.parametrize(("name", "limit"), [("bert", 64), ("classifier", 64), ("embedder", 32), ("gpt", 64)])
@@ -239,7 +239,7 @@ def test_tokens_of_pairs_are_counted_together(stub, checkpoints):
     assert list(stub.CountTokens(request).tokens) == [len(tokenizer(*pair).input_ids) for pair in PAIRS]
 
 
-def test_what_has_no_tokens_cannot_be_counted(stub):
+def test_invalid_token_counts_are_refused(stub):
     refused(stub.CountTokens, pb.CountTokensRequest(inputs=["a"]), "model: found nothing, expected one of tiny-bert")
     refused(stub.CountTokens, pb.CountTokensRequest(model="tiny-bert"), "inputs: found nothing, expected at least one")
     long = pb.CountTokensRequest(model="tiny-bert", inputs=["x" * 20_000])
@@ -276,9 +276,9 @@ KNOWN = {
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_a_model_tells_its_limits_and_labels(stub, name):
-    told = stub.ModelInfo(pb.ModelInfoRequest(model=name))
+def test_model_info_has_limits_and_labels(stub, name):
+    info = stub.ModelInfo(pb.ModelInfoRequest(model=name))
     expected = {"model": name, "provider": "cpu", "precision": "fp32", "model_version": "1", **KNOWN[name]}
-    found = {field: getattr(told, field) for field in expected}
+    found = {field: getattr(info, field) for field in expected}
     assert {field: value if isinstance(value, str | int) else list(value) for field, value in found.items()} == expected
-    assert told.max_inputs > 0
+    assert info.max_inputs > 0

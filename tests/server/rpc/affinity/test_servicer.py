@@ -1,4 +1,4 @@
-"""The typed service on a real server, as a user's stub sees it."""
+"""The typed service on a real server, called through its stub."""
 
 import io
 import re
@@ -22,7 +22,7 @@ def stub(server):
 
 
 def picture(size=(40, 30), form="PNG", seed=0):
-    """Large spots of colours."""
+    """An image of large coloured squares."""
     spots = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8))
     file = io.BytesIO()
     spots.resize(size, Image.Resampling.NEAREST).save(file, form)
@@ -30,13 +30,13 @@ def picture(size=(40, 30), form="PNG", seed=0):
 
 
 def pictures(count):
-    """Of all formats, and of sizes that take differently long to decode: the last is done first."""
+    """Images of several formats. Each is smaller than the one before, so the last is decoded first."""
     forms = ("PNG", "JPEG", "WEBP", "GIF")
     return [picture((40 * (count - n), 30 * (count - n)), forms[n % 4], seed=n) for n in range(count)]
 
 
-def assert_are_those(together, alone):
-    """Scores (n, k) of images in one request, and of each by itself; no two images have the same."""
+def assert_same_scores(together, alone):
+    """Scores (n, k) of images in one request equal those of single requests, and differ between images."""
     np.testing.assert_allclose(together, alone, atol=1e-5)
     apart = np.abs(together[:, None] - together[None]).max(axis=-1)  # (n, n)
     assert apart[~np.eye(len(apart), dtype=bool)].min() > 1e-4
@@ -60,7 +60,7 @@ def test_five_candidates_are_the_default(stub):
     assert len(stub.FillMask(pb.FillMaskRequest(inputs=[TEXT])).results[0].masks[0].candidates) == 5
 
 
-def test_images_are_classified_each_for_itself(stub):
+def test_images_of_a_request_are_classified_independently(stub):
     def classified(images):
         answer = stub.ClassifyImage(pb.ClassifyImageRequest(model="tiny-vit", images=images, top_k=10))
         for result in answer.results:
@@ -72,7 +72,7 @@ def test_images_are_classified_each_for_itself(stub):
         return each.class_id
 
     images = pictures(12)
-    assert_are_those(np.array(classified(images)), np.concatenate([classified([image]) for image in images]))
+    assert_same_scores(np.array(classified(images)), np.concatenate([classified([image]) for image in images]))
 
 
 def test_texts_are_classified_into_all_classes(stub):
@@ -85,7 +85,7 @@ def test_texts_become_vectors_of_length_one(stub):
     assert [np.linalg.norm(each.values) for each in answer.results] == pytest.approx([1, 1], abs=1e-5)
 
 
-def test_a_continuation_comes_in_pieces_of_which_the_last_says_so(stub):
+def test_the_last_response_of_a_stream_has_the_finish_reason(stub):
     pieces = continuation(stub, max_tokens=12, temperature=0, ignore_eos=True)
     assert [piece.finish_reason for piece in pieces] == [""] * (len(pieces) - 1) + ["length"]
     assert sum(len(piece.token_ids) for piece in pieces) == 12
@@ -100,14 +100,14 @@ def test_a_seed_repeats_a_continuation(stub):
     assert one == same != other
 
 
-def test_a_seed_that_nobody_chose_is_told(stub):
+def test_the_seed_that_the_server_chooses_is_returned(stub):
     pieces = continuation(stub, max_tokens=20)
     assert pieces[-1].HasField("seed")
     again = continuation(stub, max_tokens=20, seed=pieces[-1].seed)
     assert "".join(piece.text for piece in again) == "".join(piece.text for piece in pieces)
 
 
-def test_prompts_of_one_request_are_continued_side_by_side(stub):
+def test_prompts_of_one_request_run_concurrently(stub):
     prompts = [pb.Prompt(text=text) for text in ("A list is", "The statement", "Attention")]
     fields = {"max_tokens": 40, "temperature": 0.0, "ignore_eos": True}
     together = list(stub.Generate(pb.GenerateRequest(prompts=prompts, **fields)))
@@ -118,13 +118,13 @@ def test_prompts_of_one_request_are_continued_side_by_side(stub):
         ]
 
 
-def test_token_ids_are_a_prompt_too(stub):
+def test_a_prompt_can_be_token_ids(stub):
     prompt = pb.Prompt(token_ids=pb.TokenIds(ids=[5, 6, 7]))
     pieces = list(stub.Generate(pb.GenerateRequest(prompts=[prompt], max_tokens=2)))
     assert pieces[-1].usage.prompt_tokens == 3
 
 
-def test_logprobs_come_if_asked_for(stub):
+def test_logprobs_are_returned_on_request(stub):
     piece = continuation(stub, max_tokens=1, temperature=0, logprobs=3)[0]
     (chosen,) = piece.logprobs
     assert len(chosen.top) == 3
@@ -133,14 +133,14 @@ def test_logprobs_come_if_asked_for(stub):
 
 
 def dropped(server):
-    """How many prompts were given up before they had a slot."""
+    """The number of prompts that were cancelled before they had a slot."""
     with urllib.request.urlopen(server.url("/metrics")) as answer:
         samples = re.findall(r"^affinity_dropped_rows_total{(.*)} (.*)$", answer.read().decode(), re.MULTILINE)
     cancelled = ('model="tiny-gpt"', 'reason="cancelled"')
     return sum(float(count) for labels, count in samples if all(label in labels for label in cancelled))
 
 
-def test_a_continuation_that_is_given_up_takes_the_slots_from_nobody(server, stub):
+def test_a_cancelled_request_frees_its_place_in_the_queue(server, stub):
     before, prompts = dropped(server), [pb.Prompt(text="A list is")] * 300
     call = stub.Generate(pb.GenerateRequest(prompts=prompts, max_tokens=60, ignore_eos=True))
     next(call)
@@ -228,9 +228,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("method", "request_", "code", "message"), WRONG.values(), ids=WRONG.keys())
-def test_what_is_wrong_is_named_and_the_next_request_works(stub, method, request_, code, message):
+def test_an_invalid_request_is_refused_and_the_next_one_works(stub, method, request_, code, message):
     with pytest.raises(grpc.RpcError) as error:
-        list(getattr(stub, method)(request_))  # a stream fails when it is read
+        list(getattr(stub, method)(request_))  # a stream raises its error when it is read
     assert error.value.code().name == code
     assert message in error.value.details()
     assert stub.FillMask(pb.FillMaskRequest(inputs=[TEXT])).results

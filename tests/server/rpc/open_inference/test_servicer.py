@@ -1,4 +1,4 @@
-"""The Open Inference Protocol on a real server, spoken by tritonclient, whose messages live beside ours."""
+"""The Open Inference Protocol on a real server, called through tritonclient in the process that has our messages."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from protos import open_inference_pb2  # beside tritonclient's own `inference` package
 from server.client import Client
-from tests.server.rpc.affinity.test_servicer import TEXT, assert_are_those, picture, pictures
+from tests.server.rpc.affinity.test_servicer import TEXT, assert_same_scores, picture, pictures
 from tests.serving import served
 
 
@@ -47,10 +47,10 @@ def test_the_server_is_live_and_ready(client):
     assert client.is_model_ready("tiny-bert", "1")
     assert client.is_model_ready("tiny-bert.raw")
     assert not client.is_model_ready("tiny-bert", "2")
-    assert not client.is_model_ready("nobody")
+    assert not client.is_model_ready("missing")
 
 
-def test_the_server_says_what_it_can_do(client):
+def test_the_server_lists_its_extensions(client):
     metadata = client.get_server_metadata()
     assert metadata.name == "affinity"
     assert "binary_tensor_data" in metadata.extensions
@@ -106,8 +106,8 @@ def test_metadata_and_configuration_agree(client, model, inputs, outputs):
 
 
 def test_an_unknown_model_has_no_metadata(client):
-    with pytest.raises(InferenceServerException, match="nobody") as error:
-        client.get_model_metadata("nobody")
+    with pytest.raises(InferenceServerException, match="missing") as error:
+        client.get_model_metadata("missing")
     assert error.value.status() == "StatusCode.NOT_FOUND"
 
 
@@ -122,7 +122,7 @@ def test_masks_are_filled(client):
     assert (np.diff(answer.as_numpy("score")) <= 0).all()
 
 
-def test_a_batch_dimension_may_be_there(client):
+def test_a_batch_dimension_is_accepted(client):
     answer = infer(client, "tiny-bert", [("text", [[TEXT], [TEXT]])])
     assert answer.as_numpy("row").tolist() == [0, 1]
 
@@ -134,14 +134,14 @@ def test_images_are_classified(client):
     assert answer.as_numpy("label").tolist() == labels
 
 
-def test_images_are_classified_each_for_itself(client):
+def test_images_of_a_request_are_classified_independently(client):
     def scores(images):  # in the order of the classes, [n, 10]
         answer = infer(client, "tiny-vit", [("image", images)], parameters={"top_k": 10})
         order = answer.as_numpy("class_id").argsort(axis=-1)
         return np.take_along_axis(answer.as_numpy("score"), order, axis=-1)
 
     images = pictures(12)
-    assert_are_those(scores(images), np.concatenate([scores([image]) for image in images]))
+    assert_same_scores(scores(images), np.concatenate([scores([image]) for image in images]))
 
 
 def test_texts_are_classified_and_embedded(client):
@@ -157,7 +157,7 @@ def test_only_targets_are_ranked(client):
         assert answer.as_numpy("score").sum() < 0.9
 
 
-def test_pairs_and_functions_are_taken(client):
+def test_pairs_and_functions_are_accepted(client):
     inputs = [("text", ["a list", "zero"]), ("text_pair", ["or a set", "or none"])]
     alone = infer(client, "tiny-classifier", inputs[:1]).as_numpy("score")
     paired = infer(client, "tiny-classifier", inputs).as_numpy("score")
@@ -168,7 +168,7 @@ def test_pairs_and_functions_are_taken(client):
         assert not np.allclose(scores.sum(axis=-1), 1)
 
 
-def test_vectors_are_as_long_and_as_wide_as_asked_for(client):
+def test_vectors_have_the_requested_length_and_width(client):
     def vectors(**parameters):
         return infer(client, "tiny-embedder", [("text", ["a list", "b"])], parameters=parameters).as_numpy("embedding")
 
@@ -179,7 +179,7 @@ def test_vectors_are_as_long_and_as_wide_as_asked_for(client):
     np.testing.assert_allclose(vectors(dimensions=8), eight, atol=1e-6)
 
 
-def test_who_lets_texts_be_truncated_is_told_which_were(client):
+def test_the_response_names_the_truncated_texts(client):
     texts = ["a list", "a list " * 50]
     answer = infer(client, "tiny-embedder", [("text", texts)], parameters={"truncate": True}).get_response()
     assert json.loads(answer.parameters["input_tokens"].string_param)[1] == 32
@@ -188,7 +188,7 @@ def test_who_lets_texts_be_truncated_is_told_which_were(client):
     assert not answer.parameters
 
 
-def test_a_models_limits_and_labels_are_in_its_configuration_and_its_metadata(client, server):
+def test_the_configuration_and_the_metadata_of_a_model_have_its_limits_and_labels(client, server):
     told = client.get_model_config("tiny-classifier").config.parameters
     assert json.loads(told["labels"].string_value) == ["bad", "fair", "good"]
     assert told["max_tokens"].string_value == "64"
@@ -203,20 +203,20 @@ def test_a_models_limits_and_labels_are_in_its_configuration_and_its_metadata(cl
     assert json.loads(properties["labels"])[3] == "digit 3"
 
 
-def test_only_what_is_asked_for_is_sent(client):
+def test_only_requested_outputs_are_returned(client):
     wanted = [triton.InferRequestedOutput("row")]
     answer = infer(client, "tiny-bert", [("text", [TEXT])], outputs=wanted, request_id="mine")
     assert [output.name for output in answer.get_response().outputs] == ["row"]
     assert answer.get_response().id == "mine"
 
 
-def test_priority_and_timeout_are_taken(client):
+def test_priority_and_timeout_are_accepted(client):
     assert infer(client, "tiny-bert", [("text", [TEXT])], priority=1, timeout=60_000_000).as_numpy("row").tolist() == [
         0
     ]
 
 
-async def test_many_requests_at_once_get_their_own_answers(server):
+async def test_concurrent_requests_get_their_own_responses(server):
     texts = [f"{'a ' * (number % 7)}list [MASK]" for number in range(40)]
     async with triton_aio.InferenceServerClient(server.target) as client:
 
@@ -235,14 +235,14 @@ async def test_many_requests_at_once_get_their_own_answers(server):
 GREEDY = {"max_tokens": 8, "temperature": 0.0, "ignore_eos": True}
 
 
-def test_a_whole_continuation_in_one_answer(client):
+def test_a_unary_call_returns_the_complete_text(client):
     answer = infer(client, "tiny-gpt", [("text_input", ["A list is"])], parameters=GREEDY)
     assert answer.as_numpy("finish_reason").tolist() == [b"length"]
     assert answer.as_numpy("text_output")[0]
 
 
 def streamed(client, *requests, **options):
-    """All that comes over one stream for (model, input, options) requests: results, or errors."""
+    """The results and errors on one stream for requests of (model, input, values, parameters)."""
     arrived: queue.Queue = queue.Queue()
     client.start_stream(lambda result, error: arrived.put(error or result))
     try:
@@ -262,7 +262,7 @@ def streamed(client, *requests, **options):
         client.stop_stream()
 
 
-def test_several_prompts_of_a_request_are_continued_side_by_side(client):
+def test_prompts_of_one_request_run_concurrently(client):
     texts = ["A list is", "Return a", "The"]
     alone = [infer(client, "tiny-gpt", [("text_input", [text])], parameters=GREEDY) for text in texts]
     expected = [answer.as_numpy("text_output")[0] for answer in alone]
@@ -275,7 +275,7 @@ def test_several_prompts_of_a_request_are_continued_side_by_side(client):
 
 
 @pytest.mark.parametrize("options", [{}, {"enable_empty_final_response": True}])
-def test_a_stream_brings_the_same_text_in_pieces(client, options):
+def test_a_stream_returns_the_same_text_in_parts(client, options):
     whole = infer(client, "tiny-gpt", [("text_input", ["A list is"])], parameters=GREEDY)
     pieces = list(streamed(client, ("tiny-gpt", "text_input", ["A list is"], GREEDY), **options))
     assert b"".join(piece.as_numpy("text_output")[0] for piece in pieces) == whole.as_numpy("text_output")[0]
@@ -287,14 +287,14 @@ def test_one_stream_carries_many_requests_and_their_errors(client):
         ("tiny-gpt", "text_input", ["A list is"], GREEDY),
         ("tiny-bert", "text", [TEXT], {}),
         ("tiny-bert", "text", ["no mask"], {}),
-        ("nobody", "text", ["x"], {}),
+        ("missing", "text", ["x"], {}),
         ("tiny-bert", "text", [TEXT], {}),
     ]
     results = list(streamed(client, *requests))
     errors = sorted(str(result) for result in results if isinstance(result, Exception))
     assert len(errors) == 2
     assert "text[0]: found no [MASK]" in errors[1]
-    assert "nobody" in errors[0]
+    assert "missing" in errors[0]
     ids = [result.get_response().id for result in results if not isinstance(result, Exception)]
     assert [each for each in ids if each != "0"] == ["1", "4"]
     assert "0" in ids
@@ -310,29 +310,29 @@ async def test_streams_of_the_aio_client(server):
     assert pieces[-1].as_numpy("finish_reason")[0] == b"length"
 
 
-def told(result):
-    """The parameters of an answer, and without those that every answer of a stream has."""
+def json_parameters(result):
+    """The parameters of a response, without those that every response of a stream has."""
     parameters = {name: value.string_param for name, value in result.get_response().parameters.items()}
     parameters.pop("triton_final_response", None)
     return {name: json.loads(value) for name, value in parameters.items()}
 
 
-def test_the_last_answer_tells_seeds_what_stopped_each_text_and_how_many_tokens_it_took(client):
+def test_the_last_response_has_seeds_stop_reasons_and_token_counts(client):
     texts, seed = ["A list is", "Return a list of"], 7
     asked = {"seed": seed, "max_tokens": 30, "ignore_eos": True, "stop": json.dumps(["e", "a"])}
     whole = infer(client, "tiny-gpt", [("text_input", texts)], parameters=asked)
-    expected = told(whole)
+    expected = json_parameters(whole)
     assert expected["seed"] == [7, 7]
     assert set(expected["stop_reason"]) <= {"e", "a", ""}
     counts = [infer(client, "tiny-gpt", [("text_input", [text])], parameters=asked) for text in texts]
-    assert [told(answer)["completion_tokens"][0] for answer in counts] == expected["completion_tokens"]
+    assert [json_parameters(answer)["completion_tokens"][0] for answer in counts] == expected["completion_tokens"]
     assert expected["prompt_tokens"][0] < expected["prompt_tokens"][1]
     *others, last = streamed(client, ("tiny-gpt", "text_input", texts, asked))
-    assert all(told(other) == {} for other in others)
-    assert {**told(last), "cached_tokens": 0} == {**expected, "cached_tokens": 0}
+    assert all(json_parameters(other) == {} for other in others)
+    assert {**json_parameters(last), "cached_tokens": 0} == {**expected, "cached_tokens": 0}
 
 
-def test_the_largest_seed_is_told_whole(client):
+def test_the_largest_seed_is_returned_exactly(client):
     largest = 2**64 - 1
     request = client_messages.ModelInferRequest(model_name="tiny-gpt")
     request.parameters["seed"].uint64_param = largest
@@ -343,7 +343,7 @@ def test_the_largest_seed_is_told_whole(client):
 
 
 @pytest.mark.parametrize("stop", ["[" * 100_000, f"[{'1' * 5000}]"], ids=["deep", "long"])
-def test_a_stop_string_may_look_like_a_list_that_nobody_can_read(client, stop):
+def test_a_stop_string_may_look_like_an_invalid_json_list(client, stop):
     answer = infer(client, "tiny-gpt", [("text_input", ["a"])], parameters={**GREEDY, "stop": stop})
     assert answer.as_numpy("finish_reason").tolist() == [b"length"]
 
@@ -358,11 +358,11 @@ def test_stops_can_be_a_list(client):
     assert stopped.as_numpy("finish_reason")[0] == b"stop"
 
 
-# ---- the tensor doors
+# ---- raw endpoints
 
 
 def close(found, expected):
-    """Within 1e-4 of the standard deviation of what PyTorch gives."""
+    """Assert equality within 1e-4 of the standard deviation of PyTorch's outputs."""
     assert found.shape == expected.shape
     assert np.abs(found - expected).max() <= 1e-4 * expected.std()
 
@@ -406,12 +406,12 @@ def test_raw_images_equal_pytorch_and_name_their_classes(client, checkpoints):
 
 
 @pytest.mark.parametrize(("model", "output"), [("tiny-classifier", "logits"), ("tiny-embedder", "embedding")])
-def test_raw_encoders_answer_by_row(client, model, output):
+def test_raw_encoders_return_one_row_for_each_input(client, model, output):
     inputs = [("input_ids", IDS, "INT64"), ("attention_mask", MASK, "INT64")]
     assert len(infer(client, f"{model}.raw", inputs).as_numpy(output)) == 3
 
 
-# ---- what is wrong
+# ---- invalid requests
 
 
 PIXELS = np.zeros((1, 3, 32, 31), np.float32)
@@ -480,7 +480,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("model", "inputs", "parameters", "message"), WRONG.values(), ids=WRONG.keys())
-def test_what_is_wrong_is_named_and_the_next_request_works(client, model, inputs, parameters, message):
+def test_an_invalid_request_is_refused_and_the_next_one_works(client, model, inputs, parameters, message):
     with pytest.raises(InferenceServerException) as error:
         infer(client, model, inputs, parameters=parameters)
     assert error.value.status() == "StatusCode.INVALID_ARGUMENT"
@@ -498,19 +498,19 @@ def test_what_is_wrong_is_named_and_the_next_request_works(client, model, inputs
         (triton.InferRequestedOutput("score", class_count=1), "outputs[0].parameters: found 'classification'"),
     ],
 )
-def test_outputs_that_are_not_there_are_refused(client, output, message):
+def test_unknown_outputs_are_refused(client, output, message):
     with pytest.raises(InferenceServerException) as error:
         infer(client, "tiny-bert", [("text", [TEXT])], outputs=[output])
     assert message in error.value.message()
 
 
-def test_what_is_not_implemented_says_so(client):
+def test_other_methods_are_unimplemented(client):
     with pytest.raises(InferenceServerException) as error:
         client.get_trace_settings()
     assert error.value.status() == "StatusCode.UNIMPLEMENTED"
 
 
-ASKED = {  # model → a request to it, and how many inputs that has
+REQUESTS = {  # model → the inputs of a request, and their number
     "tiny-bert": ([("text", [TEXT, "[MASK] is"])], 2),
     "tiny-classifier": ([("text", ["a list", "an exception", "a set"])], 3),
     "tiny-embedder": ([("text", ["a list"])], 1),
@@ -523,9 +523,9 @@ ASKED = {  # model → a request to it, and how many inputs that has
 DURATIONS = ("queue", "compute_input", "compute_infer", "compute_output")
 
 
-@pytest.mark.parametrize(("model", "inputs", "inferences"), [(key, *value) for key, value in ASKED.items()])
-def test_statistics_mean_what_tritons_mean(client, model, inputs, inferences):
-    """Durations are those of requests, whatever is in them; their parts are within the whole."""
+@pytest.mark.parametrize(("model", "inputs", "inferences"), [(key, *value) for key, value in REQUESTS.items()])
+def test_statistics_mean_the_same_as_in_triton(client, model, inputs, inferences):
+    """Durations count whole requests, and the parts of a duration add up to no more than the whole."""
 
     def told():
         (statistics,) = client.get_inference_statistics(model).model_stats
@@ -549,7 +549,7 @@ def test_statistics_mean_what_tritons_mean(client, model, inputs, inferences):
     assert now.fail == was.fail
 
 
-def test_a_request_that_fails_is_counted_as_such_and_costs_no_time(client):
+def test_a_failed_request_counts_as_a_failure_without_durations(client):
     before = client.get_inference_statistics("tiny-classifier").model_stats[0].inference_stats
     with pytest.raises(InferenceServerException):
         infer(client, "tiny-classifier", [("text", ["a " * 99])])
@@ -560,7 +560,7 @@ def test_a_request_that_fails_is_counted_as_such_and_costs_no_time(client):
     ]
 
 
-def test_statistics_of_all_models_come_at_once(client):
+def test_statistics_without_a_name_are_those_of_all_models(client):
     assert len(client.get_inference_statistics().model_stats) == 6
 
 
@@ -581,7 +581,7 @@ def metrics(server):
         return answer.read().decode()
 
 
-def test_models_go_and_come_back(artifacts):
+def test_models_can_be_unloaded_and_loaded(artifacts):
     with (
         served(artifacts, "--models", "tiny-bert,tiny-vit") as running,
         triton.InferenceServerClient(running.target) as client,
@@ -599,5 +599,5 @@ def test_models_go_and_come_back(artifacts):
         assert ours.health("model/tiny-bert") == "SERVING"
         assert infer(client, "tiny-bert", [("text", [TEXT])]).as_numpy("row").tolist() == [0]
         assert client.get_inference_statistics("tiny-bert").model_stats[0].inference_stats.success.count == 1
-        with pytest.raises(InferenceServerException, match="nobody"):
-            client.load_model("nobody")
+        with pytest.raises(InferenceServerException, match="missing"):
+            client.load_model("missing")

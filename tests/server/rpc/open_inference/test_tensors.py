@@ -27,7 +27,7 @@ def decoded(request):
 
 
 @pytest.mark.parametrize("datatype", [name for name in DATATYPES if name not in ("BYTES", "BF16")])
-def test_every_number_survives_the_wire(datatype):
+def test_raw_numbers_are_decoded_as_they_were_packed(datatype):
     array = np.arange(6).reshape(2, 3).astype(DATATYPES[datatype].dtype)
     found = decoded(raw_request(datatype, [2, 3], pack(datatype, array)))
     assert found.dtype == array.dtype
@@ -37,7 +37,7 @@ def test_every_number_survives_the_wire(datatype):
 @pytest.mark.parametrize(
     "datatype", [name for name, known in DATATYPES.items() if known.contents and known.dtype != object]
 )
-def test_every_number_can_be_typed(datatype):
+def test_typed_numbers_are_decoded(datatype):
     values = [0, 1, 1, 0]
     found = decoded(typed_request(datatype, [2, 2], **{DATATYPES[datatype].contents: values}))
     assert found.dtype == DATATYPES[datatype].dtype
@@ -49,7 +49,7 @@ def test_bfloat16_is_the_upper_half_of_a_float32():
 
 
 @pytest.mark.parametrize("array", [np.array([b"a", b"", b"\xff\x00"], object), np.arange(4, dtype=np.int64)])
-def test_what_tritonclient_packs_is_read(array):
+def test_tensors_packed_by_tritonclient_are_decoded(array):
     tensor = triton.InferInput("x", list(array.shape), np_to_triton_dtype(array.dtype))
     tensor.set_data_from_numpy(array)
     datatype = np_to_triton_dtype(array.dtype)
@@ -81,13 +81,13 @@ def test_bytes_can_be_typed():
         (typed_request("INT64", [1]), "x: found 0 elements, expected 1 for shape [1]"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(request_, message):
+def test_tensors_that_do_not_fit_are_refused_by_name(request_, message):
     with pytest.raises(InvalidRequest) as error:
         decode_inputs(request_)
     assert message in str(error.value)
 
 
-def test_raw_and_typed_do_not_mix():
+def test_raw_and_typed_tensors_in_one_request_are_refused():
     request = raw_request("INT8", [1], b"\0")
     request.inputs[0].contents.int_contents.append(1)
     with pytest.raises(InvalidRequest, match="x: found int_contents beside raw_input_contents"):
@@ -107,7 +107,7 @@ def test_many_typed_values_are_read_in_order():
     np.testing.assert_array_equal(found, values.reshape(3, 66667))
 
 
-def test_a_name_stands_once():
+def test_duplicate_names_are_refused():
     request = ModelInferRequest(raw_input_contents=[b"\0", b"\0"])
     request.inputs.add(name="x", datatype="INT8", shape=[1])
     request.inputs.add(name="x", datatype="INT8", shape=[1])
@@ -122,7 +122,7 @@ def test_shared_memory_is_refused():
         decode_inputs(request)
 
 
-def test_tritonclient_reads_what_is_answered():
+def test_tritonclient_reads_our_responses():
     response = ModelInferResponse()
     text = np.array([["naïve", "x"]], object)
     add_outputs(response, {"text": ("BYTES", text), "score": ("FP32", np.ones((2, 1), np.float32))})

@@ -9,6 +9,7 @@ import tritonclient.grpc.aio as triton_aio
 
 from protos.affinity_pb2 import GenerateRequest, Prompt, TokenIds
 from protos.affinity_pb2_grpc import AffinityStub
+from server.__main__ import Reporter
 from server.admission.in_flight import InFlight
 from server.config.settings import Settings
 from server.observability.prometheus import Metrics
@@ -24,10 +25,10 @@ NARROW = [("grpc.http2.bdp_probe", 0)]  # else gRPC finds out that a network ins
 async def listening(root, calls=None):
     """The address of a server in this process, and the engine behind it. `calls` are told what is under way."""
     settings = Settings(artifacts=root, models=("tiny-gpt",), provider="cpu", threads=1, port=0)
-    metrics = Metrics()
-    repository = Repository(settings, metrics.observe)
+    metrics, health = Metrics(), Health()
+    repository = Repository(settings, Reporter(health, metrics))
     calls = calls or InFlight("the server is stopping")
-    server, port = build_server(settings, repository, metrics, Health(), calls)
+    server, port = build_server(settings, repository, metrics, health, calls)
     await server.start()
     await repository.load_all()
     try:

@@ -1,7 +1,7 @@
-"""From a hub id to files on this machine: only those that an export reads, from the cache where they are there already.
+"""From a hub id to files on this machine: only those that an export reads, from the local cache if it has them.
 
-Where the hub lies, which token opens it and where the cache is, is huggingface_hub's to know: HF_ENDPOINT, HF_TOKEN,
-HF_HOME, HF_HUB_OFFLINE.
+huggingface_hub reads the address of the hub, the token and the location of the cache: HF_ENDPOINT, HF_TOKEN, HF_HOME,
+HF_HUB_OFFLINE.
 """
 
 import os
@@ -14,11 +14,11 @@ from pathlib import Path
 from export.errors import ExportError
 from export.sources import modules
 from export.sources.json_files import read_json
-from export.sources.layout import BESIDE, MODEL, TOKENIZER, WEIGHTS, in_modules, is_whole
+from export.sources.layout import MODEL, TOKENIZER, TOP_LEVEL, WEIGHTS, is_complete, module_patterns
 from export.sources.modules import WEIGHT_FILES, WEIGHTED, Module, as_encoder, encoder_folder
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
-HINTS = {  # by the status of an answer
+HINTS = {  # by HTTP status
     401: "expected a token that is valid in HF_TOKEN (or none, for what is public): it may have expired",
     403: "expected a token in HF_TOKEN that may read it",
     429: "it wants fewer requests: try again later, with HF_TOKEN set",
@@ -26,32 +26,32 @@ HINTS = {  # by the status of an answer
 
 
 def model(hub_id: str) -> Path:
-    """The directory of a model's files, named after their commit. `owner/name`, or with @ a branch, tag or commit.
+    """The directory of a model's files, named after their commit. `hub_id` is owner/name[@branch, tag or commit].
 
-    The weights, which may be large, come last: a model that is not known here is refused before.
+    The weights, which may be large, are downloaded last, after the architecture has been checked.
     """
     repository, _, revision = hub_id.partition("@")
-    directory = snapshot(repository, revision, [*MODEL, *BESIDE, *TOKENIZER])
-    if is_whole(directory):
+    directory = snapshot(repository, revision, [*MODEL, *TOP_LEVEL, *TOKENIZER])
+    if is_complete(directory):
         return directory
-    if in_folders := in_modules(directory):
+    if in_folders := module_patterns(directory):
         directory = snapshot(repository, directory.name, in_folders)
     check_architecture(repository, directory)
-    there = listing(repository, directory.name)
+    files = listing(repository, directory.name)
     encoder, *others = modules.read(directory) or [Module(modules.TRANSFORMER, "")]
-    wanted = weights(repository, there, [tuple(map(encoder.file, group)) for group in WEIGHTS])
+    wanted = weights(repository, files, [tuple(map(encoder.file, group)) for group in WEIGHTS])
     for module in others:
         if module.kind in WEIGHTED:
-            wanted += weights(repository, there, [(module.file(name),) for name in WEIGHT_FILES])
+            wanted += weights(repository, files, [(module.file(name),) for name in WEIGHT_FILES])
     return snapshot(repository, directory.name, wanted)
 
 
-def weights(repository: str, there: Sequence[str], groups: Sequence[tuple[str, ...]]) -> list[str]:
-    """The first group of files of which a repository has the first. ExportError if it has none."""
-    found = next((group for group in groups if group[0] in there), None)
+def weights(repository: str, files: Sequence[str], groups: Sequence[tuple[str, ...]]) -> list[str]:
+    """The first group of files whose first file the repository has. ExportError if there is none."""
+    found = next((group for group in groups if group[0] in files), None)
     if found is None:
         known = ", ".join(group[0] for group in groups)
-        raise ExportError(f"{repository}: found {', '.join(there)}, expected weights in one of {known}")
+        raise ExportError(f"{repository}: found {', '.join(files)}, expected weights in one of {known}")
     return list(found)
 
 
@@ -63,13 +63,13 @@ def tokenizer(hub_id: str) -> Path:
 
 def snapshot(repository: str, revision: str, patterns: Sequence[str]) -> Path:
     """The files of a repository that match, at one commit."""
-    # Imported here, for it takes a second that only a hub id needs.
+    # Imported here, because the import takes a second and only a hub id needs it.
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    if not sys.stderr.isatty():  # its bars would fill a log
+    if not sys.stderr.isatty():  # progress bars would fill a log
         disable_progress_bars()
-    with asking(repository, revision):
+    with translated_errors(repository, revision):
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(patterns)))
 
 
@@ -77,13 +77,13 @@ def listing(repository: str, commit: str) -> list[str]:
     """The files of a repository."""
     from huggingface_hub import list_repo_files
 
-    with asking(repository, commit):
+    with translated_errors(repository, commit):
         return sorted(list_repo_files(repository, revision=commit))
 
 
 @contextmanager
-def asking(repository: str, revision: str) -> Iterator[None]:
-    """What the hub and its library raise, as ExportError; but OSError, with a file, where this machine is at fault."""
+def translated_errors(repository: str, revision: str) -> Iterator[None]:
+    """Translate the errors of the hub and its library to ExportError, except OSErrors of this machine."""
     from huggingface_hub import constants, errors
 
     try:
@@ -101,15 +101,15 @@ def asking(repository: str, revision: str) -> Iterator[None]:
         raise ExportError(f"{repository}: the hub has no such repository, or HF_TOKEN does not open it") from error
     except errors.RevisionNotFoundError as error:
         raise ExportError(f"{repository}: the hub has no revision {revision!r} of it") from error
-    except Exception as error:  # those of the HTTP library, too, which is another one from version to version
+    except Exception as error:  # also those of the HTTP library, which depends on the version
         if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError):
-            error.filename = error.filename or constants.HF_HUB_CACHE  # a full disk has no name
+            error.filename = error.filename or constants.HF_HUB_CACHE  # the error of a full disk has no file name
             raise
-        raise refused(repository, error) from error
+        raise unavailable(repository, error) from error
 
 
-def refused(repository: str, error: Exception) -> ExportError:
-    """What to say if there is no network, or a hub that gives nothing; the library wraps the cause when it gives up."""
+def unavailable(repository: str, error: Exception) -> ExportError:
+    """The error for a missing network or a failing hub; the library wraps the cause."""
     cause = error.__cause__ or error
     missing = f"{repository}: it is not in the local cache, or not whole"
     status = getattr(getattr(cause, "response", None), "status_code", None)
@@ -124,13 +124,13 @@ def refused(repository: str, error: Exception) -> ExportError:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, as far as it fits in a line."""
+    """The first line of an error's text."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def check_architecture(repository: str, directory: Path) -> None:
-    """ExportError if the configuration names a model that is not written here."""
-    from models.checkpoints import CheckpointError, architecture  # brings torch: only for what is not there yet
+    """ExportError if the configuration names an unknown architecture."""
+    from models.checkpoints import CheckpointError, architecture  # imports torch: only for a download
 
     config = directory / encoder_folder(directory) / "config.json"
     if not config.is_file():

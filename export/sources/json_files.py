@@ -8,7 +8,7 @@ from export.errors import ExportError
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is no such file. ExportError if it holds anything else."""
+    """The object in a JSON file; empty if there is no such file. ExportError if the file has anything else."""
     found = read_any_json(path)
     if not isinstance(found, dict):
         raise ExportError(f"{path.name}: found a {type(found).__name__}, expected an object")
@@ -16,7 +16,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_any_json(path: Path) -> Any:
-    """Whatever a JSON file holds; an empty object if there is no such file."""
+    """The value in a JSON file; an empty object if there is no such file."""
     if not path.is_file():
         return {}
     try:

@@ -1,4 +1,4 @@
-"""The files of a source that can matter. A repository holds more: other frameworks' weights, cards, logs."""
+"""The files of a source that an export can read. A repository has more: other frameworks' weights, cards, logs."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ from export.sources.modules import CONFIG, MODULES, POOLING, TRANSFORMER, WEIGHT
 
 GENERATION_CONFIG = "generation_config.json"
 LIBRARY_SETTINGS = "config_sentence_transformers.json"  # of sentence-transformers
-TRANSFORMER_SETTINGS = (  # of its encoders: the first that says something counts
+TRANSFORMER_SETTINGS = (  # of its encoders: the first that is not empty is read
     "sentence_bert_config.json",
     "sentence_roberta_config.json",
     "sentence_distilbert_config.json",
@@ -25,14 +25,14 @@ MODEL = (
     "processor_config.json",
     *TRANSFORMER_SETTINGS,
 )
-BESIDE = (  # the model, in the directory itself, wherever its encoder lies
+TOP_LEVEL = (  # in the directory itself, even if the encoder has a folder of its own
     MODULES,
     LIBRARY_SETTINGS,
-    "held-out.*",  # a sample that training never saw
+    "held-out.*",  # a held-out sample
 )
-CHARACTERS = "meta.pkl"  # nanoGPT's, of models that read letter by letter
+CHARACTERS = "meta.pkl"  # nanoGPT's vocabulary of characters
 TOKENIZER_CONFIG = "tokenizer_config.json"
-TOKENIZER = (  # whatever AutoTokenizer of transformers may read
+TOKENIZER = (  # the files that AutoTokenizer of transformers may read
     "tokenizer.json",
     "tokenizer.*.json",  # versions, named by fast_tokenizer_files
     TOKENIZER_CONFIG,
@@ -45,7 +45,7 @@ TOKENIZER = (  # whatever AutoTokenizer of transformers may read
     "dict.txt",
     "*.model",  # of sentencepiece
 )
-# Each way to keep weights, the best first: the file by which it is known, and what else belongs to it.
+# Formats of weights in order of preference: the file that identifies the format, and its other files.
 WEIGHTS = (
     ("model.safetensors",),
     ("model.safetensors.index.json", "model-*-of-*.safetensors"),
@@ -54,8 +54,8 @@ WEIGHTS = (
 )
 
 
-def is_whole(directory: Path) -> bool:
-    """Whether nothing is missing: the encoder's weights, and the files of the modules that follow it."""
+def is_complete(directory: Path) -> bool:
+    """Whether the encoder's weights and the files of the modules after it are all there."""
     for module in modules.read(directory)[1:]:
         needed = [(CONFIG,), WEIGHT_FILES] if module.kind in WEIGHTED else [(CONFIG,)] if module.kind == POOLING else []
         if not all(any((directory / module.file(name)).is_file() for name in names) for names in needed):
@@ -63,8 +63,8 @@ def is_whole(directory: Path) -> bool:
     return has_weights(directory / modules.encoder_folder(directory))
 
 
-def in_modules(directory: Path) -> list[str]:
-    """The small files of modules that lie in folders of their own: patterns, from the directory on."""
+def module_patterns(directory: Path) -> list[str]:
+    """Patterns of the small files of modules in folders of their own, relative to the directory."""
     found = []
     for module in modules.read(directory):
         if module.folder:
@@ -74,7 +74,7 @@ def in_modules(directory: Path) -> list[str]:
 
 
 def has_weights(directory: Path) -> bool:
-    """Whether the weights are there in one of the ways, in shards all of those that the index names."""
+    """Whether the weights are there in one of the formats; if in shards, all that the index names."""
     name = next((group[0] for group in WEIGHTS if (directory / group[0]).is_file()), None)
     if name is None or not name.endswith(".json"):
         return name is not None
@@ -87,7 +87,7 @@ def files(directory: Path) -> list[Path]:
     encoder = directory / modules.encoder_folder(directory)
     weights = next((group for group in WEIGHTS if (encoder / group[0]).is_file()), ())
     found = {path for pattern in (*MODEL, *TOKENIZER, *weights) for path in encoder.glob(pattern)}
-    found |= {path for pattern in BESIDE for path in directory.glob(pattern)}
+    found |= {path for pattern in TOP_LEVEL for path in directory.glob(pattern)}
     return sorted(found | set(module_files(directory)))
 
 
@@ -101,7 +101,7 @@ def module_files(directory: Path) -> Iterator[Path]:
 
 
 def tokenizer_files(path: Path) -> list[Path]:
-    """The same for a tokenizer that stands alone: a directory, or a file and what lies beside it."""
+    """The files of a separate tokenizer: those of a directory, or a file and those beside it."""
     if path.is_dir():
         return sorted({found for pattern in (*TOKENIZER, CONFIG, CHARACTERS) for found in path.glob(pattern)})
     if path.name != "tokenizer.json":

@@ -1,6 +1,6 @@
-"""What the user names → files on this machine, and a digest that says whether they have changed.
+"""From the name that the user typed to files on this machine, and a digest that detects changes.
 
-Knows nothing of models and imports no torch, so that an export that is not needed costs nothing.
+Knows nothing of models and imports no torch, so that an unneeded export takes no time.
 """
 
 import hashlib
@@ -14,15 +14,15 @@ from export.sources.layout import CHARACTERS, files, tokenizer_files
 from export.sources.modules import MODULES, encoder_folder
 
 CHUNK_BYTES = 1 << 22
-SAVED = (".pt", ".pth")  # what nanoGPT writes
+NANOGPT_SUFFIXES = (".pt", ".pth")
 
 
 @dataclass(frozen=True)
 class Source:
-    """`location` is what the user typed, `name` what the artifact is called unless the user says otherwise.
+    """`location` is what the user typed, `name` the default name of the artifact.
 
-    `weights` is a directory in the Hugging Face layout or nanoGPT's file, `tokenizer` a directory or a file: that of
-    the encoder, unless the user names another. `revision` is the commit that a hub id led to.
+    `weights` is a directory in the Hugging Face layout or nanoGPT's file, `tokenizer` a directory or a file: by default
+    the encoder's directory. `revision` is the commit of a hub id.
     """
 
     location: str
@@ -33,16 +33,16 @@ class Source:
 
     @property
     def directory(self) -> Path | None:
-        """Where the files lie that say more about the model; nanoGPT's file has none."""
+        """The directory of the model's files; None for nanoGPT's file."""
         return self.weights if self.weights.is_dir() else None
 
     @property
     def encoder(self) -> Path:
-        """Where config.json and the weights lie: the directory, a folder within it, or nanoGPT's file."""
+        """The directory with config.json and the weights (`directory` or a folder within it), or nanoGPT's file."""
         return self.weights / encoder_folder(self.weights) if self.directory else self.weights
 
     def digest(self) -> str:
-        """sha256 over the names and contents of the files that matter."""
+        """sha256 over the names and contents of the files that an export reads."""
         digest = hashlib.sha256()
         for name, path in self._named():
             digest.update(f"{name}\0{path.stat().st_size}\0".encode())
@@ -52,7 +52,7 @@ class Source:
         return digest.hexdigest()
 
     def _named(self) -> list[tuple[str, Path]]:
-        """The files that matter, by names that do not depend on where they lie."""
+        """The files that an export reads, by names that do not depend on their location."""
         if self.directory:
             named = [(path.relative_to(self.weights).as_posix(), path) for path in files(self.weights)]
         else:
@@ -63,7 +63,7 @@ class Source:
 
 
 def bundled_directory() -> Path:
-    """Where the models that come with Affinity lie."""
+    """The directory of the models that come with Affinity."""
     spec = find_spec("models")
     if spec is None or not spec.submodule_search_locations:
         raise AssertionError("the package models is not there: this is a bug")
@@ -85,7 +85,7 @@ def resolve(location: str, tokenizer: str | None = None) -> Source:
         directory = bundled_directory() / location
         source = in_directory(location, location, directory)
     elif (path := Path(location).expanduser()).exists():
-        source = of_directory(location, path) if path.is_dir() else of_file(location, path, chosen)
+        source = local_directory(location, path) if path.is_dir() else nanogpt_file(location, path, chosen)
     elif hub.HUB_ID.fullmatch(location):
         directory = hub.model(location)
         name = location.partition("@")[0].split("/")[1]
@@ -100,12 +100,12 @@ def resolve(location: str, tokenizer: str | None = None) -> Source:
 
 
 def in_directory(location: str, name: str, directory: Path, revision: str = "") -> Source:
-    """A model whose tokenizer lies beside its weights."""
+    """A model with its tokenizer beside the weights."""
     return Source(location, name, directory, directory / encoder_folder(directory), revision)
 
 
-def of_directory(location: str, path: Path) -> Source:
-    """A directory of the user's own."""
+def local_directory(location: str, path: Path) -> Source:
+    """A local directory."""
     source = in_directory(location, path.resolve().name, path)
     if not (source.encoder / "config.json").is_file():
         where = f"{source.encoder.name}/config.json, which {MODULES} names" if source.encoder != path else "config.json"
@@ -113,24 +113,24 @@ def of_directory(location: str, path: Path) -> Source:
     return source
 
 
-def of_file(location: str, path: Path, tokenizer: Path | None) -> Source:
-    """nanoGPT's file, which says nothing of the words: letters stand in a file of their own, GPT-2's words nowhere."""
-    if path.suffix not in SAVED:
+def nanogpt_file(location: str, path: Path, tokenizer: Path | None) -> Source:
+    """nanoGPT's file, which has no tokenizer: characters are in a file beside it, GPT-2's tokens are in no file."""
+    if path.suffix not in NANOGPT_SUFFIXES:
         raise ExportError(
             f"{location}: found a file, expected a directory in the Hugging Face layout, or nanoGPT's ckpt.pt"
         )
-    letters = path.parent / CHARACTERS
-    if tokenizer is None and not letters.is_file():
+    characters = path.parent / CHARACTERS
+    if tokenizer is None and not characters.is_file():
         raise ExportError(
             f"{location}: found no tokenizer, expected {CHARACTERS} beside it (nanoGPT keeps it in data/<dataset>) or "
             "--tokenizer with a directory, a file or a hub id (openai-community/gpt2 for the words of GPT-2)"
         )
     name = path.resolve().parent.name if path.stem == "ckpt" else path.stem
-    return Source(location, name, path, tokenizer or letters)
+    return Source(location, name, path, tokenizer or characters)
 
 
 def resolve_tokenizer(location: str) -> Path:
-    """What the user named as a tokenizer."""
+    """The tokenizer that the user named: a local path, or the files of a hub id."""
     path = Path(location).expanduser()
     if path.exists():
         return path

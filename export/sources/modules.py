@@ -1,6 +1,6 @@
-"""The modules of a model of sentence-transformers, as `modules.json` lists them: what each is, and its folder.
+"""The modules of a model of sentence-transformers, as `modules.json` lists them: their kinds and folders.
 
-Imports no torch: the digest and the download go by what stands here.
+Imports no torch: the digest and the download need these lists.
 """
 
 from dataclasses import dataclass
@@ -11,26 +11,26 @@ from export.errors import ExportError
 from export.sources.json_files import read_any_json, read_json
 
 MODULES = "modules.json"
-LIBRARY = "sentence_transformers."  # how the names of its own modules begin, in all versions
+LIBRARY = "sentence_transformers."  # prefix of the names of its modules in all versions
 TRANSFORMER, POOLING = "Transformer", "Pooling"
-WEIGHTED = ("Dense", "LayerNorm")  # those that follow the pooling and have weights of their own
+WEIGHTED = ("Dense", "LayerNorm")  # modules after the pooling that have weights
 WEIGHTLESS = ("Normalize", "Dropout")
 KINDS = (TRANSFORMER, POOLING, *WEIGHTED, *WEIGHTLESS)
 CONFIG = "config.json"
-# The encoder of each family: what the library takes of a checkpoint before it pools, whatever head that has.
+# The encoder of each family: the library drops the head of a checkpoint before the pooling.
 ENCODERS = {"bert": "BertModel", "roberta": "RobertaModel", "distilbert": "DistilBertModel"}
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of a module: the first that is there
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of a module: the first that exists is read
 
 
 @dataclass(frozen=True)
 class Module:
-    """One module: the class it is of, and its folder within the model's directory, "" for the directory itself."""
+    """One module: its class, and its folder within the model's directory, "" for the directory itself."""
 
     kind: str
     folder: str
 
     def file(self, name: str) -> str:
-        """A file of the module, from the model's directory on."""
+        """The path of a file of the module, relative to the model's directory."""
         return f"{self.folder}/{name}" if self.folder else name
 
     def config(self, directory: Path) -> dict[str, Any]:
@@ -39,9 +39,9 @@ class Module:
 
 
 def read(directory: Path) -> tuple[Module, ...]:
-    """The modules in the order in which they run; none if there is no list of them.
+    """The modules in the order in which they run; none if there is no modules.json.
 
-    ExportError for a module that is not known here, code of a model's own, or a folder outside of the directory.
+    ExportError for an unknown module, code in the source, or a folder outside of the directory.
     """
     if not (directory / MODULES).is_file():
         return ()
@@ -55,7 +55,7 @@ def read(directory: Path) -> tuple[Module, ...]:
 
 
 def kind_of(type_name: Any) -> str:
-    """The class that a type names, whatever the package it lies in: that changes from version to version."""
+    """The class that a type names, without its package, which depends on the version."""
     kind = str(type_name).rpartition(".")[2]
     if not str(type_name).startswith(LIBRARY) or kind not in KINDS:
         raise ExportError(
@@ -66,7 +66,7 @@ def kind_of(type_name: Any) -> str:
 
 
 def folder_of(path: Any) -> str:
-    """A folder within the directory, in the spelling of this machine."""
+    """A folder within the directory, with this system's separators."""
     parts = PureWindowsPath(str(path)).parts
     if not isinstance(path, str) or PureWindowsPath(path).anchor or ".." in parts:
         raise ExportError(f"{MODULES}: path is {path!r}, expected a folder within the model's directory")
@@ -74,13 +74,13 @@ def folder_of(path: Any) -> str:
 
 
 def encoder_folder(directory: Path) -> str:
-    """Where the weights, config.json and the tokenizer of a model lie: "" for the directory itself."""
+    """The folder with the weights, config.json and the tokenizer: "" for the directory itself."""
     modules = read(directory)
     return modules[0].folder if modules else ""
 
 
 def as_encoder(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration with the encoder for its architecture; as it is, if its family is not known."""
+    """A configuration with the encoder as its architecture; unchanged if the family is unknown."""
     name = ENCODERS.get(str(config.get("model_type")))
     return {**config, "architectures": [name]} if name else config
 

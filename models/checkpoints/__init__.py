@@ -1,4 +1,4 @@
-"""Published weights and configurations to our models, as tables, and back.
+"""From published weights and configurations to these models and back, by tables.
 
     model = load("path/to/checkpoint")  # a directory in the Hugging Face layout, or nanoGPT's ckpt.pt
     save("another/path", published_config(model), published(model))

@@ -1,6 +1,6 @@
-"""Which model a published `config.json` describes: its family, and the head that stands on it.
+"""The family and the head of the model that a published `config.json` describes.
 
-The file names an architecture; where it does not, its model type and a task do. Knows no sizes and no tensors.
+The file names an architecture; if not, its model type and a task determine one. Knows no sizes and no tensors.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from models.checkpoints.layout import POSITION_OFFSET
 from models.checkpoints.mixer_configs import MIXERS, check_mixer
 from models.checkpoints.nanogpt import ARCHITECTURE as NANOGPT
 
-# Published architecture: its family and the head that it stands for (an encoder's is the caller's choice).
+# Published architecture: its family and its head (for an encoder, the caller chooses the head).
 ARCHITECTURES: dict[str, tuple[str, str | None]] = {
     "BertForMaskedLM": ("bert", "masked-language"),
     "BertForPreTraining": ("bert", "masked-language"),
@@ -29,8 +29,8 @@ ARCHITECTURES: dict[str, tuple[str, str | None]] = {
     NANOGPT: ("nanogpt", None),
 }
 ENCODERS = ("bert", "roberta", "distilbert")
-MODEL_TYPES = {"gpt": "gpt2"}  # what transformers calls a family where it has another word
-# What each family can be asked for, with the architecture that transformers' auto classes take for it.
+MODEL_TYPES = {"gpt": "gpt2"}  # transformers' name of a family, if it differs
+# The tasks of each family, with the architecture that transformers' auto classes choose.
 TASKS: dict[str, dict[str, str]] = {
     "bert": {
         "fill-mask": "BertForMaskedLM",
@@ -54,11 +54,14 @@ TASKS: dict[str, dict[str, str]] = {
     "mixer": {"classify-image": "mixer"},
 }
 BY_MODEL_TYPE = {MODEL_TYPES.get(family, family): family for family in TASKS if family not in ("nanogpt", "mixer")}
-HEADS = {"masked-language": "fill-mask", "classifier": "classify-text"}  # of encoders; without a head it is "embed"
-# Published field: the one value with which it computes what is written here.
+HEADS = {
+    "masked-language": "fill-mask",
+    "classifier": "classify-text",
+}  # of encoders; no head: "embed"
+# Published field: the only value with which the model computes what this code computes.
 BERT_EXPECTED = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
 EXPECTED: dict[str, dict[str, Any]] = {
-    "all": {"auto_map": None, "quantization_config": None},  # code of its own; weights that are not plain numbers
+    "all": {"auto_map": None, "quantization_config": None},  # code in the source; quantised weights
     "bert": BERT_EXPECTED,
     "roberta": BERT_EXPECTED | {"pad_token_id": POSITION_OFFSET - 1},
     "distilbert": {},
@@ -70,9 +73,9 @@ EXPECTED: dict[str, dict[str, Any]] = {
 
 
 def architecture(config: Json) -> tuple[str, str | None]:
-    """The family of a published architecture, and its head. (timm names one, transformers a list of them.)
+    """The family of a published architecture, and its head. (timm has one name, transformers a list.)
 
-    CheckpointError if it is unknown, or if a setting is there with which it computes something else.
+    CheckpointError if it is unknown, or if a setting would make it compute something else.
     """
     if "architecture" in config:
         check_mixer(config["architecture"])
@@ -89,10 +92,10 @@ def architecture(config: Json) -> tuple[str, str | None]:
 
 
 def for_task(config: Json, task: str | None) -> dict[str, Any]:
-    """The same configuration with the architecture that `task` asks for; None leaves it as it is.
+    """The configuration with the architecture for `task`; unchanged if it is None.
 
-    CheckpointError if the file does not say of which family it is, or if that family cannot do the task. Whether the
-    tensors of its head are there is seen when they are read.
+    CheckpointError if the family is unknown, or if it does not have the task. Missing tensors of the head are detected
+    when the tensors are read.
     """
     if task is None:
         return dict(config)
@@ -118,7 +121,7 @@ def family_of(config: Json) -> str | None:
 
 
 def task_of(family: str, head: str | None) -> str:
-    """What a known architecture is for."""
+    """The task of a known architecture."""
     return HEADS.get(str(head), "embed") if family in ENCODERS else next(iter(TASKS[family]))
 
 
@@ -133,7 +136,7 @@ def named(config: Json) -> str | None:
 
 
 def wanted(config: Json) -> str:
-    """What a user can do about an architecture that is missing or unknown."""
+    """The hint for an architecture that is missing or unknown."""
     family = family_of(config)
     if family is not None:
         return f"take --task {choices(family)} if its tensors are those of such a {config['model_type']} model"
@@ -142,6 +145,6 @@ def wanted(config: Json) -> str:
 
 
 def choices(family: str) -> str:
-    """The tasks of a family, for a reader."""
+    """The tasks of a family, for an error text."""
     *others, last = TASKS[family]
     return f"{', '.join(others)} or {last}" if others else last

@@ -1,6 +1,6 @@
-"""A published `config.json` to one of our configurations, and back, in the words of transformers.
+"""From a published `config.json` of transformers to a configuration of `models`, and back.
 
-What would silently compute something else is refused by name. Knows no tensors and no files.
+Settings that would silently compute something else are refused by name. Knows no tensors and no files.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from models.checkpoints.nanogpt import activation
 from models.config import BertConfig, GptConfig, MixerConfig, StackConfig, VectorLayer, VitConfig
 from models.heads import POOLINGS
 
-POOLER = "pooler"  # BERT's own summary of a text, which counts as a pooling here
+POOLER = "pooler"  # BERT's own vector for a text, which is a choice of pooling here
 OURS: dict[str, type[StackConfig]] = {"bert": BertConfig, "gpt": GptConfig, "vit": VitConfig, "mixer": MixerConfig}
 
 
@@ -28,9 +28,9 @@ def configuration(
 ) -> tuple[str, BertConfig | GptConfig | VitConfig | MixerConfig]:
     """The published family (bert, roberta, …, mixer) and the sizes that a published `config.json` describes.
 
-    `pooling` makes an encoder of any BERT, RoBERTa or DistilBERT: "pooler", one of POOLINGS or several to be joined.
-    `layers` follow it. Both are the caller's to say, for `config.json` does not (sentence-transformers keeps them in
-    files of its own); a file without architectures is that of an encoder then.
+    `pooling` makes an encoder of any BERT, RoBERTa or DistilBERT: "pooler", one of POOLINGS, or several, which are
+    concatenated. `layers` follow it. The caller chooses both, because `config.json` does not have them
+    (sentence-transformers has files of its own); with them, a file without architectures is that of an encoder.
     """
     poolings = (pooling,) if isinstance(pooling, str) else tuple(pooling or ())
     if poolings != (POOLER,) and not set(poolings) <= set(POOLINGS):
@@ -56,7 +56,7 @@ def configuration(
 
 
 def guessed(config: Json) -> str | None:
-    """What a file does not say and had to be guessed, and why so, for a reader; None if it says all."""
+    """What had to be guessed and why, for the user; None if the file has everything."""
     return activation(config)[1] if architecture(config)[0] == "nanogpt" else None
 
 
@@ -67,14 +67,14 @@ def bert(config: Json, head: str | None, family: str = "bert") -> BertConfig:
         raise CheckpointError(f"config.json: architectures names {name}, an encoder: expected pooling, one of {known}")
     ours = BertConfig(**sizes(config, family), head=head)
     if head != "masked-language":
-        ours = replace(ours, tied_head=True)  # there is nothing to tie
+        ours = replace(ours, tied_head=True)  # there is no matrix to tie
     return replace(ours, classes=len(labels(config))) if head == "classifier" else ours
 
 
 def roberta(config: Json, head: str | None) -> BertConfig:
     ours = bert(config, head, "roberta")
     if head == "masked-language" and ours.activation != "gelu":
-        ours = replace(ours, head_activation="gelu")  # whatever the blocks have
+        ours = replace(ours, head_activation="gelu")  # whatever the activation of the blocks
     return replace(ours, positions=ours.positions - POSITION_OFFSET, pad_position=True)
 
 
@@ -115,12 +115,12 @@ READERS = {
 
 
 def own_family(config: StackConfig) -> str:
-    """The family in which we publish a model. Of several with the same blocks it is the first."""
+    """The family in which `published` writes a model: the first of those with the same blocks."""
     return next(family for family, kind in OURS.items() if isinstance(config, kind))
 
 
 def published_config(model: nn.Module, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """The `config.json` that describes `model`, its classes called `names`."""
+    """The `config.json` that describes `model`, with `names` for its classes."""
     config = model.config
     classes = getattr(config, "classes", 0)
     if names is not None and len(names) != classes:

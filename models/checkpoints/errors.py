@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint, said in the words of the file: names, what was found, what was expected."""
+"""The errors of a checkpoint: the key in the file, what was found, what was expected."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,11 +7,11 @@ Json = Mapping[str, Any]
 
 
 class CheckpointError(ValueError):
-    """The files are not what they should be, or hold a model that is not written here."""
+    """The files of a checkpoint are broken, or their model is not supported."""
 
 
 def expect(config: Json, expected: Json) -> None:
-    """Refuse a configuration in which one of these stands with another value; where it is silent, it is as expected."""
+    """CheckpointError if one of the `expected` keys has another value; a missing key is as expected."""
     for key, value in expected.items():
         found = config.get(key)
         if found is not None and found != value:
@@ -20,7 +20,7 @@ def expect(config: Json, expected: Json) -> None:
 
 
 def square(key: str, size: Any) -> Any:
-    """One side of an image that some configurations give by both."""
+    """The side of a square, which some configurations give as two numbers."""
     if not isinstance(size, Sequence):
         return size
     if len(set(size)) != 1:

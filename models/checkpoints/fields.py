@@ -1,4 +1,4 @@
-"""The sizes in a published `config.json`, by our names and by those of transformers."""
+"""The sizes in a published `config.json`: the fields of `models.config` and the keys of transformers."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ from models.checkpoints.errors import CheckpointError, Json, square
 from models.mlp import ACTIVATIONS
 
 # fmt: off
-# Our field: its published name and, where transformers has one, the value it takes when the file is silent. The sizes
-# have none: a wrong count of heads fits every tensor.
+# Field: its published key and, if transformers has one, its default. Sizes have none: a wrong number of heads would fit
+# every tensor.
 REQUIRED = None
 FIELDS: dict[str, dict[str, tuple[str, Any]]] = {
     "bert": {
@@ -59,7 +59,7 @@ FIELDS: dict[str, dict[str, tuple[str, Any]]] = {
     },
 }
 FIELDS |= {"roberta": FIELDS["bert"], "deit": FIELDS["vit"]}
-# Switches that are published only where they are not as transformers has them by itself.
+# Switches, which are published only if they differ from transformers' default.
 SWITCHES: dict[str, dict[str, tuple[str, bool]]] = {
     "bert": {
         "tied_head":        ("tie_word_embeddings",             True),
@@ -78,7 +78,7 @@ SWITCHES |= {"roberta": SWITCHES["bert"], "distilbert": SWITCHES["bert"], "deit"
 
 
 def sizes(config: Json, family: str) -> dict[str, Any]:
-    """The fields of our configuration that have a counterpart of the same meaning."""
+    """The fields that have a published key with the same meaning."""
     ours = {}
     for field, (key, default) in FIELDS[family].items():
         value = config.get(key, default)
@@ -93,14 +93,14 @@ def sizes(config: Json, family: str) -> dict[str, Any]:
 
 
 def number(key: str, value: Any) -> float:
-    """A number, which JSON may write without a point."""
+    """A float, which JSON may write as an integer."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise CheckpointError(f"config.json: {key} is {value!r}: expected a number")
     return float(value)
 
 
 def switches(config: Json, family: str) -> dict[str, bool]:
-    """What is on or off."""
+    """The switches."""
     ours = {}
     for field, (key, default) in SWITCHES[family].items():
         value = config.get(key)

@@ -1,8 +1,8 @@
-"""The files of a checkpoint: configuration and tensors, as they are published.
+"""The files of a checkpoint: the configuration and the tensors, as they are published.
 
-A directory in the Hugging Face layout holds its tensors in one file or in several with an index, as safetensors or as
-PyTorch pickles them; nanoGPT has one file for everything. Of a pickle tensors and plain values are taken, and
-whatever would run code is refused. Tensors are mapped into memory where the format allows it, and read when used.
+A directory in the Hugging Face layout has its tensors in one file or in several with an index, as safetensors or as
+PyTorch pickles; nanoGPT has one file for everything. Pickles may contain tensors and plain values; anything that would
+run code is refused. Tensors are memory-mapped if the format allows it.
 """
 
 import json
@@ -23,7 +23,7 @@ from models.checkpoints.nanogpt import unpacked
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-# The first of these that is there holds the tensors. (Many repositories have both formats.)
+# The first of these files that exists is read. (Many repositories have both formats.)
 CANDIDATES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 INDEX = ".index.json"
 
@@ -38,7 +38,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def weights_file(path: str | Path) -> str:
-    """The name of the file that holds the tensors, or of the index of several."""
+    """The name of the file with the tensors, or of the index of several files."""
     path = Path(path)
     if path.is_file():
         return path.name
@@ -53,7 +53,7 @@ def listed(directory: Path) -> str:
 
 
 def read_object(directory: Path, name: str) -> dict[str, Any]:
-    """A JSON file that holds an object."""
+    """The object in a JSON file."""
     if not (directory / name).is_file():
         raise CheckpointError(f"{directory} has no {name}: found {listed(directory)}")
     try:
@@ -66,22 +66,22 @@ def read_object(directory: Path, name: str) -> dict[str, Any]:
 
 
 def sharded(directory: Path, name: str) -> dict[str, Tensor]:
-    """The tensors of several files, of which an index says where each tensor is."""
-    places = read_object(directory, name).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+    """The tensors of several files with an index."""
+    files_by_tensor = read_object(directory, name).get("weight_map")
+    if not isinstance(files_by_tensor, dict) or not all(isinstance(file, str) for file in files_by_tensor.values()):
         raise CheckpointError(f"{directory / name} has no weight_map: expected the file of each tensor by its name")
     tensors = {}
-    for file in sorted(set(places.values())):
+    for file in sorted(set(files_by_tensor.values())):
         if Path(file).name != file or not (directory / file).is_file():
             raise CheckpointError(f"{directory / name} names {file}: found {listed(directory)}, expected it among them")
         tensors |= tensors_in(directory / file)
-    if missing := sorted(places.keys() - tensors.keys()):
+    if missing := sorted(files_by_tensor.keys() - tensors.keys()):
         raise CheckpointError(f"{directory / name} names {', '.join(missing)}: found no such tensors in its files")
     return tensors
 
 
 def tensors_in(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file by their names."""
+    """The tensors of one file by name."""
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -94,9 +94,9 @@ def tensors_in(path: Path) -> dict[str, Tensor]:
 
 
 def unpickled(path: Path) -> Any:
-    """What PyTorch saved in a file, if it is tensors and plain values."""
+    """The contents of a PyTorch file, which may be tensors and plain values only."""
     try:
-        # Only the format of PyTorch 1.6 and later, a zip file, can be mapped.
+        # Only the format of PyTorch 1.6 and later, a zip file, can be memory-mapped.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
@@ -118,7 +118,7 @@ def described(found: Any) -> str:
 
 
 def save(directory: str | Path, config: Json, tensors: Mapping[str, Tensor]) -> None:
-    """Write what `read` reads."""
+    """Write a checkpoint that `read` reads."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")

@@ -1,21 +1,21 @@
-"""What the classes are called."""
+"""The names of the classes."""
 
 from collections.abc import Mapping
 
 from models.checkpoints.errors import CheckpointError, Json
 from models.checkpoints.mixer_configs import mixer
 
-DEFAULT_COUNT = 2  # of classes, where a file of transformers says nothing of them
+DEFAULT_COUNT = 2  # of classes: transformers' default
 
 
 def labels(config: Json) -> list[str]:
-    """The name of each class; LABEL_0, LABEL_1 and so on where the file has none, as transformers calls them."""
+    """The name of each class; LABEL_0, LABEL_1 and so on if the file has none, as in transformers."""
     return timm_labels(config) if "architecture" in config else transformers_labels(config)
 
 
 def timm_labels(config: Json) -> list[str]:
-    """By timm's keys. CheckpointError if there are more or fewer names than classes."""
-    pretrained = config.get("pretrained_cfg", config) or {}  # older files have its keys at their top
+    """The names in timm's keys. CheckpointError if their number is not that of the classes."""
+    pretrained = config.get("pretrained_cfg", config) or {}  # older files have its keys at the top level
     names = config.get("label_names") or pretrained.get("label_names") or pretrained.get("labels")
     count = mixer(config).classes
     if not names:
@@ -26,10 +26,10 @@ def timm_labels(config: Json) -> list[str]:
 
 
 def transformers_labels(config: Json) -> list[str]:
-    """As `PreTrainedConfig` reads them: `num_labels` goes before an `id2label` of another length, names and all.
+    """The names as `PreTrainedConfig` reads them: `num_labels` replaces an `id2label` of another length.
 
-    `label2id` says nothing: without `id2label` the library does not look at it. CheckpointError if the numbers of the
-    classes have gaps: a pipeline of transformers has no name for such a class either.
+    `label2id` is not read, as in the library. CheckpointError if the numbers of the classes have gaps: a pipeline of
+    transformers has no name for such a class either.
     """
     names, count = config.get("id2label"), config.get("num_labels")
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):

@@ -1,7 +1,7 @@
-"""What may lie in a file of tensors and plays no part in the answer, as a table of patterns.
+"""Tensors that a file may have and a model does not use, as a table of patterns.
 
-Three kinds: what training leaves behind, buffers that older versions of transformers saved, and heads of other tasks.
-Everything else that has no place in a model is refused, unless the caller says that it may be ignored.
+There are three kinds: leftovers of training, buffers that older versions of transformers saved, and heads of other
+tasks. Other unused tensors are refused, unless the caller allows to ignore them.
 """
 
 from collections.abc import Iterable
@@ -32,8 +32,8 @@ BUFFERS = (
 )
 POOLER = ("pooler.*",)
 TEXT_HEADS = ("classifier.*", "qa_outputs.*", *POOLER)
-IMAGE_HEADS = ("classifier.*", "decoder.*", "embeddings.mask_token", *POOLER)  # the decoder paints masked patches
-# By family, without the prefix that names have in files.
+IMAGE_HEADS = ("classifier.*", "decoder.*", "embeddings.mask_token", *POOLER)  # the decoder reconstructs masked patches
+# By family, without the prefix of the names in files.
 HEADS: dict[str, tuple[str, ...]] = {
     "bert": (*TEXT_HEADS, "cls.predictions.*", "cls.seq_relationship.*"),
     "roberta": (*TEXT_HEADS, "lm_head.*"),
@@ -42,7 +42,7 @@ HEADS: dict[str, tuple[str, ...]] = {
     "vit": IMAGE_HEADS,
     "deit": (*IMAGE_HEADS, "cls_classifier.*", "distillation_classifier.*"),
 }
-# Of the head that is read: what it does not read of itself. (An untied BERT has a bias of its own, and this one too.)
+# Unused tensors of a head that is used. (An untied BERT has a bias of its own beside this one.)
 WITHIN = {
     "bert": ("cls.predictions.bias", "cls.predictions.decoder.bias"),
     "roberta": ("lm_head.bias", "lm_head.decoder.bias"),
@@ -52,7 +52,7 @@ WITHIN = {
 def leftovers(family: str, expected: Iterable[str]) -> tuple[str, ...]:
     """The patterns for a model of `family` that needs the tensors `expected`, both without prefix.
 
-    A head that the model has is no leftover: a tensor too many within it may mean that the head is another one.
+    The model's own head is not a leftover: an extra tensor in it may mean that it is another head.
     """
     names = list(expected)
     other_heads = (head for head in HEADS.get(family, ()) if not any(fnmatchcase(name, head) for name in names))

@@ -1,6 +1,6 @@
-"""The tensors of a file beside those that a model needs: which is which, and what is wrong with the rest.
+"""Match the tensors of a file with those that a model needs.
 
-Everything that is wrong is said at once: of each kind the first few by name, and how many there are.
+All problems are reported together: the first few of each kind by name, and their number.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from torch import Tensor
 from models.checkpoints.errors import CheckpointError
 from models.checkpoints.layout import Layout, unwrapped
 
-NAMED = 3  # tensors of each kind of fault that a message names
+NAMED = 3  # tensors of each kind of problem that a message names
 MISSING, MISSHAPEN, LEFT_OVER = "missing", "misshapen", "left over"
 KINDS = (MISSING, MISSHAPEN, "not a weight", "twice", "untied", LEFT_OVER)
 CLASSES = ("classifier.weight", "classifier.out_proj.weight", "cls_classifier.weight", "head.weight")
@@ -22,7 +22,7 @@ Problems = dict[str, list[str]]  # by kind
 
 @dataclass(frozen=True)
 class Match:
-    """The tensors that a model needs, by the names of the table, and those that were ignored as the caller wished."""
+    """The tensors that a model needs, by the names of the table, and those that were ignored."""
 
     tensors: dict[str, Tensor]
     ignored: list[str] = field(default_factory=list)
@@ -39,8 +39,8 @@ def matched(
 ) -> Match:
     """The tensors of `file` that `model` needs: those of the names and shapes `expected`, and no others.
 
-    Names are read without what wrapping has added to them if they fit better so. CheckpointError if a tensor is
-    missing, of another shape, or left over; `ignore_unused` lets those that are left over pass.
+    The parts of wrappers are removed from names if more tensors match without them. CheckpointError if a tensor is
+    missing, of another shape, or left over; `ignore_unused` allows tensors that are left over.
     """
     found, problems = sorted_out(names, tensors, expected, strip=str)
     if not expected.keys() <= found.keys():
@@ -55,7 +55,7 @@ def matched(
 
 
 def are_untied(names: Layout, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the head's matrix is in the file beside that of the words, with other values."""
+    """Whether the file has a matrix of the head that differs from the token embedding."""
     if not names.copies:
         return False
     plain = {names.plain(unwrapped(spelling)): tensor for spelling, tensor in tensors.items()}
@@ -66,7 +66,7 @@ def are_untied(names: Layout, tensors: Mapping[str, Tensor]) -> bool:
 def sorted_out(
     names: Layout, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, strip: Callable[[str], str]
 ) -> tuple[Found, Problems]:
-    """Each tensor by its name in the table; copies stand in for their originals, known leftovers are left out."""
+    """Each tensor by its name in the table; copies replace missing originals, known leftovers are left out."""
     found: Found = {}
     problems: Problems = {}
     copies = {copy for copy, _ in names.copies}
@@ -83,7 +83,7 @@ def sorted_out(
 
 
 def untie(names: Layout, found: Found, expected: Mapping[str, Tensor], problems: Problems) -> None:
-    """Drop the copies of tied tensors, which must be equal to their originals or stand in for them."""
+    """Remove the copies of tied tensors, which must equal their originals or replace them."""
     for copy, original in names.copies:
         if copy not in found or original not in expected:
             continue
@@ -96,7 +96,7 @@ def untie(names: Layout, found: Found, expected: Mapping[str, Tensor], problems:
 
 
 def compare(names: Layout, found: Found, expected: Mapping[str, Tensor], problems: Problems) -> None:
-    """Add what is missing, left over, of another shape, or no number with a point."""
+    """Add tensors that are missing, left over, of another shape, or not floating point to the problems."""
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             kind, text = MISSING, f"{names.full(name)}: expected {shape(expected[name])}"
@@ -116,7 +116,7 @@ def compare(names: Layout, found: Found, expected: Mapping[str, Tensor], problem
 
 
 def described(model: str, file: str, problems: Problems) -> str:
-    """What is wrong, for a reader, and what to do about it."""
+    """The error text: what is wrong, and what to do about it."""
     lines = [f"{file}: {sum(map(len, problems.values()))} tensors are not those of {model}:"]
     for kind in KINDS:
         texts = problems.get(kind, [])

@@ -1,4 +1,4 @@
-"""MLP-Mixer's published `config.json` to our configuration, and back, in the words of timm."""
+"""From timm's `config.json` of an MLP-Mixer to its configuration in `models`, and back."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from models.checkpoints.errors import CheckpointError, Json, expect, square
 from models.config import MixerConfig
 
 # fmt: off
-# timm's architectures in timm's words; `model_args` and `pretrained_cfg` override them.
+# timm's architectures by timm's keys; `model_args` and `pretrained_cfg` override them.
 MIXER_DEFAULTS = {"img_size": 224, "in_chans": 3, "num_classes": 1000, "mlp_ratio": (0.5, 4.0)}
 MIXERS: dict[str, dict[str, Any]] = {
     "mixer_s32_224": {"patch_size": 32, "num_blocks": 8,  "embed_dim": 512},
@@ -19,12 +19,12 @@ MIXERS: dict[str, dict[str, Any]] = {
     "mixer_l16_224": {"patch_size": 16, "num_blocks": 24, "embed_dim": 1024},
 }
 MIXER_EXPECTED = {"global_pool": "avg", "stem_norm": False}
-MIXER_HARMLESS = {"drop_rate", "proj_drop_rate", "drop_path_rate", "nlhb"}  # they matter in training alone
+MIXER_HARMLESS = {"drop_rate", "proj_drop_rate", "drop_path_rate", "nlhb"}  # they have an effect in training only
 # fmt: on
 
 
 def mixer(config: Json) -> MixerConfig:
-    """timm's reading: the architecture's sizes, then what the weights were trained with, then `model_args`."""
+    """As timm reads it: the architecture's sizes, overridden by those of the weights, then by `model_args`."""
     name = check_mixer(config["architecture"])
     overrides = {key: value for key, value in (config.get("model_args") or {}).items() if value is not None}
     arguments = {**MIXER_DEFAULTS, **MIXERS[name], **trained_with(config), **overrides}
@@ -57,8 +57,8 @@ def check_mixer(name: Any) -> str:
 
 
 def trained_with(config: Json) -> dict[str, Any]:
-    """What timm takes from outside `model_args`: the input's size and the number of classes."""
-    pretrained = config.get("pretrained_cfg", config) or {}  # older files have its keys at their top
+    """The sizes that timm reads outside of `model_args`: the input's size and the number of classes."""
+    pretrained = config.get("pretrained_cfg", config) or {}  # older files have its keys at the top level
     arguments = {}
     if size := pretrained.get("input_size"):
         arguments = {"in_chans": size[0], "img_size": list(size[1:])}
@@ -67,7 +67,7 @@ def trained_with(config: Json) -> dict[str, Any]:
 
 
 def published_mixer(config: MixerConfig, names: Sequence[str] | None) -> dict[str, Any]:
-    """timm's layout has no fields for the activation and the norm's epsilon: they are its architectures' own."""
+    """timm's `config.json`, in which the architecture fixes the activation and the epsilon of norms."""
     if (config.activation, config.norm_epsilon) != ("gelu", 1e-6):
         found = f"activation {config.activation}, norm_epsilon {config.norm_epsilon}"
         raise CheckpointError(f"MixerConfig has {found}: expected gelu and 1e-06, timm's layout cannot say another")

@@ -1,4 +1,4 @@
-"""nanoGPT's `ckpt.pt`: the model, its sizes, and much that only training needs.
+"""nanoGPT's `ckpt.pt`, which has the model, its sizes, and the state of the training.
 
 Source: github.com/karpathy/nanoGPT, `train.py` (what is saved) and `model.py` (names and shapes).
 """
@@ -13,12 +13,12 @@ from torch import Tensor
 from models.checkpoints.errors import CheckpointError
 from models.checkpoints.layout import unwrapped
 
-ARCHITECTURE = "nanoGPT"  # these files name none
+ARCHITECTURE = "nanoGPT"  # the files have no architecture
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 
 
 def unpacked(path: Path, saved: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Configuration and tensors of what `torch.save` wrote, the tensors of a layer without bias with zeros for it."""
+    """The configuration and tensors of a saved file; layers without a bias get one of zeros."""
     if not isinstance(saved, Mapping) or not {"model", "model_args"} <= saved.keys():
         found = ", ".join(map(str, saved)) if isinstance(saved, Mapping) else f"a {type(saved).__name__}"
         raise CheckpointError(f"{path}: found {found[:200]}, expected model and model_args, as nanoGPT saves them")
@@ -34,14 +34,14 @@ def unpacked(path: Path, saved: Any) -> tuple[dict[str, Any], dict[str, Tensor]]
 
 
 def activation(config: Mapping[str, Any]) -> tuple[str, str]:
-    """Which GELU a model was trained with, which no file says, and why: nanoGPT changed it in June 2023."""
+    """The GELU that a model was probably trained with, and why: nanoGPT changed it in June 2023, and no file has it."""
     if "bias" in config:
         return "gelu", "the exact GELU, as nanoGPT's since June 2023 (those of the four months before had GELU by tanh)"
     return "gelu_new", "GELU by tanh, for a file that says nothing of biases is older than February 2023"
 
 
 def with_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A layer without a bias is one whose bias is zero. (It costs nothing: the runtime's fused nodes add it anyway.)"""
+    """Add zero biases to layers without a bias. (They cost nothing: the runtime's fused nodes add a bias anyway.)"""
     layers = [name for name in tensors if ".h." in name or ".ln_f" in name]
     zeros = {
         name.removesuffix("weight") + "bias": torch.zeros(len(tensors[name]))

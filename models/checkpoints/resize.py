@@ -1,4 +1,4 @@
-"""A ViT for images of another size than it was trained on: its positions are interpolated.
+"""A ViT for images of another size than in training: its position embedding is interpolated.
 
 Source: Dosovitskiy et al., 2020, section 3.2; as `interpolate_pos_encoding` of transformers computes it.
 """
@@ -32,7 +32,7 @@ def resized(model: nn.Module, image_size: int) -> Vit:
 
 
 def interpolated(positions: Tensor, class_tokens: int, per_side: int, wanted: int) -> Tensor:
-    """Positions (1, tokens + i·i, d) for `wanted` patches a side; those of the class tokens stay."""
+    """Position embeddings (1, tokens + i·i, d) for `wanted` patches a side; those of the class tokens are kept."""
     patches = positions[:, class_tokens:].unflatten(1, (per_side, per_side)).permute(0, 3, 1, 2)  # (1, d, i, i)
     patches = functional.interpolate(patches, size=(wanted, wanted), mode="bicubic", align_corners=False)
     return torch.cat([positions[:, :class_tokens], patches.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)

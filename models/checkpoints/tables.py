@@ -1,6 +1,6 @@
-"""Where each published tensor goes: one table per published family, in the words of `layout`.
+"""The parameters for each published tensor: one table per published family.
 
-Which configurations the tables serve is said in configs.
+`configs` says which configurations the tables are for.
 """
 
 from collections.abc import Mapping
@@ -197,7 +197,7 @@ LAYOUTS: dict[str, tuple[Layout, Mapping[object, tuple[Row, ...]]]] = {
 
 
 def vector_rows(config: BertConfig) -> tuple[Row, ...]:
-    """The tensors of the layers on a text's vector: by our own names, for they are published in files of their own."""
+    """The tensors of the layers on a text's vector: they have files of their own, and the names of the parameters."""
     names: list[str] = []
     for number, (found, width) in enumerate(zip(config.layers, config.vector_widths, strict=False)):
         match found:
@@ -210,7 +210,7 @@ def vector_rows(config: BertConfig) -> tuple[Row, ...]:
 
 
 def untied(names: Layout) -> Layout:
-    """The same where the head's matrix, and in BERT and RoBERTa its bias, are not tied to anything."""
+    """The layout if the head's matrix, and in BERT and RoBERTa its bias, are not tied."""
     (copy, _), *others = names.copies
     rows = (*names.rows, Row(("head.embedding.weight",), copy))
     if others:
@@ -220,7 +220,7 @@ def untied(names: Layout) -> Layout:
 
 
 def layout(family: str, config: StackConfig) -> Layout:
-    """How `family` publishes the model that `config` describes."""
+    """The layout in which `family` publishes the model that `config` describes."""
     names = with_head(family, config)
     if isinstance(config, BertConfig | GptConfig) and not config.tied_head:
         names = untied(names)
@@ -240,7 +240,7 @@ def with_head(family: str, config: StackConfig) -> Layout:
             raise CheckpointError(f"{config} has no published layout: expected one class token")
         case GptConfig(mlp_width=0):
             raise CheckpointError(f"{config} has no published layout: expected MLPs")
-        case BertConfig(head="pooling" | "pooler"):  # the file may have another head: it is not read
+        case BertConfig(head="pooling" | "pooler"):  # the file may have another head, which is not read
             rows = names.rows + heads[config.head] + vector_rows(config)
             return replace(names, rows=rows, copies=(), bare=True)
         case BertConfig():

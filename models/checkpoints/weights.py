@@ -1,4 +1,4 @@
-"""Published tensors into a model, and a model's tensors as they are published. Both read the same table."""
+"""From published tensors to a model, and back. Both directions read the same table."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ MODELS: dict[type[StackConfig], type[nn.Module]] = {
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model, and the tensors of its file that were ignored because the caller allowed it."""
+    """A model, and the tensors of its file that were ignored by `ignore_unused`."""
 
     model: nn.Module
     ignored: list[str]
@@ -53,15 +53,15 @@ def fitted(
     file: str = "the weights",
     ignore_unused: bool = False,
 ) -> Loaded:
-    """The model that a configuration describes, filled with its tensors: in fp32, ready to be asked.
+    """The model that a configuration describes, with its tensors, in fp32 and in evaluation mode.
 
-    `pooling` and `layers` are for encoders of texts: see `configuration`. `image_size`, in pixels, is for a ViT that
-    is to look at images of another size than it was trained on. `file` is what errors call the tensors, of which
-    `ignore_unused` lets those pass that the model has no place for. CheckpointError if anything does not fit.
+    `pooling` and `layers` are for encoders of texts: see `configuration`. `image_size`, in pixels, is for a ViT with
+    images of another size than in training. `file` is the name of the tensors' file in errors; `ignore_unused` allows
+    tensors that the model does not use. CheckpointError if anything does not fit.
     """
     family, config = configuration(published, pooling=pooling, layers=layers)
     names = layout(family, config)
-    if getattr(config, "tied_head", False) and are_untied(names, tensors):  # then transformers does not tie them either
+    if getattr(config, "tied_head", False) and are_untied(names, tensors):  # transformers does not tie them either
         config = replace(config, tied_head=False)
         names = layout(family, config)
     model = unfilled(config)
@@ -74,7 +74,7 @@ def fitted(
 
 
 def unfilled(config: StackConfig) -> nn.Module:
-    """The model without memory for its weights: what they are called and their shapes are known before one is read."""
+    """The model on the meta device: names and shapes of its parameters are known before any tensor is read."""
     try:
         with torch.device("meta"):
             return MODELS[type(config)](config)
@@ -83,13 +83,13 @@ def unfilled(config: StackConfig) -> nn.Module:
 
 
 def published(model: nn.Module) -> dict[str, Tensor]:
-    """The model's tensors by the names and in the shapes in which they are published, tied ones once."""
+    """The model's tensors by their published names and in their published shapes, tied tensors once."""
     names = layout(own_family(model.config), model.config)
     return {names.full(name): tensor for name, tensor in plain(model, names).items()}
 
 
 def plain(model: nn.Module, names: Layout) -> dict[str, Tensor]:
-    """The same by the names of the table, without their prefix."""
+    """The model's tensors by the names of the table, without the prefix."""
     ours = {name: parameter.detach() for name, parameter in model.named_parameters()}
     rows = numbered_rows(names, model.config)
     assert ours.keys() == {name for row in rows for name in row.ours}, "the table misses a parameter: this is a bug"
@@ -104,7 +104,7 @@ def numbered_rows(names: Layout, config: StackConfig) -> list[Row]:
 
 
 def fill(model: nn.Module, names: Layout, tensors: Mapping[str, Tensor]) -> None:
-    """Copy tensors, by the names of the table, into the parameters they belong to."""
+    """Copy tensors, by the names of the table, into the parameters."""
     for row in numbered_rows(names, model.config):
         for name, tensor in zip(row.ours, row.transform.to_ours(tensors[row.published], model.config), strict=True):
             model.get_parameter(name).data.copy_(tensor)

@@ -1,1 +1,1 @@
-"""Speed, side by side with peers in the same run: `python -m tests.bench.encoders`, `….generation`."""
+"""Benchmarks beside peers in the same run: `python -m tests.bench.encoders`, `….generation`."""

@@ -1,4 +1,4 @@
-"""`python -m tests.bench.encoders`: BERT-base and ViT-B/16 through gRPC, beside what else there is to run them with.
+"""`python -m tests.bench.encoders`: BERT-base and ViT-B/16 through gRPC, beside other runtimes and servers.
 
 Random weights of the published sizes, 16 callers at a time. Ours is `python -m server` in a process of its own, asked
 over gRPC by this one; peers are handed everything at once, in batches of 16, with nothing around them. Peers that are
@@ -39,7 +39,7 @@ EVERY_PEER = (FP32, BF16, RUNTIME, OPENVINO, OPENVINO_FP32, FIRST_COME, TRITON_C
 
 @dataclass(frozen=True)
 class Extent:
-    """How large the inputs are, and how many of them make a round."""
+    """The sizes of the inputs, and how many of them make a round."""
 
     tokens: int
     longest: int
@@ -52,7 +52,7 @@ EXTENTS = {"published": Extent(128, 512, 32, 48), "tiny": Extent(48, 64, 16, 16)
 
 @dataclass(frozen=True)
 class Ours:
-    """A server of ours, and what really computes in it."""
+    """One of our servers, and the provider and precision that it computes with."""
 
     server: Served
     provider: str
@@ -65,13 +65,13 @@ class Ours:
 
 @dataclass(frozen=True)
 class Bench:
-    """What the workloads share."""
+    """The options and processes that the workloads share."""
 
     folder: Path
     checkpoints: dict[str, Path]
     extent: Extent
     ours: Sequence[Ours]
-    peers: Sequence[str]  # those that are wanted, by name
+    peers: Sequence[str]  # by name
     rounds: int
 
     def artifact(self, model: str) -> Path:
@@ -82,7 +82,7 @@ class Bench:
 
 
 def fill_mask(bench: Bench) -> list[Result]:
-    """BERT, texts of one length, one mask in each."""
+    """BERT: texts of one length with one mask each."""
     checkpoint = bench.checkpoints["bert-base"]
     texts = masked_texts(checkpoint, [bench.extent.tokens] * bench.extent.inputs)
     ready = {"file": str(ready_texts(texts, bench.folder / "texts.npz")), "batch": CONCURRENCY}
@@ -100,7 +100,7 @@ def fill_mask(bench: Bench) -> list[Result]:
 
 
 def images(bench: Bench) -> list[Result]:
-    """ViT, from JPEG files; engines without a decoder are given ready tensors."""
+    """ViT: JPEG files; engines without a decoder get tensors."""
     checkpoint = bench.checkpoints["vit-base"]
     (bench.folder / "photographs").mkdir(exist_ok=True)
     files = photographs(bench.folder / "photographs", bench.extent.inputs)
@@ -119,7 +119,7 @@ def images(bench: Bench) -> list[Result]:
 
 
 def lengths(bench: Bench) -> list[Result]:
-    """BERT, lengths spread log-uniformly: who pads how much, and who batches at all."""
+    """BERT: log-uniform lengths, which show how much each side pads and whether it batches."""
     spread = log_uniform(8, bench.extent.longest, bench.extent.mixed)
     texts = masked_texts(bench.checkpoints["bert-base"], spread)
     rows = {"rows": [each.token_ids for each in texts], "positions": [each.position for each in texts]}
@@ -141,7 +141,7 @@ MODELS = {FILL_MASK: "bert-base", VISION: "vit-base", LENGTHS: "bert-base"}
 
 
 def targets(ours: str) -> list[Target | MostPadding]:
-    """What issue 5 asks for, on two cores with AMX."""
+    """The targets, on two cores with AMX."""
     return [
         Target(FILL_MASK, ours, FP32, 4),
         Target(FILL_MASK, ours, BF16, 1.5),
@@ -154,11 +154,11 @@ def targets(ours: str) -> list[Target | MostPadding]:
     ]
 
 
-# ---- asking servers, 16 callers at a time
+# ---- requests to servers, from 16 clients at a time
 
 
 def filling(server: Served, texts: Sequence[MaskedText]) -> Round:
-    """Each text a request of our own."""
+    """One request for each text, with our service."""
     client = Client(server.target)
 
     def best(text: MaskedText) -> int:
@@ -169,7 +169,7 @@ def filling(server: Served, texts: Sequence[MaskedText]) -> Round:
 
 
 def classifying(server: Served, files: Sequence[Path]) -> Round:
-    """Each file a request of our own."""
+    """One request for each file, with our service."""
     client, contents = Client(server.target), [file.read_bytes() for file in files]
 
     def best(content: bytes) -> int:
@@ -180,7 +180,7 @@ def classifying(server: Served, files: Sequence[Path]) -> Round:
 
 
 def asking_triton(target: str, texts: Sequence[MaskedText]) -> Round:
-    """Each text a request, as ready token ids."""
+    """One request for each text, as token ids."""
     client = triton.InferenceServerClient(target)
 
     def tensor(name: str, values: list[int]) -> triton.InferInput:
@@ -195,7 +195,7 @@ def asking_triton(target: str, texts: Sequence[MaskedText]) -> Round:
 
 
 def padding_from_now_on(server: Served) -> Callable[[], float]:
-    """The share of it in what a server has run since."""
+    """The share of padding in what a server has run since."""
     before = ran(server, "bert-base")
     return lambda: ran(server, "bert-base").share_since(before)
 
@@ -205,7 +205,7 @@ def padding_from_now_on(server: Served) -> Callable[[], float]:
 
 @contextmanager
 def our_servers(folder: Path) -> Iterator[list[Ours]]:
-    """One server for each provider that can run here, the fastest first; of that another with weights in 8 bits."""
+    """One server for each provider of this machine, the fastest first, and another of that with weights in 8 bits."""
     with ExitStack() as stack:
         found = []
         fastest, *others = providers()
@@ -228,7 +228,7 @@ def providers() -> list[str]:
 
 
 def prepared(folder: Path, sizes: str, workloads: Sequence[str]) -> dict[str, Path]:
-    """The checkpoints that the workloads need. Writes and exports them, but for what is in the folder already."""
+    """The checkpoints that the workloads need: written and exported unless the folder has them already."""
     checkpoints = {name: folder / "checkpoints" / name for name in sorted({MODELS[each] for each in workloads})}
     missing = {
         precision: [source for name, source in checkpoints.items() if not (folder / artifacts / name).exists()]
@@ -254,7 +254,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_const", dest="rounds", const=2, help="two rounds")
-    parser.add_argument("--folder", type=Path, help="where to keep models for the next time")
+    parser.add_argument("--folder", type=Path, help="keep the models here for the next run")
     parser.add_argument("--output", type=Path, help="a file for the rates of all rounds, as JSON")
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""`python -m tests.bench.export`: what an export makes of each model, and what it takes, as a table.
+"""`python -m tests.bench.export`: the size, error, time and memory of exports, as a table.
 
 Models of the published sizes with random weights, and the bundled ones, each exported by the command that a user
 types: first for CPUs in fp32 and CUDA in fp16, as it does unless told otherwise, then with weights in 8 and in 4 bits.
@@ -31,12 +31,12 @@ from tests.serving import ROOT
 BUNDLED = ("bert-mini", "gpt-mini", "vit-digits", "mixer-digits")
 RUNS = (precisions.DEFAULT, "cpu=int8-weights", "cpu=int4-weights")
 PRECISIONS = ("fp32", "fp16", "int8-weights", "int4-weights")
-ERROR = {"fp32": "maximum"}  # what is bounded
+ERROR = {"fp32": "maximum"}  # the error that the tolerance bounds
 SEED = 0
 GIB, MEGABYTE = 2**30, 1e6
-KIB = 2**10  # in which Linux counts a process's largest memory
-# Runs a command and writes the most memory it held to a file. A process of its own, for what a child holds counts from
-# what its parent holds when it is started, and this one has held whole models.
+KIB = 2**10  # the unit of Linux for a process's peak memory
+# Runs a command and writes its peak memory to a file. It is a separate process because the peak of a child starts at
+# the memory of its parent, and this process has held whole models.
 WITNESS = """
 import pathlib, resource, subprocess, sys
 status = subprocess.call(sys.argv[2:])
@@ -47,7 +47,7 @@ sys.exit(status)
 
 @dataclass(frozen=True)
 class Run:
-    """One export: what it says of itself (`python -m export inspect`), and what it took."""
+    """One export: its manifest (`python -m export inspect`), time and memory."""
 
     account: dict[str, Any]
     seconds: float
@@ -79,18 +79,18 @@ def export(source: str, artifacts: Path, targets: str) -> Run:
 
 
 def graphs(runs: list[Run]) -> dict[str, tuple[Run, dict[str, Any]]]:
-    """Precision → the run that made the graph, and what its manifest says of it."""
+    """The run and the manifest's graph of each precision."""
     return {graph["precision"]: (run, graph) for run in runs for graph in run.account["graphs"]}
 
 
 def megabytes(run: Run, graph: dict[str, Any]) -> float:
-    """A graph with its weights, wherever they lie."""
+    """The size of a graph with its weights, which may be in other files."""
     files = run.account["files"]
     return sum(file["bytes"] for file in files if file["path"].startswith(graph["target"])) / MEGABYTE
 
 
 def row(name: str, runs: list[Run]) -> str:
-    """The line of one model: what there is of each precision, in the order of `PRECISIONS`."""
+    """The line of one model: its values in the order of `PRECISIONS`."""
     found = graphs(runs)
     made = [found[precision] for precision in PRECISIONS if precision in found]
     nodes = [f"{sum(graph['traced_nodes'].values())} → {sum(graph['nodes'].values())}" for _, graph in made[:1]]
@@ -123,10 +123,10 @@ def report(models: dict[str, list[Run]]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Write the checkpoints, export them, print the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.export", description=__doc__)
-    parser.add_argument("--sizes", choices=SIZES, default="published", help="tiny: a rehearsal (default: %(default)s)")
-    parser.add_argument("--models", help="of the published sizes and the bundled ones, these only: a,b")
-    parser.add_argument("--target", action="append", help="export for this only; can be repeated")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all that was found, for machines")
+    parser.add_argument("--sizes", choices=SIZES, default="published", help="tiny: a quick test (default: %(default)s)")
+    parser.add_argument("--models", help="only these models, of the published sizes and the bundled ones: a,b")
+    parser.add_argument("--target", action="append", help="only this target; can be repeated")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="a file for all values, as JSON")
     options = parser.parse_args(arguments)
     print(machine(), flush=True)
     with tempfile.TemporaryDirectory() as folder:

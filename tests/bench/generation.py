@@ -1,4 +1,4 @@
-"""`python -m tests.bench.generation`: tokens in a second, of ours and of peers, side by side in one run.
+"""`python -m tests.bench.generation`: tokens per second of our engine and of peers, side by side in one run.
 
 Makes a GPT-2 with random weights and exports it in fp32 and with weights in 8 and in 4 bits, those of the head too.
 Every side is a process with as many threads, one computes at a time, and all get the same requests, new ones in each
@@ -29,7 +29,7 @@ SERVICE = "ours int8-weights, gRPC"
 INT8_NAME = "gpt2-int8-weights"
 PRECISIONS = {FP32: "fp32", INT8: "int8-weights", INT4: "int4-weights"}
 TRANSFORMERS, TRANSFORMERS_BF16 = "transformers fp32", "transformers bf16"
-# Name → environment, module, and what follows the checkpoint on its command line.
+# Name → environment, module, and the arguments after the checkpoint.
 OTHERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     TRANSFORMERS: (OURS, "transformers_generate", ("float32",)),
     TRANSFORMERS_BF16: (OURS, "transformers_generate", ("bfloat16",)),
@@ -47,7 +47,7 @@ Measure = Callable[[str, Sequence[Side], int], list[Result]]
 
 @dataclass
 class Bench:
-    """What is open, and what was found."""
+    """The open processes, and the results."""
 
     peers: dict[str, Peer]
     skipped: dict[str, str]  # name → reason
@@ -64,7 +64,7 @@ class Bench:
 def open_peers(
     stack: ExitStack, checkpoint: Path, artifacts: dict[str, Path], others: Sequence[str], threads: int
 ) -> Bench:
-    """Every side, in a process of its own; those that cannot run here with the reason."""
+    """Every side in a process of its own; a side that cannot run here has a reason."""
     wanted = {name: (OURS, "own_engine", (artifact / "1", str(threads))) for name, artifact in artifacts.items()}
     server = stack.enter_context(served(artifacts[INT8].parent, "--threads", str(threads), "--models", INT8_NAME))
     wanted[SERVICE] = (OURS, "own_service", (server.target, INT8_NAME))
@@ -92,7 +92,7 @@ def export(checkpoint: Path, artifacts: Path) -> dict[str, Path]:
 
 
 def targets(results: Sequence[Result]) -> list[Target]:
-    """What this project has set itself, against the best peer of each workload."""
+    """The targets of this project, relative to the best peer of each workload."""
 
     def best(workload: str, names: Sequence[str]) -> str:
         rates = {r.side: r.rate for r in results if r.workload == workload and r.rates and r.side in names}
@@ -112,7 +112,7 @@ def targets(results: Sequence[Result]) -> list[Target]:
 
 
 def waits(answers: Answers, sides: Sequence[str]) -> str:
-    """Markdown: what the callers waited for, where requests come when they come."""
+    """Markdown: latencies of the workload in which requests arrive over time."""
     lines = [f"| {POISSON} | first token, median | between tokens, median | 99 % | ratio | target | |", "|---|" * 7]
     lines[1] = "|---" * 7 + "|"
     for side in sides:
@@ -127,7 +127,7 @@ def waits(answers: Answers, sides: Sequence[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.generation", description=__doc__.split("\n\n")[0])
     parser.add_argument("--sizes", choices=requests.SIZES, default="published")
-    parser.add_argument("--threads", type=int, default=2, help="of each side")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each side")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="the same as --rounds 1")
     parser.add_argument(
@@ -136,8 +136,8 @@ def main() -> None:
     parser.add_argument(
         "--workloads", nargs="+", choices=WORKLOADS, default=WORKLOADS, metavar="WORKLOAD", help="; ".join(WORKLOADS)
     )
-    parser.add_argument("--folder", type=Path, help="where checkpoint and artifacts stay, for the next time")
-    parser.add_argument("--output", type=Path, help="a file for all figures, as JSON")
+    parser.add_argument("--folder", type=Path, help="keep the checkpoint and artifacts here for the next run")
+    parser.add_argument("--output", type=Path, help="a file for all values, as JSON")
     arguments = parser.parse_args()
     rounds = 1 if arguments.quick else arguments.rounds
     sizes = requests.SIZES[arguments.sizes]

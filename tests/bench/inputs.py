@@ -1,4 +1,4 @@
-"""What the encoders are asked: texts of so many tokens with one mask, and photographs as JPEG files."""
+"""Inputs for encoders: texts of a given number of tokens with one mask, and photographs as JPEG files."""
 
 import io
 import json
@@ -12,12 +12,12 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 MASK = "[MASK]"
-PHOTOGRAPH = (500, 375)  # pixels: what ImageNet's have on average
+PHOTOGRAPH = (500, 375)  # pixels: the average of ImageNet
 
 
 @dataclass(frozen=True)
 class MaskedText:
-    """A text, and as tokens: where its mask stands."""
+    """A text, its tokens, and the position of its mask."""
 
     text: str
     token_ids: list[int]
@@ -25,7 +25,7 @@ class MaskedText:
 
 
 def masked_texts(checkpoint: Path, lengths: Sequence[int], seed: int = 0) -> list[MaskedText]:
-    """Texts of so many tokens each, special ones included, of random words that are one token each."""
+    """Texts of the given numbers of tokens, including special tokens, made of random words of one token each."""
     tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
     words = [word for word in sorted(tokenizer.get_vocab()) if word.isalpha() and len(tokenizer.encode(word)) == 3]
     choose, texts = random.Random(seed), []
@@ -39,7 +39,7 @@ def masked_texts(checkpoint: Path, lengths: Sequence[int], seed: int = 0) -> lis
 
 
 def ready_texts(texts: Sequence[MaskedText], file: Path) -> Path:
-    """The tensors of texts of one length, as engines without a tokenizer take them."""
+    """The tensors of texts of one length, for engines without a tokenizer."""
     ids = np.array([text.token_ids for text in texts])
     positions = np.array([text.position for text in texts])
     np.savez(
@@ -49,7 +49,7 @@ def ready_texts(texts: Sequence[MaskedText], file: Path) -> Path:
 
 
 def photographs(folder: Path, count: int, seed: int = 0) -> list[Path]:
-    """JPEG files with as much detail as photographs have: smooth colours, some noise; about 60 KB each."""
+    """JPEG files with about the detail of photographs: gradients and some noise, about 60 KB each."""
     noise, files = np.random.default_rng(seed), []
     for number in range(count):
         coarse = Image.fromarray(noise.integers(0, 256, (12, 16, 3), np.uint8))

@@ -1,4 +1,4 @@
-"""Callers of a server: so many at once, each with the next request as soon as its last is answered."""
+"""A closed-loop load: a number of clients, each of which sends its next request when the last one is answered."""
 
 import random
 import time
@@ -20,7 +20,7 @@ def all_answered(
 
 
 def log_uniform(least: int, most: int, count: int, seed: int = 0) -> list[int]:
-    """Lengths of which as many lie between 8 and 16 as between 256 and 512, in random order."""
+    """Log-uniform lengths in random order: as many between 8 and 16 as between 256 and 512."""
     lengths = [round(least * (most / least) ** ((n + 0.5) / count)) for n in range(count)]
     random.Random(seed).shuffle(lengths)
     return lengths

@@ -1,4 +1,4 @@
-"""How sides are measured side by side: rounds, medians, ratios, tables. Knows nothing of what a side does.
+"""Measuring sides in the same run: rounds, medians, ratios, tables. Knows nothing of what a side does.
 
 One side computes at a time, and they take turns: a machine that becomes slower becomes so for all of them.
 """
@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-FEATURES = ("avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")  # what decides how fast a CPU multiplies
+FEATURES = ("avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")  # that decide the speed of matrix products
 
 
 @dataclass(frozen=True)
 class Side:
-    """One way to do the work. `run` does one round of it and gives its rate: units done in a second."""
+    """One way to do the work. `run` does one round and returns its rate in units per second."""
 
     name: str
     run: Callable[[], float]
@@ -25,13 +25,13 @@ class Side:
 
 @dataclass(frozen=True)
 class Result:
-    """What one side reached in one workload; `note` says what else there is to say, or why there is nothing."""
+    """The result of one side in one workload; `note` has remarks, or the reason if there is no result."""
 
     workload: str
     side: str
     rates: tuple[float, ...] = ()  # of each round, per second
     note: str = ""
-    padding: float | None = None  # the share of it in what was computed, where that is known
+    padding: float | None = None  # the share of padding in what was computed, if known
 
     @property
     def rate(self) -> float:
@@ -40,7 +40,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Target:
-    """What the ratio of two medians should be."""
+    """The target for the ratio of two medians."""
 
     workload: str
     side: str
@@ -57,7 +57,7 @@ class Target:
 
 @dataclass(frozen=True)
 class MostPadding:
-    """Which share of what a side computes may be padding."""
+    """The target for the share of padding of a side."""
 
     workload: str
     side: str
@@ -79,14 +79,14 @@ def judged(found: float | None, enough: Callable[[float], bool]) -> str:
 
 
 def in_rounds(workload: str, sides: Sequence[Side], rounds: int) -> list[Result]:
-    """Every side once to warm up, then `rounds` times in turn; another one begins each round."""
+    """Run every side once to warm up, then `rounds` times in turn, with another side first in each round."""
     for side in sides:
         side.run()
     return in_turns(workload, sides, rounds)
 
 
 def in_turns(workload: str, sides: Sequence[Side], rounds: int) -> list[Result]:
-    """The same for sides that are warm."""
+    """Run `rounds` rounds with sides that are warm."""
     rates: dict[str, list[float]] = {side.name: [] for side in sides}
     for number in range(rounds):
         first = number % len(sides)
@@ -107,7 +107,7 @@ def table(results: Iterable[Result], unit: str = "per second") -> str:
 
 
 def ratio(results: Sequence[Result], target: Target) -> float | None:
-    """The median of the side over that of its peer; None if one of them is not there."""
+    """The median of the side over that of its peer; None if one of them is missing."""
     rates = {result.side: result.rate for result in results if result.workload == target.workload and result.rates}
     if target.side not in rates or target.peer not in rates:
         return None
@@ -115,13 +115,13 @@ def ratio(results: Sequence[Result], target: Target) -> float | None:
 
 
 def verdicts(results: Sequence[Result], targets: Iterable[Target | MostPadding]) -> str:
-    """Markdown: each target with what was found; two sides are compared by the ratio of their medians."""
+    """Markdown: each target with the result; two sides are compared by the ratio of their medians."""
     lines = ["| workload | | found | target | |", "|---|---|---|---|---|"]
     return "\n".join([*lines, *(f"| {target.verdict(results)} |" for target in targets)])
 
 
 def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """What it was measured on, and when, in one line."""
+    """The machine and the date, in one line."""
     name, flags = platform.processor() or platform.machine(), set()
     if cpuinfo.exists():
         fields = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
@@ -135,6 +135,6 @@ def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def write(path: Path, results: Sequence[Result]) -> None:
-    """All rates, for whoever wants to compute with them."""
+    """All rates, as JSON."""
     found = [asdict(result) for result in results]
     path.write_text(json.dumps({"machine": machine(), "results": found}, indent=2) + "\n")

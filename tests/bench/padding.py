@@ -1,4 +1,4 @@
-"""The share of padding in what a server ran, from its metrics."""
+"""The share of padding in the tokens that a server ran, from its metrics."""
 
 import urllib.request
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ TEXT, PADDING = "affinity_batch_tokens_sum", "affinity_padding_tokens_total"
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What one model has run so far, in tokens."""
+    """The tokens that one model has run so far."""
 
     text: float
     padding: float
 
     def share_since(self, before: "BatchResult") -> float:
-        """Padding in all that ran after `before`."""
+        """The share of padding in the tokens after `before`."""
         text, padding = self.text - before.text, self.padding - before.padding
         return padding / (text + padding)
 

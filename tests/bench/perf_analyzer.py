@@ -34,7 +34,7 @@ from tests.serving import ROOT, served
 IMAGE = (ROOT / "models" / "pretrained" / "vit-digits" / "example.png").read_bytes()
 TEXTS = ["The [MASK] statement raises an exception.", "Return a [MASK] of all names that are in the [MASK] scope."]
 IDS = [2, *range(10, 40), 3]
-BYTES = base64.b64encode(struct.pack("<I", len(IMAGE)) + IMAGE).decode()  # as BYTES stand on the wire
+BYTES = base64.b64encode(struct.pack("<I", len(IMAGE)) + IMAGE).decode()  # in the wire format of BYTES
 STREAM = ("--streaming", "--request-parameter", "max_tokens:16:int", "--request-parameter", "ignore_eos:true:bool")
 
 DATA: dict[str, list[dict[str, Any]]] = {  # task → requests of one input each
@@ -61,7 +61,7 @@ def main() -> None:
     head = ("door", "inputs a request", "concurrency", *(column.lower() for column in COLUMNS))
     print(f"{machine()}; times in µs\n")
     print("|".join(("", *head, "")), "|---" * len(head) + "|", sep="\n")
-    window = ["-p", str(arguments.milliseconds), "-r", "3", "-s", "999"]  # three times, however much they differ
+    window = ["-p", str(arguments.milliseconds), "-r", "3", "-s", "999"]  # three measurements, whatever their spread
     with served(arguments.artifacts, "--provider", arguments.provider, "--threads", "0") as server:
         with Client(server.target) as client:
             models = [model for model in client.models() if model.state == "READY"]
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def doors(model: ServedModel) -> Iterator[tuple[str, list[str]]]:
-    """Both doors of a model, with the flags that say what to send."""
+    """Both endpoints of a model, with the flags for their inputs."""
     yield model.name, ["--input-data", written(DATA[model.task]), *(STREAM if model.task == "generate" else ())]
     yield f"{model.name}.raw", ["--input-data", "zero" if model.task == "classify-image" else written(RAW)]
 
@@ -89,7 +89,7 @@ def written(requests: list[dict[str, Any]]) -> str:
 
 
 def measured(command: list[str]) -> dict[str, str]:
-    """What perf_analyzer writes of one load; the end, with its words, if it fails."""
+    """The report of perf_analyzer for one load; exits with its output if it fails."""
     libraries = f"{Path(command[0]).resolve().parent}:{os.environ.get('LD_LIBRARY_PATH', '')}"
     with tempfile.NamedTemporaryFile("r", suffix=".csv") as report:
         done = subprocess.run(
@@ -109,7 +109,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("perf_analyzer", help="the binary, with the libraries it needs beside it")
     parser.add_argument("--artifacts", type=Path, default=ROOT / "artifacts")
     parser.add_argument("--provider", default="cpu")
-    parser.add_argument("--milliseconds", type=int, default=1000, help="of each of three measurements (1000)")
+    parser.add_argument("--milliseconds", type=int, default=1000, help="duration of each of three measurements (1000)")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""Peers in processes of their own, so that their threads and memory do not disturb each other, and asking them."""
+"""Peers in processes of their own, so that their threads and memory do not affect each other."""
 
 import json
 import os
@@ -12,18 +12,18 @@ from typing import Any
 
 from tests.serving import ROOT
 
-# Which Python runs a peer. `make bench-peers` makes those that are not our own.
+# The Python of each environment. `make bench-peers` creates those of the peers.
 OURS, PEERS, TRITON = "ours", "peers", "triton"
 FOLDERS = {PEERS: ROOT / ".venv-peers", TRITON: ROOT / ".venv-triton"}
 HOW_TO_MAKE = "make bench-peers"
 
 
 class Missing(Exception):
-    """A peer that cannot run here, and why."""
+    """A peer cannot run here; the text says why."""
 
 
 def cpu_seconds(pid: int) -> float:
-    """The time that CPUs have spent on a process, its threads and its children so far (Linux)."""
+    """The CPU time of a process, its threads and its children so far (Linux)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         children = [
@@ -42,7 +42,7 @@ class Peer:
         self._process, self._log = process, log
 
     def ask(self, **request: Any) -> Any:
-        """Its answer; RuntimeError with its last words if it has died."""
+        """The peer's answer; RuntimeError with its last output if it has died."""
         assert self._process.stdin
         try:
             print(json.dumps(request), file=self._process.stdin, flush=True)
@@ -62,7 +62,7 @@ class Peer:
 
 @contextmanager
 def peer(environment: str, module: str, *arguments: str | Path) -> Iterator[Peer]:
-    """`tests.bench.peers.MODULE` with the Python of an environment, ready. Missing if that or a package is not."""
+    """Start `tests.bench.peers.MODULE` in an environment and wait until it is ready; Missing if it cannot run."""
     python = Path(sys.executable) if environment == OURS else FOLDERS[environment] / "bin" / "python"
     if not python.exists():
         raise Missing(f"no {python.parents[1].name} ({HOW_TO_MAKE})")

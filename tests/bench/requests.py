@@ -1,4 +1,4 @@
-"""What generators are asked: requests made anew in each round, the same for every side, and what they answered."""
+"""Requests for generation, new in each round and the same for every side, and the answers."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from tests.bench.processes import Peer
 
 @dataclass(frozen=True)
 class Requests:
-    """Prompts, how many tokens each wants, and when it comes, in seconds. No prompt ever comes twice."""
+    """Prompts, the number of tokens to generate, and the arrival times in seconds. Every prompt is unique."""
 
     prompts: list[list[int]]
     new_tokens: list[int]
@@ -28,7 +28,7 @@ class Requests:
 
 @dataclass(frozen=True)
 class Workload:
-    """A kind of requests; `make` draws those of one round."""
+    """A kind of request; `make` draws the requests of one round."""
 
     name: str
     make: Callable[[np.random.Generator], Requests]
@@ -39,11 +39,11 @@ class Workload:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is asked for."""
+    """The sizes of requests."""
 
-    prompt: int  # tokens of each prompt, where all are alike
-    new: int  # tokens of each continuation, where all are alike
-    shortest: int  # of prompts and continuations, where they differ
+    prompt: int  # tokens of each prompt, if all are equal
+    new: int  # tokens of each continuation, if all are equal
+    shortest: int  # of prompts and continuations, if they differ
     longest: int
     requests: int
     per_second: float  # of these, on average
@@ -56,7 +56,7 @@ SIZES = {
 
 
 def streams(name: str, number: int, sizes: Sizes, vocabulary: int) -> Workload:
-    """So many requests at once, all alike."""
+    """A number of equal requests at once."""
 
     def make(random: np.random.Generator) -> Requests:
         prompts = random.integers(1, vocabulary, (number, sizes.prompt)).tolist()
@@ -66,7 +66,7 @@ def streams(name: str, number: int, sizes: Sizes, vocabulary: int) -> Workload:
 
 
 def poisson(name: str, sizes: Sizes, vocabulary: int) -> Workload:
-    """Requests of all lengths that come one by one, whoever is still being served."""
+    """Requests of all lengths that arrive one by one, in an open loop."""
 
     def make(random: np.random.Generator) -> Requests:
         lengths, new = random.integers(sizes.shortest, sizes.longest + 1, (2, sizes.requests))
@@ -78,13 +78,13 @@ def poisson(name: str, sizes: Sizes, vocabulary: int) -> Workload:
 
 
 class Answers:
-    """What each side answered in each round."""
+    """The answers of each side in each round."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, str], list[dict[str, Any]]] = {}
 
     def side(self, workload: Workload, name: str, peer: Peer) -> Side:
-        """A side whose rate is tokens of continuations in a second."""
+        """A side whose rate is generated tokens per second."""
         numbers, found = count(), self._found.setdefault((workload.name, name), [])
 
         def run() -> float:
@@ -98,7 +98,7 @@ class Answers:
         return Side(name, run)
 
     def differing(self, workload: str, side: str, reference: str) -> tuple[int, int]:
-        """How many continuations of a side are not those of the reference, and how many there are."""
+        """How many continuations of a side differ from those of the reference, and how many there are."""
         pairs = zip(self._tokens(workload, side), self._tokens(workload, reference), strict=True)
         differs = [one != other for one, other in pairs]
         return sum(differs), len(differs)
@@ -114,7 +114,7 @@ class Answers:
 
 
 def name_every_token(checkpoint: Path) -> int:
-    """Give the tokenizer a name for each token of the model, as CTranslate2 wants it; the size of the vocabulary."""
+    """Give the tokenizer a name for each token of the model, as CTranslate2 needs it; returns the vocabulary size."""
     vocabulary: int = json.loads((checkpoint / "config.json").read_text())["vocab_size"]
     path = checkpoint / "tokenizer.json"
     tokenizer = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""The sides of one workload: what was opened for it, what each answered, and who could not take part."""
+"""The sides of one workload: their processes, their answers, and those that were skipped."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -10,15 +10,15 @@ from typing import Any
 from tests.bench.measure import Result, Side, in_rounds
 from tests.bench.processes import Missing, cpu_seconds, peer
 
-Round = Callable[[], tuple[float, Sequence[int]]]  # seconds, and the best word or class for each input
+Round = Callable[[], tuple[float, Sequence[int]]]  # seconds, and the best token or class for each input
 
 
 class Workload:
-    """Collects sides, measures them, and compares their answers with those of the first one that took part."""
+    """Collects sides, measures them, and compares their answers with those of the first side."""
 
     def __init__(self, name: str, wanted: Sequence[str], stack: ExitStack) -> None:
         self.name = name
-        self.paddings: dict[str, Callable[[], float]] = {}  # the share of it in what a side has run, after its rounds
+        self.paddings: dict[str, Callable[[], float]] = {}  # the share of padding in what a side has run
         self._wanted, self._stack = wanted, stack
         self._sides: list[Side] = []
         self._skipped: list[Result] = []
@@ -26,7 +26,7 @@ class Workload:
         self._spent: dict[str, list[float]] = {}  # seconds of CPU for each input, by round
 
     def add(self, name: str, run: Round, pid: int) -> None:
-        """A side, and the process that does its work."""
+        """Add a side, and the process that does its work."""
         spent = self._spent[name] = []
 
         def rate() -> float:
@@ -40,7 +40,7 @@ class Workload:
         self._sides.append(Side(name, rate))
 
     def add_peer(self, name: str, environment: str, module: str, *arguments: str | Path, **request: Any) -> None:
-        """A peer that does a round of work when it is asked."""
+        """Add a peer, which does a round of work for each request."""
         if running := self.open(name, environment, module, *arguments):
 
             def run() -> tuple[float, Sequence[int]]:
@@ -52,7 +52,7 @@ class Workload:
             self.add(name, run, running.pid)
 
     def open(self, name: str, environment: str, module: str, *arguments: str | Path) -> Any:
-        """The peer, or None if it is not wanted, or cannot run here, which the results will say."""
+        """The peer; None if it was not selected, or cannot run here, which the results report."""
         if name not in self._wanted:
             return None
         print(f"{self.name}: opening {name} …", flush=True)

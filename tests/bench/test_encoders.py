@@ -1,4 +1,4 @@
-"""`python -m tests.bench.encoders` works, tried with tiny models: every side takes part, or is skipped by name."""
+"""`python -m tests.bench.encoders` works, with tiny models: every side runs, or is skipped by name."""
 
 import json
 import re
@@ -26,8 +26,8 @@ EXACT = (encoders.RUNTIME, "ours, cpu fp32")
 
 @pytest.fixture(scope="module")
 def folder(tiny_checkpoints, tmp_path_factory) -> Path:
-    """A tiny model by the name of the large one, exported already."""
-    from export.__main__ import main  # imports torch: only for those who need it
+    """A tiny model with the name of the large one, already exported."""
+    from export.__main__ import main  # imports torch
 
     folder, name = tmp_path_factory.mktemp("bench"), "bert-base"
     shutil.copytree(tiny_checkpoints[f"tiny-{TINY[name]}"], folder / "checkpoints" / name)
@@ -38,7 +38,7 @@ def folder(tiny_checkpoints, tmp_path_factory) -> Path:
 
 
 def rehearsed(folder: Path, *flags: str) -> tuple[str, list[dict]]:
-    """What it printed after one round with tiny models, and its results."""
+    """The output and the results of one round with tiny models."""
     output = folder / "rates.json"
     command = [sys.executable, "-m", "tests.bench.encoders", "--sizes", "tiny", "--folder", folder]
     command += ["--rounds", "1", "--output", output]
@@ -48,7 +48,7 @@ def rehearsed(folder: Path, *flags: str) -> tuple[str, list[dict]]:
 
 
 def assert_took_part(results: list[dict], sides: set[tuple[str, str]]) -> None:
-    """Every one of (workload, side) was measured, or skipped because of an environment that is not there."""
+    """Every (workload, side) was measured, or skipped because of a missing environment."""
     found = {(result["workload"], result["side"]): result for result in results}
     assert sides <= found.keys()
     for (_, side), result in found.items():

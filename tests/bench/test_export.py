@@ -1,4 +1,4 @@
-"""A rehearsal of the table of exports."""
+"""The table of exports, with tiny models."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What `python -m tests.bench.generation` does works, tried with a tiny model and the peer that is always there."""
+"""`python -m tests.bench.generation` works, with a tiny model and the peer that is always installed."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""What we measure ourselves against: programs that stand alone, each in a process, perhaps with a Python of its own.
+"""The peers: stand-alone programs, each in a process, some with a Python environment of their own.
 
 A module here imports the standard library, the peer's packages and `tests.bench.peers`, nothing else of ours.
 """

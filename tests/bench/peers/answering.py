@@ -1,4 +1,4 @@
-"""The peer's end of the line: answers requests that come as lines of JSON on its standard input, until that ends."""
+"""The peer's side of the protocol: it answers lines of JSON on its standard input until the input ends."""
 
 import json
 import os
@@ -10,9 +10,9 @@ Work = Callable[[dict[str, Any]], Any]
 
 
 def answer(open_peer: Callable[[], Work]) -> None:
-    """Open the peer, say that it is ready or which package is missing, then answer each request."""
+    """Open the peer, report that it is ready or which package is missing, then answer each request."""
     line = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever libraries print does not belong on the line
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # keep the output of libraries off the protocol
 
     def say(message: dict[str, Any]) -> None:
         print(json.dumps(message), file=line, flush=True)

@@ -1,4 +1,4 @@
-"""OpenVINO with nothing around it, over what it makes of a checkpoint itself: `CHECKPOINT KIND PRECISION`.
+"""Plain OpenVINO with its own conversion of a checkpoint: `CHECKPOINT KIND PRECISION`.
 
 Asked with `file`, a .npz of ready tensors; runs its rows `batch` at a time, with the language head everywhere.
 """

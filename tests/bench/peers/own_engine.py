@@ -1,4 +1,4 @@
-"""Not a peer: our own engine with nothing around it, `ARTIFACT THREADS`.
+"""Not a peer: our own engine without the server, `ARTIFACT THREADS`.
 
 Asked with `prompts`, `new_tokens` and `arrivals`.
 """

@@ -1,4 +1,4 @@
-"""A bare ONNX Runtime session on the CPU in fp32, over what `torch.onnx.export` makes: `CHECKPOINT KIND FILE`.
+"""A bare ONNX Runtime session on the CPU in fp32, with a graph of `torch.onnx.export`: `CHECKPOINT KIND FILE`.
 
 Exports to the file, unless it is there already. Asked with `file`, a .npz of ready tensors; runs its rows `batch` at a
 time, with the language head everywhere.

@@ -1,4 +1,4 @@
-"""Ready tensors for engines that take nothing else, and the models they run: those of transformers, logits only."""
+"""Tensors for engines without preprocessing, and the models of transformers that they run, with logits only."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -34,7 +34,7 @@ def torch_model(checkpoint: str, kind: str) -> tuple[Any, dict[str, Any]]:
 
 
 def dynamic(example: dict[str, Any]) -> dict[str, Any]:
-    """Which axes may vary, as torch.export wants it: the batch, and the length of texts."""
+    """The dynamic axes for torch.export: the batch, and the length of texts."""
     import torch
 
     return {
@@ -49,7 +49,7 @@ def load(file: str) -> dict[str, Any]:
 
 
 def batches(tensors: dict[str, Any], size: int) -> Iterator[tuple[dict[str, Any], Any]]:
-    """Feeds of `size` rows each, and the positions (b) that are asked for (None for images)."""
+    """Feeds of `size` rows each, and the selected positions (b) (None for images)."""
     positions = tensors.get("positions")
     feeds = {name: array for name, array in tensors.items() if name != "positions"}
     for begin in range(0, len(next(iter(feeds.values()))), size):
@@ -58,7 +58,7 @@ def batches(tensors: dict[str, Any], size: int) -> Iterator[tuple[dict[str, Any]
 
 
 def best(logits: Any, positions: Any) -> list[int]:
-    """The likeliest word at each row's position, or the likeliest class."""
+    """The most likely token at each row's position, or the most likely class."""
     if positions is not None:
         logits = logits[range(len(positions)), positions]
     return [int(row.argmax()) for row in logits]

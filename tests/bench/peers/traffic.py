@@ -1,15 +1,15 @@
-"""Plays requests, each at its time, to whatever streams tokens."""
+"""Sends requests at their arrival times to a generator of tokens."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-Stream = Callable[[list[int], int], AsyncIterator[list[int]]]  # prompt, new tokens → tokens as they come
+Stream = Callable[[list[int], int], AsyncIterator[list[int]]]  # prompt, new tokens → streamed tokens
 
 
 async def play(request: dict[str, Any], stream: Stream) -> dict[str, Any]:
-    """The tokens of every request, and when each came, in seconds after the request was sent."""
+    """The tokens of every request, and the seconds from the request to each token."""
     started = time.perf_counter()
 
     async def one(prompt: list[int], new_tokens: int, arrival: float) -> tuple[list[int], list[float]]:

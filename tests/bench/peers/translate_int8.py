@@ -1,4 +1,4 @@
-"""CTranslate2 with weights in int8, which it makes of the checkpoint itself: `CHECKPOINT THREADS`.
+"""CTranslate2 with its own int8 conversion of the checkpoint: `CHECKPOINT THREADS`.
 
 Asked with `prompts` and `new_tokens`; all prompts run as one batch.
 """

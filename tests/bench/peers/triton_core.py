@@ -31,7 +31,7 @@ def open_peer() -> answering.Work:
 
     @batch
     def infer(input_ids: Any, position: Any) -> list[Any]:
-        """Texts (b, t) of one length: Triton brings no others together."""
+        """Texts (b, t) of one length: Triton batches no others."""
         rows, length = input_ids.shape
         feeds = {
             "input_ids": input_ids,

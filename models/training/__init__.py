@@ -1,8 +1,8 @@
-"""Recipes: how each model under `models/pretrained` was made, from data every machine can have. One command each.
+"""The programs that trained the models in `models/pretrained`, from freely available data. One command each.
 
     python -m models.training.bert_mini        python -m models.training.vit_digits
     python -m models.training.gpt_mini         python -m models.training.mixer_digits
 
-`corpus` gathers English technical text and holds some of it out, `digits` does so with images; `text_training` and
-`vision_training` are the two loops; `bundle` and `cards` write the result. They need the extra `train`.
+`corpus` collects English technical text and holds some of it out, `digits` does the same with images; `text_training`
+and `vision_training` are the two loops; `bundle` and `cards` write the result. They need the extra `train`.
 """

@@ -1,8 +1,7 @@
-"""The recipe of bert-mini: `python -m models.training.bert_mini`. It has read docstrings, and fills in masked
-words.
+"""The training of bert-mini, a masked language model of docstrings: `python -m models.training.bert_mini`.
 
-Its score is the share of masked word pieces that are among its five best guesses: 15 % of all pieces of held-out text,
-chosen at random, each replaced by [MASK].
+Its score is the share of masked tokens that are among its first five guesses: 15 % of all tokens of held-out text,
+chosen at random, are replaced by [MASK].
 """
 
 from collections.abc import Iterable
@@ -26,7 +25,7 @@ from models.training.text_training import Schedule
 
 CONFIG = BertConfig(width=256, depth=4, heads=4, mlp_width=1024, vocabulary=4096, positions=256)
 SCHEDULE = Schedule(steps=950, warm_up_steps=40, long_share=0.23, decay_share=0.35, rates=Rates(others=1.5e-3))
-PYTHON_REPEATS = 3  # what is about Python itself is read more often
+PYTHON_REPEATS = 3  # text about Python itself is repeated
 SPECIAL = {
     "pad_token": PADDING,
     "unk_token": UNKNOWN,
@@ -48,15 +47,17 @@ by then. A fresh run of the recipe follows a slightly different curve.
 """,
 )
 MASKED_IN_TRAINING, MASKED_IN_SCORE = 0.3, 0.15
-NEIGHBOURS = ((-1, 1, -2, 2), (-1, 1, -3, 3))  # block by block, how far from itself each head looks at first
-ALONE_EVERY, ALONE_LENGTH = 8, 64  # in every eighth step each row is one whole paragraph, as a user's text is
-ALONE_FILLED = 0.4  # of such rows, about; the number of masks does not vary, so that a compiled step stays the same
+NEIGHBOURS = ((-1, 1, -2, 2), (-1, 1, -3, 3))  # by block: the offset of the token that each head attends to at first
+ALONE_EVERY, ALONE_LENGTH = 8, 64  # in every eighth step each row is one whole paragraph
+ALONE_FILLED = (
+    0.4  # of such rows, about; the number of masks is constant, so that a compiled step is not compiled again
+)
 
 
 def initialise(model: Bert) -> None:
-    """As all text models; but positions start as waves, and the heads of the first blocks by looking at a neighbour.
+    """As for all text models, but positions start as waves, and the heads of the first blocks attend to a neighbour.
 
-    A masked word can only be told from its surroundings. Learning where these are, from random positions, would take
+    A masked token can only be predicted from its neighbours. To learn their positions from random embeddings would take
     the larger part of a short training.
     """
     text_training.initialise(model, CONFIG.depth, SCHEDULE.seed)
@@ -73,20 +74,20 @@ def initialise(model: Bert) -> None:
 
 
 def rotation(angles: Tensor) -> Tensor:
-    """The matrix that turns the wave (sin, cos) at a position into that at a distance: each pair by its own angle."""
+    """The matrix that shifts a wave (sin, cos) by a distance: it rotates each pair by its own angle."""
     cos, sin = torch.cos(angles), torch.sin(angles)
     pairs = torch.stack([torch.stack([cos, sin], dim=-1), torch.stack([-sin, cos], dim=-1)], dim=-2)
     return torch.block_diag(*pairs)
 
 
 def encode(documents: Iterable[Document], tokenizer: Tokenizer) -> list[list[int]]:
-    """The word pieces of every paragraph, without `[CLS]` and `[SEP]`."""
+    """The tokens of every paragraph, without `[CLS]` and `[SEP]`."""
     paragraphs = [paragraph for document in documents for text in document.texts for paragraph in text]
     return [encoding.ids for encoding in tokenizer.encode_batch(paragraphs, add_special_tokens=False)]
 
 
 def as_stream(paragraphs: list[list[int]]) -> Tensor:
-    """One paragraph after the other."""
+    """All paragraphs concatenated."""
     return torch.tensor([token for ids in paragraphs for token in ids])
 
 
@@ -97,14 +98,14 @@ def framed(rows: Tensor, tokenizer: Tokenizer) -> Tensor:
 
 
 def paragraph_rows(paragraphs: list[list[int]], tokenizer: Tokenizer) -> Tensor:
-    """Each paragraph that is short enough as a row of its own, padded."""
+    """A padded row for each paragraph that is short enough."""
     first, last, padding = (tokenizer.token_to_id(token) for token in (FIRST, LAST, PADDING))
     rows = [[first, *ids, last] for ids in paragraphs if len(ids) <= ALONE_LENGTH - 2]
     return torch.tensor([row + [padding] * (ALONE_LENGTH - len(row)) for row in rows])
 
 
 def mask(rows: Tensor, count: int, tokenizer: Tokenizer, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows with `count` of their word pieces replaced by `[MASK]`, and the flat positions of these."""
+    """Rows with `count` of their tokens replaced by `[MASK]`, and the flat positions of the masks."""
     special = torch.tensor([tokenizer.token_to_id(token) for token in (FIRST, LAST, PADDING)])
     random = torch.rand(rows.shape, generator=torch.Generator().manual_seed(seed))
     order = random.masked_fill(torch.isin(rows, special), 2).flatten().argsort()
@@ -115,7 +116,7 @@ def mask(rows: Tensor, count: int, tokenizer: Tokenizer, seed: int) -> tuple[Ten
 
 
 def top5_accuracy(model: nn.Module, stream: Tensor, tokenizer: Tokenizer, *, rows: int | None = None) -> float:
-    """Over rows of as many tokens as the model has positions."""
+    """The score, over rows as long as the model's context."""
     chosen = text_training.in_rows(stream, CONFIG.positions - 2)
     chosen = framed(chosen if rows is None else chosen[:: max(1, len(chosen) // rows)], tokenizer)
     right = total = 0
@@ -136,7 +137,7 @@ def train(texts: Corpus, *, state_path: Path | None, compiled: bool) -> tuple[Be
     paragraphs = encode(repeated, tokenizer)
     alone = paragraph_rows(paragraphs, tokenizer)
     stream, held_out = as_stream(paragraphs), as_stream(encode(texts.held_out, tokenizer))
-    print(f"{len(stream):,} word pieces to train on, {len(held_out):,} held out")
+    print(f"{len(stream):,} tokens to train on, {len(held_out):,} held out")
     model = Bert(CONFIG)
     initialise(model)
 

@@ -1,4 +1,4 @@
-"""A trained model as a directory in the Hugging Face layout, so that it comes in by the same door as anyone's."""
+"""Save a trained model as a directory in the Hugging Face layout, which is exported like any other."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from models import checkpoints
 from models.training import corpus, digits
 from models.training.corpus import Document
 
-HALVED = {"dtype": "float16"}  # text models are stored in half precision: half the size, and no worse a score
+HALVED = {"dtype": "float16"}  # text models are stored in half precision: half the size, and the same score
 
 
 def save_text(
@@ -36,7 +36,7 @@ def save_text(
 
 
 def save_vit(directory: Path, model: nn.Module, names: Sequence[str]) -> None:
-    """transformers keeps the preparation of images in a file of its own."""
+    """transformers has the preprocessing of images in a file of its own."""
     checkpoints.save(directory, checkpoints.published_config(model, names), checkpoints.published(model))
     side = {"height": digits.IMAGE_SIZE, "width": digits.IMAGE_SIZE}
     write_json(
@@ -56,7 +56,7 @@ def save_vit(directory: Path, model: nn.Module, names: Sequence[str]) -> None:
 
 
 def save_mixer(directory: Path, model: nn.Module, names: Sequence[str]) -> None:
-    """timm keeps it in `config.json`."""
+    """timm has the preprocessing in `config.json`."""
     config = checkpoints.published_config(model, names)
     config["label_names"] = list(names)
     config["pretrained_cfg"] |= {
@@ -70,19 +70,19 @@ def save_mixer(directory: Path, model: nn.Module, names: Sequence[str]) -> None:
 
 
 def save_held_out_texts(directory: Path, documents: Sequence[Document]) -> None:
-    """A sample of what was held out, a paragraph on each line: by it an export tells what rounding costs."""
+    """A sample of the held-out text, a paragraph on each line, for the score of an export."""
     chosen = (document for document in documents if document.name.split("/")[0] in corpus.SAMPLED)
     lines = (" ".join(paragraph.split()) for document in chosen for text in document.texts for paragraph in text)
     (directory / "held-out.txt").write_text("\n".join(lines) + "\n", "utf-8")
 
 
 def save_held_out_digits(directory: Path) -> None:
-    """All digits that were held out, white on black, for the same purpose."""
+    """All held-out digits, white on black, for the same purpose."""
     _, held_out = digits.read()
     images = [np.asarray(digits.as_picture(image).convert("L")) for image in held_out.images]
     path = directory / "held-out.safetensors"
     save_file({"images": np.stack(images), "labels": held_out.labels.numpy().astype(np.uint8)}, path)
-    path.chmod(0o644)  # the library makes it the owner's alone
+    path.chmod(0o644)  # the library makes it readable by its owner only
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

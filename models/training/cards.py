@@ -1,4 +1,4 @@
-"""The card of a bundled model: what it is, what it was made from, how well it does, and what it is not for."""
+"""The model card of a bundled model: purpose, data, scores and limits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,14 +39,14 @@ trained on digits only, so it classifies any image as a digit, and its scores sa
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What differs from model to model; the last three are known when it has been trained."""
+    """The parts of a card that differ between models; the last three are known after the training."""
 
     name: str
     summary: str
     module: str
     data: str
     use: str
-    scores: Mapping[str, str] = field(default_factory=dict)  # what was measured on the held-out data: the value
+    scores: Mapping[str, str] = field(default_factory=dict)  # of the held-out data: name → value
     minutes: float = 0
     machine: str = ""
 

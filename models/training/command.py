@@ -1,4 +1,4 @@
-"""What every recipe can be told on the command line."""
+"""The command line of the training programs."""
 
 import argparse
 import platform
@@ -10,7 +10,7 @@ from models.training.cards import Card
 
 
 def parser(card: Card) -> argparse.ArgumentParser:
-    """The options that all recipes share."""
+    """The options of all training programs."""
     parser = argparse.ArgumentParser(prog=f"python -m models.training.{card.module}", description=card.summary)
     parser.add_argument(
         "--output", type=Path, default=Path("models/pretrained") / card.name, help="default: %(default)s"
@@ -21,7 +21,7 @@ def parser(card: Card) -> argparse.ArgumentParser:
 
 
 def text_parser(card: Card) -> argparse.ArgumentParser:
-    """The same, and what a run of an hour needs."""
+    """The same with the options for long runs."""
     shared = parser(card)
     shared.add_argument("--state", type=Path, help="save the state of the run here at intervals, and go on from it")
     shared.add_argument("--compile", action="store_true", help="faster, where there is a C++ compiler")

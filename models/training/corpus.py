@@ -1,6 +1,6 @@
-"""English technical text that an installation of Python brings along: docstrings and the language reference in `pydoc`.
+"""English technical text in a Python installation: docstrings, and the language reference in `pydoc`.
 
-Sources are read, never imported (but for CPython's own modules in C, whose docstrings stand nowhere else). Each text is
+Sources are read, never imported (except CPython's modules in C, which have no other docstrings). Each text is
 cut into paragraphs, a paragraph being one line of prose or one `name : type` with its description. Whole modules are
 held out by a hash of their name; then every paragraph is kept only once, and none is both held out and trained on.
 
@@ -43,16 +43,16 @@ PACKAGES = {  # distribution: (version, folder, licence); the extra `train` inst
     "xarray": ("2026.9.0", "xarray", "Apache-2.0"),
 }
 HELD_OUT_OF_256 = 5  # 2 % of the modules
-SAMPLED = ("python", "networkx", "sqlalchemy")  # whose held-out paragraphs lie beside the models
+SAMPLED = ("python", "networkx", "sqlalchemy")  # whose held-out paragraphs are saved beside the models
 SKIPPED = re.compile(
     r"(^|[/_])(tests?|testing|conftest|vendor|_vendor|externals?|extern|idlelib|lib2to3|site-packages)([/_.]|$)"
 )
-RAW_DOCSTRINGS = re.compile(r"add_?(new)?_?doc(str)?$")  # numpy, scipy and torch hand over what C code cannot hold
+RAW_DOCSTRINGS = re.compile(r"add_?(new)?_?doc(str)?$")  # numpy, scipy and torch: for docstrings of C code
 CODE = re.compile(  # prompts, directives, tables, rules and statements
     r"^(>>>|\.\.\.|In \[|Out\[|\$ |#|\.\. |\||\+[-=])|[{};]$|^[-=~^*\"'`#.+_ ]+$|^:?\w+(:: |::$)"
     r"|^@|^import |^from \w+ import"
 )
-HEADING = re.compile(r"[A-Z]\w*( \w+)?:?")  # "Args:", "Returns", "Note:"; what is below it follows
+HEADING = re.compile(r"[A-Z]\w*( \w+)?:?")  # "Args:", "Returns", "Note:"; its text follows
 ASCII = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "...", "\u00a0": " "})
 COMMON_WORDS = re.compile(
     r"(the|an?|of|to|is|in|and|for|or|be|if|that|this|it|as|with|by|on|are|not|from|which|will|can|used|when|at)"
@@ -79,20 +79,20 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """What is trained on, and what is held out."""
+    """The training documents and the held-out documents."""
 
     training: tuple[Document, ...]
     held_out: tuple[Document, ...]
 
 
 def read(packages: Iterable[str] = tuple(PACKAGES)) -> Corpus:
-    """Python's own documentation and that of `packages`, split."""
+    """Python's own documentation and that of `packages`, split into training and held-out documents."""
     documents = [*python_documents(), *(document for name in packages for document in package_documents(name))]
     return split(documents)
 
 
 def split(documents: Iterable[Document]) -> Corpus:
-    """Hold whole modules out by a hash of their names; keep each paragraph once, and training before held-out."""
+    """Hold out whole modules by a hash of their names; keep each paragraph once, if possible for training."""
     documents = sorted(documents, key=lambda document: (not document.python, document.name))
     seen: set[str] = set()
     training = [unseen(document, seen) for document in documents if not document.held_out]
@@ -101,7 +101,7 @@ def split(documents: Iterable[Document]) -> Corpus:
 
 
 def unseen(document: Document, seen: set[str]) -> Document:
-    """The document without the paragraphs in `seen`, which learns of those that are left."""
+    """The document without the paragraphs in `seen`, to which the others are added."""
     texts = []
     for text in document.texts:
         fresh = {fingerprint(paragraph): paragraph for paragraph in text if fingerprint(paragraph) not in seen}
@@ -127,7 +127,7 @@ def python_documents() -> Iterator[Document]:
 
 
 def builtin_docstrings(module: object) -> Iterator[str]:
-    """The docstrings of what a module in C defines, and of the methods of its types."""
+    """The docstrings of the functions and types of a module in C, and of their methods."""
     for thing in vars(module).values():
         members = vars(thing).values() if isinstance(thing, type) else ()
         for each in (thing, *members):
@@ -136,7 +136,7 @@ def builtin_docstrings(module: object) -> Iterator[str]:
 
 
 def package_documents(name: str) -> Iterator[Document]:
-    """The docstrings of a distribution that must be installed in the version of the table."""
+    """The docstrings of a distribution, which must be installed in the version of the table."""
     version, folder, _ = PACKAGES[name]
     installed = distribution(name)
     if installed.version.split("+")[0] != version:
@@ -147,7 +147,7 @@ def package_documents(name: str) -> Iterator[Document]:
 
 
 def folder_documents(folder: Path, prefix: str) -> Iterator[Document]:
-    """One document for each module below a folder, tests and borrowed code left out."""
+    """One document for each module in a folder, except tests and vendored code."""
     for path in sorted(folder.rglob("*.py")):
         name = path.relative_to(folder).as_posix()
         if not SKIPPED.search(name):
@@ -156,7 +156,7 @@ def folder_documents(folder: Path, prefix: str) -> Iterator[Document]:
 
 
 def docstrings(source: str) -> Iterator[str]:
-    """Every docstring of a module, in order, and those it hands to C code. A module Python cannot parse has none."""
+    """Every docstring of a module, and those that it sets for C code; none if Python cannot parse it."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
@@ -171,7 +171,7 @@ def docstrings(source: str) -> Iterator[str]:
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """Cut a docstring into paragraphs worth reading: English prose and described parameters, no code, no tables."""
+    """Split a docstring into paragraphs of English prose and descriptions of parameters, without code and tables."""
     for chunk in re.split(r"\n\s*\n", text.translate(ASCII).expandtabs()):
         lines = [line for line in chunk.splitlines() if line.strip()]
         if any(CODE.search(line.strip()) for line in lines):
@@ -182,7 +182,7 @@ def paragraphs(text: str) -> Iterator[str]:
 
 
 def items(lines: list[str]) -> Iterator[str]:
-    """Join wrapped lines; where some are indented, each that is not begins an item of its own."""
+    """Join wrapped lines; if some are indented, each line that is not indented begins a new item."""
     if lines and HEADING.fullmatch(lines[0].strip()):
         lines = lines[1:]
     if not lines:
@@ -199,7 +199,7 @@ def items(lines: list[str]) -> Iterator[str]:
 
 
 def joined(lines: list[str], margin: int) -> str:
-    """One line of prose; or a head line, and what is indented below it on a second."""
+    """One line of prose; or two lines, the second of which joins the indented ones."""
     rest = [" ".join(line.split()) for line in lines]
     if len(lines) > 1 and indent(lines[1]) > margin:
         return f"{rest[0]}\n    {' '.join(rest[1:])}"
@@ -211,7 +211,7 @@ def indent(line: str) -> int:
 
 
 def is_prose(text: str) -> bool:
-    """English in ASCII: mostly letters, in several words, some of which every English sentence has."""
+    """English in ASCII: mostly letters, several words, and some of the most common ones."""
     letters = sum(char.isalpha() or char == " " for char in text)
     words = re.findall(r"[a-z]+", text.lower())
     common = sum(COMMON_WORDS.fullmatch(word) is not None for word in words)
@@ -219,5 +219,5 @@ def is_prose(text: str) -> bool:
 
 
 def lines(documents: Iterable[Document]) -> Iterator[str]:
-    """All texts, one after the other, for a tokenizer to learn from."""
+    """All texts in order, for training a tokenizer."""
     return ("\n\n".join(text) for document in documents for text in document.texts)

@@ -1,6 +1,6 @@
-"""The recipe of gpt-mini: `python -m models.training.gpt_mini`. It has read docstrings, and says what comes next.
+"""The training of gpt-mini, a language model of docstrings: `python -m models.training.gpt_mini`.
 
-Its score is bits per character: how many bits it would take to write down held-out text with the model's help.
+Its score is bits per character: the number of bits that the model needs to encode held-out text.
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ from models.training.text_training import Schedule
 
 CONFIG = GptConfig(width=256, depth=4, heads=4, mlp_width=1024, vocabulary=4096, positions=256)
 SCHEDULE = Schedule(steps=660)
-PYTHON_REPEATS = 3  # what is about Python itself is read more often
+PYTHON_REPEATS = 3  # text about Python itself is repeated
 SPECIAL = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
 CARD = cards.Card(
     name="gpt-mini",
@@ -42,14 +42,14 @@ def written(text: tuple[str, ...]) -> str:
 
 
 def encode(documents: Iterable[Document], tokenizer: Tokenizer) -> Tensor:
-    """All texts as one stream of tokens, each with an end."""
+    """All texts as one stream of tokens, each with an end token."""
     texts = [written(text) for document in documents for text in document.texts]
     end = [tokenizer.token_to_id(END_OF_TEXT)]
     return torch.tensor([token for encoding in tokenizer.encode_batch(texts) for token in encoding.ids + end])
 
 
 def bits_per_character(model: nn.Module, stream: Tensor, tokenizer: Tokenizer, *, rows: int | None = None) -> float:
-    """Over rows of as many tokens as the model has positions; the first token of a row is read and not predicted."""
+    """The score, over rows as long as the model's context; the first token of a row is not predicted."""
     length = CONFIG.positions
     chosen = text_training.in_rows(stream, length)
     chosen = chosen if rows is None else chosen[:: max(1, len(chosen) // rows)]

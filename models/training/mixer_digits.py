@@ -1,4 +1,4 @@
-"""The recipe of mixer-digits: `python -m models.training.mixer_digits`."""
+"""The training of mixer-digits: `python -m models.training.mixer_digits`."""
 
 from models.config import MixerConfig
 from models.mixer import Mixer

@@ -1,4 +1,4 @@
-"""What changes the weights: Muon for the matrices inside the blocks, AdamW for the rest.
+"""The optimisers: Muon for the matrices inside the blocks, AdamW for the rest.
 
 Muon makes each matrix's update treat all directions alike, which halves the steps a small model needs.
 
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """Learning rates at full height. `weight_decay` is for the matrices."""
+    """The maximum learning rates. `weight_decay` is for the matrices."""
 
     matrices: float = 4e-3
     others: float = 3e-3
@@ -40,14 +40,14 @@ def create(model: nn.Module, rates: Rates) -> list[Optimizer]:
 
 
 def set_rates(both: Sequence[Optimizer], rates: Rates, share: float) -> None:
-    """Bring both to a share of their full height."""
+    """Set both learning rates to a share of their maximum."""
     for optimiser, rate in zip(both, (rates.matrices, rates.others), strict=True):
         for group in optimiser.param_groups:
             group["lr"] = rate * share
 
 
 def step(both: Sequence[Optimizer], model: nn.Module) -> None:
-    """Follow the gradients, none of which may be very large, and forget them."""
+    """Clip the gradients, make a step, and reset them."""
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimiser in both:
         optimiser.step()

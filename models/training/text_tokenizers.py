@@ -1,4 +1,4 @@
-"""The two tokenizers of the text models, trained on the corpus: lower-case word pieces (BERT) and byte pairs (GPT)."""
+"""The tokenizers of the text models, trained on the corpus: lower-case WordPiece (BERT) and byte-level BPE (GPT)."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def train_word_pieces(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """BERT's: lower case, words cut into pieces, `[CLS]` before and `[SEP]` after each text."""
+    """BERT's tokenizer: lower case, WordPiece, `[CLS]` before and `[SEP]` after each text."""
     tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -27,7 +27,7 @@ def train_word_pieces(texts: Iterable[str], vocabulary: int) -> Tokenizer:
 
 
 def train_byte_pairs(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """GPT-2's: every byte has a token, frequent neighbours grow together, nothing is put in front of a text."""
+    """GPT-2's tokenizer: byte-level BPE, without special tokens around a text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

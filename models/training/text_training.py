@@ -1,4 +1,4 @@
-"""How both text models are trained: a warm-up, a stable rate, a decay.
+"""The training of both text models: a warm-up, a constant rate, a decay.
 
 Every step is a function of its number and the seed alone, so that a run that was stopped goes on as if it were not.
 Knows nothing of what a step predicts: the recipes bring the loss and the score.
@@ -22,7 +22,7 @@ from models.training.optimisers import Rates
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long and how fast; shares are of `steps`."""
+    """Steps and learning rates; shares are of `steps`."""
 
     steps: int
     tokens_per_step: int = 8192
@@ -35,7 +35,7 @@ class Schedule:
     seed: int = 20
 
     def rate(self, step: int) -> float:
-        """The share of the full learning rate at a step."""
+        """The share of the maximum learning rate at a step."""
         decay = self.decay_share * self.steps
         return min(1.0, (step + 1) / self.warm_up_steps, (self.steps - step) / decay)
 
@@ -44,7 +44,7 @@ class Schedule:
 
 
 def fused_attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, heads: int) -> Tensor:
-    """The mathematics of `models.attention.attend` in PyTorch's fused kernel."""
+    """`models.attention.attend`, computed by PyTorch's fused kernel."""
     query, key, value = (split_heads(x, heads) for x in (query, key, value))
     return merge_heads(functional.scaled_dot_product_attention(query, key, value, mask))
 
@@ -56,7 +56,7 @@ def set_attend(model: nn.Module, attend: Callable[..., Tensor]) -> None:
 
 
 def initialise(model: nn.Module, depth: int, seed: int) -> None:
-    """N(0, 0.02) everywhere; less for what is added to the stream, in proportion to how often that happens."""
+    """N(0, 0.02), with a smaller deviation for layers whose output is added to the residual stream."""
     torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.dim() == 2:
@@ -67,7 +67,7 @@ def initialise(model: nn.Module, depth: int, seed: int) -> None:
 
 
 def windows(stream: Tensor, *, step: int, rows: int, length: int, seed: int) -> Tensor:
-    """The rows of one step: windows of the stream, each once per epoch, in an order and with an offset of its own."""
+    """The rows of one step: windows of the stream, each once per epoch, in random order and with a random offset."""
     count = len(stream) // length - 1
     picked = []
     for number in range(step * rows, (step + 1) * rows):
@@ -82,7 +82,7 @@ def windows(stream: Tensor, *, step: int, rows: int, length: int, seed: int) -> 
 
 
 def in_rows(stream: Tensor, length: int) -> Tensor:
-    """A stream cut into rows without overlap, the rest left out."""
+    """A stream cut into rows without overlap; an incomplete last row is dropped."""
     return stream[: len(stream) // length * length].view(-1, length)
 
 
@@ -96,11 +96,11 @@ def train(
     compiled: bool = False,
     every: int = 50,
 ) -> float:
-    """Run the schedule, from the state if there is one, and return the minutes it took in all.
+    """Run the schedule, from the saved state if there is one, and return the total minutes.
 
     Tells the loss always, and the held-out score at intervals.
     """
-    torch.set_flush_denormal(True)  # the smallest gradients would otherwise take most of the time
+    torch.set_flush_denormal(True)  # denormal gradients would take most of the time
     set_attend(model, fused_attend)
     both, start, minutes = optimisers.create(model, schedule.rates), 0, 0.0
     if state_path and state_path.exists():
@@ -124,7 +124,7 @@ def train(
 
 
 def save_state(path: Path, model: nn.Module, both: list[torch.optim.Optimizer], *, step: int, minutes: float) -> None:
-    """Whole or not at all: a run that is stopped while it saves keeps the state before."""
+    """Save the state atomically: a run that is stopped while saving keeps the previous state."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
     weights, momenta = model.state_dict(), [optimiser.state_dict() for optimiser in both]

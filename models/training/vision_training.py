@@ -1,4 +1,4 @@
-"""How both vision models are trained and scored: digits that vary, a short warm-up, and a decay to nothing."""
+"""The training of both vision models: randomly varied digits, a short warm-up, and a decay to zero."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from models.training.optimisers import Rates
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long and how fast."""
+    """Steps and learning rates."""
 
     steps: int = 1000
     images_per_step: int = 96
@@ -27,13 +27,13 @@ class Schedule:
     seed: int = 20
 
     def rate(self, step: int) -> float:
-        """The share of the full learning rate at a step."""
+        """The share of the maximum learning rate at a step."""
         return min(1.0, (step + 1) / self.warm_up_steps, (self.steps - step) / (self.decay_share * self.steps))
 
 
 def train(model: nn.Module, schedule: Schedule) -> None:
-    """Show the model `steps` batches of digits, no two alike."""
-    torch.set_flush_denormal(True)  # the smallest gradients would otherwise take most of the time
+    """Train the model on `steps` batches of randomly varied digits."""
+    torch.set_flush_denormal(True)  # denormal gradients would take most of the time
     training, _ = digits.read()
     both = optimisers.create(model, schedule.rates)
     progress = tqdm(range(schedule.steps), unit="step", mininterval=2)
@@ -48,7 +48,7 @@ def train(model: nn.Module, schedule: Schedule) -> None:
 
 
 def initialise(model: nn.Module, seed: int) -> None:
-    """N(0, 0.02) for all that is not a bias or a norm."""
+    """N(0, 0.02) for all weights except biases and norms."""
     torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.dim() >= 2:
@@ -58,7 +58,7 @@ def initialise(model: nn.Module, seed: int) -> None:
 
 
 def accuracy(model: nn.Module, *, dark_on_light: bool = False) -> float:
-    """The share of the held-out digits that the model names, given as pictures and prepared as a server would."""
+    """The accuracy on held-out digits, which are given as pictures and preprocessed as the server does."""
     _, held_out = digits.read()
     pictures = [digits.as_picture(image, dark_on_light=dark_on_light) for image in held_out.images]
     with torch.inference_mode():
@@ -69,7 +69,7 @@ def accuracy(model: nn.Module, *, dark_on_light: bool = False) -> float:
 def recipe(
     model: nn.Module, card: cards.Card, save: Callable[[Path, nn.Module, Sequence[str]], None], schedule: Schedule
 ) -> None:
-    """A recipe's command line: train, save, measure what was saved, and write the card."""
+    """The command of a training program: train, save, measure the saved model, and write the card."""
     arguments = command.parser(card).parse_args()
     torch.set_num_threads(arguments.threads)
     started = time.monotonic()

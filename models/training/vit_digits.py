@@ -1,4 +1,4 @@
-"""The recipe of vit-digits: `python -m models.training.vit_digits`."""
+"""The training of vit-digits: `python -m models.training.vit_digits`."""
 
 from models.config import VitConfig
 from models.training import bundle, cards, digits, vision_training

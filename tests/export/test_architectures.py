@@ -68,7 +68,7 @@ def gpt(directory: Path, **switches: object) -> Path:
         ("vit", "classify-image", {"architectures": ...}),
     ],
 )
-def test_a_task_says_what_a_file_without_architectures_is_for(
+def test_task_determines_the_architecture_of_a_file_without_architectures(
     export, checkpoints: dict[str, Path], tmp_path: Path, kind: str, task: str, changes: dict[str, object]
 ) -> None:
     source = copied(checkpoints[kind], tmp_path / "mine", **changes)
@@ -143,7 +143,7 @@ def test_generation_over_the_cache_with_heads_of_any_width(export, tmp_path: Pat
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int4-weights"])
-def test_a_head_of_its_own_in_every_precision(export, tmp_path: Path, precision: str) -> None:
+def test_an_untied_head_in_every_precision(export, tmp_path: Path, precision: str) -> None:
     switches = {"tie_word_embeddings": False, "scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True}
     source = gpt(tmp_path / "untied", **switches, activation_function="gelu_10")
     outcome = export(source, "--target", f"cpu={precision}" + (",cuda=fp16" if precision == "fp32" else ""))

@@ -52,7 +52,7 @@ def begin_and_wait(root: Path, begun: "multiprocessing.Queue[str]") -> None:
         signal.pause()
 
 
-def test_what_a_killed_export_leaves_is_hidden_and_removed_by_the_next(tmp_path: Path) -> None:
+def test_the_next_export_removes_the_hidden_directory_of_a_killed_one(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     begun = context.Queue()
     process = context.Process(target=begin_and_wait, args=(tmp_path, begun))
@@ -76,7 +76,7 @@ def publish_many(root: Path, count: int) -> None:
         publish(root, text=str(os.getpid()))
 
 
-def test_exports_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+def test_concurrent_exports_do_not_affect_each_other(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=publish_many, args=(tmp_path, 20)) for _ in range(2)]
     for process in processes:
@@ -102,11 +102,11 @@ def test_the_newest_is_the_highest_number_not_the_last_by_name(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["bert", "bert-base.v2", "gpt_2"])
-def test_a_name_that_can_be_served_is_taken(name: str) -> None:
+def test_a_valid_name_is_accepted(name: str) -> None:
     store.check_name(name)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", ".hidden", "-x", "naïve", "a b", "bert.raw"])
-def test_a_name_that_cannot_be_served_is_refused(name: str) -> None:
+def test_an_invalid_name_is_refused(name: str) -> None:
     with pytest.raises(ExportError, match="--name"):
         store.check_name(name)

@@ -54,7 +54,7 @@ def test_an_unchanged_source_is_not_exported_again_and_a_changed_one_beside_the_
     assert manifest(first)["source"]["digest"] != manifest(first.parent / "2")["source"]["digest"]
 
 
-def test_it_says_what_it_does_step_by_step(export, checkpoints: dict[str, Path]) -> None:
+def test_an_export_prints_its_steps(export, checkpoints: dict[str, Path]) -> None:
     said = export(checkpoints["mixer"], "--target", "cpu", "--name", "other").said
     for step in ("read the source", "run PyTorch", "trace", "fuse", "compare", "publish"):
         assert step in said
@@ -82,7 +82,7 @@ def test_weights_too_large_for_one_file_get_a_file_of_their_own(
     assert {path.name for path in directory.iterdir()} == {*sizes, "manifest.json"}
 
 
-def test_a_store_with_small_files_gets_several_and_they_still_are_one_model(
+def test_large_weights_are_split_into_several_files(
     export, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(graph, "EXTERNAL_BYTES", 10_000)
@@ -97,7 +97,7 @@ def test_a_store_with_small_files_gets_several_and_they_still_are_one_model(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8-weights"])
-def test_no_graph_is_in_memory_while_its_file_is_proven(
+def test_no_graph_is_in_memory_while_its_file_is_compared(
     precision: str, export, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive, prove = [], graph.prove
@@ -129,7 +129,7 @@ def test_the_up_to_date_check_does_not_wait_for_torch(
     assert "up to date" in done.stdout
 
 
-def test_the_manifest_says_what_is_there(artifacts: Callable[[str], Path]) -> None:
+def test_the_manifest_describes_the_artifact(artifacts: Callable[[str], Path]) -> None:
     found = manifest(artifacts("bert"))
     assert (found["format_version"], found["version"], found["name"]) == (2, 1, "tiny-bert")
     assert (found["architecture"], found["task"]) == ("bert", "fill-mask")
@@ -179,7 +179,7 @@ def test_the_manifest_of_a_classifier_names_its_classes(artifacts: Callable[[str
 
 
 @pytest.mark.parametrize(("name", "result"), [("bert", "logits"), ("gpt", "logits"), ("embedder", "embedding")])
-def test_golden_cases_travel_with_the_artifact(name: str, result: str, artifacts: Callable[[str], Path]) -> None:
+def test_the_artifact_has_golden_cases(name: str, result: str, artifacts: Callable[[str], Path]) -> None:
     tensors = load_file(artifacts(name) / "golden.safetensors")
     numbers = {key.split("/")[0] for key in tensors}
     assert len(numbers) >= 3
@@ -204,7 +204,7 @@ def test_golden_cases_travel_with_the_artifact(name: str, result: str, artifacts
         (["gpt", "--target", "cuda=fp32"], 1, "GroupQueryAttention has no fp32 kernel on CUDA"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(
+def test_invalid_options_are_one_line_of_error(
     export, checkpoints: dict[str, Path], arguments: list[str], status: int, text: str
 ) -> None:
     outcome = export(*(str(checkpoints.get(argument, argument)) for argument in arguments))
@@ -261,7 +261,7 @@ def test_a_directory_that_cannot_be_written_is_named(checkpoints: dict[str, Path
     assert str(tmp_path / "artifacts") in capsys.readouterr().err
 
 
-def test_a_full_disk_leaves_nothing_half_written_and_the_older_version_as_it_was(
+def test_a_full_disk_leaves_no_partial_artifact_and_keeps_the_older_version(
     export, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     source = tmp_path / "mine"
@@ -305,7 +305,7 @@ def test_an_export_killed_while_it_writes_is_never_seen(export, checkpoints: dic
     assert [path.name for path in (tmp_path / "artifacts").iterdir()] == ["tiny-mixer"]
 
 
-def test_artifacts_are_kept_where_the_environment_says_unless_the_command_does(
+def test_the_environment_sets_the_artifacts_directory_unless_the_option_does(
     checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AFFINITY_ARTIFACTS", str(tmp_path / "of-environment"))
@@ -333,7 +333,7 @@ def test_make_serves_the_model_under_the_name_that_the_export_would_give_it(mode
     assert f'--models "{name}"' in done.stdout
 
 
-def test_an_interrupted_command_says_what_was_finished_before(
+def test_an_interrupted_command_lists_the_finished_exports(
     export, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolve = lookup.resolve
@@ -349,7 +349,7 @@ def test_an_interrupted_command_says_what_was_finished_before(
     assert (outcome.status, outcome.visible, outcome.complained) == (1, ["1"], expected)
 
 
-def test_a_person_at_a_terminal_sees_a_bar_and_a_log_does_not() -> None:
+def test_a_terminal_shows_a_bar_and_a_log_does_not() -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     with open(theirs, "w") as terminal, open(ours, "rb", buffering=0) as screen:

@@ -86,15 +86,13 @@ def test_a_cross_encoder_as_version_6_saves_it(
     scores_as_the_library(tmp_path / "model")
 
 
-def test_a_classifier_of_several_classes_stays_what_transformers_makes_of_it(
-    checkpoints: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_classifier_of_several_classes_is_as_in_transformers(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     directory = classifier(tmp_path / "model", checkpoints, 3)
     assert loaded(directory).manifest.function_to_apply == "softmax"
 
 
 @pytest.mark.parametrize("written", [TANH, "their.activation", "torch.nn.modules.activation.ReLU"])
-def test_activations_of_cross_encoders_that_are_not_known_are_refused(
+def test_unknown_activations_of_cross_encoders_are_refused(
     written: str, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     directory = classifier(tmp_path / "model", checkpoints, 1)
@@ -103,9 +101,7 @@ def test_activations_of_cross_encoders_that_are_not_known_are_refused(
         loaded(directory)
 
 
-def test_settings_of_a_cross_encoder_that_are_no_object_are_refused(
-    checkpoints: dict[str, Path], tmp_path: Path
-) -> None:
+def test_settings_of_a_cross_encoder_must_be_an_object(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     directory = classifier(tmp_path / "model", checkpoints, 1)
     change(directory / "config.json", sentence_transformers="4.0.1")
     with pytest.raises(ExportError, match=r"config.json: sentence_transformers is '4.0.1', expected an object"):

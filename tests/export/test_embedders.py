@@ -99,7 +99,7 @@ def test_a_roberta_whose_text_holds_the_padding_token(variant_checkpoints: dict[
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_the_first_values_alone(saved: Callable[..., Path], as_the_library: Callable[[Path], None]) -> None:
+def test_truncated_vectors(saved: Callable[..., Path], as_the_library: Callable[[Path], None]) -> None:
     """The library cuts vectors after it has scaled them."""
     directory = saved(Pooling(64, "mean"), Normalize())
     change(directory / LIBRARY_SETTINGS, truncate_dim=10)
@@ -146,7 +146,7 @@ def test_an_encoder_without_modules_is_pooled_by_the_mean(
     "name", ["sentence_bert_config.json", "sentence_roberta_config.json", "sentence_xlnet_config.json"]
 )
 @pytest.mark.parametrize(("longest", "stated"), [(12, 64), (48, 20)])
-def test_the_length_stands_in_any_of_several_files_and_replaces_the_tokenizers(
+def test_the_length_in_one_of_several_files_replaces_the_tokenizers(
     name: str,
     longest: int,
     stated: int,

@@ -102,7 +102,7 @@ def test_gpt_reads_a_prompt_as_transformers_does(
 
 
 @torch.no_grad()
-def test_gpt_writes_the_words_that_transformers_writes(
+def test_gpt_generates_the_tokens_of_transformers(
     checkpoints: dict[str, Path], artifacts: Callable[[str], Path]
 ) -> None:
     model = transformers.GPT2LMHeadModel.from_pretrained(checkpoints["gpt"]).eval()
@@ -140,7 +140,7 @@ def gpt_inputs(words: torch.Tensor, lengths: torch.Tensor, capacity: int) -> dic
 
 
 @torch.no_grad()
-def test_half_precision_takes_and_gives_single_precision(
+def test_half_precision_graphs_have_single_precision_inputs_and_outputs(
     checkpoints: dict[str, Path], artifacts: Callable[[str], Path]
 ) -> None:
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""The error on a user's own inputs, and what rounding does to the score on a held-out sample: measured and stated."""
+"""The error on the user's own inputs, and the change of the score on a held-out sample."""
 
 import io
 import json
@@ -26,7 +26,7 @@ def manifest(artifacts: Path, name: str) -> Manifest:
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
-def test_the_error_on_texts_of_ones_own_is_stated(
+def test_the_error_on_the_users_texts_is_reported(
     kind: str, export, checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine.txt").write_text(TEXTS)
@@ -45,7 +45,7 @@ def test_the_error_on_texts_of_ones_own_is_stated(
     assert export(*command).visible == ["1", "2"]
 
 
-def test_the_error_on_images_of_ones_own_is_stated(export, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_the_error_on_the_users_images_is_reported(export, checkpoints: dict[str, Path], tmp_path: Path) -> None:
     own = tmp_path / "own"
     own.mkdir()
     for number in range(3):
@@ -71,7 +71,7 @@ def test_the_error_on_images_of_ones_own_is_stated(export, checkpoints: dict[str
         (b"mine\n", "mine: found no image, expected JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"),
     ],
 )
-def test_a_file_that_will_not_do_is_one_clear_error(
+def test_an_invalid_evaluation_file_is_one_clear_error(
     contents: bytes | None, complaint: str, export, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     if contents is not None:
@@ -82,7 +82,7 @@ def test_a_file_that_will_not_do_is_one_clear_error(
     assert outcome.complained.count("\n") == 1
 
 
-def test_the_change_of_the_score_is_stated(export, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_the_change_of_the_score_is_reported(export, checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """Beside a checkpoint lies a sample; the labels are PyTorch's own, so that its score is known."""
     source = tmp_path / "tiny-vit"
     shutil.copytree(checkpoints["vit"], source)
@@ -105,7 +105,7 @@ def test_the_change_of_the_score_is_stated(export, checkpoints: dict[str, Path],
         ("vit", "held-out.safetensors", save({"images": np.zeros(3)}), "{'images': 'float64 [3]'}, expected images"),
     ],
 )
-def test_a_sample_that_will_not_do_is_one_clear_error(
+def test_an_invalid_held_out_sample_is_one_clear_error(
     kind: str, name: str, contents: bytes, complaint: str, export, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     source = tmp_path / "source"
@@ -116,7 +116,7 @@ def test_a_sample_that_will_not_do_is_one_clear_error(
     assert complaint in outcome.complained
 
 
-def test_what_a_list_of_images_names_is_looked_at_for_changes_and_nothing_beside(
+def test_changes_of_the_listed_images_are_detected_and_other_files_are_ignored(
     export, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     own = tmp_path / "own"
@@ -132,7 +132,7 @@ def test_what_a_list_of_images_names_is_looked_at_for_changes_and_nothing_beside
         assert "2 is ready" in export(*command).said
 
 
-def test_a_long_text_is_written_few_rows_at_a_time_and_its_score_is_the_same(checkpoints: dict[str, Path]) -> None:
+def test_long_texts_are_scored_in_small_batches_with_the_same_result(checkpoints: dict[str, Path]) -> None:
     tokenizer = Tokenizer.from_file(str(checkpoints["gpt"] / "tokenizer.json"))
     encodings = tokenizer.encode_batch(["A list is a mutable sequence.", "The caller", "may catch it", "else"])
     batches = list(preparation.in_batches(encodings, max_tokens=len(encodings[0])))
@@ -143,7 +143,7 @@ def test_a_long_text_is_written_few_rows_at_a_time_and_its_score_is_the_same(che
     assert sample.score(lambda inputs: logits) == pytest.approx(held_out.bits(logits, targets), rel=1e-12)
 
 
-def test_scores_count_what_they_say() -> None:
+def test_scores_are_counted_correctly() -> None:
     logits = np.log(np.array([[0.5, 0.25, 0.25, 1e-9, 1e-9, 1e-9, 1e-9], [0.25, 0.25, 0.5, 1e-9, 1e-9, 1e-9, 1e-9]]))
     assert held_out.correct(logits, np.array([0, 0])) == 1
     assert held_out.bits(logits, np.array([0, 0])) == pytest.approx(1 + 2, abs=1e-6)

@@ -21,7 +21,7 @@ GRAPHS = [("classifier", "cpu")] + [
 
 
 @pytest.mark.parametrize(("name", "target"), GRAPHS)
-def test_no_node_computes_with_shapes_or_decides_what_to_run(
+def test_no_node_computes_with_shapes_or_controls_the_flow(
     name: str, target: str, artifacts: Callable[[str], Path]
 ) -> None:
     graph = onnx.load(artifacts(name) / f"{target}.onnx").graph
@@ -51,7 +51,7 @@ def test_neighbouring_nodes_are_fused(name: str, target: str, artifacts: Callabl
     assert len(kinds) <= (on_cpu if target == "cpu" else on_cuda)
 
 
-def test_a_result_may_have_the_name_of_a_value_within(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_output_may_have_the_name_of_an_inner_value(caplog: pytest.LogCaptureFixture) -> None:
     """torch calls the words that it looks up `embedding`, which is what an embedder gives."""
     int64, fp32 = onnx_ir.TensorType(onnx_ir.DataType.INT64), onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
     ids = onnx_ir.Value(name="input_ids", shape=onnx_ir.Shape(["batch", "sequence"]), type=int64)

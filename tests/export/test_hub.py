@@ -118,7 +118,7 @@ def export(python: Export, tmp_path: Path) -> Export:
 
 
 def closed_port() -> str:
-    """An address at which nobody listens."""
+    """An address without a server."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -140,7 +140,7 @@ def test_a_model_is_downloaded_once_and_found_again_without_a_network(hub: Hub, 
         assert (hub.asked == []) == bool(environment)
 
 
-def test_of_several_formats_safetensors_are_taken(hub: Hub, export: Export) -> None:
+def test_safetensors_are_preferred(hub: Hub, export: Export) -> None:
     done = export("someone/both@v1")
     assert done.returncode == 0, done.stderr
     assert "model.safetensors" in hub.fetched
@@ -148,7 +148,7 @@ def test_of_several_formats_safetensors_are_taken(hub: Hub, export: Export) -> N
 
 
 @pytest.mark.parametrize("name", ["shards", "pickled"])
-def test_weights_are_fetched_whole_in_the_format_that_is_there(name: str, hub: Hub, python: Export) -> None:
+def test_all_weights_of_the_existing_format_are_downloaded(name: str, hub: Hub, python: Export) -> None:
     code = f"from export.sources import hub; print(hub.model('someone/{name}'))"
     first = python("-c", code)
     directory = Path(first.stdout.strip())
@@ -227,7 +227,7 @@ def test_the_token_of_the_environment_opens_a_gated_repository(hub: Hub, export:
         ("someone/bare", {}, "found config.json, tf_model.h5, expected weights in one of model.safetensors, "),
     ],
 )
-def test_what_cannot_be_had_is_said_in_one_line(
+def test_a_failed_download_is_one_line_of_error(
     location: str, environment: dict[str, str], said: str, export: Export, hub: Hub
 ) -> None:
     done = export(location, **environment)

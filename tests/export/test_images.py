@@ -62,7 +62,7 @@ def read(
     return prepared(directory, preprocessor, config).manifest
 
 
-def test_vit_stretches_to_a_square_and_rescales_though_the_file_says_nothing_of_it(tmp_path: Path) -> None:
+def test_vit_resizes_to_a_square_and_rescales_by_default(tmp_path: Path) -> None:
     found = read(tmp_path, VIT)
     assert (found.resize, found.resample) == (SQUARE, "bilinear")
     assert not found.HasField("crop")
@@ -70,7 +70,7 @@ def test_vit_stretches_to_a_square_and_rescales_though_the_file_says_nothing_of_
     assert (list(found.mean), list(found.deviation)) == ([0.5] * 3, [0.5] * 3)
 
 
-def test_deit_cuts_out_the_middle(tmp_path: Path) -> None:
+def test_deit_crops_the_centre(tmp_path: Path) -> None:
     found = read(tmp_path, DEIT)
     assert (found.resize, found.crop, found.resample) == (Size(height=256, width=256), SQUARE, "bicubic")
     assert list(found.mean) == [0.485, 0.456, 0.406]
@@ -215,7 +215,7 @@ def test_settings_within_processor_config_go_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["CLIPImageProcessor", "ViTImageProcessor"])
-def test_a_transparent_colour_is_white_for_those_processors_alone_that_convert(name: str, tmp_path: Path) -> None:
+def test_a_transparent_colour_is_white_only_for_processors_that_convert(name: str, tmp_path: Path) -> None:
     found = prepared(tmp_path, {"image_processor_type": name, "size": 32, "crop_size": 32}, image_size=32)
     file = FILES["palette with transparency"]
     expected = found.reference(steps.loaded(file))
@@ -262,7 +262,7 @@ def test_a_transparent_colour_is_white_for_those_processors_alone_that_convert(n
         ({"image_processor_type": "PoolFormerImageProcessor", "crop_pct": 0}, "crop_pct: found 0, expected"),
     ],
 )
-def test_what_is_not_understood_is_refused_by_name(changes: dict[str, Any], text: str, tmp_path: Path) -> None:
+def test_unknown_settings_are_refused_by_name(changes: dict[str, Any], text: str, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=text) as refusal:
         read(tmp_path, VIT | changes)
     assert len(str(refusal.value)) < 800
@@ -282,7 +282,7 @@ def test_a_checkpoint_without_settings_for_images_is_refused(tmp_path: Path) -> 
         read(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(VIT))
     with pytest.raises(ExportError, match=r"preprocessor_config.json: transformers cannot read it") as refusal:
-        read(tmp_path, config={"model_type": "of nobody"})
+        read(tmp_path, config={"model_type": "unknown"})
     assert len(str(refusal.value)) < 400
 
 
@@ -295,7 +295,7 @@ def test_a_checkpoint_without_settings_for_images_is_refused(tmp_path: Path) -> 
         (DEIT | {"size": {"shortest_edge": 256}}, Size(shortest_edge=439), Size(height=384, width=384)),
     ],
 )
-def test_for_larger_images_every_step_grows(
+def test_all_steps_are_scaled_for_larger_images(
     preprocessor: dict[str, Any], resize: Size, crop: Size, tmp_path: Path
 ) -> None:
     grown = prepared(tmp_path, preprocessor, image_size=384, trained=224)
@@ -318,17 +318,17 @@ def test_gray_images_are_refused(tmp_path: Path) -> None:
 # ---- timm's layout
 
 
-def test_timm_resizes_to_a_little_more_than_it_cuts_out(tmp_path: Path) -> None:
+def test_timm_resizes_to_a_little_more_than_the_crop(tmp_path: Path) -> None:
     found = read(tmp_path, config=TIMM)
     assert (found.resize, found.crop, found.resample) == (Size(shortest_edge=256), SQUARE, "bicubic")
 
 
-def test_timms_older_files_have_the_same_at_their_top(tmp_path: Path) -> None:
+def test_timms_older_files_have_the_settings_at_the_top_level(tmp_path: Path) -> None:
     older = {"architecture": "mixer_b16_224", "input_size": [3, 224, 224], **TIMM["pretrained_cfg"]}  # type: ignore[dict-item]
     assert read(tmp_path, config=older) == read(tmp_path, config=TIMM)
 
 
-def test_what_timm_leaves_open_is_its_default(tmp_path: Path) -> None:
+def test_missing_settings_of_timm_have_its_defaults(tmp_path: Path) -> None:
     nulls = dict.fromkeys(("interpolation", "crop_pct", "crop_mode", "mean", "std", "input_size"))
     found = read(tmp_path, config={"architecture": "mixer_b16_224", "pretrained_cfg": nulls})
     assert (found.resize, found.resample) == (Size(shortest_edge=256), "bicubic")
@@ -339,7 +339,7 @@ def timm(**changes: Any) -> dict[str, Any]:
     return TIMM | {"pretrained_cfg": {**TIMM["pretrained_cfg"], **changes}}  # type: ignore[dict-item]
 
 
-def test_timm_can_squash_in_place_of_cutting_off(tmp_path: Path) -> None:
+def test_timm_can_squash_instead_of_cropping(tmp_path: Path) -> None:
     found = read(
         tmp_path, config=timm(crop_mode="squash", crop_pct=0.9, fixed_input_size=True, test_input_size=[3, 288, 288])
     )
@@ -369,7 +369,7 @@ def test_timm_rounds_half_a_pixel_of_the_crops_offset_to_the_even_side(more: int
         ({"input_size": [3, 256, 256]}, r"input_size: found \[3, 256, 256\], expected the model's \[3, 224, 224\]"),
     ],
 )
-def test_of_timm_too_what_is_not_understood_is_refused(changes: dict[str, Any], text: str, tmp_path: Path) -> None:
+def test_unknown_settings_of_timm_are_refused_by_name(changes: dict[str, Any], text: str, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=text):
         read(tmp_path, config=timm(**changes))
 
@@ -400,7 +400,7 @@ def test_golden_images_have_sizes_that_the_model_takes(settings: dict[str, Any],
     assert len(load(golden_images.make(found))) >= 12
 
 
-def test_an_export_ends_where_the_manifest_does_not_say_what_the_processor_does(tmp_path: Path) -> None:
+def test_an_export_fails_if_the_steps_differ_from_the_processor(tmp_path: Path) -> None:
     found = prepared(tmp_path, VIT | {"size": 32}, image_size=32)
     found.manifest.resample = "nearest"
     with pytest.raises(ExportError, match="the image processor and the manifest's steps differ on a grey image"):

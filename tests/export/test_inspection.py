@@ -1,4 +1,4 @@
-"""An artifact can be looked at, and says when it is no longer what was exported."""
+"""`inspect`, `verify` and `--list`."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from models.checkpoints.tables import LAYOUTS
 from models.mlp import ACTIVATIONS
 
 
-def test_inspect_shows_what_is_inside(artifacts: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_shows_the_contents(artifacts: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
     directory = artifacts("gpt")
     capsys.readouterr()
     assert main(["inspect", str(directory)]) == 0
@@ -37,7 +37,7 @@ def test_inspect_shows_what_is_inside(artifacts: Callable[[str], Path], capsys: 
     assert account["graphs"][0]["nodes"]["SkipLayerNormalization"] == 5
 
 
-def test_verify_finds_an_artifact_as_it_was(
+def test_verify_accepts_an_unchanged_artifact(
     artifacts: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("gpt", "classifier"):
@@ -92,7 +92,7 @@ def test_inspect_names_a_graph_that_is_missing_or_cut_short(
     assert f"{copy / 'cpu.onnx'}: found no ONNX graph (" in capsys.readouterr().err
 
 
-def test_what_is_no_artifact_is_one_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_directory_is_one_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(tmp_path)]) == 1
     assert "found no manifest, expected an artifact" in capsys.readouterr().err
 
@@ -117,7 +117,8 @@ def test_the_list_names_every_module_and_pooling_of_sentence_transformers() -> N
 
 
 def test_the_list_names_every_activation_that_is_missing() -> None:
-    assert set(ACT2FN) - set(ACTIVATIONS) == {"prelu", "xielu"}
+    for name in set(ACT2FN) - set(ACTIVATIONS):
+        assert any(line.startswith("activations") and name in line for line in families.CHECKPOINTS)
 
 
 def test_golden_images_are_shown_and_checked_again(

@@ -76,21 +76,19 @@ def continued(model: nanogpt.NanoGpt, ids: list[int]) -> list[int]:
     return text[0, len(ids) :].tolist()
 
 
-def test_letters_are_continued_as_nanogpt_continues_them(letters: tuple, stub: AffinityStub) -> None:
+def test_characters_are_generated_as_by_nanogpt(letters: tuple, stub: AffinityStub) -> None:
     numbers = {letter: n for n, letter in enumerate(nanogpt.CHARACTERS)}
     expected = continued(letters[0], [numbers[letter] for letter in PROMPT])
     text = "".join(nanogpt.CHARACTERS[number] for number in expected)
     assert written(stub, "out-shakespeare-char", PROMPT) == (text, expected)
 
 
-def test_words_are_continued_as_nanogpt_continues_them(
-    words: tuple, checkpoints: dict[str, Path], stub: AffinityStub
-) -> None:
+def test_tokens_are_generated_as_by_nanogpt(words: tuple, checkpoints: dict[str, Path], stub: AffinityStub) -> None:
     ids = Tokenizer.from_file(str(checkpoints["gpt"] / "tokenizer.json")).encode("A list is").ids
     assert written(stub, "gpt2-padded", "A list is")[1] == continued(words[0], ids)
 
 
-def test_a_letter_that_the_model_has_never_seen_is_refused(stub: AffinityStub) -> None:
+def test_an_unknown_character_is_refused(stub: AffinityStub) -> None:
     with pytest.raises(grpc.RpcError) as refused:
         written(stub, "out-shakespeare-char", "naïve")
     assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
@@ -113,14 +111,12 @@ def test_the_tokenizer_must_be_that_of_the_model(export, letters: tuple, checkpo
     assert "tokenizer: found token ids up to 399, expected less than the model's 61" in outcome.complained
 
 
-def test_letters_must_be_all_that_the_model_knows(export, words: tuple, letters: tuple) -> None:
+def test_the_characters_must_be_the_models_vocabulary(export, words: tuple, letters: tuple) -> None:
     outcome = export(words[1], "--tokenizer", letters[1].with_name("meta.pkl"))
     assert "meta.pkl: found 61 letters, expected the model's 448" in outcome.complained
 
 
-def test_a_letter_that_the_model_has_never_seen_is_refused_in_a_file_too(
-    export, letters: tuple, tmp_path: Path
-) -> None:
+def test_an_unknown_character_in_an_evaluation_file_is_refused(export, letters: tuple, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("naïve")
     outcome = export(letters[1], "--evaluate", tmp_path / "mine.txt")
     assert outcome.status == 1
@@ -130,7 +126,7 @@ def test_a_letter_that_the_model_has_never_seen_is_refused_in_a_file_too(
 @pytest.mark.parametrize(
     ("biases", "said"), [(True, "guessed: the exact GELU, as"), (False, "guessed: GELU by tanh, for")]
 )
-def test_which_gelu_was_taken_is_said(
+def test_the_guessed_gelu_is_reported(
     biases: bool, said: str, export, words: tuple, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     saved = torch.load(words[1], weights_only=True)
@@ -160,13 +156,13 @@ class Malicious:
         ([1], "found no stoi"),
     ],
 )
-def test_of_a_pickle_of_letters_only_letters_are_taken(meta: object, message: str, tmp_path: Path) -> None:
+def test_a_pickle_of_characters_has_plain_values_only(meta: object, message: str, tmp_path: Path) -> None:
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta))
     with pytest.raises(ExportError, match=message):
         characters.read(tmp_path / "meta.pkl")
 
 
-def test_a_broken_pickle_of_letters_is_refused(tmp_path: Path) -> None:
+def test_a_broken_pickle_of_characters_is_refused(tmp_path: Path) -> None:
     (tmp_path / "meta.pkl").write_bytes(b"letters")
     with pytest.raises(ExportError, match="found no pickle of plain values"):
         characters.read(tmp_path / "meta.pkl")

@@ -1,4 +1,4 @@
-"""A graph that is not its model is found out: a weight, an activation, a mask, a cache."""
+"""A graph that differs from its model is refused: a weight, an activation, a mask, a cache."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +26,7 @@ LONGEST = 64
 
 
 def prove(path: Path, recipe: Recipe) -> comparison.Parity:
-    """The comparison that ends every export, on a file that may have been tampered with."""
+    """The comparison at the end of every export."""
     return graph.prove(path, FP32, recipe, references(recipe))
 
 
@@ -55,7 +55,7 @@ def nodes(graph: onnx.GraphProto, kind: str) -> list[onnx.NodeProto]:
 
 
 @pytest.mark.parametrize("name", ["bert", "classifier", "embedder", "gpt", "vit", "mixer"])
-def test_what_was_exported_is_what_was_meant(
+def test_an_exported_graph_equals_its_model(
     name: str, artifacts: Callable[[str], Path], checkpoints: dict[str, Path]
 ) -> None:
     proven = prove(artifacts(name) / "cpu.onnx", recipe_of(checkpoints[name]))
@@ -79,7 +79,7 @@ def test_one_broken_weight_is_caught(
         prove(path, recipe_of(checkpoints[name]))
 
 
-def test_a_tanh_gelu_is_told_from_an_erf_gelu(artifacts: Callable[[str], Path], checkpoints: dict[str, Path]) -> None:
+def test_a_tanh_gelu_differs_from_an_erf_gelu(artifacts: Callable[[str], Path], checkpoints: dict[str, Path]) -> None:
     model = load(checkpoints["gpt"])
     other = Gpt(replace(model.config, activation="gelu")).eval()
     other.load_state_dict(model.state_dict())
@@ -99,7 +99,7 @@ def test_an_ignored_mask_is_caught(
         prove(path, recipe_of(checkpoints["bert"]))
 
 
-def test_attention_that_looks_ahead_is_caught(
+def test_attention_without_the_causal_mask_is_caught(
     artifacts: Callable[[str], Path], checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     def change(graph: onnx.GraphProto) -> None:
@@ -111,7 +111,7 @@ def test_attention_that_looks_ahead_is_caught(
         prove(path, recipe_of(checkpoints["gpt"]))
 
 
-def test_a_cache_that_is_read_wrongly_is_caught_by_writing_step_by_step(
+def test_a_wrong_cache_is_caught_by_decoding_step_by_step(
     artifacts: Callable[[str], Path], checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     """Reading a whole text at once does not show it: there is nothing in the cache."""
@@ -128,7 +128,7 @@ def test_a_cache_that_is_read_wrongly_is_caught_by_writing_step_by_step(
         prove(path, recipe)
 
 
-def test_best_words_that_are_not_the_best_are_caught(
+def test_wrong_top_tokens_are_caught(
     artifacts: Callable[[str], Path], checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     def change(graph: onnx.GraphProto) -> None:
@@ -157,7 +157,7 @@ def test_the_difference_says_where_and_by_how_much() -> None:
     assert (worst.position, worst.found, worst.expected, worst.maximum) == ((1, 2), 0.5, 0.0, 0.25)
 
 
-def test_what_is_not_a_number_is_never_within_tolerance() -> None:
+def test_nan_is_never_within_tolerance() -> None:
     found = np.array([0.0, np.nan, 1.0], np.float32)
     with pytest.raises(ParityError, match=r"at \[1\]: found nan"):
         comparison.difference("logits", found, np.zeros(3, np.float32), 1.0)

@@ -48,7 +48,7 @@ def bits(graph: onnx_ir.Graph) -> Counter[int]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("precision", [INT8, INT4, replace(INT4, head="int4"), replace(INT8, head="fp32")], ids=str)
-def test_every_matrix_is_rounded_and_the_head_as_one_wants_it(
+def test_every_matrix_is_quantised_and_the_head_as_the_user_chooses(
     kind: str, precision: precisions.Precision, artifacts: Callable[[str], Path]
 ) -> None:
     model = onnx_ir.load(artifacts(kind) / "cpu.onnx")
@@ -64,7 +64,7 @@ def test_every_matrix_is_rounded_and_the_head_as_one_wants_it(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_manifest_says_what_rounding_cost(kind: str, rounded: Path) -> None:
+def test_the_manifest_has_the_cost_of_quantisation(kind: str, rounded: Path) -> None:
     directory = rounded / f"tiny-{kind}/1"
     (graph,) = Parse((directory / "manifest.json").read_text(), Manifest()).graphs
     assert (graph.target, graph.precision, graph.head_precision) == ("cpu", "int8-weights", "int8")
@@ -73,7 +73,7 @@ def test_the_manifest_says_what_rounding_cost(kind: str, rounded: Path) -> None:
     assert inspection.verify(directory)["graphs"][0]["root_mean_square"] < 0.04
 
 
-def test_the_same_source_is_rounded_to_the_same_bytes(
+def test_the_same_source_is_quantised_to_the_same_bytes(
     rounded: Path, artifacts: Callable[[str], Path], tmp_path: Path
 ) -> None:
     again = quantize(onnx_ir.load(artifacts("gpt") / "cpu.onnx"), INT8)
@@ -81,14 +81,14 @@ def test_the_same_source_is_rounded_to_the_same_bytes(
     assert (tmp_path / "cpu.onnx").read_bytes() == (rounded / "tiny-gpt/1/cpu.onnx").read_bytes()
 
 
-def test_a_matrix_that_is_needed_nowhere_else_is_gone(rounded: Path, artifacts: Callable[[str], Path]) -> None:
+def test_an_unused_matrix_is_removed(rounded: Path, artifacts: Callable[[str], Path]) -> None:
     for kind in ("vit", "gpt", "bert"):
         assert (rounded / f"tiny-{kind}/1/cpu.onnx").stat().st_size < 0.6 * (
             artifacts(kind) / "cpu.onnx"
         ).stat().st_size
 
 
-def test_a_bound_of_the_users_own_is_kept_to(export, checkpoints: dict[str, Path]) -> None:
+def test_the_users_tolerance_is_applied(export, checkpoints: dict[str, Path]) -> None:
     strict = export(checkpoints["mixer"], "--target", "cpu=int4-weights", "--tolerance", "0.01")
     assert (strict.status, strict.visible) == (1, [])
     assert "expected root-mean-square ≤ 0.01 in int4-weights" in strict.complained
@@ -108,12 +108,12 @@ def test_a_bound_of_the_users_own_is_kept_to(export, checkpoints: dict[str, Path
         ("cuda=int8-weights", {}, "expected one of fp16, fp32"),
     ],
 )
-def test_what_makes_no_sense_is_refused(target: str, options: dict, complaint: str) -> None:
+def test_invalid_precisions_are_refused(target: str, options: dict, complaint: str) -> None:
     with pytest.raises(ExportError, match=complaint):
         precisions.parse(target, **options)
 
 
-def test_a_server_answers_from_rounded_weights_in_every_task(rounded: Path) -> None:
+def test_a_server_runs_quantised_weights_for_every_task(rounded: Path) -> None:
     picture = (ROOT / "models/pretrained/vit-digits/example.png").read_bytes()
     with served(rounded) as running, Client(running.target) as client:
         models = [model for model in client.models() if not model.name.endswith(".raw")]

@@ -44,7 +44,7 @@ LIBRARY = "sentence_transformers.models"
     (SETTINGS, {"processing_kwargs": {"text": {"add_special_tokens": False}}}, "processing_kwargs has add_special_tokens=False"),  # noqa: E501
 ])
 # fmt: on
-def test_what_would_give_other_vectors_is_refused_by_name(
+def test_settings_that_would_change_the_vectors_are_refused_by_name(
     file: str, changes: dict[str, object], said: str, saved: Callable[..., Path]
 ) -> None:
     directory = saved(Pooling(64, "mean"), Dense(64, 24))
@@ -60,7 +60,7 @@ def test_a_pooling_without_its_settings_is_refused(saved: Callable[..., Path]) -
         loaded(directory)
 
 
-def test_a_prompt_that_is_not_pooled_over_is_refused_where_there_is_one(saved: Callable[..., Path]) -> None:
+def test_excluding_a_prompt_from_the_pooling_is_refused(saved: Callable[..., Path]) -> None:
     directory = saved(Pooling(64, "mean", include_prompt=False))
     assert loaded(directory)
     change(directory / LIBRARY_SETTINGS, prompts={"q": "a set of "})
@@ -79,7 +79,7 @@ def test_a_prompt_that_is_not_pooled_over_is_refused_where_there_is_one(saved: C
         (0, {"path": "0_Transformer"}, "found no 0_Transformer/config.json, which modules.json names"),
     ],
 )
-def test_modules_that_are_not_known_are_refused_by_name(
+def test_unknown_modules_are_refused_by_name(
     number: int, changes: dict[str, str], said: str, saved: Callable[..., Path]
 ) -> None:
     directory = saved(Pooling(64, "mean"))

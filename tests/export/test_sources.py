@@ -21,7 +21,7 @@ def test_every_bundled_model_is_found_by_its_name() -> None:
         assert (source.directory / "config.json").is_file()
 
 
-def test_the_digest_follows_contents_and_not_places_or_dates(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_the_digest_depends_on_contents_and_not_on_paths_or_dates(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(checkpoints["bert"], copy)
     original = lookup.resolve(str(checkpoints["bert"])).digest()
@@ -44,7 +44,7 @@ def test_an_empty_directory_is_not_a_checkpoint(tmp_path: Path) -> None:
         lookup.resolve(str(tmp_path))
 
 
-def test_nanogpts_file_is_called_by_its_directory_and_takes_the_letters_beside_it(tmp_path: Path) -> None:
+def test_nanogpts_file_has_the_name_of_its_directory_and_the_characters_beside_it(tmp_path: Path) -> None:
     (tmp_path / "out-shakespeare").mkdir()
     checkpoint, letters = (tmp_path / "out-shakespeare" / name for name in ("ckpt.pt", "meta.pkl"))
     checkpoint.touch()
@@ -68,7 +68,7 @@ def test_another_tokenizer_makes_another_source(checkpoints: dict[str, Path]) ->
         lookup.resolve(str(checkpoints["gpt"]), "nowhere")
 
 
-def test_weights_that_are_not_read_do_not_count(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_the_digest_does_not_depend_on_unused_weights(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(checkpoints["bert"], copy)
     (copy / "pytorch_model.bin").write_bytes(b"the same weights in another format")

@@ -67,7 +67,7 @@ def test_a_class_without_a_fast_form_is_refused_by_name(settings: dict, said: st
 
 
 @pytest.mark.parametrize("code", [{"AutoTokenizer": ["mine.Mine", None]}, ["mine.Mine", None]])
-def test_a_tokenizer_with_code_of_its_own_is_refused(code: object, tmp_path: Path) -> None:
+def test_a_tokenizer_with_code_is_refused(code: object, tmp_path: Path) -> None:
     word_list(tmp_path, auto_map=code)
     with pytest.raises(
         ExportError, match=r"tokenizer_config.json: auto_map names code of its own .*mine.Mine.* never run"
@@ -75,7 +75,7 @@ def test_a_tokenizer_with_code_of_its_own_is_refused(code: object, tmp_path: Pat
         read(tmp_path)
 
 
-def test_a_tokenizer_that_reads_its_own_letters_alone_has_golden_texts_of_them(tmp_path: Path) -> None:
+def test_a_tokenizer_that_accepts_only_its_own_tokens_has_golden_texts_of_them(tmp_path: Path) -> None:
     letters = Tokenizer(models.WordLevel({letter: number for number, letter in enumerate("abcdefgh \n")}))
     letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     letters.decoder = decoders.Fuse()
@@ -91,7 +91,7 @@ def test_a_directory_without_a_vocabulary_is_refused(family: str, tmp_path: Path
         read(tmp_path)
 
 
-def test_a_tokenizer_that_stands_alone_is_read_for_the_family_of_the_model(tmp_path: Path) -> None:
+def test_a_separate_tokenizer_is_read_for_the_family_of_the_model(tmp_path: Path) -> None:
     byte_level(tmp_path, "gpt2", ["<|endoftext|>"])
     (tmp_path / "config.json").unlink()
     found = tokenizer.read(tmp_path, None, Needs(**NEEDS | {"family": "nanogpt", "task": "generate"}))
@@ -125,12 +125,12 @@ def test_a_length_without_room_for_the_special_tokens_is_refused(stated: object,
 
 
 @pytest.mark.parametrize("stated", [1e30, float("inf"), None])
-def test_a_tokenizer_of_no_length_of_its_own_has_that_of_the_model(stated: object, tmp_path: Path) -> None:
+def test_a_tokenizer_without_a_length_has_that_of_the_model(stated: object, tmp_path: Path) -> None:
     word_list(tmp_path, model_max_length=stated)
     assert read(tmp_path).manifest.max_length == 64
 
 
-def test_the_length_of_generated_text_is_that_of_the_model_alone(tmp_path: Path) -> None:
+def test_the_length_of_generated_text_is_that_of_the_model(tmp_path: Path) -> None:
     byte_level_file(tmp_path, model_max_length=16)
     assert read(tmp_path, task="generate").manifest.max_length == 64
 
@@ -150,7 +150,7 @@ def test_the_length_of_generated_text_is_that_of_the_model_alone(tmp_path: Path)
         ({"config.json": {"eos_token_id": 50256}}, [], 0, "config.json: eos_token_id: 50256 left out"),
     ],
 )
-def test_every_token_that_ends_a_text_is_told(
+def test_the_manifest_has_every_end_token(
     files: dict, ends: list[int], begins: int | None, remark: str | None, tmp_path: Path
 ) -> None:
     byte_level_file(tmp_path, eos_token="<|endoftext|>", bos_token="<|endoftext|>")

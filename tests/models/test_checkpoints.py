@@ -80,7 +80,7 @@ def assert_same(ours: nn.Module, expected: nn.Module) -> None:
         (Mixer, replace(MIXER, channels=1, token_mlp_width=37)),
     ],
 )
-def test_what_is_saved_is_loaded(
+def test_a_saved_model_is_loaded(
     kind: type[nn.Module], config: Any, randomised: Callable[[nn.Module], nn.Module], tmp_path: Path
 ) -> None:
     model = randomised(kind(config))
@@ -110,7 +110,7 @@ def test_encoders_come_back_with_the_pooling_and_the_layers_that_the_caller_name
         (Vit, VIT, ViTForImageClassification),
     ],
 )
-def test_what_is_saved_is_loaded_by_transformers(
+def test_transformers_loads_a_saved_model(
     kind: type[nn.Module], config: Any, reference: Any, checkpoint: Callable[..., Checkpoint], tmp_path: Path
 ) -> None:
     saved_config, tensors = checkpoint(kind, config)
@@ -210,7 +210,7 @@ def with_tied_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         (Gpt, GPT, lambda tensors: without_prefix(with_masks(tensors))),
     ],
 )
-def test_other_spellings_load_the_same_model(
+def test_old_names_load_the_same_model(
     kind: type[nn.Module], config: Any, respelled: Callable[..., Any], checkpoint: Callable[..., Checkpoint]
 ) -> None:
     saved_config, tensors = checkpoint(kind, config)
@@ -226,7 +226,7 @@ def test_other_spellings_load_the_same_model(
 @pytest.mark.parametrize(
     ("kind", "config"), [(Bert, CLASSIFIER), (Bert, ENCODER), (Gpt, GPT), (Vit, VIT), (Mixer, MIXER)]
 )
-def test_what_a_model_was_wrapped_in_is_taken_off_its_names(
+def test_the_names_of_wrappers_are_removed(
     kind: type[nn.Module], config: Any, wrapper: str, checkpoint: Callable[..., Checkpoint]
 ) -> None:
     saved_config, tensors = checkpoint(kind, config)
@@ -237,7 +237,7 @@ def test_what_a_model_was_wrapped_in_is_taken_off_its_names(
     assert_same(load((saved_config, wrapped | {"loss_fct.weight": torch.ones(3)}), pooling=pooling), expected)
 
 
-def test_parts_that_were_wrapped_by_themselves_are_found(checkpoint: Callable[..., Checkpoint]) -> None:
+def test_wrapped_parts_are_found(checkpoint: Callable[..., Checkpoint]) -> None:
     config, tensors = checkpoint(Bert, CLASSIFIER)
     wrapped = {name.replace(".layer.1.", ".layer.1._orig_mod."): tensor for name, tensor in tensors.items()}
     assert wrapped.keys() != tensors.keys()
@@ -257,7 +257,7 @@ LEFTOVERS = {
     ("kind", "config", "family"),
     [(Bert, CLASSIFIER, "bert"), (Gpt, GPT, "gpt"), (Vit, VIT, "vit"), (Mixer, MIXER, "mixer")],
 )
-def test_known_leftovers_are_ignored_and_others_only_where_that_is_allowed(
+def test_known_leftovers_are_ignored_and_others_only_if_allowed(
     kind: type[nn.Module], config: Any, family: str, checkpoint: Callable[..., Checkpoint]
 ) -> None:
     saved_config, tensors = checkpoint(kind, config)
@@ -272,7 +272,7 @@ def test_known_leftovers_are_ignored_and_others_only_where_that_is_allowed(
     assert "adapter.x" in fit.ignored
 
 
-def test_what_is_missing_is_never_ignored(checkpoint: Callable[..., Checkpoint]) -> None:
+def test_missing_tensors_are_never_ignored(checkpoint: Callable[..., Checkpoint]) -> None:
     config, tensors = checkpoint(Bert, CLASSIFIER)
     del tensors["classifier.bias"]
     with pytest.raises(CheckpointError, match=r"missing classifier.bias: expected \(3\)"):
@@ -392,7 +392,7 @@ def mixer_with(**arguments: object) -> dict[str, object]:
     ("mixer", mixer_with(num_classes=0),                   "MixerConfig.classes is 0: expected a whole number"),
 ])
 # fmt: on
-def test_what_would_compute_something_else_is_refused(base: str, change: dict[str, Any], message: str) -> None:
+def test_settings_that_change_the_computation_are_refused(base: str, change: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         load(({**PUBLISHED[base], **change}, {}))
 
@@ -440,7 +440,7 @@ def test_a_directory_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 # What a configuration says
 
 
-def test_a_silent_file_means_the_defaults_of_transformers() -> None:
+def test_missing_keys_have_the_defaults_of_transformers() -> None:
     sizes = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
     bert = {"architectures": ["BertForMaskedLM"], **sizes, "vocab_size": 30522, "max_position_embeddings": 512}
     assert configuration(bert) == ("bert", BERT_PRESETS["bert-base"])
@@ -461,12 +461,12 @@ def test_a_silent_file_means_the_defaults_of_transformers() -> None:
         ("mixer_l16_224", 16, 24, 1024),
     ],
 )
-def test_mixers_go_by_their_names(architecture: str, patch: int, depth: int, width: int) -> None:
+def test_mixers_have_the_sizes_of_their_architectures(architecture: str, patch: int, depth: int, width: int) -> None:
     sizes = {"width": width, "depth": depth, "token_mlp_width": width // 2, "mlp_width": 4 * width}
     assert configuration({"architecture": architecture}) == ("mixer", MixerConfig(**sizes, patch_size=patch))
 
 
-def test_what_a_mixer_was_trained_with_goes_before_its_name_and_its_arguments_before_both() -> None:
+def test_arguments_override_pretrained_sizes_which_override_a_mixers_architecture() -> None:
     trained = {"input_size": [1, 64, 64], "num_classes": 10}
     config = {"architecture": "mixer_b16_224", "num_classes": 5, "pretrained_cfg": trained}
     assert configuration(config) == configuration({"architecture": "mixer_b16_224", **trained, "num_classes": 5})
@@ -497,7 +497,7 @@ def test_what_a_mixer_was_trained_with_goes_before_its_name_and_its_arguments_be
         ({"architecture": "mixer_b16_224"}, "classify-image", ("mixer", None)),
     ],
 )
-def test_a_task_stands_in_for_an_architecture(config: dict, task: str, found: tuple[str, str | None]) -> None:
+def test_a_task_replaces_a_missing_architecture(config: dict, task: str, found: tuple[str, str | None]) -> None:
     assert architecture(for_task(config, task)) == found
 
 
@@ -511,12 +511,12 @@ def test_a_task_stands_in_for_an_architecture(config: dict, task: str, found: tu
         ({}, "embed", "model_type is missing: expected one of bert"),
     ],
 )
-def test_a_task_is_one_that_the_family_can_do(config: dict, task: str, message: str) -> None:
+def test_a_task_must_be_one_of_the_family(config: dict, task: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         for_task(config, task)
 
 
-def test_images_given_by_both_sides_are_read_by_one() -> None:
+def test_square_image_sizes_are_read_as_one_side() -> None:
     _, vit = configuration({**PUBLISHED["vit"], "image_size": [48, 48], "patch_size": [8, 8]})
     assert (vit.image_size, vit.patch_size) == (48, 8)
 

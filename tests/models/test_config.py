@@ -34,12 +34,12 @@ def test_a_field_out_of_its_range_is_refused(config: StackConfig, field: str, va
         replace(config, **{field: value})
 
 
-def test_zero_stands_for_none_where_it_may() -> None:
+def test_zero_is_allowed_for_optional_parts() -> None:
     assert replace(TINY_GPT, mlp_width=0).mlp_width == 0
     assert replace(TINY_BERT, segments=0).segments == 0
 
 
-def test_sizes_that_do_not_go_together_are_refused() -> None:
+def test_incompatible_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="width 64 cannot be cut into 7 heads"):
         Gpt(replace(TINY_GPT, heads=7))
     for kind, config in ((Vit, TINY_VIT), (Mixer, TINY_MIXER)):

@@ -45,7 +45,7 @@ def assert_same(found: nn.Module, expected: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("size", ["10GB", "40KB"])
-def test_shards_that_transformers_writes_make_the_whole(size: str, whole: Path) -> None:
+def test_shards_of_transformers_are_read(size: str, whole: Path) -> None:
     """Below the size of a shard it is one file."""
     BertForMaskedLM.from_pretrained(whole).save_pretrained(whole.with_name("shards"), max_shard_size=size)
     assert (whole.with_name("shards") / "model.safetensors.index.json").exists() == (size == "40KB")
@@ -70,7 +70,7 @@ def test_pickles_in_shards_are_read(whole: Path, tensors: dict[str, Tensor]) -> 
     assert_same(load(directory), load(whole))
 
 
-def test_safetensors_go_before_pickles(whole: Path) -> None:
+def test_safetensors_are_preferred_to_pickles(whole: Path) -> None:
     (whole / "pytorch_model.bin").write_bytes(b"never looked at")
     assert isinstance(load(whole), Bert)
 

@@ -69,7 +69,7 @@ def test_by_default_attention_is_softmax_of_scaled_affinities_in_each_head() -> 
     torch.testing.assert_close(attend(query, key, value, heads=3), torch.cat(heads, dim=-1))
 
 
-def test_a_masked_token_is_not_seen() -> None:
+def test_a_masked_token_has_no_effect() -> None:
     query, key, value = torch.randn(3, 1, 4, 8).unbind()
     mask = torch.tensor([0.0, 0.0, 0.0, float("-inf")])
     torch.testing.assert_close(
@@ -91,7 +91,7 @@ def test_twelve_blocks_are_85_million() -> None:
     assert round(sum(parameter.numel() for parameter in stack.parameters()) / 1e6) == 85
 
 
-def test_a_block_whose_halves_add_nothing_lets_everything_past() -> None:
+def test_a_block_whose_halves_are_zero_is_the_identity() -> None:
     x = torch.randn(2, 3, 16)
     block = Block(SelfAttention(16, heads=2), Mlp(16, 64, "gelu"), width=16, norm_first=True, epsilon=1e-5)
     for last in (block.mix.out_proj, block.mlp.fc2):
@@ -128,7 +128,7 @@ def test_qk_alone_gives_the_affinities_of_each_head(attention_without_biases: Se
     torch.testing.assert_close(x[:, None] @ attention_without_biases.qk @ x[:, None].mT, affinities[0])
 
 
-def test_ov_alone_gives_what_each_head_takes_over(attention_without_biases: SelfAttention) -> None:
+def test_ov_alone_gives_what_each_head_adds(attention_without_biases: SelfAttention) -> None:
     x, shares = torch.randn(2, 5, 24), []
     attention_without_biases.attend = partial(attend, normalise=recorded(softmax, shares))
     output = attention_without_biases(x)

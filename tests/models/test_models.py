@@ -39,7 +39,7 @@ def test_changing_a_token_changes_no_gpt_output_before_it(kind: type[nn.Module],
 
 
 @pytest.mark.parametrize("head", BERT_HEADS)
-def test_padding_changes_nothing_that_bert_says_of_real_tokens(head: str, randomised: Randomised) -> None:
+def test_padding_does_not_change_bert_results_of_real_tokens(head: str, randomised: Randomised) -> None:
     model = randomised(Bert(replace(TINY_BERT, head=head)))
     text, lengths = words(2, 12), torch.tensor([9, 5])
 
@@ -61,14 +61,14 @@ def test_a_text_gets_the_same_answer_alone_and_in_a_batch(randomised: Randomised
         torch.testing.assert_close(together[row, :length], model(text[row : row + 1, :length])[0])
 
 
-def test_bert_looks_in_both_directions(randomised: Randomised) -> None:
+def test_bert_attends_in_both_directions(randomised: Randomised) -> None:
     model, text = randomised(Bert(TINY_BERT)), words(1, 6)
     changed = text.clone()
     changed[0, 3] = (text[0, 3] + 1) % 512
     assert (model(changed) != model(text)).any(dim=-1).all()
 
 
-def test_bert_takes_one_segment_if_told_of_none(randomised: Randomised) -> None:
+def test_berts_default_segment_is_the_first(randomised: Randomised) -> None:
     model, text = randomised(Bert(TINY_BERT)), words(1, 6)
     assert torch.equal(model(text), model(text, token_type_ids=torch.zeros_like(text)))
     assert not torch.equal(model(text), model(text, token_type_ids=torch.ones_like(text)))
@@ -84,14 +84,14 @@ def test_language_heads_answer_at_the_selected_positions(
     torch.testing.assert_close(some, model(text)[[1, 0], [1, 4]])
 
 
-def test_gpt_goes_by_the_positions_it_is_told(randomised: Randomised) -> None:
+def test_gpt_uses_the_given_positions(randomised: Randomised) -> None:
     model, text = randomised(Gpt(TINY_GPT)), words(1, 6)
     assert torch.equal(model(text), model(text, torch.arange(6)[None]))
     assert not torch.equal(model(text), model(text, torch.arange(1, 7)[None]))
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_each_pooling_reads_the_real_tokens_alone(pooling: str) -> None:
+def test_each_pooling_uses_only_the_real_tokens(pooling: str) -> None:
     x, lengths, positions = torch.randn(3, 7, 64), torch.tensor([7, 4, 1]), torch.arange(7)[None]
     found = Pooling((pooling, "max"))(x, lengths, positions)
     assert found.shape == (3, 128)

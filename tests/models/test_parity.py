@@ -199,7 +199,7 @@ def test_roberta_as_an_encoder(
 
 @pytest.mark.parametrize("spelled", ["twice", "once, by the head's name"])
 @pytest.mark.parametrize("kind", [RobertaForMaskedLM, DistilBertForMaskedLM])
-def test_words_that_stand_in_a_file_twice_or_by_another_name(
+def test_token_embeddings_that_are_in_a_file_twice_or_by_another_name(
     kind: type[PreTrainedModel], spelled: str, saved: Callable[..., Path], assert_parity: AssertParity
 ) -> None:
     reference = kind(small_roberta(type_vocab_size=1) if kind is RobertaForMaskedLM else small_distilbert())
@@ -302,7 +302,7 @@ def test_nanogpt_of_before_there_was_a_choice_of_biases_has_the_gelu_of_gpt2(
         ({"model": {}, "model_args": {"n_layer": 2}}, "found no n_head, n_embd, block_size, vocab_size in model_args"),
     ],
 )
-def test_a_file_of_something_else_is_not_nanogpts(saved_things: object, message: str, tmp_path: Path) -> None:
+def test_another_file_is_not_nanogpts(saved_things: object, message: str, tmp_path: Path) -> None:
     torch.save(saved_things, tmp_path / "ckpt.pt")
     with pytest.raises(CheckpointError, match=message):
         load(tmp_path / "ckpt.pt")

@@ -59,7 +59,7 @@ def test_an_activation_is_that_of_transformers(name: str) -> None:
     torch.testing.assert_close(ACTIVATIONS[name](x), ACT2FN[name](x), atol=2e-6, rtol=2e-6)
 
 
-def test_every_activation_without_weights_of_its_own_is_written() -> None:
+def test_every_activation_without_weights_is_supported() -> None:
     assert ACT2FN.keys() - ACTIVATIONS.keys() <= {"prelu", "xielu"}
 
 
@@ -89,7 +89,7 @@ def test_gpt2(switches: dict[str, object], saved: Saved, assert_parity: AssertPa
         (DistilBertForMaskedLM, small_distilbert),
     ],
 )
-def test_a_masked_language_head_with_a_matrix_and_a_bias_of_its_own(
+def test_an_untied_masked_language_head(
     kind: type[PreTrainedModel], config: Callable, saved: Saved, assert_parity: AssertParity
 ) -> None:
     reference, texts = kind(config(tie_word_embeddings=False)), batch_of_roberta(0)

@@ -59,12 +59,12 @@ def test_no_paragraph_is_both_held_out_and_trained_on(python_corpus: Corpus) -> 
     assert not training & held_out
 
 
-def test_no_paragraph_stands_in_the_corpus_twice(python_corpus: Corpus) -> None:
+def test_every_paragraph_is_in_the_corpus_once(python_corpus: Corpus) -> None:
     found = fingerprints(python_corpus.training) + fingerprints(python_corpus.held_out)
     assert len(found) == len(set(found))
 
 
-def test_a_held_out_module_loses_what_training_has_too() -> None:
+def test_held_out_modules_lose_paragraphs_that_are_trained_on() -> None:
     common = "the same words stand in the one and in the other module of this test"
     held_out, trained_on = sorted(
         (Document(f"package/module_{n}.py", ((common, f"words that stand in module {n} alone"),)) for n in range(500)),
@@ -75,13 +75,13 @@ def test_a_held_out_module_loses_what_training_has_too() -> None:
     assert found.held_out[0].texts == (held_out.texts[0][1:],)
 
 
-def test_bert_mini_fills_in_words_of_held_out_text(python_corpus: Corpus) -> None:
+def test_bert_mini_predicts_masked_tokens_of_held_out_text(python_corpus: Corpus) -> None:
     model, tokenizer = checkpoints.load(PRETRAINED / "bert-mini"), tokenizer_of("bert-mini")
     stream = bert_mini.as_stream(bert_mini.encode(python_corpus.held_out, tokenizer))
     assert bert_mini.top5_accuracy(model, stream, tokenizer, rows=24) >= TOP5_AT_LEAST
 
 
-def test_gpt_mini_writes_down_held_out_text_in_few_bits(python_corpus: Corpus) -> None:
+def test_gpt_mini_encodes_held_out_text_in_few_bits(python_corpus: Corpus) -> None:
     model, tokenizer = checkpoints.load(PRETRAINED / "gpt-mini"), tokenizer_of("gpt-mini")
     stream = gpt_mini.encode(python_corpus.held_out, tokenizer)
     assert gpt_mini.bits_per_character(model, stream, tokenizer, rows=24) <= BITS_AT_MOST

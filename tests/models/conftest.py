@@ -1,10 +1,15 @@
-"""What the tests of the models share: weights without zeros and ones, and the measure of parity."""
+"""Shared by the tests of the models: random weights, published checkpoints, and the comparison with a reference."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+
+from models.checkpoints import published, published_config
+
+Checkpoint = tuple[dict[str, Any], dict[str, Tensor]]
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +34,17 @@ def randomised() -> Callable[[nn.Module], nn.Module]:
         return model.eval()
 
     return randomise
+
+
+@pytest.fixture
+def checkpoint(randomised: Callable[[nn.Module], nn.Module]) -> Callable[..., Checkpoint]:
+    """A configuration and tensors as they are published, with random values."""
+
+    def of(kind: type[nn.Module], config: object) -> Checkpoint:
+        model = randomised(kind(config))
+        return published_config(model), published(model)
+
+    return of
 
 
 @pytest.fixture

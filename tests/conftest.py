@@ -1,4 +1,4 @@
-"""Tiny checkpoints with random weights, their artifacts, and a real server over them: made once, used by every test."""
+"""Session fixtures: tiny checkpoints with random weights, their artifacts, and a real server that serves them."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from tests.sharing import make_once, shared_directory
 
 
 def written(root: Path, writers: Mapping[str, Callable[[Path], None]]) -> dict[str, Path]:
-    """Name → the directory that its writer has filled."""
+    """Call every writer once. Returns name → directory."""
 
     def write() -> None:
         for name, writer in writers.items():
@@ -24,27 +24,27 @@ def written(root: Path, writers: Mapping[str, Callable[[Path], None]]) -> dict[s
 
 
 def succeed(status: int) -> None:
-    """Fail unless a command ended with success."""
+    """Assert that a command succeeded."""
     assert status == 0
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoints(tmp_path_factory) -> dict[str, Path]:
     """Name → directory in the Hugging Face layout: tiny-bert, tiny-classifier, tiny-embedder, tiny-gpt, …"""
-    from tests.checkpoints import WRITERS  # imports transformers: only for those who need it
+    from tests.checkpoints import WRITERS  # imports transformers, which takes seconds
 
     return written(shared_directory(tmp_path_factory, "checkpoints"), {f"tiny-{n}": w for n, w in WRITERS.items()})
 
 
 @pytest.fixture(scope="session")
 def checkpoints(tiny_checkpoints) -> dict[str, Path]:
-    """What the tests of a folder call them; here, as they are."""
+    """The checkpoints by the names that a folder's tests use. Folders may override this."""
     return tiny_checkpoints
 
 
 @pytest.fixture(scope="session")
 def exported(tiny_checkpoints, tmp_path_factory) -> Callable[[str], Path]:
-    """Name → the artifact, exported by the command a user types when a test first asks for it."""
+    """Name → the artifact, exported with the command line when a test first needs it."""
     from export.__main__ import main
 
     root = shared_directory(tmp_path_factory, "artifacts")
@@ -58,7 +58,7 @@ def exported(tiny_checkpoints, tmp_path_factory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def variant_checkpoints(tmp_path_factory) -> dict[str, Path]:
-    """Name → directory of the relatives: roberta, distilbert-classifier, deit, …"""
+    """Name → directory of the variants: roberta, distilbert-classifier, deit, …"""
     from tests.variants import VARIANTS
 
     return written(shared_directory(tmp_path_factory, "variants"), VARIANTS)
@@ -66,7 +66,7 @@ def variant_checkpoints(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def exported_variant(variant_checkpoints, tmp_path_factory) -> Callable[[str], Path]:
-    """Name → the artifact, in a directory that holds no others; one of each architecture for CUDA too."""
+    """Name → the artifact of a variant. One variant of each architecture is exported for CUDA, too."""
     from export.__main__ import main
 
     root = shared_directory(tmp_path_factory, "variant-artifacts")

@@ -1,4 +1,4 @@
-"""Many prompts on a server at random times, and what transformers makes of each: for tests of generation."""
+"""Send many prompts to a server at random times, and generate from them with transformers, for comparison."""
 
 import asyncio
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ TextStream = list[GenerateResponse]
 
 
 async def continued(target: str, prompts: Sequence[Sequence[int]], *, seed: int = 0, **asked) -> list[TextStream]:
-    """The pieces of each prompt.
+    """The responses to each prompt.
 
-    Each is sent a random number of tokens after the one before, all counted, so that they come while others run: the
-    same course of events on a slow machine and on a fast one.
+    Each prompt is sent a random number of generated tokens (of all prompts) after the one before, so that it arrives
+    while others run. Counting tokens instead of time gives the same schedule on slow and fast machines.
     """
     gaps = np.random.default_rng(seed).integers(0, asked["max_tokens"], len(prompts)) * (np.arange(len(prompts)) > 0)
     made, changed = 0, asyncio.Condition()
@@ -42,7 +42,7 @@ async def continued(target: str, prompts: Sequence[Sequence[int]], *, seed: int 
 
 
 def request_of(ids: Sequence[int], **asked) -> GenerateRequest:
-    """To continue one prompt; to its last token, unless something else is asked."""
+    """A request with one prompt, which generates exactly max_tokens unless `asked` overrides ignore_eos."""
     prompt = Prompt(token_ids=TokenIds(ids=list(ids)))
     return GenerateRequest(prompts=[prompt], **{"ignore_eos": True, **asked})
 
@@ -52,7 +52,7 @@ def tokens_of(pieces: TextStream) -> list[int]:
 
 
 def greedy_of(model: transformers.PreTrainedModel, ids: Sequence[int], count: int) -> list[int]:
-    """What transformers generates after `ids`."""
+    """The tokens that transformers generates after `ids`."""
     prompt = torch.tensor([list(ids)])
     with torch.inference_mode():
         whole = model.generate(
@@ -68,7 +68,7 @@ def greedy_of(model: transformers.PreTrainedModel, ids: Sequence[int], count: in
 
 
 def logprobs_of(model: transformers.PreTrainedModel, ids: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
-    """What transformers gives for the tokens that follow `ids`: (tokens, vocabulary)."""
+    """The log-probabilities of transformers at the `tokens` that follow `ids`: (tokens, vocabulary)."""
     with torch.inference_mode():
         logits = model(torch.tensor([[*ids, *tokens]])).logits[0]
     return logits[len(ids) - 1 : -1].log_softmax(-1).numpy()

@@ -1,4 +1,4 @@
-"""The steps of one prompt on an engine, as an async iterator: for tests and measurements without a server."""
+"""Generate with an engine without a server: token outputs as an async iterator, for tests and benchmarks."""
 
 import asyncio
 from contextlib import aclosing

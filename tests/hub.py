@@ -1,4 +1,4 @@
-"""A hub on this machine: the few answers of huggingface.co that a download needs, over real HTTP."""
+"""A fake Hugging Face hub on this machine: the HTTP responses of huggingface.co that a download needs."""
 
 import hashlib
 import json
@@ -15,9 +15,9 @@ ANSWERS = {401: "Invalid credentials in Authorization header", 503: "Service Una
 
 @dataclass
 class Repository:
-    """A repository with one commit, on the branch main and under the tag v1; `token` opens it if it is gated.
+    """A repository with one commit, on the branch main and with the tag v1. A gated one requires `token`.
 
-    `status` is all that it answers, if it is not 200.
+    If `status` is not 200, it is the response to every request.
     """
 
     directory: Path
@@ -36,7 +36,7 @@ class Repository:
 
 @dataclass
 class Hub:
-    """`fetched` are the files that were downloaded, `asked` every request, `tokens` what came with them."""
+    """`fetched` are the downloaded files, `asked` all requests, `tokens` their authorization headers."""
 
     url: str
     repositories: dict[str, Repository]
@@ -46,7 +46,7 @@ class Hub:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request; its server has the hub."""
+    """Handles one request. The hub is an attribute of the server."""
 
     protocol_version = "HTTP/1.1"
 
@@ -57,7 +57,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer()
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing on the terminal."""
+        """Print nothing."""
 
     def answer(self) -> None:
         hub, path = self.server.hub, unquote(urlsplit(self.path).path)
@@ -112,14 +112,14 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def about(file: Path) -> dict:
-    """A file's size and git's name for its content."""
+    """The size of a file and git's object id of its content."""
     content = file.read_bytes()
     return {"size": len(content), "oid": hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()}
 
 
 @contextmanager
 def serving(repositories: dict[str, Path | Repository]) -> Iterator[Hub]:
-    """A hub with these repositories, on any free port, until the end of the block."""
+    """Run a hub with these repositories on a free port until the end of the block."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     repositories = {
         name: found if isinstance(found, Repository) else Repository(found) for name, found in repositories.items()

@@ -1,4 +1,4 @@
-"""Checkpoints of the published sizes with random weights, tiny ones to rehearse with, and how they are exported."""
+"""Checkpoints of published sizes with random weights, tiny ones for trial runs, and their export."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from tests.checkpoints import WRITERS, write_bytes, write_words
 from tests.serving import ROOT
 
 SEED = 0
-TINY = {"bert-base": "bert", "gpt2": "gpt", "vit-base": "vit"}  # name → what stands for it
+TINY = {"bert-base": "bert", "gpt2": "gpt", "vit-base": "vit"}  # name → its tiny stand-in
 MODELS: dict[str, Callable[[], transformers.PreTrainedModel]] = {
     "bert-base": lambda: transformers.BertForMaskedLM(transformers.BertConfig()),
     "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config()),
@@ -26,7 +26,7 @@ EXTRAS: dict[str, Callable[[Path], None]] = {
 
 
 def write_published(root: Path, names: Sequence[str] = tuple(MODELS)) -> dict[str, Path]:
-    """Name → directory: checkpoints of the published sizes, as transformers initialises them."""
+    """Write checkpoints of published sizes as transformers initialises them. Returns name → directory."""
     for name in names:
         torch.manual_seed(SEED)
         MODELS[name]().save_pretrained(root / name)
@@ -35,7 +35,7 @@ def write_published(root: Path, names: Sequence[str] = tuple(MODELS)) -> dict[st
 
 
 def write_tiny(root: Path, names: Sequence[str] = tuple(MODELS)) -> dict[str, Path]:
-    """The same, tiny: for a rehearsal."""
+    """Write tiny checkpoints of the same names, for trial runs."""
     for name in names:
         (root / name).mkdir()
         WRITERS[TINY[name]](root / name)
@@ -46,7 +46,7 @@ SIZES = {"published": write_published, "tiny": write_tiny}
 
 
 def export(sources: Sequence[str | Path], artifacts: Path, target: str) -> None:
-    """Export everything for the target (`cpu=fp32`), visibly; ends the program if that fails."""
+    """Export the sources for a target (`cpu=fp32`) with visible output. Exits if the export fails."""
     command = [sys.executable, "-m", "export", *map(str, sources), "--artifacts", str(artifacts), "--target", target]
     if subprocess.run(command, cwd=ROOT).returncode:
         sys.exit("error: the export failed")

@@ -1,4 +1,4 @@
-"""A real server in a process of its own, for tests and for measurements."""
+"""Start a real server in a process of its own, for tests and benchmarks."""
 
 import os
 import re
@@ -22,7 +22,7 @@ class Served:
     artifacts: Path
     port: int
     http_port: int
-    banner: str  # what it printed when it was ready
+    banner: str  # its output up to and including the example commands
 
     @property
     def target(self) -> str:
@@ -34,7 +34,7 @@ class Served:
 
 @contextmanager
 def served(artifacts: Path, *flags: str, environment: Mapping[str, str] = os.environ):
-    """`python -m server` over the artifacts, ready, on any free ports."""
+    """Run `python -m server` with the artifacts on free ports, and wait until it is ready."""
     command = [sys.executable, "-m", "server", "--artifacts", artifacts, "--provider", "cpu"]
     command += ["--port", "0", "--http-port", "0", "--threads", "1", *flags]
     environment = {**environment, "PYTHONUNBUFFERED": "1"}
@@ -42,12 +42,12 @@ def served(artifacts: Path, *flags: str, environment: Mapping[str, str] = os.env
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
-        said = ""
-        while not (ready := READY.search(said)):
+        output = ""
+        while not (ready := READY.search(output)):
             line = process.stdout.readline()
-            assert line, f"the server ended before it was ready:\n{said}"
-            said += line
-        banner = said + "".join(iter_banner(process))
+            assert line, f"the server exited before it was ready:\n{output}"
+            output += line
+        banner = output + "".join(iter_banner(process))
         yield Served(process, artifacts, int(ready[1]), int(ready[2]), banner)
     finally:
         if process.poll() is None:
@@ -56,6 +56,6 @@ def served(artifacts: Path, *flags: str, environment: Mapping[str, str] = os.env
 
 
 def iter_banner(process):
-    """The lines to try, which come with the news that the server is ready."""
+    """The example commands that the server prints when it is ready."""
     while (line := process.stdout.readline()).strip():
         yield line

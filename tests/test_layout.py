@@ -1,4 +1,4 @@
-"""The tree is the architecture: these tests keep it so."""
+"""The top-level folders, and the imports that packages must not need."""
 
 import importlib.metadata
 import subprocess
@@ -18,13 +18,13 @@ def tracked_files() -> list[str]:
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
-def test_nothing_stands_at_the_top_but_what_the_readme_names() -> None:
+def test_the_top_folder_contains_only_known_names() -> None:
     top = {path.split("/")[0] for path in tracked_files()}
     assert {name for name in top if not name.startswith(".")} <= FOLDERS | FILES
 
 
 @pytest.mark.parametrize("package", OURS)
-def test_a_package_name_belongs_to_us_alone(package: str) -> None:
+def test_no_other_distribution_has_our_package_names(package: str) -> None:
     assert set(importlib.metadata.packages_distributions().get(package, [])) <= {"affinity"}
 
 
@@ -36,7 +36,7 @@ def test_a_package_name_belongs_to_us_alone(package: str) -> None:
         ("server.client", ["torch", "onnx", "onnxruntime", "models", "export", "tokenizers"]),
     ],
 )
-def test_a_package_imports_without_what_it_must_not_know(package: str, forbidden: list[str]) -> None:
+def test_a_package_imports_without_its_forbidden_modules(package: str, forbidden: list[str]) -> None:
     code = f"import sys; sys.modules.update(dict.fromkeys({forbidden!r})); import {package}"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

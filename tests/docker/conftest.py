@@ -1,4 +1,4 @@
-"""What the tests of the images share; and what they print at their end."""
+"""Fixtures of the image tests, and the summary that they print."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def facts(pytestconfig: pytest.Config) -> list[str]:
-    """Lines for the summary."""
+    """The lines of the summary."""
     return pytestconfig.stash[FACTS]
 
 
@@ -45,12 +45,12 @@ def engine() -> Engine:
 
 @pytest.fixture(scope="session")
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """The bundled models; where they are not there, tiny ones."""
+    """Artifacts of the bundled models, or of tiny models if the bundled ones are missing."""
     if set(BUNDLED) <= set(lookup.bundled()):
         export(BUNDLED, ROOT / "artifacts")
         return Exported(ROOT / "artifacts", lookup.bundled_directory() / "vit-digits" / "example.png", tokens=200)
     directory = tmp_path_factory.mktemp("image")
-    directory.chmod(0o755)  # for the image's user
+    directory.chmod(0o755)  # readable by the image's user
     export(request.getfixturevalue("checkpoints").values(), directory / "artifacts")
     Picture.new("L", (28, 28)).save(directory / "black.png")
     return Exported(directory / "artifacts", directory / "black.png", tokens=50)

@@ -1,8 +1,8 @@
-"""Docker, or buildah where no engine runs: build an image, look at it, run it. The same few words for both.
+"""Build, inspect and run images with Docker, or with buildah if no Docker engine runs. Both have the same interface.
 
-Knows nothing of what the images are for. Docker is asked for what a careful user asks for: a read-only root, a /tmp in
-memory, no capabilities. Buildah runs a container on the host's network and knows nothing of that: the same care is
-taken here, inside the container, before its command starts.
+Containers run hardened: with a read-only root, a /tmp in memory and no capabilities. Docker has options for that.
+Buildah runs containers on the host's network without such options, so a script inside the container restricts it
+before its command starts.
 """
 
 import contextlib
@@ -31,16 +31,16 @@ Done = subprocess.CompletedProcess[str]
 
 
 class Unavailable(Exception):
-    """What is missing to build and run images on this machine."""
+    """This machine cannot build and run images. The text says what is missing."""
 
 
 class Failed(Exception):
-    """A command of the engine failed; the text is the end of what it said."""
+    """A command of the engine failed. The text is the end of its output."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """What an image says of itself."""
+    """The configuration of an image."""
 
     user: str
     entrypoint: list[str]
@@ -50,7 +50,7 @@ class Image:
 
 
 class Container(Protocol):
-    """A server, or an export, that runs in an image."""
+    """A running server or export."""
 
     grpc: str  # host:port
     http: str
@@ -62,7 +62,7 @@ class Container(Protocol):
 
 
 class Engine(Protocol):
-    """What builds and runs images."""
+    """Builds images and runs containers."""
 
     name: str
 
@@ -75,19 +75,19 @@ class Engine(Protocol):
 
 
 def find() -> Engine:
-    """Docker if one runs, else buildah; Unavailable says what would help."""
+    """Docker if an engine runs, otherwise buildah. Raises Unavailable if there is neither."""
     if shutil.which("docker") and subprocess.run(["docker", "info"], capture_output=True).returncode == 0:
         return Docker()
     if shutil.which("buildah") and os.geteuid() == 0:
         return Buildah()
-    raise Unavailable("no Docker engine answers, and there is no buildah that could take its place (it needs root)")
+    raise Unavailable("found no running Docker engine and no buildah, which needs root")
 
 
 # ---- Docker
 
 
 class Docker:
-    """A Docker engine. Its ports are published on this machine alone."""
+    """A Docker engine. Ports are published on the loopback interface only."""
 
     name = "docker"
 
@@ -97,7 +97,7 @@ class Docker:
             call([*command, *arguments(base), "--secret", f"id=pip.conf,src={pip.file}", str(ROOT)])
 
     def image(self, tag: str) -> Image:
-        return described(json.loads(call(["docker", "image", "inspect", tag]))[0]["Config"])
+        return image_of(json.loads(call(["docker", "image", "inspect", tag]))[0]["Config"])
 
     def run(self, tag: str, script: str, *, user: str | None = None) -> Done:
         as_user = ["--user", user] if user else []
@@ -105,10 +105,10 @@ class Docker:
 
     @contextlib.contextmanager
     def start(self, tag: str, artifacts: Path, *arguments: str, writable: bool = False) -> Iterator[Container]:
-        careful = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
+        hardened = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
         ports = ["--publish", f"127.0.0.1::{GRPC}", "--publish", f"127.0.0.1::{HTTP}"]
         volume = f"{artifacts}:/artifacts:{'rw' if writable else 'ro'}"
-        name = call(["docker", "run", "--detach", *careful, *ports, "--volume", volume, tag, *arguments]).strip()
+        name = call(["docker", "run", "--detach", *hardened, *ports, "--volume", volume, tag, *arguments]).strip()
         try:
             yield DockerContainer(name)
         finally:
@@ -148,7 +148,7 @@ class DockerContainer:
 
 
 class Buildah:
-    """Buildah in chroot isolation, which needs no more rights than root in a container has."""
+    """Buildah with chroot isolation, which works as root inside a container, too."""
 
     name = "buildah"
 
@@ -158,12 +158,12 @@ class Buildah:
     def build(self, target: str, tag: str, base: str | None) -> None:
         command = ["buildah", "bud", "--layers", "--format", "docker", "--file", str(DOCKERFILE)]
         with pip_settings(of_this_machine=True) as pip:
-            lent = [word for path in pip.folders for word in ("--volume", f"{path}:{path}:ro")]
+            volumes = [word for path in pip.folders for word in ("--volume", f"{path}:{path}:ro")]
             named = ["--target", target, "--tag", tag, "--secret", f"id=pip.conf,src={pip.file}"]
-            call([*command, *named, *arguments(base), *lent, str(ROOT)])
+            call([*command, *named, *arguments(base), *volumes, str(ROOT)])
 
     def image(self, tag: str) -> Image:
-        return described(json.loads(call(["buildah", "inspect", "--type", "image", tag]))["Docker"]["config"])
+        return image_of(json.loads(call(["buildah", "inspect", "--type", "image", tag]))["Docker"]["config"])
 
     def run(self, tag: str, script: str, *, user: str | None = None) -> Done:
         with working_container(tag) as name:
@@ -183,7 +183,7 @@ class Buildah:
                 container.kill()
 
 
-CAREFUL = """mount -o remount,bind,ro / && user=$1 && shift && exec setpriv --reuid $user --regid $user --clear-groups \
+SANDBOX = """mount -o remount,bind,ro / && user=$1 && shift && exec setpriv --reuid $user --regid $user --clear-groups \
 --inh-caps=-all --bounding-set=-all --no-new-privs -- "$@"
 """
 
@@ -205,11 +205,11 @@ class BuildahContainer:
         return self._log.read_text()
 
     def _command(self, command: Sequence[str]) -> list[str]:
-        """`command` as the image's user, who has no capabilities and gets none, in a root made read-only."""
-        return [*self._run, "--", "sh", "-c", CAREFUL, "sh", str(self._user), *command]
+        """Run `command` as the image's user, without capabilities and with a read-only root."""
+        return [*self._run, "--", "sh", "-c", SANDBOX, "sh", str(self._user), *command]
 
     def terminate(self) -> None:
-        """As an engine would: the signal goes to the container's first process."""
+        """Send SIGTERM to the container's first process, as an engine does."""
         os.kill(self._first_process(), signal.SIGTERM)
 
     def wait(self, timeout_s: float = WAIT_S) -> int:
@@ -222,14 +222,14 @@ class BuildahContainer:
             self._process.wait(WAIT_S)
 
     def _first_process(self) -> int:
-        """Below buildah's own processes, which are root's: the one that is the image's user's."""
-        below = [self._process.pid]
-        while below:
-            process = below.pop()
+        """The first descendant that belongs to the image's user. Buildah's own processes belong to root."""
+        descendants = [self._process.pid]
+        while descendants:
+            process = descendants.pop()
             if os.stat(f"/proc/{process}").st_uid == self._user:
                 return process
             for thread in Path(f"/proc/{process}/task").iterdir():
-                below += map(int, (thread / "children").read_text().split())
+                descendants += map(int, (thread / "children").read_text().split())
         raise Failed(f"no process of user {self._user} runs\n{self.log()}")
 
 
@@ -250,18 +250,18 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-# ---- what both need
+# ---- shared
 
 
 def arguments(base: str | None) -> list[str]:
-    """Build arguments: the base image, and where pip looks if the environment says so."""
+    """The build arguments: the base image, and pip's indexes if the environment sets them."""
     given = [f"PYTHON_IMAGE={base}"] if base else []
-    given += [name for name in PIP_ARGUMENTS if name in os.environ]  # without a value: the environment's
+    given += [name for name in PIP_ARGUMENTS if name in os.environ]  # the engine adds the value from the environment
     return [word for each in given for word in ("--build-arg", each)]
 
 
-def described(config: Mapping[str, object]) -> Image:
-    """An image's configuration in Docker's format, which both engines have."""
+def image_of(config: Mapping[str, object]) -> Image:
+    """The image of a configuration in Docker's format, which both engines return."""
     found = json.loads(json.dumps(config))
     return Image(
         user=found.get("User", ""),
@@ -277,9 +277,9 @@ def done(command: Sequence[str]) -> Done:
 
 
 def call(command: Sequence[str]) -> str:
-    """What a command prints; Failed, with the end of what it said, if it does not succeed."""
+    """The standard output of a command. Raises Failed with the end of its output if it fails."""
     finished = done(command)
     if finished.returncode:
-        said = "\n".join((finished.stdout + finished.stderr).splitlines()[-30:])
-        raise Failed(f"{shlex.join(command[:3])} … ended with {finished.returncode}\n{said}")
+        output = "\n".join((finished.stdout + finished.stderr).splitlines()[-30:])
+        raise Failed(f"{shlex.join(command[:3])} … ended with {finished.returncode}\n{output}")
     return finished.stdout

@@ -1,4 +1,4 @@
-"""A server that runs in an image, and what it is given to serve."""
+"""A server in a container, and the artifacts that it serves."""
 
 import time
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ START_S = 120.0
 
 @dataclass(frozen=True)
 class Exported:
-    """What is mounted at /artifacts, a picture for it, and how many tokens its GPT can add to a short prompt."""
+    """Artifacts for a container, an image for their classifier, and how many tokens their GPT can generate."""
 
     artifacts: Path
     picture: Path
@@ -19,7 +19,7 @@ class Exported:
 
 
 class Server:
-    """A server in a container, and how its health check went while it started."""
+    """A server in a container, and the results of its health check before and after its start."""
 
     def __init__(self, container: Container, image: Image) -> None:
         self.container, self._command = container, health_command(image)

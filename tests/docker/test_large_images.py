@@ -1,7 +1,6 @@
-"""The images of gigabytes, built and run as they are: the server with CUDA in it, on a machine without a GPU, and the
-one that exports.
+"""The large images, built and run: the server with CUDA, on a machine without a GPU, and the exporter.
 
-`make docker-test-large` runs this. PYTHON_IMAGE names another base, as for the Dockerfile.
+`make docker-test-large` runs these tests. PYTHON_IMAGE names another base, as for the Dockerfile.
 """
 
 import os
@@ -50,7 +49,7 @@ def exporter(built: Callable[[str], str]) -> str:
 # ---- the server with CUDA
 
 
-def test_it_holds_cuda_and_nothing_that_installs_compiles_or_trains(engine: Engine, cuda: str) -> None:
+def test_it_contains_cuda_and_no_installer_compiler_or_training_code(engine: Engine, cuda: str) -> None:
     assert engine.image(cuda).user == f"{USER}:{USER}"
     assert engine.run(cuda, "id -u; id -g").stdout.split() == [str(USER)] * 2
     assert engine.run(cuda, "for tool in pip pip3 gcc cc g++ nvcc ld make; do command -v $tool; done").stdout == ""
@@ -61,7 +60,7 @@ def test_it_holds_cuda_and_nothing_that_installs_compiles_or_trains(engine: Engi
         assert any(library.startswith(wanted) for library in libraries), wanted
 
 
-def test_without_a_gpu_it_does_not_start_and_says_what_is_missing(
+def test_without_a_gpu_it_exits_and_names_the_missing_library(
     engine: Engine, cuda: str, exported: Exported, facts: list[str]
 ) -> None:
     with engine.start(cuda, exported.artifacts) as container:
@@ -72,7 +71,7 @@ def test_without_a_gpu_it_does_not_start_and_says_what_is_missing(
     facts.append("without a GPU: " + next(line for line in log.splitlines() if "libcuda.so.1" in line))
 
 
-def test_told_to_choose_it_says_why_not_cuda_and_serves_on_the_cpu(
+def test_with_provider_auto_it_logs_why_cuda_is_missing_and_serves_on_the_cpu(
     engine: Engine, cuda: str, exported: Exported, facts: list[str]
 ) -> None:
     with engine.start(cuda, exported.artifacts, "--provider", "auto") as container:
@@ -94,7 +93,7 @@ def test_told_to_choose_it_says_why_not_cuda_and_serves_on_the_cpu(
 # ---- the export
 
 
-def test_it_exports_what_compose_asks_for_as_a_user_who_is_not_root(
+def test_it_exports_the_models_of_compose_as_an_unprivileged_user(
     engine: Engine, exporter: str, tmp_path: Path, facts: list[str]
 ) -> None:
     tmp_path.chmod(0o755)

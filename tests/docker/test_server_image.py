@@ -1,6 +1,6 @@
-"""The image of the CPU server, built and run as it is: what it is made of, what it answers, how it ends.
+"""The image of the CPU server, built and run: its contents, its responses and its shutdown.
 
-`make docker-test` runs this. PYTHON_IMAGE names another base, as for the Dockerfile.
+`make docker-test` runs these tests. PYTHON_IMAGE names another base, as for the Dockerfile.
 """
 
 import os
@@ -23,8 +23,8 @@ pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 USER = 10001
-MOST_MEGABYTES = 600
-BASE_MEGABYTES = 150  # python:slim, unpacked, with some to spare
+MAX_MEGABYTES = 600
+BASE_MEGABYTES = 150  # python:slim, unpacked, with a margin
 TAG = "affinity-test:cpu"
 
 
@@ -44,7 +44,7 @@ def image(engine: Engine, tag: str) -> Image:
 
 @pytest.fixture(scope="module")
 def inside(engine: Engine, tag: str) -> Callable[[str], str]:
-    """Run a script in the image; what it prints."""
+    """Runs a script in the image and returns its output."""
 
     def run(script: str) -> str:
         done = engine.run(tag, script)
@@ -56,7 +56,7 @@ def inside(engine: Engine, tag: str) -> Callable[[str], str]:
 
 @pytest.fixture
 def start(engine: Engine, tag: str, image: Image, exported: Exported) -> Iterator[Server]:
-    """A server of a test's own, ready."""
+    """A ready server for a single test."""
     with engine.start(tag, exported.artifacts) as container:
         server = Server(container, image)
         server.wait_until_ready()
@@ -65,7 +65,7 @@ def start(engine: Engine, tag: str, image: Image, exported: Exported) -> Iterato
 
 @pytest.fixture(scope="module")
 def server(engine: Engine, tag: str, image: Image, exported: Exported, facts: list[str]) -> Iterator[Server]:
-    """A server that the tests share, ready."""
+    """A ready server that the tests share."""
     started = time.monotonic()
     with engine.start(tag, exported.artifacts) as container:
         server = Server(container, image)
@@ -79,25 +79,25 @@ def default_base() -> str:
     return line.partition("=")[2]
 
 
-# ---- what it is made of
+# ---- contents
 
 
 def test_it_is_small(engine: Engine, tag: str, facts: list[str]) -> None:
-    """Unpacked, and as if it stood on python:slim, if the base is a larger one."""
+    """The unpacked size, with the size of python:slim in place of a larger base."""
     megabytes, base = (
         int(engine.run(each, "du -sxm / | cut -f1", user="root").stdout)
         for each in (tag, os.environ.get("PYTHON_IMAGE") or default_base())
     )
     facts.append(f"{megabytes} MB unpacked; the base is {base} of them")
-    assert megabytes - base + min(base, BASE_MEGABYTES) <= MOST_MEGABYTES
+    assert megabytes - base + min(base, BASE_MEGABYTES) <= MAX_MEGABYTES
 
 
-def test_it_is_not_root(image: Image, inside: Callable[[str], str]) -> None:
-    assert image.user == f"{USER}:{USER}"  # a number, so that Kubernetes can see that it is not root
+def test_it_runs_as_an_unprivileged_user(image: Image, inside: Callable[[str], str]) -> None:
+    assert image.user == f"{USER}:{USER}"  # a number, so that Kubernetes can verify that it is not root
     assert inside("id -u; id -g").split() == [str(USER)] * 2
 
 
-def test_it_holds_the_server_and_what_it_speaks_and_no_other_code_of_ours(inside: Callable[[str], str]) -> None:
+def test_it_contains_only_the_packages_server_and_protos(inside: Callable[[str], str]) -> None:
     assert inside("ls /app").split() == [f"affinity-{PROJECT['version']}.dist-info", "protos", "server"]
     others = inside("find /app/server /app/protos -type f ! -name '*.py' ! -name '*.pyc'")
     assert others == ""
@@ -109,7 +109,7 @@ def test_it_cannot_install_compile_or_train(inside: Callable[[str], str]) -> Non
     assert inside(f"python -c '{script}' pip setuptools torch onnx models export") == ""
 
 
-def test_it_says_what_it_is(image: Image, inside: Callable[[str], str]) -> None:
+def test_it_has_labels_and_a_version(image: Image, inside: Callable[[str], str]) -> None:
     assert image.labels["org.opencontainers.image.version"] == PROJECT["version"]
     assert image.labels["org.opencontainers.image.licenses"] == PROJECT["license"]
     assert inside("python -m server --version") == f"affinity {PROJECT['version']}"
@@ -126,7 +126,7 @@ def test_its_packages_are_those_of_make_install(inside: Callable[[str], str], fa
     facts.append(f"{len(there)} packages; versions unlike those of .venv: {', '.join(differing) or 'none'}")
 
 
-# ---- what it does
+# ---- behaviour
 
 
 def test_its_health_check_waits_until_it_is_ready(server: Server) -> None:
@@ -137,15 +137,15 @@ def test_its_health_check_waits_until_it_is_ready(server: Server) -> None:
 def test_it_answers_the_three_requests(server: Server, exported: Exported, facts: list[str]) -> None:
     with Client(server.grpc) as client:
         [text] = client.fill_mask(["The [MASK] statement raises an exception."])
-        pieces = list(client.generate("A list is", max_tokens=40))
+        responses = list(client.generate("A list is", max_tokens=40))
         [classification] = client.classify_image([exported.picture.read_bytes()])
         running = sorted(f"{model.name} on {model.provider}" for model in client.models() if model.provider)
     assert len(text.masks[0].candidates) == 5
-    assert pieces[-1].finish_reason in {"length", "stop"}
+    assert responses[-1].finish_reason in {"length", "stop"}
     assert 0 < classification.classes[0].score <= 1
     facts.append(
         f"[MASK] = {text.masks[0].candidates[0].token_str.strip()}; the picture is {classification.classes[0].label}; "
-        f"A list is{''.join(piece.text for piece in pieces)!r}"
+        f"A list is{''.join(response.text for response in responses)!r}"
     )
     facts.append(", ".join(running))
 
@@ -161,15 +161,15 @@ def test_its_root_is_read_only(server: Server) -> None:
     assert written.stderr.count("Read-only file system") == 2
 
 
-def test_it_finishes_a_stream_when_it_is_told_to_stop(start: Server, exported: Exported, facts: list[str]) -> None:
+def test_it_finishes_a_stream_after_sigterm(start: Server, exported: Exported, facts: list[str]) -> None:
     with Client(start.grpc) as client:
-        pieces = client.generate("A list is", max_tokens=exported.tokens, ignore_eos=True)
-        first = next(pieces)
+        responses = client.generate("A list is", max_tokens=exported.tokens, ignore_eos=True)
+        first = next(responses)
         start.container.terminate()
-        rest = list(pieces)
+        rest = list(responses)
     code = start.container.wait()
     assert code == 0, start.container.log()
     assert "1 requests under way" in start.container.log()
     assert rest[-1].finish_reason == "length"
-    tokens = len(first.token_ids) + sum(len(piece.token_ids) for piece in rest)
+    tokens = len(first.token_ids) + sum(len(response.token_ids) for response in rest)
     facts.append(f"SIGTERM after the first of {tokens} tokens: all of them came, exit code {code}")

@@ -1,4 +1,4 @@
-"""What watches the server asks for numbers that the server has: the dashboard, the alerts, compose.yaml."""
+"""The dashboard and the alerts query metrics that exist, and compose.yaml refers to files and stages that exist."""
 
 import json
 import re
@@ -26,7 +26,7 @@ GRAFANA_INTERVAL = "$__rate_interval"
 
 
 def queries() -> Iterator[tuple[str, str]]:
-    """Where each query stands, and the query."""
+    """The panel or alert of each query, and the query."""
     for panel in DASHBOARD["panels"]:
         for target in panel.get("targets", ()):
             yield panel["title"], target["expr"]
@@ -36,16 +36,16 @@ def queries() -> Iterator[tuple[str, str]]:
 
 
 def series() -> set[str]:
-    """The names under which Prometheus sees the server's metrics."""
+    """The names of the server's metrics in Prometheus."""
     families = [*Metrics().registry.collect(), *ModelMetrics(lambda: ()).collect()]
     return {family.name + suffix for family in families for suffix in SUFFIXES.get(family.type, ("",))}
 
 
 @pytest.mark.parametrize(("where", "query"), list(queries()))
 def test_every_query_names_metrics_that_exist(where: str, query: str) -> None:
-    asked = set(re.findall(r"\b(?:affinity|nv_inference|grpc_server)_\w+", query))
-    assert asked or any(name in query for name in PROMETHEUS_OWN)
-    assert asked <= series()
+    names = set(re.findall(r"\b(?:affinity|nv_inference|grpc_server)_\w+", query))
+    assert names or any(name in query for name in PROMETHEUS_OWN)
+    assert names <= series()
 
 
 def test_the_dashboard_lists_the_models_from_a_metric_that_exists() -> None:
@@ -88,7 +88,7 @@ def test_compose_exports_every_bundled_model() -> None:
     assert COMPOSE["services"]["export"]["command"] == re.findall(r"^BUNDLED := (.*)$", makefile, re.M)[0].split()
 
 
-def test_a_server_has_longer_to_stop_than_its_requests_have_to_finish() -> None:
+def test_the_stop_grace_period_is_longer_than_the_drain_time() -> None:
     for name in ("server", "server-cuda"):
         assert int(COMPOSE["services"][name]["stop_grace_period"].removesuffix("s")) > Settings.drain_seconds
 

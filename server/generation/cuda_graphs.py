@@ -7,9 +7,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from server.arrays import Array
+from server.arrays import Array, Ids
 from server.generation.cache import Layout, SlotCache
-from server.generation.decoder import ELEMENTS, Decoder, Ids, Scores
+from server.generation.decoder import ELEMENTS, Decoder, Scores
 from server.generation.device_memory import CudaMemory, HostMemory, Memory
 from server.runtime.capture_lock import CAPTURE_LOCK
 from server.runtime.session import Session, run_options
@@ -38,12 +38,12 @@ class CapturingDecoder(Decoder):
             self.decode(np.zeros(rows, np.int64), np.ones(rows, np.int32))
 
     def prefill(self, slot: int, token_ids: Ids, past: int) -> Scores:
-        with CAPTURE_LOCK.shared():
+        with CAPTURE_LOCK.read():
             return super().prefill(slot, token_ids, past)
 
     def decode(self, token_ids: Ids, lengths: NDArray[np.int32]) -> Scores:
         rows = len(token_ids)
-        with CAPTURE_LOCK.shared() if rows in self._captured else CAPTURE_LOCK.alone():
+        with CAPTURE_LOCK.read() if rows in self._captured else CAPTURE_LOCK.write():
             scores = super().decode(token_ids, lengths)
         self._captured.add(rows)
         return scores
@@ -51,13 +51,13 @@ class CapturingDecoder(Decoder):
     def _run_apart(
         self, input_ids: Ids, lengths: NDArray[np.int32], past: Sequence[Array], *, start: int, more: bool
     ) -> list[Array]:
-        with CAPTURE_LOCK.shared():
+        with CAPTURE_LOCK.read():
             return super()._run_apart(input_ids, lengths, past, start=start, more=more)
 
     def release(self) -> None:
         """Forget the graphs: they know addresses that will be somebody else's."""
         self._captured.clear()
-        with CAPTURE_LOCK.shared():
+        with CAPTURE_LOCK.read():
             while self._graphs:
                 self._session.release_captured_graph(self._graphs.pop())
 

@@ -12,12 +12,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from server.arrays import Array
+from server.arrays import Array, Floats, Ids
 from server.generation.cache import SlotCache
 from server.runtime.session import run_options
-
-Ids = NDArray[np.int64]
-Floats = NDArray[np.float32]
 
 TOP = ("top_scores", "top_ids", "logsumexp")  # bound first, in this order, and then the logits
 ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}

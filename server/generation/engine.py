@@ -15,12 +15,13 @@ import numpy as np
 from server.admission.deadline import within_deadline
 from server.admission.in_flight import InFlight
 from server.admission.queue import AdmissionQueue, Limits, RequestContext
+from server.arrays import Floats, Ids
 from server.concurrency.weighted_semaphore import WeightedSemaphore
 from server.config.settings import ModelSettings
 from server.errors import InvalidRequest, NotEnoughMemory, NotReady, Overloaded
 from server.generation.cache import SlotCache, check_room, megabytes, room_in
 from server.generation.cuda_graphs import decoder_of, layout_of, memory_of
-from server.generation.decoder import Decoder, Floats, Ids
+from server.generation.decoder import Decoder
 from server.generation.request import Sampling
 from server.generation.runner import Runner
 from server.generation.sampler import SamplingState
@@ -113,12 +114,12 @@ class Engine:
         self._worker.cancel_all()
 
     @contextmanager
-    def room(self, requests: int, *, field: str) -> Iterator[None]:
+    def reserve(self, requests: int, *, field: str) -> Iterator[None]:
         """Places in the queue for so many prompts, before anything is made of them; for a while.
 
         Raises Overloaded, and InvalidRequest if there can never be so many.
         """
-        with self._counting_refusals(), self._worker.room(requests=requests, tokens=0, field=field):
+        with self._counting_refusals(), self._worker.reserve(requests=requests, tokens=0, field=field):
             yield
 
     @contextmanager
@@ -153,7 +154,7 @@ class Engine:
         self._check_accepting()
         begun = self._clock()
         call.check_deadline(begun)
-        place = self._worker.room(requests=len(ids), tokens=int(lengths.sum()), field="input_ids")
+        place = self._worker.reserve(requests=len(ids), tokens=int(lengths.sum()), field="input_ids")
         with self._counting_refusals(), place:
             async with within_deadline(call, begun), self._logits.acquire(ids.size * self.vocabulary):
                 logits, run_seconds = await self._forward(ids, lengths)

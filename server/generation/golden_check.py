@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protos.artifact import MAXIMUM
+from server.arrays import Floats, Ids
 from server.artifact import Artifact, GoldenCase
 from server.errors import BadArtifact
 from server.generation.cuda_graphs import decoder_of, layout_of, memory_of
-from server.generation.decoder import Floats, Ids
 from server.runtime.golden_check import tolerance_of
 from server.runtime.session import Session
 

@@ -7,10 +7,7 @@ prompt that begins alike copies what is alike, from such a slot or from that of 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-Ids = NDArray[np.int64]
+from server.arrays import Ids
 
 READ_ANEW = 2  # tokens, at least: one alone is computed by other kernels, and differs in the last bits
 

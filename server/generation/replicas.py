@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from server.admission.queue import RequestContext
-from server.generation.decoder import Floats, Ids
+from server.arrays import Floats, Ids
 from server.generation.engine import Engine
 from server.generation.request import Sampling
 from server.generation.stream import Entrant
@@ -54,11 +54,11 @@ class EngineReplicas:
         self._engines[0].check_length(field, tokens)
 
     @contextmanager
-    def room(self, requests: int, *, field: str) -> Iterator[None]:
-        """As `Engine.room`."""
+    def reserve(self, requests: int, *, field: str) -> Iterator[None]:
+        """As `Engine.reserve`."""
         with self._spread(requests) as engines, ExitStack() as stack:
             for engine, share in Counter(engines).items():
-                stack.enter_context(engine.room(share, field=field))
+                stack.enter_context(engine.reserve(share, field=field))
             yield
 
     @contextmanager

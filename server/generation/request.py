@@ -67,7 +67,7 @@ class Sampling:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class TokenOutput:
     """One generated token.
 
     Log-probabilities are those of the model, before temperature, penalties and filters. `top` has the `logprobs`

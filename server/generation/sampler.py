@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from server.arrays import Floats, Ids
 from server.generation.decoder import Scores
 from server.generation.request import Sampling
-from server.generation.sampling import Doubles, Floats, Ids, draw, draw_from_all
+from server.generation.sampling import Doubles, draw, draw_from_all
 
 
 @dataclass(frozen=True)

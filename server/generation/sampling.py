@@ -8,8 +8,8 @@ largest probability. What is drawn in a row depends on that row alone.
 import numpy as np
 from numpy.typing import NDArray
 
-Ids = NDArray[np.int64]
-Floats = NDArray[np.float32]
+from server.arrays import Floats, Ids
+
 Doubles = NDArray[np.float64]
 
 BLOCK = 256  # columns of which the sum is taken first

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from server.admission.queue import AdmissionQueue, RequestContext
-from server.generation.prefix import Copy, Ids, Prefixes
+from server.arrays import Ids
+from server.generation.prefix import Copy, Prefixes
 
 MAX_PREFILLS = 4  # between two decode steps
 

@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from server.generation.decoder import Ids
-from server.generation.request import Sampling, Step
+from server.arrays import Ids
+from server.generation.request import Sampling, TokenOutput
 from server.generation.sampler import SampledToken, SamplingState
 from server.generation.scheduler import SequenceState
 from server.observability.observer import Usage
 
 # Called on the event loop with what comes, in order; must return at once and never raise. True: no more is wanted, for
 # the text has come to its end.
-Take = Callable[[Step | Exception], bool]
+Take = Callable[[TokenOutput | Exception], bool]
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Stream:
     def sampling(self) -> Sampling:
         return self.draws.sampling
 
-    def accept(self, chosen: SampledToken, now: float) -> Step:
+    def accept(self, chosen: SampledToken, now: float) -> TokenOutput:
         """The step of a token that was chosen."""
         self.last_token = chosen.token_id
         reason, stop_reason = self._ending(chosen.token_id)
-        return Step(
+        return TokenOutput(
             token_id=chosen.token_id,
             logprob=chosen.logprob,
             top=chosen.top,
@@ -52,9 +52,9 @@ class Stream:
             usage=self.usage(now),
         )
 
-    def cancelled(self, now: float) -> Step:
+    def cancelled(self, now: float) -> TokenOutput:
         """The last step of a request that the server gave up."""
-        return Step(token_id=None, finish_reason="cancelled", seed=self.draws.seed, usage=self.usage(now))
+        return TokenOutput(token_id=None, finish_reason="cancelled", seed=self.draws.seed, usage=self.usage(now))
 
     def usage(self, now: float) -> Usage:
         started = self.sequence.started if self.sequence.slot >= 0 else now

@@ -14,10 +14,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 
+from server.arrays import Floats, Ids
 from server.errors import DeadlineExceeded, NotEnoughMemory
-from server.generation.decoder import Floats, Ids
 from server.generation.prefix import Copy
-from server.generation.request import Step
+from server.generation.request import TokenOutput
 from server.generation.runner import Runner
 from server.generation.sampler import SampledToken
 from server.generation.scheduler import Decode, Plan, Prefill, Scheduler, SequenceState
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 Parts = Iterator[list[Floats]]  # of whole texts: their logits, a run for each part
 Forwarded = tuple[list[Floats], float]  # the logits of a part, and the seconds that the run took
 Forward = tuple[Parts, float, "Future[Forwarded]"]  # a part to run, and since when it waits
-Event = tuple[Stream, Step | Exception]
+Event = tuple[Stream, TokenOutput | Exception]
 Note = Callable[[], None]
 Clock = Callable[[], float]
 
@@ -58,7 +58,7 @@ class Worker:
 
     async def warm_up(self) -> None:
         """Have done, on the thread that will step, what the first steps would wait for."""
-        await asyncio.wrap_future(self._executor.submit(self._runner.warm_up))
+        await asyncio.wrap_future(self._executor.submit(self._runner.decoder.warm_up))
 
     def submit(self, *streams: Stream, field: str) -> None:
         """Let all of them wait for their turns, or none. Raises what `Scheduler.submit` raises."""
@@ -85,7 +85,7 @@ class Worker:
 
     def parts(self, texts: Sequence[Ids], longest: int) -> Parts:
         """Whole texts to `forward`, as `Decoder.forward` reads them: nothing is computed yet."""
-        return self._runner.forward(texts, longest)
+        return self._runner.decoder.forward(texts, longest)
 
     def forward(self, parts: Parts) -> "asyncio.Future[Forwarded]":
         """The next part, computed between two steps; never if the future is cancelled before."""
@@ -96,7 +96,7 @@ class Worker:
         return asyncio.wrap_future(future)
 
     @contextmanager
-    def room(self, *, requests: int, tokens: int, field: str) -> Iterator[None]:
+    def reserve(self, *, requests: int, tokens: int, field: str) -> Iterator[None]:
         """Take so much of the queue for a while. Raises Overloaded, and InvalidRequest for what it can never hold."""
         gate = self._scheduler.gate
         with self._lock:
@@ -169,7 +169,7 @@ class Worker:
         if not slots or self._clock() < self._grow_again:
             return
         try:
-            self._runner.grow(slots)
+            self._runner.decoder.grow(slots)
         except Exception as error:  # whatever it is: there are as many slots as before
             unexpected = None if isinstance(error, NotEnoughMemory) else error
             log.warning("%s: no more slots for now: %s", self._scheduler.gate.name, error, exc_info=unexpected)
@@ -236,7 +236,7 @@ class Worker:
 
     def _accept(
         self, step: Prefill | Decode, rows: list[Stream], chosen: list[SampledToken], now: float
-    ) -> list[tuple[Stream, Step]]:
+    ) -> list[tuple[Stream, TokenOutput]]:
         """Take each row's token, if it has one yet; let those go that have their last."""
         with self._lock:
             self._scheduler.advance(step)
@@ -270,7 +270,7 @@ class Worker:
             notes.append(partial(self._observer.dropped, reason) if waited_only else self._ending(row, last))
         self._tell(events, notes)
 
-    def _ending(self, row: Stream, last: Step) -> Note:
+    def _ending(self, row: Stream, last: TokenOutput) -> Note:
         """What the observer hears when a generation that had a slot has ended."""
 
         def note() -> None:  # when the caller has taken all before it

@@ -23,7 +23,7 @@ class CaptureLock:
         self._mine = threading.local()
 
     @contextmanager
-    def shared(self) -> Iterator[None]:
+    def read(self) -> Iterator[None]:
         """Use CUDA beside others, while nothing is captured."""
         if self._inside:
             yield
@@ -41,7 +41,7 @@ class CaptureLock:
                 self._changed.notify_all()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def write(self) -> Iterator[None]:
         """Capture."""
         assert not self._inside, "a thread that shares cannot wait until nobody does; this is a bug"
         with self._changed:
@@ -68,4 +68,4 @@ CAPTURE_LOCK = CaptureLock()  # of this process
 
 def beside_captures(provider: str) -> AbstractContextManager[None]:
     """Use the provider's device while nothing is captured; on a CPU at any time."""
-    return CAPTURE_LOCK.shared() if provider == "cuda" else nullcontext()
+    return CAPTURE_LOCK.read() if provider == "cuda" else nullcontext()

@@ -9,8 +9,7 @@ from functools import partial
 import numpy as np
 
 from server.admission.queue import RequestContext
-from server.arrays import Array
-from server.generation.decoder import Ids
+from server.arrays import Array, Ids
 from server.generation.engine import Engine
 from server.generation.replicas import EngineReplicas
 from server.generation.request import Sampling
@@ -46,7 +45,7 @@ class Generate:
         """
         with ExitStack() as stack:
             with self._engine.in_flight.track():  # until the engine has admitted the prompts: it waits for them itself
-                with self._engine.room(len(prompts), field=field):
+                with self._engine.reserve(len(prompts), field=field):
                     encode = partial(self._prompt_ids, prompts, field)
                     prompt_ids = await asyncio.get_running_loop().run_in_executor(self._prepare, encode)
                     stream = TextStream([self._delta_builder(stop, include_stop, sampling) for _ in prompts])

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
-from server.generation.request import Sampling, Step
+from server.generation.request import Sampling, TokenOutput
 from server.observability.observer import Usage
 from server.text.detokenizer import Detokenizer, StopStrings
 
@@ -40,7 +40,7 @@ class DeltaBuilder:
     def __init__(self, detokenizer: Detokenizer, stops: StopStrings, sampling: Sampling) -> None:
         self._detokenizer, self._stops, self._sampling = detokenizer, stops, sampling
 
-    def build(self, step: Step) -> TextDelta:
+    def build(self, step: TokenOutput) -> TextDelta:
         """The delta of one token. It is the last one if it has a `finish_reason`, which a stop string may have set."""
         ids = [] if step.token_id is None else [step.token_id]
         delta = TextDelta(
@@ -54,7 +54,7 @@ class DeltaBuilder:
             return delta
         return replace(delta, finish_reason=reason, stop_reason=stop_reason, seed=step.seed, usage=step.usage)
 
-    def _text(self, ids: Sequence[int], step: Step) -> str:
+    def _text(self, ids: Sequence[int], step: TokenOutput) -> str:
         hidden = step.finish_reason == "stop" and not (step.stop_reason and self._stops.include)
         text = "" if hidden else "".join(map(self._detokenizer.push, ids))
         if step.finish_reason:
@@ -73,7 +73,7 @@ class TextStream:
         self._arrived = asyncio.Event()
         self._error: Exception | None = None
 
-    def take(self, number: int, step: Step | Exception) -> bool:
+    def take(self, number: int, step: TokenOutput | Exception) -> bool:
         """Add a token of one continuation. True if a stop string has ended it: the engine must not continue it."""
         self._arrived.set()
         try:

@@ -95,13 +95,13 @@ class Watched(CaptureLock):
         super().__init__()
         self.entered: list[str] = []
 
-    def shared(self):
+    def read(self):
         self.entered.append("shared")
-        return super().shared()
+        return super().read()
 
-    def alone(self):
+    def write(self):
         self.entered.append("alone")
-        return super().alone()
+        return super().write()
 
 
 def test_a_step_is_alone_in_the_process_until_its_graph_is_there(session, context, monkeypatch):

@@ -14,7 +14,7 @@ from server.errors import DeadlineExceeded, InvalidRequest, NotEnoughMemory, Not
 from server.generation.decoder import Decoder
 from server.generation.device_memory import HostMemory
 from server.generation.engine import Engine, groups
-from server.generation.request import Sampling, Step
+from server.generation.request import Sampling, TokenOutput
 from server.generation.worker import StepFailed
 from server.observability.observer import NoOpObserver
 from tests.generating import generate, generate_all
@@ -22,7 +22,7 @@ from tests.generating import generate, generate_all
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
 
 
-async def steps_of(engine: Engine, prompt, call=RequestContext(), **sampling) -> list[Step]:  # noqa: B008  # it is frozen
+async def steps_of(engine: Engine, prompt, call=RequestContext(), **sampling) -> list[TokenOutput]:  # noqa: B008  # it is frozen
     return [step async for step in generate(engine, prompt, Sampling(**sampling), call)]
 
 

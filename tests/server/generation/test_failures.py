@@ -51,7 +51,7 @@ def root(exported):
 
 
 def decoder_of(engine):
-    return engine._worker._runner._decoder
+    return engine._worker._runner.decoder
 
 
 async def test_a_step_that_fails_is_an_internal_error_and_the_next_request_is_answered(root):

@@ -26,7 +26,7 @@ def test_many_share_at_once(captures, pool):
     together = threading.Barrier(6, timeout=PATIENCE_S)
 
     def share():
-        with captures.shared():
+        with captures.read():
             together.wait()
 
     for done in [pool.submit(share) for _ in range(6)]:
@@ -40,13 +40,13 @@ def test_who_captures_is_alone(captures, pool):
         random = Random(seed)
         for _ in range(300):
             if random.random() < 0.2:
-                with captures.alone():
+                with captures.write():
                     assert (sharing, capturing) == ([], [])
                     capturing.append(seed)
-                    with captures.shared():
+                    with captures.read():
                         assert (sharing, capturing.pop()) == ([], seed)
             else:
-                with captures.shared():
+                with captures.read():
                     sharing.append(seed)
                     assert capturing == []
                     sharing.remove(seed)
@@ -64,14 +64,14 @@ def test_who_shares_may_share_again_though_somebody_waits_to_be_alone(captures, 
             return super().wait(timeout)
 
     def capture():
-        with captures.alone():
+        with captures.write():
             pass
 
     captures._changed = Waits()
-    with captures.shared():
+    with captures.read():
         capturing = pool.submit(capture)
         assert wanted.wait(PATIENCE_S)
-        with captures.shared():
+        with captures.read():
             assert not capturing.done()
     capturing.result(PATIENCE_S)
 
@@ -87,5 +87,5 @@ def test_nobody_waits_on_a_cpu(pool):
         with beside_captures("cpu"):
             return "done"
 
-    with CAPTURE_LOCK.alone():
+    with CAPTURE_LOCK.write():
         assert pool.submit(run).result(PATIENCE_S) == "done"

@@ -56,6 +56,13 @@ def export_parser() -> argparse.ArgumentParser:
         "cannot be exported for); precisions of cpu: fp32, int8-weights, int4-weights; of cuda: fp16 and, except for "
         "GPT, fp32",
     )
+    add_model_options(parser)
+    add_precision_options(parser)
+    return parser
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """The options for reading the source."""
     parser.add_argument(
         "--task",
         choices=families.TASKS,
@@ -68,6 +75,22 @@ def export_parser() -> argparse.ArgumentParser:
         help="export a model even if its file has tensors that it does not use, and list them (not needed for known "
         "leftovers of training and heads of other tasks)",
     )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="SOURCE",
+        help="a tokenizer instead of the source's own: a directory, a file (tokenizer.json, nanoGPT's meta.pkl) or a "
+        "hub id",
+    )
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="the side of a ViT's input images, if it differs from that in training; the positions are interpolated",
+    )
+
+
+def add_precision_options(parser: argparse.ArgumentParser) -> None:
+    """The options for precisions and for measuring their error."""
     parser.add_argument(
         "--head-precision",
         choices=precisions.BITS,
@@ -89,19 +112,6 @@ def export_parser() -> argparse.ArgumentParser:
         + ", ".join(f"{p.tolerance:g} for {p.name}" for p in precisions.PRECISIONS.values() if p.weights)
         + ")",
     )
-    parser.add_argument(
-        "--tokenizer",
-        metavar="SOURCE",
-        help="a tokenizer instead of the source's own: a directory, a file (tokenizer.json, nanoGPT's meta.pkl) or a "
-        "hub id",
-    )
-    parser.add_argument(
-        "--image-size",
-        type=int,
-        metavar="PIXELS",
-        help="the side of a ViT's input images, if it differs from that in training; the positions are interpolated",
-    )
-    return parser
 
 
 def inspection_parser() -> argparse.ArgumentParser:

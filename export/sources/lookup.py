@@ -123,7 +123,7 @@ def nanogpt_file(location: str, path: Path, tokenizer: Path | None) -> Source:
     if tokenizer is None and not characters.is_file():
         raise ExportError(
             f"{location}: found no tokenizer, expected {CHARACTERS} beside it (nanoGPT keeps it in data/<dataset>) or "
-            "--tokenizer with a directory, a file or a hub id (openai-community/gpt2 for the words of GPT-2)"
+            "--tokenizer with a directory, a file or a hub id (openai-community/gpt2 for the tokens of GPT-2)"
         )
     name = path.resolve().parent.name if path.stem == "ckpt" else path.stem
     return Source(location, name, path, tokenizer or characters)

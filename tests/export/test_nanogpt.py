@@ -113,7 +113,7 @@ def test_the_tokenizer_must_be_that_of_the_model(export, letters: tuple, checkpo
 
 def test_the_characters_must_be_the_models_vocabulary(export, words: tuple, letters: tuple) -> None:
     outcome = export(words[1], "--tokenizer", letters[1].with_name("meta.pkl"))
-    assert "meta.pkl: found 61 letters, expected the model's 448" in outcome.complained
+    assert "meta.pkl: found 61 characters, expected the model's 448" in outcome.complained
 
 
 def test_an_unknown_character_in_an_evaluation_file_is_refused(export, letters: tuple, tmp_path: Path) -> None:
@@ -150,8 +150,8 @@ class Malicious:
             {"stoi": {"a": 0}, "extra": Malicious()},
             r"no pickle of plain values \(it asks for builtins.exec\).* not run",
         ),
-        ({"vocab_size": 65}, "found no stoi, expected a dictionary from each letter to its number"),
-        ({"stoi": {"ab": 0}}, "found no stoi, expected a dictionary from each letter"),
+        ({"vocab_size": 65}, "found no stoi, expected a dictionary from each character to its number"),
+        ({"stoi": {"ab": 0}}, "found no stoi, expected a dictionary from each character"),
         ({"stoi": {"a": "b"}}, "found no stoi"),
         ([1], "found no stoi"),
     ],

@@ -45,5 +45,5 @@ def read(path: Path) -> Characters:
         isinstance(character, str) and len(character) == 1 and isinstance(number, int)
         for character, number in numbers.items()
     ):
-        raise ExportError(f"{path}: found no {NUMBERS}, expected a dictionary from each letter to its number")
+        raise ExportError(f"{path}: found no {NUMBERS}, expected a dictionary from each character to its number")
     return numbers

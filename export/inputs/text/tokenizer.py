@@ -109,7 +109,7 @@ def read_characters(path: Path, needs: Needs) -> Text:
     numbers = characters.read(path)
     count = max(numbers.values(), default=-1) + 1
     if count != needs.vocabulary:
-        raise ExportError(f"{path}: found {count} letters, expected the model's {needs.vocabulary}")
+        raise ExportError(f"{path}: found {count} characters, expected the model's {needs.vocabulary}")
     manifest = TextInput(tokenizer=TOKENIZER, vocabulary=count, max_length=needs.positions, truncation_side="right")
     return Text(characters.tokenizer_of(numbers).to_str(), manifest, numbers)
 

@@ -1,4 +1,4 @@
-"""Tiny checkpoints as users have them: written by transformers, in the Hugging Face layout, every weight random."""
+"""Tiny checkpoints in the Hugging Face layout, written by transformers, with random weights."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ BERT = {
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Every weight, bias and norm random: a fresh model's biases are zero, and hide what treats them wrongly."""
+    """Randomise every weight, bias and norm. The zero biases of a new model would hide errors."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -39,7 +39,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def word_pieces() -> Tokenizer:
-    """A WordPiece tokenizer as BERT has it."""
+    """A WordPiece tokenizer like BERT's."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -56,7 +56,7 @@ def word_pieces() -> Tokenizer:
 
 
 def byte_pairs() -> Tokenizer:
-    """A byte-level BPE tokenizer as GPT-2 has it."""
+    """A byte-level BPE tokenizer like GPT-2's."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -72,7 +72,7 @@ def byte_pairs() -> Tokenizer:
 
 
 def write_words(directory: Path, positions: int = BERT["max_position_embeddings"]) -> None:
-    """BERT's tokenizer files."""
+    """Write BERT's tokenizer files."""
     word_pieces().save(str(directory / "tokenizer.json"))
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     config = {**names, "mask_token": "[MASK]", "do_lower_case": True, "model_max_length": positions}
@@ -80,7 +80,7 @@ def write_words(directory: Path, positions: int = BERT["max_position_embeddings"
 
 
 def write_bytes(directory: Path) -> None:
-    """GPT-2's tokenizer files."""
+    """Write GPT-2's tokenizer files."""
     byte_pairs().save(str(directory / "tokenizer.json"))
     (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
 
@@ -92,7 +92,7 @@ def write_bert(directory: Path, seed: int = 0) -> None:
 
 
 def write_classifier(directory: Path) -> None:
-    """A classifier of three classes with names."""
+    """A classifier of three named classes."""
     names = dict(enumerate(["bad", "fair", "good"]))
     config = transformers.BertConfig(**BERT, id2label=names, label2id={name: n for n, name in names.items()})
     randomise(transformers.BertForSequenceClassification(config)).save_pretrained(directory)
@@ -109,7 +109,7 @@ def write_embedder(directory: Path) -> None:
 
 
 def write_pooling(directory: Path) -> None:
-    """What sentence-transformers adds to an encoder: the mean of its vectors, at length 1, of texts of 32 tokens."""
+    """The files that sentence-transformers adds to an encoder: mean pooling, normalisation, at most 32 tokens."""
     kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
     modules = [
         {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -161,7 +161,7 @@ def write_vit(directory: Path) -> None:
 def mixer_tensors(
     *, width: int, depth: int, tokens: int, hidden: int, patch: int, positions: int, classes: int
 ) -> dict:
-    """The tensors of an MLP-Mixer by timm's names, all random."""
+    """Random tensors of an MLP-Mixer, with timm's names."""
     generator = torch.Generator().manual_seed(0)
 
     def norm(name: str) -> dict:

@@ -27,13 +27,13 @@ async def continued(target: str, prompts: Sequence[Sequence[int]], *, seed: int 
         nonlocal made
         async with changed:
             await changed.wait_for(lambda: made >= after)
-        pieces = []
-        async for piece in stub.Generate(request_of(ids, **asked)):
-            pieces.append(piece)
+        responses = []
+        async for response in stub.Generate(request_of(ids, **asked)):
+            responses.append(response)
             async with changed:
-                made += len(piece.token_ids)
+                made += len(response.token_ids)
                 changed.notify_all()
-        return pieces
+        return responses
 
     async with grpc.aio.insecure_channel(target) as channel:
         stub = AffinityStub(channel)
@@ -47,8 +47,8 @@ def request_of(ids: Sequence[int], **asked) -> GenerateRequest:
     return GenerateRequest(prompts=[prompt], **{"ignore_eos": True, **asked})
 
 
-def tokens_of(pieces: TextStream) -> list[int]:
-    return [token for piece in pieces for token in piece.token_ids]
+def tokens_of(responses: TextStream) -> list[int]:
+    return [token for response in responses for token in response.token_ids]
 
 
 def greedy_of(model: transformers.PreTrainedModel, ids: Sequence[int], count: int) -> list[int]:

@@ -1,6 +1,6 @@
-"""Checkpoints of the published sizes, from transformers to an answer over gRPC: the same numbers, the same words.
+"""Checkpoints of published sizes: the server's results over gRPC equal those of transformers.
 
-Minutes on two cores, so not among the tests that always run: `make test-large`.
+The tests take minutes, so only `make test-large` runs them.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -26,14 +26,14 @@ NEW_TOKENS = 32
 
 @pytest.fixture(scope="module")
 def references() -> dict[str, transformers.PreTrainedModel]:
-    """The three of them, every weight random."""
+    """Models of published sizes with random weights."""
     transformers.utils.logging.disable_progress_bar()
     return {name: randomise(make()) for name, make in MODELS.items()}
 
 
 @pytest.fixture(scope="module")
 def server(references, tmp_path_factory):
-    """A server over what the exporter makes of them."""
+    """A server with the exported models."""
     root = tmp_path_factory.mktemp("published")
     for name, model in references.items():
         model.save_pretrained(root / name)
@@ -44,7 +44,7 @@ def server(references, tmp_path_factory):
 
 
 def raw(target: str, model: str, **arrays: np.ndarray) -> np.ndarray:
-    """The logits that NAME.raw gives."""
+    """The logits from the raw endpoint of a model."""
     inputs = []
     for name, array in arrays.items():
         datatype = {"int64": "INT64", "float32": "FP32"}[str(array.dtype)]
@@ -59,7 +59,7 @@ def assert_equal(found: np.ndarray, reference: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", ["bert-base", "gpt2"])
-def test_the_logits_of_words_are_those_of_transformers(name, references, server) -> None:
+def test_the_logits_of_tokens_are_those_of_transformers(name, references, server) -> None:
     ids = np.random.default_rng(0).integers(0, references[name].config.vocab_size, (2, 33))
     with torch.inference_mode():
         expected = references[name](torch.from_numpy(ids)).logits
@@ -73,22 +73,20 @@ def test_the_logits_of_images_are_those_of_transformers(references, server) -> N
     assert_equal(raw(server.target, "vit-base", pixel_values=pixels), expected)
 
 
-async def test_greedy_tokens_are_those_of_transformers_for_50_prompts_that_come_at_random_times(
-    references, server
-) -> None:
+async def test_greedy_tokens_are_those_of_transformers_for_50_prompts_at_random_times(references, server) -> None:
     prompts = prompts_of(50)
     found = await continued(server.target, prompts, model="gpt2", max_tokens=NEW_TOKENS, temperature=0, logprobs=1)
     ties, differences = 0, []
-    for ids, pieces in zip(prompts, found, strict=True):
-        tokens = tokens_of(pieces)
+    for ids, responses in zip(prompts, found, strict=True):
+        tokens = tokens_of(responses)
         expected = logprobs_of(references["gpt2"], ids, tokens)  # (tokens, vocabulary)
-        differences.append(np.abs(logprobs(pieces) - expected[np.arange(NEW_TOKENS), tokens]).max() / expected.std())
+        differences.append(np.abs(logprobs(responses) - expected[np.arange(NEW_TOKENS), tokens]).max() / expected.std())
         greedy = greedy_of(references["gpt2"], ids, NEW_TOKENS)
-        if tokens != greedy:  # from there on it is another text
+        if tokens != greedy:  # after a tie, the texts differ
             ties += 1
             at = next(at for at, pair in enumerate(zip(tokens, greedy, strict=True)) if len(set(pair)) > 1)
             gap = (expected[at, greedy[at]] - expected[at, tokens[at]]) / expected.std()
-            print(f"two words are equally likely to transformers, but for {gap:.1e} standard deviations")
+            print(f"two tokens differ by only {gap:.1e} standard deviations in transformers")
             assert abs(gap) < TOLERANCE
     print(f"{50 - ties} of 50 are the same; log-probabilities differ by at most {max(differences):.1e} of theirs")
     assert ties <= 2
@@ -96,7 +94,7 @@ async def test_greedy_tokens_are_those_of_transformers_for_50_prompts_that_come_
 
 
 def test_a_request_gets_the_same_tokens_alone_and_among_31_others(server) -> None:
-    """Not the same last bits: products of one row and of many are computed by other kernels."""
+    """Log-probabilities may differ in their last bits, because other kernels compute products of one row."""
     (ids, *others), stub = prompts_of(32), AffinityStub(grpc.insecure_channel(server.target))
     asked = {"model": "gpt2", "logprobs": 1, "max_tokens": NEW_TOKENS, "seed": 7}
     alone = list(stub.Generate(request_of(ids, **asked)))
@@ -109,7 +107,7 @@ def test_a_request_gets_the_same_tokens_alone_and_among_31_others(server) -> Non
     assert difference < 1e-4
 
 
-def test_answers_are_identical_whether_prompts_that_begin_alike_are_read_once_or_each_whole(server) -> None:
+def test_responses_are_identical_with_and_without_the_prefix_cache(server) -> None:
     beginning, stub = prompts_of(1, shortest=100)[0], AffinityStub(grpc.insecure_channel(server.target))
     prompts = [[*beginning[: 20 + 20 * number], *own] for number, own in enumerate(prompts_of(4))]
     asked = {"model": "gpt2", "max_tokens": NEW_TOKENS, "logprobs": 5, "seed": 7}
@@ -120,10 +118,10 @@ def test_answers_are_identical_whether_prompts_that_begin_alike_are_read_once_or
     with served(server.artifacts, "--models", "gpt2", "--set", "gpt2.prefix_cache=off") as without:
         whole = answers(AffinityStub(grpc.insecure_channel(without.target)))
     once = answers(stub)
-    assert sum(pieces[-1].usage.cached_tokens for pieces in whole) == 0
-    assert sum(pieces[-1].usage.cached_tokens for pieces in once) >= 20 + 40 + 60
-    assert [[piece.logprobs for piece in pieces] for pieces in once] == [
-        [piece.logprobs for piece in pieces] for pieces in whole
+    assert sum(responses[-1].usage.cached_tokens for responses in whole) == 0
+    assert sum(responses[-1].usage.cached_tokens for responses in once) >= 20 + 40 + 60
+    assert [[response.logprobs for response in responses] for responses in once] == [
+        [response.logprobs for response in responses] for responses in whole
     ]
     assert list(map(tokens_of, once)) == list(map(tokens_of, whole))
 
@@ -133,5 +131,5 @@ def prompts_of(count: int, *, shortest: int = 1) -> list[list[int]]:
     return [random.integers(0, 50257, length).tolist() for length in random.integers(shortest, 120, count)]
 
 
-def logprobs(pieces: list[GenerateResponse]) -> np.ndarray:
-    return np.array([token.logprob for piece in pieces for token in piece.logprobs])
+def logprobs(responses: list[GenerateResponse]) -> np.ndarray:
+    return np.array([token.logprob for response in responses for token in response.logprobs])

@@ -92,8 +92,8 @@ def test_poolings_and_layers_give_vectors_of_any_length_unless_asked_otherwise(c
     for fields, vectors in (({}, expected), ({"normalize": True}, normalised(expected))):
         found = stub.Embed(pb.EmbedRequest(model=name, inputs=TEXTS, **fields)).results
         assert np.array([each.values for each in found]) == pytest.approx(vectors, abs=1e-5)
-    told = stub.ModelInfo(pb.ModelInfoRequest(model=name))
-    assert (told.normalized, told.embedding_width) == (False, 32)
+    info = stub.ModelInfo(pb.ModelInfoRequest(model=name))
+    assert (info.normalized, info.embedding_width) == (False, 32)
 
 
 @pytest.mark.parametrize("name", ["deit", "deit-with-teacher", "odd-vit", "multi-label-vit"])

@@ -1,4 +1,4 @@
-"""Tiny checkpoints of the relatives: RoBERTa, DistilBERT, DeiT, and other sizes and labels than usual."""
+"""Tiny checkpoints of variants: RoBERTa, DistilBERT, DeiT, and unusual sizes and labels."""
 
 import json
 from pathlib import Path
@@ -22,13 +22,13 @@ OUTER = ["<s>", "<pad>", "</s>", "<unk>"]  # 0 to 3, as published
 
 
 def names(count: int) -> dict[str, dict]:
-    """Labels as config.json has them."""
+    """Labels in the format of config.json."""
     labels = [f"kind {n}" for n in range(count)]
     return {"id2label": dict(enumerate(labels)), "label2id": {label: n for n, label in enumerate(labels)}}
 
 
 def roberta_tokenizer() -> Tokenizer:
-    """GPT-2's pairs of bytes, between <s> and </s>, with a mask that takes the space before it."""
+    """GPT-2's byte pairs between <s> and </s>, with a mask token that includes the space before it."""
     trained = byte_pairs()
     state = json.loads(trained.to_str())
     words = sorted(trained.get_vocab(), key=trained.get_vocab().__getitem__)
@@ -55,7 +55,7 @@ def write_roberta(directory: Path) -> None:
 
 
 def write_roberta_classifier(directory: Path) -> None:
-    """With as many segments as transformers makes if it is not told."""
+    """A classifier with two token types, the default of transformers."""
     config = transformers.RobertaConfig(**ROBERTA | {"type_vocab_size": 2}, **names(7))
     randomise(transformers.RobertaForSequenceClassification(config)).save_pretrained(directory)
     write_roberta_tokenizer(directory)
@@ -74,7 +74,7 @@ def write_distilbert(directory: Path) -> None:
 
 
 def write_distilbert_classifier(directory: Path) -> None:
-    """Of two classes that do not exclude each other."""
+    """A multi-label classifier with two classes."""
     config = transformers.DistilBertConfig(**DISTILBERT, **names(2), problem_type="multi_label_classification")
     randomise(transformers.DistilBertForSequenceClassification(config)).save_pretrained(directory)
     write_words(directory)
@@ -87,8 +87,8 @@ def write_distilbert_embedder(directory: Path) -> None:
 
 
 def write_layered_embedder(directory: Path) -> None:
-    """BERT with all poolings of sentence-transformers, whose vectors go through layers: they are not of length 1."""
-    from sentence_transformers import SentenceTransformer  # only for those who need it: seconds
+    """BERT with all poolings of sentence-transformers and more layers, whose vectors do not have length 1."""
+    from sentence_transformers import SentenceTransformer  # here because the import takes seconds
     from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Normalize, Pooling, Transformer
 
     encoder = randomise(transformers.BertModel(transformers.BertConfig(**BERT), add_pooling_layer=False))
@@ -101,14 +101,14 @@ def write_layered_embedder(directory: Path) -> None:
 
 
 def write_regression(directory: Path) -> None:
-    """BERT with a single label, whose number is the answer as it is."""
+    """BERT with a single label, whose logit is the result."""
     config = transformers.BertConfig(**BERT, **names(1), problem_type="regression")
     randomise(transformers.BertForSequenceClassification(config)).save_pretrained(directory)
     write_words(directory)
 
 
 def write_deit(directory: Path, kind: type = transformers.DeiTForImageClassification) -> None:
-    """Resized to 40 pixels, of which it looks at 32 in the middle."""
+    """DeiT, with images resized to 40 pixels and cropped to 32."""
     config = transformers.DeiTConfig(**VISION, image_size=32, patch_size=8, **names(10))
     randomise(kind(config)).save_pretrained(directory)
     sizes = {"size": {"height": 40, "width": 40}, "crop_size": {"height": 32, "width": 32}}
@@ -120,14 +120,14 @@ def write_deit_with_teacher(directory: Path) -> None:
 
 
 def write_odd_vit(directory: Path) -> None:
-    """Nine patches of 12 pixels."""
+    """A ViT with nine patches of 12 pixels."""
     config = transformers.ViTConfig(**VISION, image_size=36, patch_size=12, **names(3))
     randomise(transformers.ViTForImageClassification(config)).save_pretrained(directory)
     transformers.ViTImageProcessorPil(size={"height": 36, "width": 36}).save_pretrained(directory)
 
 
 def write_multi_label_vit(directory: Path) -> None:
-    """Of classes that do not exclude each other."""
+    """A multi-label classifier."""
     config = transformers.ViTConfig(**VISION, image_size=32, **names(3), problem_type="multi_label_classification")
     randomise(transformers.ViTForImageClassification(config)).save_pretrained(directory)
     transformers.ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(directory)

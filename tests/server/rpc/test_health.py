@@ -1,4 +1,4 @@
-"""Who asks for the health of the server, and who is told when it changes."""
+"""Health of the server, its services and its models; reflection."""
 
 from types import SimpleNamespace
 

@@ -86,25 +86,25 @@ def test_texts_become_vectors_of_length_one(stub):
 
 
 def test_the_last_response_of_a_stream_has_the_finish_reason(stub):
-    pieces = continuation(stub, max_tokens=12, temperature=0, ignore_eos=True)
-    assert [piece.finish_reason for piece in pieces] == [""] * (len(pieces) - 1) + ["length"]
-    assert sum(len(piece.token_ids) for piece in pieces) == 12
-    usage = pieces[-1].usage
+    responses = continuation(stub, max_tokens=12, temperature=0, ignore_eos=True)
+    assert [response.finish_reason for response in responses] == [""] * (len(responses) - 1) + ["length"]
+    assert sum(len(response.token_ids) for response in responses) == 12
+    usage = responses[-1].usage
     assert (usage.completion_tokens, usage.prompt_tokens > 0) == (12, True)
 
 
 def test_a_seed_repeats_a_continuation(stub):
     one, same, other = (
-        "".join(piece.text for piece in continuation(stub, max_tokens=20, seed=seed)) for seed in (1, 1, 2)
+        "".join(response.text for response in continuation(stub, max_tokens=20, seed=seed)) for seed in (1, 1, 2)
     )
     assert one == same != other
 
 
 def test_the_seed_that_the_server_chooses_is_returned(stub):
-    pieces = continuation(stub, max_tokens=20)
-    assert pieces[-1].HasField("seed")
-    again = continuation(stub, max_tokens=20, seed=pieces[-1].seed)
-    assert "".join(piece.text for piece in again) == "".join(piece.text for piece in pieces)
+    responses = continuation(stub, max_tokens=20)
+    assert responses[-1].HasField("seed")
+    again = continuation(stub, max_tokens=20, seed=responses[-1].seed)
+    assert "".join(response.text for response in again) == "".join(response.text for response in responses)
 
 
 def test_prompts_of_one_request_run_concurrently(stub):
@@ -113,22 +113,22 @@ def test_prompts_of_one_request_run_concurrently(stub):
     together = list(stub.Generate(pb.GenerateRequest(prompts=prompts, **fields)))
     for number, prompt in enumerate(prompts):
         alone = stub.Generate(pb.GenerateRequest(prompts=[prompt], **fields))
-        assert [token for piece in together if piece.index == number for token in piece.token_ids] == [
-            token for piece in alone for token in piece.token_ids
+        assert [token for response in together if response.index == number for token in response.token_ids] == [
+            token for response in alone for token in response.token_ids
         ]
 
 
 def test_a_prompt_can_be_token_ids(stub):
     prompt = pb.Prompt(token_ids=pb.TokenIds(ids=[5, 6, 7]))
-    pieces = list(stub.Generate(pb.GenerateRequest(prompts=[prompt], max_tokens=2)))
-    assert pieces[-1].usage.prompt_tokens == 3
+    responses = list(stub.Generate(pb.GenerateRequest(prompts=[prompt], max_tokens=2)))
+    assert responses[-1].usage.prompt_tokens == 3
 
 
 def test_logprobs_are_returned_on_request(stub):
-    piece = continuation(stub, max_tokens=1, temperature=0, logprobs=3)[0]
-    (chosen,) = piece.logprobs
+    response = continuation(stub, max_tokens=1, temperature=0, logprobs=3)[0]
+    (chosen,) = response.logprobs
     assert len(chosen.top) == 3
-    assert chosen.top[0].token == piece.token_ids[0]
+    assert chosen.top[0].token == response.token_ids[0]
     assert chosen.top[0].logprob == pytest.approx(chosen.logprob)
 
 

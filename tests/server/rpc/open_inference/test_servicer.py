@@ -189,9 +189,9 @@ def test_the_response_names_the_truncated_texts(client):
 
 
 def test_the_configuration_and_the_metadata_of_a_model_have_its_limits_and_labels(client, server):
-    told = client.get_model_config("tiny-classifier").config.parameters
-    assert json.loads(told["labels"].string_value) == ["bad", "fair", "good"]
-    assert told["max_tokens"].string_value == "64"
+    parameters = client.get_model_config("tiny-classifier").config.parameters
+    assert json.loads(parameters["labels"].string_value) == ["bad", "fair", "good"]
+    assert parameters["max_tokens"].string_value == "64"
     with grpc.insecure_channel(server.target) as channel:
         ask = channel.unary_unary(
             "/inference.GRPCInferenceService/ModelMetadata",
@@ -269,17 +269,21 @@ def test_prompts_of_one_request_run_concurrently(client):
     whole = infer(client, "tiny-gpt", [("text_input", texts)], parameters=GREEDY)
     assert whole.as_numpy("text_output").tolist() == expected
     assert whole.as_numpy("finish_reason").tolist() == [b"length"] * 3
-    pieces = list(streamed(client, ("tiny-gpt", "text_input", texts, GREEDY)))
-    assert b"".join(np.stack([piece.as_numpy("text_output") for piece in pieces])[:, 1]) == expected[1]
-    assert np.stack([piece.as_numpy("finish_reason") for piece in pieces]).sum(axis=0).tolist() == [b"length"] * 3
+    responses = list(streamed(client, ("tiny-gpt", "text_input", texts, GREEDY)))
+    assert b"".join(np.stack([response.as_numpy("text_output") for response in responses])[:, 1]) == expected[1]
+    assert (
+        np.stack([response.as_numpy("finish_reason") for response in responses]).sum(axis=0).tolist() == [b"length"] * 3
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"enable_empty_final_response": True}])
 def test_a_stream_returns_the_same_text_in_parts(client, options):
     whole = infer(client, "tiny-gpt", [("text_input", ["A list is"])], parameters=GREEDY)
-    pieces = list(streamed(client, ("tiny-gpt", "text_input", ["A list is"], GREEDY), **options))
-    assert b"".join(piece.as_numpy("text_output")[0] for piece in pieces) == whole.as_numpy("text_output")[0]
-    assert [piece.as_numpy("finish_reason")[0] for piece in pieces] == [b""] * (len(pieces) - 1) + [b"length"]
+    responses = list(streamed(client, ("tiny-gpt", "text_input", ["A list is"], GREEDY), **options))
+    assert b"".join(response.as_numpy("text_output")[0] for response in responses) == whole.as_numpy("text_output")[0]
+    assert [response.as_numpy("finish_reason")[0] for response in responses] == [b""] * (len(responses) - 1) + [
+        b"length"
+    ]
 
 
 def test_one_stream_carries_many_requests_and_their_errors(client):
@@ -306,8 +310,8 @@ async def test_streams_of_the_aio_client(server):
         async def requests():
             yield {"model_name": "tiny-gpt", "inputs": [tensor("text_input", ["A list is"])], "parameters": GREEDY}
 
-        pieces = [result async for result, error in client.stream_infer(requests()) if error is None]
-    assert pieces[-1].as_numpy("finish_reason")[0] == b"length"
+        responses = [result async for result, error in client.stream_infer(requests()) if error is None]
+    assert responses[-1].as_numpy("finish_reason")[0] == b"length"
 
 
 def json_parameters(result):
@@ -527,13 +531,13 @@ DURATIONS = ("queue", "compute_input", "compute_infer", "compute_output")
 def test_statistics_mean_the_same_as_in_triton(client, model, inputs, inferences):
     """Durations count whole requests, and the parts of a duration add up to no more than the whole."""
 
-    def told():
+    def statistics_now():
         (statistics,) = client.get_inference_statistics(model).model_stats
         return statistics
 
-    before = told()
+    before = statistics_now()
     infer(client, model, inputs)
-    after = told()
+    after = statistics_now()
     was, now = before.inference_stats, after.inference_stats
     assert after.name == model
     assert after.last_inference >= before.last_inference

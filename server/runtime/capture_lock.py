@@ -1,7 +1,7 @@
-"""Who may use CUDA while a CUDA graph is captured: the thread that captures it, alone in the process.
+"""A read-write lock that keeps other threads off CUDA while one thread captures a CUDA graph.
 
-ONNX Runtime captures in CUDA's global mode. Memory that any other thread takes meanwhile, on whatever device, or a copy
-that it waits for, fails there and spoils the capture.
+ONNX Runtime captures in CUDA's global mode. While it captures, an allocation or a synchronous
+copy in any other thread, on any device, fails and invalidates the capture.
 """
 
 import threading
@@ -10,62 +10,62 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 
 class CaptureLock:
-    """A lock that many threads share, or one has alone. Whoever waits to be alone comes before those who would share.
+    """A read-write lock that prefers writers: many threads may read at once, or one thread may write.
 
-    A thread that is inside may share again. It may not ask to be alone.
+    A thread that holds the lock may read again, but it must not write.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._sharing = 0  # threads
-        self._wanted = 0  # captures that wait or run
-        self._alone = False
-        self._mine = threading.local()
+        self._readers = 0
+        self._writers = 0  # threads that write or wait to write
+        self._writing = False
+        self._thread = threading.local()
 
     @contextmanager
     def read(self) -> Iterator[None]:
-        """Use CUDA beside others, while nothing is captured."""
-        if self._inside:
+        """Use CUDA while no graph is being captured."""
+        if self._held:
             yield
             return
         with self._changed:
-            self._changed.wait_for(lambda: not self._wanted)
-            self._sharing += 1
-        self._mine.inside = True
+            self._changed.wait_for(lambda: not self._writers)
+            self._readers += 1
+        self._thread.held = True
         try:
             yield
         finally:
-            self._mine.inside = False
+            self._thread.held = False
             with self._changed:
-                self._sharing -= 1
+                self._readers -= 1
                 self._changed.notify_all()
 
     @contextmanager
     def write(self) -> Iterator[None]:
-        """Capture."""
-        assert not self._inside, "a thread that shares cannot wait until nobody does; this is a bug"
+        """Capture a graph."""
+        assert not self._held, "a thread that holds the lock cannot wait to write; this is a bug"
         with self._changed:
-            self._wanted += 1
-            self._changed.wait_for(lambda: not self._sharing and not self._alone)
-            self._alone = True
-        self._mine.inside = True
+            self._writers += 1
+            self._changed.wait_for(lambda: not self._readers and not self._writing)
+            self._writing = True
+        self._thread.held = True
         try:
             yield
         finally:
-            self._mine.inside = False
+            self._thread.held = False
             with self._changed:
-                self._alone = False
-                self._wanted -= 1
+                self._writing = False
+                self._writers -= 1
                 self._changed.notify_all()
 
     @property
-    def _inside(self) -> bool:
-        return getattr(self._mine, "inside", False)
+    def _held(self) -> bool:
+        return getattr(self._thread, "held", False)
 
 
-CAPTURE_LOCK = CaptureLock()  # of this process
+CAPTURE_LOCK = CaptureLock()  # one for the process
 
 
 def beside_captures(provider: str) -> AbstractContextManager[None]:
-    """Use the provider's device while nothing is captured; on a CPU at any time."""
+    """Hold the read lock on CUDA; other providers need no lock."""
     return CAPTURE_LOCK.read() if provider == "cuda" else nullcontext()

@@ -63,7 +63,7 @@ async def test_idle_rows_leave_kept_prompts_and_one_that_is_being_read_as_they_a
 
 
 def test_the_buffers_of_a_step_stay_where_they_are(session, context):
-    decoder = CapturingDecoder(session.ort, SlotCache(layout(session, context), HostMemory()))
+    decoder = CapturingDecoder(session, SlotCache(layout(session, context), HostMemory()))
     lengths = np.array([1, 1], np.int32)
     places = []
     for token in (5, 6):
@@ -74,7 +74,7 @@ def test_the_buffers_of_a_step_stay_where_they_are(session, context):
 
 
 def test_each_number_of_rows_is_a_graph_of_its_own_until_the_memory_moves(session, context):
-    decoder = CapturingDecoder(session.ort, SlotCache(replace(layout(session, context), max_slots=8), HostMemory()))
+    decoder = CapturingDecoder(session, SlotCache(replace(layout(session, context), max_slots=8), HostMemory()))
     for rows in (1, 2, 4, 4, 2, 1):
         decoder.decode(np.zeros(rows, np.int64), np.ones(rows, np.int32))
     assert len(decoder._graphs) == len(set(decoder._graphs)) == 3
@@ -96,17 +96,17 @@ class Watched(CaptureLock):
         self.entered: list[str] = []
 
     def read(self):
-        self.entered.append("shared")
+        self.entered.append("read")
         return super().read()
 
     def write(self):
-        self.entered.append("alone")
+        self.entered.append("write")
         return super().write()
 
 
-def test_a_step_is_alone_in_the_process_until_its_graph_is_there(session, context, monkeypatch):
+def test_a_step_holds_the_write_lock_until_its_graph_is_captured(session, context, monkeypatch):
     monkeypatch.setattr(cuda_graphs, "CAPTURE_LOCK", watched := Watched())
-    decoder = CapturingDecoder(session.ort, SlotCache(replace(layout(session, context), max_slots=8), HostMemory()))
+    decoder = CapturingDecoder(session, SlotCache(replace(layout(session, context), max_slots=8), HostMemory()))
 
     def decode(rows):
         decoder.decode(np.zeros(rows, np.int64), np.ones(rows, np.int32))
@@ -114,20 +114,20 @@ def test_a_step_is_alone_in_the_process_until_its_graph_is_there(session, contex
 
     decoder.prefill(0, np.array([1, 2]), 0)
     assert len(list(decoder.forward([np.array([1, 2, 3, 4])], 2))) == 2
-    assert watched.entered == ["shared"] * 3
-    assert [decode(rows) for rows in (1, 2, 1, 2)] == ["alone", "alone", "shared", "shared"]
+    assert watched.entered == ["read"] * 3
+    assert [decode(rows) for rows in (1, 2, 1, 2)] == ["write", "write", "read", "read"]
     decoder.grow(8)
-    assert [decode(rows) for rows in (2, 2)] == ["alone", "shared"]
+    assert [decode(rows) for rows in (2, 2)] == ["write", "read"]
 
 
-def test_a_capture_that_failed_is_tried_again_alone(session, context, monkeypatch):
+def test_a_failed_capture_is_retried_under_the_write_lock(session, context, monkeypatch):
     monkeypatch.setattr(cuda_graphs, "CAPTURE_LOCK", watched := Watched())
-    decoder = CapturingDecoder(session.ort, SlotCache(layout(session, context), HostMemory()))
+    decoder = CapturingDecoder(session, SlotCache(layout(session, context), HostMemory()))
     with pytest.raises(RuntimeError, match="does not match"):
         decoder.decode(np.zeros(2, np.int64), np.ones(3, np.int32))
     decoder.decode(np.zeros(2, np.int64), np.ones(2, np.int32))
-    assert watched.entered == ["alone", "alone"]
+    assert watched.entered == ["write", "write"]
 
 
 def layout(session, context):
-    return layout_of(session.ort, slots=4, max_slots=4, capacity=context)
+    return layout_of(session, slots=4, max_slots=4, capacity=context)

@@ -1,4 +1,4 @@
-"""Many share, one is alone."""
+"""A read-write lock: many threads read, one writes."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +33,7 @@ def test_many_share_at_once(captures, pool):
         done.result(PATIENCE_S)
 
 
-def test_who_captures_is_alone(captures, pool):
+def test_a_writer_excludes_all_other_threads(captures, pool):
     sharing, capturing = [], []
 
     def work(seed):
@@ -55,7 +55,7 @@ def test_who_captures_is_alone(captures, pool):
         done.result(PATIENCE_S)
 
 
-def test_who_shares_may_share_again_though_somebody_waits_to_be_alone(captures, pool):
+def test_a_reader_may_read_again_while_a_writer_waits(captures, pool):
     wanted = threading.Event()
 
     class Waits(threading.Condition):
@@ -77,12 +77,12 @@ def test_who_shares_may_share_again_though_somebody_waits_to_be_alone(captures, 
 
 
 def test_an_error_leaves_the_lock(captures):
-    for enter in (captures.alone, captures.shared, captures.alone):
+    for enter in (captures.write, captures.read, captures.write):
         with pytest.raises(RuntimeError), enter():
             raise RuntimeError
 
 
-def test_nobody_waits_on_a_cpu(pool):
+def test_runs_on_a_cpu_do_not_wait(pool):
     def run():
         with beside_captures("cpu"):
             return "done"

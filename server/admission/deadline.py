@@ -1,4 +1,4 @@
-"""The deadline of a call, for work that is awaited."""
+"""Applies the deadline of a request to the code that awaits its result."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,9 +10,9 @@ from server.errors import DeadlineExceeded
 
 @asynccontextmanager
 async def within_deadline(call: RequestContext, now: float) -> AsyncIterator[asyncio.Timeout]:
-    """End what is awaited inside when the deadline of the call passes, and raise DeadlineExceeded."""
+    """Cancel the block when the deadline of the request passes, and raise DeadlineExceeded."""
     try:
         async with asyncio.timeout(None if call.deadline is None else call.deadline - now) as timeout:
             yield timeout
     except TimeoutError:
-        raise DeadlineExceeded("the deadline of the request passed before its answer was there") from None
+        raise DeadlineExceeded("the deadline of the request passed before its answer was ready") from None

@@ -1,4 +1,4 @@
-"""Which requests are under way, so that a model can go, or the server stop, without cutting one off."""
+"""Counts the requests in flight, so that a model can be unloaded, or the server stop, without interrupting one."""
 
 import asyncio
 from collections.abc import Iterator
@@ -8,38 +8,38 @@ from server.errors import NotReady
 
 
 class InFlight:
-    """Counts requests, from their very beginning, until `close`; refuses them afterwards with `refusal`."""
+    """Counts requests from start to finish. After `close`, new requests are refused with the text `refusal`."""
 
     def __init__(self, refusal: str) -> None:
         self.count = 0
         self.closed = False
         self._refusal = refusal
-        self._none = asyncio.Event()
-        self._none.set()
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     @contextmanager
     def track(self) -> Iterator[None]:
-        """A request, from its first look to its last answer. NotReady once it is closed."""
+        """Count one request for the duration of the block. Raises NotReady after `close`."""
         if self.closed:
             raise NotReady(self._refusal)
         self.count += 1
-        self._none.clear()
+        self._idle.clear()
         try:
             yield
         finally:
             self.count -= 1
             if not self.count:
-                self._none.set()
+                self._idle.set()
 
     def close(self) -> None:
-        """Let nobody in any more."""
+        """Refuse new requests from now on."""
         self.closed = True
 
     async def wait_idle(self, timeout_s: float | None = None) -> bool:
-        """Wait for those under way; False if some still are when the time is up."""
+        """Wait until no request is in flight. Returns False if the timeout expires first."""
         try:
             async with asyncio.timeout(timeout_s):
-                await self._none.wait()
+                await self._idle.wait()
         except TimeoutError:
             return False
         return True

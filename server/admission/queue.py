@@ -1,4 +1,4 @@
-"""Who may come in, and in which order. Pure: the time is an argument. Serves encoders and generation alike."""
+"""Admission control and request order, for encoders and generation alike. Pure: the time is an argument."""
 
 import math
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ from server.errors import DeadlineExceeded, InvalidRequest, Overloaded
 Gone = Literal["expired", "cancelled"]
 
 DEFAULT_PRIORITY = 5
-SECONDS_PER_PRIORITY = 1.0  # one level lower is worth having come one second later, so that nobody waits for ever
-SHORTEST_RETRY_S, LONGEST_RETRY_S = 0.05, 30.0
+SECONDS_PER_PRIORITY = 1.0  # one level lower counts as arriving one second later, so no request starves
+MIN_RETRY_S, MAX_RETRY_S = 0.05, 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class RequestContext:
-    """What the front door knows about one request."""
+    """Deadline and priority of one request."""
 
     deadline: float | None = None  # on time.monotonic()'s clock
-    leeway_s: float = 0.0  # how long before it the caller may already leave because of it
+    leeway_s: float = 0.0  # a caller that leaves this long before its deadline counts as expired
     priority: int = 0  # 1 is the highest, 0 means the default
 
     def __post_init__(self) -> None:
@@ -29,24 +29,24 @@ class RequestContext:
         return self.deadline is not None and now >= self.deadline
 
     def why_gone(self, now: float) -> Gone:
-        """Why a caller leaves now who did not wait for the answer."""
+        """Why a caller that leaves now did not wait for the answer."""
         return "expired" if self.deadline is not None and now >= self.deadline - self.leeway_s else "cancelled"
 
     def check_deadline(self, now: float) -> None:
-        """Raise DeadlineExceeded if nobody waits for the answer any more."""
+        """Raise DeadlineExceeded if the deadline has passed."""
         if self.expired(now):
             raise DeadlineExceeded("the deadline of the request had passed before it could run")
 
     def rank(self, now: float) -> float:
-        """The order in which requests that came `now` run, lowest first: by arrival, shifted by the priority."""
+        """The rank of a request that arrives `now`: arrival time shifted by priority. The lowest runs first."""
         return now + SECONDS_PER_PRIORITY * (self.priority or DEFAULT_PRIORITY)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How much may wait, over all callers."""
+    """The capacity of a queue, over all callers."""
 
-    requests: int  # inputs: a request with several counts as several
+    requests: int  # inputs: a request with several inputs counts as several
     tokens: int
 
     def __post_init__(self) -> None:
@@ -54,18 +54,18 @@ class Limits:
             raise ValueError(f"limits of a queue: found {self}, expected at least 1 of each")
 
     def check(self, *, requests: int, tokens: int = 0, field: str) -> None:
-        """InvalidRequest if so much can never wait."""
+        """Raise InvalidRequest if a request of this size can never fit into the queue."""
         if requests > self.requests or tokens > self.tokens:
             found = f"{requests} inputs" if requests > self.requests else f"{tokens} tokens together"
             raise InvalidRequest(field, found, f"at most {self.requests} inputs and {self.tokens} tokens in a request")
 
 
 class AdmissionQueue:
-    """Counts what waits, and refuses what is too much.
+    """Counts the waiting inputs and tokens, and refuses requests that exceed the limits.
 
-    >>> gate = Gate("bert", Limits(requests=2, tokens=100))
-    >>> gate.enter(requests=1, tokens=60)
-    >>> gate.enter(requests=1, tokens=60)
+    >>> queue = AdmissionQueue("bert", Limits(requests=2, tokens=100))
+    >>> queue.acquire(requests=1, tokens=60)
+    >>> queue.acquire(requests=1, tokens=60)
     Traceback (most recent call last):
     server.errors.Overloaded: the queue of bert is full: 1 of 2 inputs and 60 of 100 tokens wait, so 1 and 60 do not fit
     """
@@ -75,10 +75,10 @@ class AdmissionQueue:
         self.limits = limits
         self.requests = 0
         self.tokens = 0
-        self._typical_wait_s = SHORTEST_RETRY_S
+        self._typical_wait_s = MIN_RETRY_S
 
-    def enter(self, *, requests: int, tokens: int, field: str = "request") -> None:
-        """Take so much of the queue; InvalidRequest if it can never fit, Overloaded if it does not now."""
+    def acquire(self, *, requests: int, tokens: int, field: str = "request") -> None:
+        """Take a share of the queue. Raises InvalidRequest if it can never fit, Overloaded if it does not fit now."""
         limits = self.limits
         limits.check(requests=requests, tokens=tokens, field=field)
         if self.requests + requests > limits.requests or self.tokens + tokens > limits.tokens:
@@ -90,15 +90,15 @@ class AdmissionQueue:
         self.requests += requests
         self.tokens += tokens
 
-    def leave(self, *, requests: int, tokens: int, waited_s: float | None = None) -> None:
-        """Give it back. `waited_s` is how long it took to be served, None if it was dropped."""
+    def release(self, *, requests: int, tokens: int, waited_s: float | None = None) -> None:
+        """Return a share. `waited_s` is the time until it was served, None if it was dropped."""
         self.requests -= requests
         self.tokens -= tokens
-        assert self.requests >= 0, f"{self.name}: more left the queue than came in; this is a bug"
+        assert self.requests >= 0, f"{self.name}: released more than was acquired; this is a bug"
         if waited_s is not None and math.isfinite(waited_s):
             self._typical_wait_s += 0.1 * (waited_s - self._typical_wait_s)
 
     @property
     def retry_after_s(self) -> float:
-        """When it makes sense to come back: after as long as those served lately have waited."""
-        return min(max(self._typical_wait_s, SHORTEST_RETRY_S), LONGEST_RETRY_S)
+        """How long to wait before a retry: the typical waiting time of recent requests, within bounds."""
+        return min(max(self._typical_wait_s, MIN_RETRY_S), MAX_RETRY_S)

@@ -1,6 +1,6 @@
-"""One input of an encoder or a vision model, ready to run; how several become a batch, and its answers single again.
+"""Builds a batch from the inputs of an encoder or a vision model, and splits its outputs by item.
 
-Padding stands on the right, and only here: nobody else pads.
+This is the only module that pads. Padding is on the right.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,21 +14,21 @@ from server.batching.shape_buckets import EXACT, Shapes
 
 Outputs = dict[str, Array]
 Keep = Callable[[Outputs], Outputs]
-NO_COLUMNS: NDArray[np.int64] = np.zeros(0, np.int64)
-PIXELS_PER_TOKEN = 16 * 16  # an image costs about what a text of as many words costs as it has patches
+NO_POSITIONS: NDArray[np.int64] = np.zeros(0, np.int64)
+PIXELS_PER_TOKEN = 16 * 16  # an image costs about as much as a text with one token per patch
 
 
 def everything(outputs: Outputs) -> Outputs:
-    """The `Keep` of rows whose outputs are small."""
+    """The `Keep` of items whose outputs are small."""
     return outputs
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class TextRow:
-    """A text as tokens (t), INT64, special ones included, and which outputs are wanted for it.
+class TextItem:
+    """A text as token ids (t), INT64, with special tokens, and the names of the outputs it needs.
 
-    The outputs of a row are views, and hold those of its whole batch. Where they are as wide as the vocabulary, `keep`
-    makes of them what its caller will need, in the thread that ran the batch: a request may have thousands of batches.
+    The outputs of an item are views that keep the outputs of the whole batch alive. Where they are as wide as the
+    vocabulary, `keep` reduces them to what the caller needs, in the thread that ran the batch.
     """
 
     input_ids: NDArray[np.int64]
@@ -36,7 +36,7 @@ class TextRow:
     keep: Keep = everything
     token_type_ids: NDArray[np.int64] | None = None  # (t); zeros if None
     position_ids: NDArray[np.int64] | None = None  # (t); 0, 1, 2, … if None
-    selected: NDArray[np.int64] = field(default_factory=lambda: NO_COLUMNS)  # (s) columns that the language head is for
+    selected: NDArray[np.int64] = field(default_factory=lambda: NO_POSITIONS)  # (s) where the language head runs
 
     @property
     def tokens(self) -> int:
@@ -44,13 +44,13 @@ class TextRow:
 
     @property
     def logit_positions(self) -> int:
-        """At how many positions the language head is computed for it."""
+        """The number of positions at which the language head runs."""
         return len(self.selected)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class ImageRow:
-    """An image as (3, h, w), FP32, normalised, and which outputs are wanted for it."""
+class ImageItem:
+    """An image (3, h, w), FP32, normalised, and the names of the outputs it needs."""
 
     pixel_values: NDArray[np.float32]
     outputs: tuple[str, ...]
@@ -62,35 +62,35 @@ class ImageRow:
         return max(1, int(self.pixel_values[0].size) // PIXELS_PER_TOKEN)
 
 
-Row = TextRow | ImageRow
+Item = TextItem | ImageItem
 
 
-def collate(rows: Sequence[Row], input_names: Sequence[str], shapes: Shapes = EXACT) -> Outputs:
-    """The feeds of one run: those of the graph's inputs that rows of this kind have. All rows are of one kind."""
-    texts = [row for row in rows if isinstance(row, TextRow)]
-    images = [row for row in rows if isinstance(row, ImageRow)]
+def collate(items: Sequence[Item], input_names: Sequence[str], shapes: Shapes = EXACT) -> Outputs:
+    """The feeds of one batch, by input name of the graph. All items are of one kind."""
+    texts = [item for item in items if isinstance(item, TextItem)]
+    images = [item for item in items if isinstance(item, ImageItem)]
     assert not (texts and images), "texts and images in one batch; this is a bug"
     feeds = _collate_texts(texts, shapes) if texts else _collate_images(images, shapes)
     return {name: feeds[name] for name in input_names}
 
 
-def _collate_texts(rows: Sequence[TextRow], shapes: Shapes) -> Outputs:
-    count, longest = shapes.row_count(len(rows)), shapes.length(max(row.tokens for row in rows))
-    lengths = np.ones(count, np.int32)  # of rows that nobody asked for, too: over nothing there is no softmax
+def _collate_texts(items: Sequence[TextItem], shapes: Shapes) -> Outputs:
+    count, longest = shapes.batch_size(len(items)), shapes.length(max(item.tokens for item in items))
+    lengths = np.ones(count, np.int32)  # also for the rows that pad the batch: a softmax over no positions is undefined
     input_ids = np.zeros((count, longest), np.int64)
     token_type_ids = np.zeros_like(input_ids)
     position_ids = np.tile(np.arange(longest), (count, 1))
-    selected = np.zeros(shapes.logit_count(sum(row.logit_positions for row in rows)), np.int64)
+    selected = np.zeros(shapes.logit_count(sum(item.logit_positions for item in items)), np.int64)
     logit_positions = 0
-    for number, row in enumerate(rows):
-        lengths[number] = row.tokens
-        input_ids[number, : row.tokens] = row.input_ids
-        if row.token_type_ids is not None:
-            token_type_ids[number, : row.tokens] = row.token_type_ids
-        if row.position_ids is not None:
-            position_ids[number, : row.tokens] = row.position_ids
-        selected[logit_positions : logit_positions + row.logit_positions] = number * longest + row.selected
-        logit_positions += row.logit_positions
+    for number, item in enumerate(items):
+        lengths[number] = item.tokens
+        input_ids[number, : item.tokens] = item.input_ids
+        if item.token_type_ids is not None:
+            token_type_ids[number, : item.tokens] = item.token_type_ids
+        if item.position_ids is not None:
+            position_ids[number, : item.tokens] = item.position_ids
+        selected[logit_positions : logit_positions + item.logit_positions] = number * longest + item.selected
+        logit_positions += item.logit_positions
     return {
         "input_ids": input_ids,  # (b, t)
         "token_type_ids": token_type_ids,
@@ -100,33 +100,33 @@ def _collate_texts(rows: Sequence[TextRow], shapes: Shapes) -> Outputs:
     }
 
 
-def _collate_images(rows: Sequence[ImageRow], shapes: Shapes) -> Outputs:
-    first = rows[0].pixel_values
-    pixel_values = np.empty((shapes.row_count(len(rows)), *first.shape), first.dtype)  # (b, 3, h, w)
-    for number, row in enumerate(rows):
-        pixel_values[number] = row.pixel_values
-    pixel_values[len(rows) :] = 0
+def _collate_images(items: Sequence[ImageItem], shapes: Shapes) -> Outputs:
+    first = items[0].pixel_values
+    pixel_values = np.empty((shapes.batch_size(len(items)), *first.shape), first.dtype)  # (b, 3, h, w)
+    for number, item in enumerate(items):
+        pixel_values[number] = item.pixel_values
+    pixel_values[len(items) :] = 0
     return {"pixel_values": pixel_values}
 
 
-def wanted(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The outputs that at least one of the rows wants."""
-    return tuple(dict.fromkeys(name for row in rows for name in row.outputs))
+def wanted(items: Sequence[Item]) -> tuple[str, ...]:
+    """The outputs that at least one item needs."""
+    return tuple(dict.fromkeys(name for item in items for name in item.outputs))
 
 
-def split(outputs: Mapping[str, Array], rows: Sequence[Row]) -> list[Outputs]:
-    """For each row what it keeps of its part (s, …) of what was computed at selected positions, else of its line.
+def split(outputs: Mapping[str, Array], items: Sequence[Item]) -> list[Outputs]:
+    """Split the outputs of a batch by item: by selected positions (s, …) if there are any, else by row.
 
-    What shapes were filled up with comes last, and is nobody's.
+    The rows that pad the batch come last and are dropped.
     """
-    ends = np.cumsum([row.logit_positions for row in rows])
+    ends = np.cumsum([item.logit_positions for item in items])
     by_position = bool(ends[-1])
     return [
-        row.keep(
+        item.keep(
             {
-                name: outputs[name][end - row.logit_positions : end] if by_position else outputs[name][number]
-                for name in row.outputs
+                name: outputs[name][end - item.logit_positions : end] if by_position else outputs[name][number]
+                for name in item.outputs
             }
         )
-        for number, (row, end) in enumerate(zip(rows, ends, strict=True))
+        for number, (item, end) in enumerate(zip(items, ends, strict=True))
     ]

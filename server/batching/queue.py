@@ -1,11 +1,11 @@
-"""The rows that wait to run, of all callers: who comes in, who leaves, and whose each answer is."""
+"""The queue of a batcher: admits items, drops them, and maps each answer to its request."""
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from server.admission.queue import AdmissionQueue, Gone, Limits, RequestContext
-from server.batching.collate import Outputs, Row
+from server.batching.collate import Item, Outputs
 from server.batching.scheduler import Scheduler, Waiting
 from server.errors import InvalidRequest, Overloaded
 from server.observability.observer import Observer, Spent
@@ -13,16 +13,16 @@ from server.observability.observer import Observer, Spent
 
 @dataclass(eq=False)
 class Request:
-    """The rows of one caller, and the answers that are there so far."""
+    """The items of one call, and the answers so far."""
 
-    rows: Sequence[Row]
+    items: Sequence[Item]
     answers: list[Outputs | None]
     missing: int
     done: asyncio.Future[None]
-    work: Spent = Spent()  # on all batches that it was in
+    work: Spent = Spent()  # in all batches that contained its items
 
     def spent(self, seconds: float) -> Spent:
-        """Of the seconds until it was answered: what was not work was waiting."""
+        """Where the time until the answer went: the part that was not work was queueing time."""
         return replace(self.work, queue_seconds=max(0.0, seconds - self.work.seconds))
 
     def fail(self, error: Exception) -> None:
@@ -38,64 +38,64 @@ class Request:
 
 @dataclass(eq=False)
 class Reservation:
-    """Room in the queue for inputs that are being prepared, until their rows take it over; and how long there is."""
+    """Queue capacity and deadline for inputs that are being prepared. Their items take it over."""
 
     inputs: int
     call: RequestContext
-    field: str  # what the caller knows the inputs as
+    field: str  # the name of the inputs in the request
     timeout: asyncio.Timeout
 
     def why_gone(self, now: float) -> Gone:
-        """Why a caller leaves now."""
+        """Why a caller that leaves now did not wait for the answer."""
         return "expired" if self.timeout.expired() else self.call.why_gone(now)
 
 
 class Queue:
-    """Rows from when they come until they are answered. A row is known by its key, and waits until it is taken."""
+    """Holds items from arrival to answer. Each has a key, and waits until it is taken into a batch."""
 
     def __init__(self, name: str, scheduler: Scheduler, limits: Limits, observer: Observer) -> None:
-        self.gate = AdmissionQueue(name, limits)
+        self.admission = AdmissionQueue(name, limits)
         self.scheduler = scheduler
         self._observer = observer
-        self._owners: dict[int, tuple[Request, int]] = {}  # key → whose the row is, and its number
+        self._owners: dict[int, tuple[Request, int]] = {}  # key → request, and number of the item in it
         self._keys = 0
 
     @property
     def running(self) -> int:
-        """Rows that were taken and are not answered."""
+        """The number of items that were taken and are not answered yet."""
         return len(self._owners) - len(self.scheduler)
 
     def admit(self, *, requests: int, tokens: int, field: str) -> None:
-        """Take so much room; InvalidRequest if there can never be so much, Overloaded if there is not now."""
+        """Take queue capacity. Raises InvalidRequest if it can never fit, Overloaded if it does not fit now."""
         try:
-            self.gate.enter(requests=requests, tokens=tokens, field=field)
+            self.admission.acquire(requests=requests, tokens=tokens, field=field)
         except Overloaded:
             self._observer.refused("overloaded")
             raise
 
-    def check(self, rows: Sequence[Row], field: str) -> None:
-        """InvalidRequest if no batch can hold one of the rows."""
+    def check(self, items: Sequence[Item], field: str) -> None:
+        """Raise InvalidRequest if an item is too large for any batch."""
         budget = self.scheduler.budget
-        for number, row in enumerate(rows):
-            if not budget.fits_alone(tokens=row.tokens, logit_positions=row.logit_positions):
-                found = f"{row.tokens} tokens, {row.logit_positions} of them with logits"
+        for number, item in enumerate(items):
+            if not budget.fits_alone(tokens=item.tokens, logit_positions=item.logit_positions):
+                found = f"{item.tokens} tokens, {item.logit_positions} of them with logits"
                 raise InvalidRequest(
                     f"{field}[{number}]", found, f"at most {budget.tokens}, {budget.logit_positions} with logits"
                 )
 
     def wait(self, request: Request, call: RequestContext, now: float) -> range:
-        """Let the rows of a request wait, whose room is taken already: their keys."""
-        keys = range(self._keys, self._keys + len(request.rows))
+        """Add the items of a request, whose capacity is reserved already, and return their keys."""
+        keys = range(self._keys, self._keys + len(request.items))
         self._keys = keys.stop
         rank, length = call.rank(now), self.scheduler.budget.shapes.length
-        for number, (key, row) in enumerate(zip(keys, request.rows, strict=True)):
+        for number, (key, item) in enumerate(zip(keys, request.items, strict=True)):
             self._owners[key] = request, number
             self.scheduler.add(
                 Waiting(
                     key=key,
-                    tokens=row.tokens,
-                    length=length(row.tokens),
-                    logit_positions=row.logit_positions,
+                    tokens=item.tokens,
+                    length=length(item.tokens),
+                    logit_positions=item.logit_positions,
                     rank=rank,
                     arrived=now,
                 )
@@ -103,26 +103,26 @@ class Queue:
         return keys
 
     def drop(self, keys: Sequence[int], reason: str) -> None:
-        """Forget the rows of a caller who is gone. Those that are running run to their end, for nobody."""
+        """Remove the waiting items of a caller that left. Running items finish, and their outputs are discarded."""
         for key in keys:
             if (member := self.scheduler.drop(key)) is not None:
                 del self._owners[key]
-                self.gate.leave(requests=1, tokens=member.tokens)
+                self.admission.release(requests=1, tokens=member.tokens)
                 self._observer.dropped(reason)
 
-    def rows(self, members: Sequence[Waiting]) -> list[Row]:
+    def items(self, members: Sequence[Waiting]) -> list[Item]:
         owners = (self._owners[member.key] for member in members)
-        return [request.rows[number] for request, number in owners]
+        return [request.items[number] for request, number in owners]
 
     def take(self, planned: Sequence[Waiting], now: float) -> list[Waiting]:
-        """The next batch, as the scheduler takes it, out of the queue. Empty if everybody is gone."""
+        """Take the next batch out of the queue. Empty if no items are left."""
         members = self.scheduler.take(planned)
         for member in members:
-            self.gate.leave(requests=1, tokens=member.tokens, waited_s=now - member.arrived)
+            self.admission.release(requests=1, tokens=member.tokens, waited_s=now - member.arrived)
         return members
 
     def answer(self, members: Sequence[Waiting], answers: Sequence[Outputs], spent: Spent) -> None:
-        """Hand out the answers of rows that were taken, which ran as one batch for so long."""
+        """Deliver the answers of items that ran as one batch."""
         owners = [self._owners.pop(member.key) for member in members]
         for request in {request for request, _ in owners}:
             request.work += spent
@@ -130,15 +130,15 @@ class Queue:
             request.answer(number, answer)
 
     def fail(self, members: Sequence[Waiting], error: Exception) -> None:
-        """Tell the callers of rows that were taken."""
+        """Fail the requests of a batch that failed."""
         self._observer.failed(len(members))
         for member in members:
             request, _ = self._owners.pop(member.key)
-            failure = RuntimeError(f"{self.gate.name}: a run of {len(members)} rows failed")
+            failure = RuntimeError(f"{self.admission.name}: a batch of {len(members)} items failed")
             failure.__cause__ = error
             request.fail(failure)
 
     def abort(self, error: Exception) -> None:
-        """Tell all callers, who then drop their rows."""
+        """Fail all requests. Their callers then drop the items."""
         for request in {request for request, _ in self._owners.values()}:
             request.fail(error)

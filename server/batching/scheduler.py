@@ -1,8 +1,8 @@
-"""Which of the waiting rows run together. Pure: no clock, no thread, no tensor; the time is an argument.
+"""Chooses which waiting items run together. Pure: no clock, no thread, no tensor; the time is an argument.
 
-A batch is led by the row whose turn it is, and filled with those nearest to it in length: a batch costs its longest
-row times the number of rows, so that neighbours of other lengths would be padding. Since every batch takes the row
-whose turn it is, a row waits for at most as many batches as there are rows before it.
+A batch starts with the item of the lowest rank and is filled with the items nearest to it in length: its cost is the
+longest length times the number of items, so items of very different lengths would waste it on padding. Every batch
+takes the item of the lowest rank, so an item waits for at most as many batches as there are items before it.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ NEVER = float("inf")
 
 @dataclass(frozen=True, kw_only=True)
 class Waiting:
-    """A row as the scheduler sees it."""
+    """A waiting item, as the scheduler sees it."""
 
-    key: int  # names it; the order of arrival among rows of the same rank
+    key: int  # unique; the order of arrival among items of the same rank
     tokens: int
-    length: int = 0  # what it is padded to if it runs alone; no less than its tokens
+    length: int = 0  # its padded length in a batch of its own; at least its tokens
     logit_positions: int = 0  # positions at which the language head is computed
     rank: float = 0.0  # lowest first: server.admission.RequestContext.rank
     arrived: float = 0.0
@@ -34,18 +34,18 @@ class Waiting:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What one batch may cost."""
+    """The limits of one batch."""
 
-    rows: int
+    items: int
     tokens: int  # padding included
-    logit_positions: int  # positions at which the language head is computed: each is as wide as the vocabulary
-    padding: float = 0.08  # the share of padding up to which rows of different lengths run together
-    free_tokens: int = 0  # up to which a batch costs no more for being larger, so that padding does not matter
+    logit_positions: int  # positions at which the language head runs: each yields a row as wide as the vocabulary
+    padding: float = 0.08  # the largest share of padding
+    free_tokens: int = 0  # up to this size padding is ignored: the batch costs the same
     shapes: Shapes = EXACT
 
     def __post_init__(self) -> None:
-        if min(self.rows, self.tokens, self.logit_positions) < 1:
-            raise ValueError(f"budget of a batch: found {self}, expected at least one row, token and head")
+        if min(self.items, self.tokens, self.logit_positions) < 1:
+            raise ValueError(f"budget of a batch: found {self}, expected at least one item, token and logit position")
 
     def fits_alone(self, *, tokens: int, logit_positions: int) -> bool:
         return tokens <= self.tokens and logit_positions <= self.logit_positions
@@ -53,37 +53,37 @@ class Budget:
 
 @dataclass
 class _Batch:
-    """A batch that grows."""
+    """A batch while it is being filled."""
 
     budget: Budget
     members: list[Waiting] = field(default_factory=list)
     longest: int = 0
-    lengths: int = 0  # of all together: what they cost if each runs alone
+    lengths: int = 0  # sum over all items: their cost without padding each other
     logit_positions: int = 0
 
-    def takes(self, row: Waiting) -> bool:
-        budget, rows, longest = self.budget, len(self.members) + 1, max(self.longest, row.length)
-        padded = rows * longest
-        if rows > budget.rows or self.logit_positions + row.logit_positions > budget.logit_positions:
+    def takes(self, item: Waiting) -> bool:
+        budget, items, longest = self.budget, len(self.members) + 1, max(self.longest, item.length)
+        padded = items * longest
+        if items > budget.items or self.logit_positions + item.logit_positions > budget.logit_positions:
             return False
-        if budget.shapes.row_count(rows) * longest > budget.tokens:
+        if budget.shapes.batch_size(items) * longest > budget.tokens:
             return False
-        return padded <= budget.free_tokens or padded - self.lengths - row.length <= budget.padding * padded
+        return padded <= budget.free_tokens or padded - self.lengths - item.length <= budget.padding * padded
 
-    def add(self, row: Waiting) -> None:
-        self.members.append(row)
-        self.longest = max(self.longest, row.length)
-        self.lengths += row.length
-        self.logit_positions += row.logit_positions
+    def add(self, item: Waiting) -> None:
+        self.members.append(item)
+        self.longest = max(self.longest, item.length)
+        self.lengths += item.length
+        self.logit_positions += item.logit_positions
 
 
 class Scheduler:
-    """The rows that wait for one model.
+    """The waiting items of one model.
 
-    >>> scheduler = Scheduler(Budget(rows=8, tokens=64, heads=64))
+    >>> scheduler = Scheduler(Budget(items=8, tokens=64, logit_positions=64))
     >>> for key, tokens in enumerate((16, 3, 15, 16)):
     ...     scheduler.add(Waiting(key=key, tokens=tokens))
-    >>> [row.key for row in scheduler.take()], [row.key for row in scheduler.take()]
+    >>> [item.key for item in scheduler.take()], [item.key for item in scheduler.take()]
     ([0, 3, 2], [1])
     """
 
@@ -95,53 +95,54 @@ class Scheduler:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, row: Waiting) -> None:
-        """Let a row wait. It must fit into a batch of its own: what can never run is refused at the door."""
-        assert self.budget.fits_alone(tokens=row.tokens, logit_positions=row.logit_positions), (
-            f"{row} can never run; this is a bug"
+    def add(self, item: Waiting) -> None:
+        """Add a waiting item. It must fit into a batch of its own: the queue refuses larger ones."""
+        assert self.budget.fits_alone(tokens=item.tokens, logit_positions=item.logit_positions), (
+            f"{item} can never run; this is a bug"
         )
-        assert row.key not in self._waiting, f"{row} waits already; this is a bug"
-        self._waiting[row.key] = row
+        assert item.key not in self._waiting, f"{item} is waiting already; this is a bug"
+        self._waiting[item.key] = item
 
     def drop(self, key: int) -> Waiting | None:
-        """Forget a row; None if it does not wait (any more)."""
+        """Remove and return an item; None if it is not waiting."""
         return self._waiting.pop(key, None)
 
     def due(self, now: float) -> float:
-        """In how many seconds the next batch should be taken: 0 for now, infinity for not at all."""
+        """The number of seconds until the next batch is due: 0 for now, infinity if nothing is waiting."""
         if not self._waiting:
             return NEVER
         if self.max_delay_s <= 0 or self._full(self.plan()):
             return 0.0
-        return max(0.0, min(row.arrived for row in self._waiting.values()) + self.max_delay_s - now)
+        return max(0.0, min(item.arrived for item in self._waiting.values()) + self.max_delay_s - now)
 
     def take(self, planned: Sequence[Waiting] = ()) -> list[Waiting]:
-        """The next batch, which waits no longer; empty if nothing waits.
+        """Remove and return the next batch; empty if nothing is waiting.
 
-        It is what was planned before, unless one of those is gone, another's turn has come, or more can run by now.
+        Returns the planned batch unless one of its items is gone, another item is first by now, or a larger batch is
+        possible.
         """
         batch = self.plan()
         if self._is_as_good(planned, batch):
             batch = list(planned)
-        for row in batch:
-            del self._waiting[row.key]
+        for item in batch:
+            del self._waiting[item.key]
         return batch
 
     def _is_as_good(self, planned: Sequence[Waiting], batch: Sequence[Waiting]) -> bool:
         same_leader = list(planned[:1]) == list(batch[:1])
         return same_leader and self._all_wait(planned) and tokens_of(planned) >= tokens_of(batch)
 
-    def _all_wait(self, rows: Sequence[Waiting]) -> bool:
-        return all(row.key in self._waiting for row in rows)
+    def _all_wait(self, items: Sequence[Waiting]) -> bool:
+        return all(item.key in self._waiting for item in items)
 
     def plan(self) -> list[Waiting]:
-        """What `take` would give now. The first of them is the one whose turn it is."""
+        """The batch that `take` would return now, the item of the lowest rank first."""
         if not self._waiting:
             return []
-        leader = min(self._waiting.values(), key=lambda row: row.turn)
+        leader = min(self._waiting.values(), key=lambda item: item.turn)
         batch = _Batch(self.budget)
         batch.add(leader)
-        # Both lists begin with what is nearest in length, and among equals with the one whose turn is first.
+        # Both lists end with the item nearest in length, and among equals with the one whose turn is first.
         shorter, longer = self._neighbours(leader)
         while shorter or longer:
             shorter_first = bool(shorter) and (
@@ -151,28 +152,28 @@ class Scheduler:
             if batch.takes(side[-1]):
                 batch.add(side.pop())
             else:
-                side.clear()  # those behind are farther away still
+                side.clear()  # the remaining ones are even farther away
         return batch.members
 
     def _neighbours(self, leader: Waiting) -> tuple[list[Waiting], list[Waiting]]:
-        """The other rows, shorter and longer than the leader, the nearest in length last."""
-        others = [row for row in self._waiting.values() if row is not leader]
-        shorter = [row for row in others if row.length < leader.length]
-        longer = [row for row in others if row.length >= leader.length]
-        shorter.sort(key=lambda row: (-row.length, row.turn), reverse=True)
-        longer.sort(key=lambda row: (row.length, row.turn), reverse=True)
+        """The other items, shorter and longer than the leader, the nearest in length last."""
+        others = [item for item in self._waiting.values() if item is not leader]
+        shorter = [item for item in others if item.length < leader.length]
+        longer = [item for item in others if item.length >= leader.length]
+        shorter.sort(key=lambda item: (-item.length, item.turn), reverse=True)
+        longer.sort(key=lambda item: (item.length, item.turn), reverse=True)
         return shorter, longer
 
     def _full(self, batch: list[Waiting]) -> bool:
-        """Whether another row like the longest of them would not fit."""
-        longest, budget = max(row.length for row in batch), self.budget
-        return len(batch) >= budget.rows or budget.shapes.row_count(len(batch) + 1) * longest > budget.tokens
+        """Whether one more item of the longest length would not fit."""
+        longest, budget = max(item.length for item in batch), self.budget
+        return len(batch) >= budget.items or budget.shapes.batch_size(len(batch) + 1) * longest > budget.tokens
 
 
-def tokens_of(rows: Sequence[Waiting]) -> int:
-    return sum(row.tokens for row in rows)
+def tokens_of(items: Sequence[Waiting]) -> int:
+    return sum(item.tokens for item in items)
 
 
-def _padding(batch: _Batch, row: Waiting) -> int:
-    """The padding that a row would bring: its own, or that of all others if it is the longest."""
-    return max(batch.longest - row.length, len(batch.members) * (row.length - batch.longest))
+def _padding(batch: _Batch, item: Waiting) -> int:
+    """The padding that an item adds: its own, or that of all others if it is the longest."""
+    return max(batch.longest - item.length, len(batch.members) * (item.length - batch.longest))

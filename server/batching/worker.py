@@ -1,4 +1,4 @@
-"""Where batches are collated and run: a session and the one thread that uses it. There is a lane for each device."""
+"""Collates and runs batches: a session and the one thread that uses it. There is one worker for each device."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from server.arrays import Array
-from server.batching.collate import Outputs, Row, collate, split, wanted
+from server.batching.collate import Item, Outputs, collate, split, wanted
 from server.batching.scheduler import Waiting, tokens_of
 from server.batching.shape_buckets import Shapes
 from server.observability.observer import Spent
 
-# The last is what an arena with a limit says: "Available memory of N is smaller than requested bytes of M".
+# The last is the message of a memory arena with a limit: "Available memory of N is smaller than requested bytes of M".
 OUT_OF_MEMORY = (
     "out of memory",
     "failed to allocate memory",
@@ -23,7 +23,7 @@ OUT_OF_MEMORY = (
 
 
 class SessionProtocol(Protocol):
-    """What the batcher needs of a session."""
+    """The part of a session that the batcher uses."""
 
     @property
     def input_names(self) -> tuple[str, ...]: ...
@@ -33,7 +33,7 @@ class SessionProtocol(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Collated:
-    """The feeds of a run."""
+    """The feeds of a batch, and the time it took to build them."""
 
     feeds: Outputs
     seconds: float
@@ -41,11 +41,11 @@ class Collated:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Batch:
-    """Rows that were chosen to run together."""
+    """The items of one batch."""
 
     members: list[Waiting]
-    rows: list[Row]
-    collated: Collated | None  # if it was done ahead
+    items: list[Item]
+    collated: Collated | None  # if collated ahead of time
     padded_tokens: int
 
     @property
@@ -55,7 +55,7 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class BatchResult:
-    """What a batch came to: the answers of its rows, in order, with what each wants."""
+    """The outputs of a batch by item, in order, and the time it took."""
 
     answers: list[Outputs]
     spent: Spent
@@ -71,24 +71,24 @@ class BatchWorker:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"run-{name}")
 
     async def run(self, batch: Batch) -> BatchResult:
-        """Raises what collating the rows or running them raised."""
+        """Run a batch in the thread of the worker. Raises the errors of collating and running."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, batch)
 
-    def collate(self, rows: Sequence[Row]) -> Collated:
-        """In any thread."""
+    def collate(self, items: Sequence[Item]) -> Collated:
+        """Build the feeds. May run in any thread."""
         begun = self._clock()
-        return Collated(collate(rows, self._session.input_names, self._shapes), self._clock() - begun)
+        return Collated(collate(items, self._session.input_names, self._shapes), self._clock() - begun)
 
-    def end(self) -> None:
+    def close(self) -> None:
         self._thread.shutdown(wait=False)
 
     def _compute(self, batch: Batch) -> BatchResult:
-        """In the session's thread."""
-        collated = batch.collated or self.collate(batch.rows)
+        """Runs in the thread of the worker."""
+        collated = batch.collated or self.collate(batch.items)
         begun = self._clock()
-        outputs = self._session.run(collated.feeds, wanted(batch.rows))
+        outputs = self._session.run(collated.feeds, wanted(batch.items))
         ran = self._clock()
-        answers = split(outputs, batch.rows)
+        answers = split(outputs, batch.items)
         split_seconds = self._clock() - ran
         return BatchResult(
             answers, Spent(collate_seconds=collated.seconds, run_seconds=ran - begun, split_seconds=split_seconds)
@@ -96,6 +96,6 @@ class BatchWorker:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """The runtime has no type for it: it is known by its words."""
+    """Whether an error means that memory ran out. The runtime has no type for it, so its text decides."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)

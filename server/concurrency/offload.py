@@ -1,4 +1,4 @@
-"""Work that grows with a request, and how large it is: if it is large, a thread does it, and the event loop goes on."""
+"""Moves CPU work to a thread when it is large enough to hold up the event loop."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
@@ -6,37 +6,38 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import TypeVar
 
-FEW = 256  # things that take about a microsecond each: a thread costs a hundred
+MAX_INLINE_ITEMS = 256  # an item takes about a microsecond, a switch to a thread about a hundred
 Result = TypeVar("Result")
 
 
 async def offload(threads: Executor, work: Callable[[], Result], *, items: int) -> Result:
-    """The result of work on so many items, each of them as much as making an object of a class in a message."""
-    if items <= FEW:
+    """Return the result of `work`. An item costs about as much as creating one object in a message."""
+    if items <= MAX_INLINE_ITEMS:
         return work()
     return await asyncio.get_running_loop().run_in_executor(threads, work)
 
 
 async def offload_chunked(
-    threads: Executor, work: Callable[[slice], list[Result]], sizes: Sequence[int], *, most: int
+    threads: Executor, work: Callable[[slice], list[Result]], sizes: Sequence[int], *, max_size: int
 ) -> list[Result]:
-    """What work makes of inputs of such sizes, a thread doing some of them at a time, of no more than `most` together.
+    """Run `work` on one chunk of the inputs after another, in a thread, and return all results in order.
 
-    Others have their turn in between; and for who is gone, nothing is done any more.
+    The sizes of the inputs in a chunk add up to at most `max_size`. Between two chunks the thread serves other
+    requests, and if the caller has been cancelled, the remaining chunks are never run.
     """
-    found: list[Result] = []
-    for part in _slices(sizes, most):
-        found += await asyncio.get_running_loop().run_in_executor(threads, partial(work, part))
-    return found
+    results: list[Result] = []
+    for chunk in _chunks(sizes, max_size):
+        results += await asyncio.get_running_loop().run_in_executor(threads, partial(work, chunk))
+    return results
 
 
-def _slices(sizes: Sequence[int], most: int) -> Iterator[slice]:
-    """So many at a time that they are not too large together, at least one."""
-    begin = total = 0
+def _chunks(sizes: Sequence[int], max_size: int) -> Iterator[slice]:
+    """Consecutive slices whose sizes add up to at most `max_size`, of at least one input each."""
+    start = total = 0
     for number, size in enumerate(sizes):
-        if total and total + size > most:
-            yield slice(begin, number)
-            begin, total = number, 0
+        if total and total + size > max_size:
+            yield slice(start, number)
+            start, total = number, 0
         total += size
     if sizes:
-        yield slice(begin, len(sizes))
+        yield slice(start, len(sizes))

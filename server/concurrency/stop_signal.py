@@ -1,4 +1,4 @@
-"""How long work in a thread is asked to end: it looks between its steps."""
+"""Asks work in another thread to stop: the thread checks the signal between its steps."""
 
 import threading
 
@@ -6,7 +6,7 @@ from server.errors import NotReady
 
 
 class StopSignal:
-    """Not asked for until `set`."""
+    """A flag that is set once, from any thread."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -15,6 +15,6 @@ class StopSignal:
         self._event.set()
 
     def check(self) -> None:
-        """Raises NotReady once it was asked for."""
+        """Raise NotReady if the signal is set."""
         if self._event.is_set():
             raise NotReady("the server is stopping")

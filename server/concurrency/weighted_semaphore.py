@@ -1,4 +1,4 @@
-"""Work of different sizes, so much of it at once: the rest waits in order, on the event loop."""
+"""A semaphore with weights: bounds the total size of concurrent work. Waiters queue in order on the event loop."""
 
 import asyncio
 from collections import deque
@@ -7,45 +7,45 @@ from contextlib import asynccontextmanager
 
 
 class WeightedSemaphore:
-    """Bounds the sum of the sizes of what is being done. What is larger than the whole room is done alone."""
+    """Bounds the sum of the sizes that are held. Work larger than the whole capacity runs alone."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.free = size
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.free = capacity
+        self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @asynccontextmanager
-    async def acquire(self, size: int) -> AsyncIterator[None]:
-        """So much of the room, for as long as this lasts."""
-        await self.enter(size)
+    async def hold(self, size: int) -> AsyncIterator[None]:
+        """Hold `size` of the capacity for the duration of the block."""
+        await self.acquire(size)
         try:
             yield
         finally:
-            self.leave(size)
+            self.release(size)
 
-    async def enter(self, size: int) -> None:
-        """Take so much of the room, once those who came before have theirs. Who is cancelled meanwhile has nothing."""
+    async def acquire(self, size: int) -> None:
+        """Take `size` of the capacity, after all earlier waiters. A waiter that is cancelled holds nothing."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((min(size, self.size), turn))
-        self._let_in()
+        self._waiters.append((min(size, self.capacity), turn))
+        self._wake_waiters()
         try:
             await turn
         except asyncio.CancelledError:
             if turn.cancelled():
-                self._let_in()
+                self._wake_waiters()
             else:
-                self.leave(size)
+                self.release(size)
             raise
 
-    def leave(self, size: int) -> None:
-        """Give back what `enter` took."""
-        self.free += min(size, self.size)
-        self._let_in()
+    def release(self, size: int) -> None:
+        """Return what `acquire` took."""
+        self.free += min(size, self.capacity)
+        self._wake_waiters()
 
-    def _let_in(self) -> None:
-        """All whose turn it is. Who has gone away meanwhile is passed over."""
-        while self._waiting and (self._waiting[0][1].done() or self._waiting[0][0] <= self.free):
-            size, turn = self._waiting.popleft()
+    def _wake_waiters(self) -> None:
+        """Wake the waiters that fit, in order. Skips cancelled ones."""
+        while self._waiters and (self._waiters[0][1].done() or self._waiters[0][0] <= self.free):
+            size, turn = self._waiters.popleft()
             if not turn.done():
                 self.free -= size
                 turn.set_result(None)

@@ -53,7 +53,7 @@ class Engine:
         self,
         decoder: Decoder,
         *,
-        gate: AdmissionQueue,
+        admission: AdmissionQueue,
         chunk_tokens: int,
         forward_tokens: int = FORWARD_TOKENS_ELSEWHERE,
         end_ids: Collection[int] = (),
@@ -66,13 +66,13 @@ class Engine:
         self.context = layout.capacity  # tokens of prompt and continuation
         self.slots = layout.max_slots
         self.vocabulary = decoder.vocabulary
-        self.gate = gate
+        self.admission = admission
         self._forward_tokens = forward_tokens
         self._logits = WeightedSemaphore(LOGITS_AT_ONCE)
         self._end_ids = frozenset(end_ids)
         self._observer = observer or NoOpObserver()
         scheduler = Scheduler(
-            gate,
+            admission,
             slots=layout.slots,
             max_slots=layout.max_slots,
             chunk_tokens=chunk_tokens,
@@ -81,20 +81,20 @@ class Engine:
         )
         self._worker = Worker(Runner(decoder), scheduler, observer=self._observer, clock=clock)
         self._clock = clock
-        self.in_flight = in_flight or InFlight(f"{gate.name} is being unloaded")
+        self.in_flight = in_flight or InFlight(f"{admission.name} is being unloaded")
         self._accepting = False
 
     @property
-    def waiting_rows(self) -> int:
-        return self.gate.requests
+    def waiting_inputs(self) -> int:
+        return self.admission.requests
 
     @property
     def waiting_tokens(self) -> int:
-        return self.gate.tokens
+        return self.admission.tokens
 
     @property
-    def running_rows(self) -> int:
-        return self._worker.running_rows
+    def running_inputs(self) -> int:
+        return self._worker.running_inputs
 
     async def start(self) -> None:
         """Accept requests from now on."""
@@ -156,7 +156,7 @@ class Engine:
         call.check_deadline(begun)
         place = self._worker.reserve(requests=len(ids), tokens=int(lengths.sum()), field="input_ids")
         with self._counting_refusals(), place:
-            async with within_deadline(call, begun), self._logits.acquire(ids.size * self.vocabulary):
+            async with within_deadline(call, begun), self._logits.hold(ids.size * self.vocabulary):
                 logits, run_seconds = await self._forward(ids, lengths)
         waited = max(0.0, self._clock() - begun - run_seconds)
         self._observer.answered(Spent(queue_seconds=waited, run_seconds=run_seconds))
@@ -211,7 +211,7 @@ class Engine:
 
     def _check_accepting(self) -> None:
         if not self._accepting:
-            raise NotReady(f"{self.gate.name} is starting or being unloaded")
+            raise NotReady(f"{self.admission.name} is starting or being unloaded")
 
 
 def groups(rows: Sequence[Ids], tokens: int) -> Iterator[list[Ids]]:
@@ -256,7 +256,7 @@ def open_engine(
     chunk_tokens = settings.max_prefill_tokens or CHUNK_TOKENS.get(session.provider, CHUNK_TOKENS_ELSEWHERE)
     return Engine(
         decoder,
-        gate=AdmissionQueue(name, limits),
+        admission=AdmissionQueue(name, limits),
         chunk_tokens=max(chunk_tokens, 3),
         forward_tokens=FORWARD_TOKENS.get(session.provider, FORWARD_TOKENS_ELSEWHERE),
         end_ids=end_ids,

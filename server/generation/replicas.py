@@ -18,23 +18,23 @@ class EngineReplicas:
     def __init__(self, engines: Sequence[Engine]) -> None:
         self._engines = engines
         self._requests = [0] * len(engines)  # under way on each
-        self.gate = engines[0].gate  # its limits are those of one request
+        self.admission = engines[0].admission  # its limits are those of one request
         self.context = min(engine.context for engine in engines)
         self.slots = sum(engine.slots for engine in engines)
         self.vocabulary = engines[0].vocabulary
         self.in_flight = engines[0].in_flight  # of the model: all of its engines share it
 
     @property
-    def waiting_rows(self) -> int:
-        return sum(engine.waiting_rows for engine in self._engines)
+    def waiting_inputs(self) -> int:
+        return sum(engine.waiting_inputs for engine in self._engines)
 
     @property
     def waiting_tokens(self) -> int:
         return sum(engine.waiting_tokens for engine in self._engines)
 
     @property
-    def running_rows(self) -> int:
-        return sum(engine.running_rows for engine in self._engines)
+    def running_inputs(self) -> int:
+        return sum(engine.running_inputs for engine in self._engines)
 
     async def start(self) -> None:
         for engine in self._engines:

@@ -104,7 +104,7 @@ class Plan:
 class Scheduler:
     """Decides each step. `plan`, then run it, then `advance`, then `finish` those that have ended; `plan` again."""
 
-    gate: AdmissionQueue
+    admission: AdmissionQueue
     slots: int
     chunk_tokens: int
     shared_tokens: int = 16  # prompts that begin with as many equal tokens share their keys and values
@@ -145,7 +145,7 @@ class Scheduler:
     def submit(self, *sequences: SequenceState, field: str = "prompts") -> None:
         """Let all wait for their turns, or none. Overloaded; InvalidRequest if the queue can never hold them."""
         reserved = sum(sequence.reserved_tokens for sequence in sequences)
-        self.gate.enter(requests=len(sequences), tokens=reserved, field=field)
+        self.admission.acquire(requests=len(sequences), tokens=reserved, field=field)
         for sequence in sequences:
             heapq.heappush(self.waiting, (sequence.call.rank(sequence.arrived), self._arrivals, sequence))
             self._arrivals += 1
@@ -195,7 +195,7 @@ class Scheduler:
     def clear(self) -> None:
         """Nobody waits and nobody runs any more."""
         for _, _, sequence in self.waiting:
-            self.gate.leave(requests=1, tokens=sequence.reserved_tokens)
+            self.admission.release(requests=1, tokens=sequence.reserved_tokens)
         self.waiting, self._look_again = [], math.inf
         self.fail_all()
 
@@ -210,7 +210,7 @@ class Scheduler:
             if sequence.slot >= 0:
                 self.finish(sequence)
             else:
-                self.gate.leave(requests=1, tokens=sequence.reserved_tokens)
+                self.admission.release(requests=1, tokens=sequence.reserved_tokens)
         self.waiting = [entry for entry in self.waiting if entry[2] not in gone]
         heapq.heapify(self.waiting)
         self._look_again = min((_deadline(sequence) for sequence in everyone if sequence not in gone), default=math.inf)
@@ -236,7 +236,7 @@ class Scheduler:
         if self.reading or not self.waiting or len(self.decoding) == self.slots:
             return []
         sequence = heapq.heappop(self.waiting)[2]
-        self.gate.leave(requests=1, tokens=sequence.reserved_tokens, waited_s=now - sequence.arrived)
+        self.admission.release(requests=1, tokens=sequence.reserved_tokens, waited_s=now - sequence.arrived)
         sequence.slot = len(self.decoding)
         sequence.started = now
         running = [(other.slot, other.read) for other in self.decoding]

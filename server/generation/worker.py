@@ -80,7 +80,7 @@ class Worker:
         self.cancel(stream)
 
     @property
-    def running_rows(self) -> int:
+    def running_inputs(self) -> int:
         return len(self._scheduler.running)
 
     def parts(self, texts: Sequence[Ids], longest: int) -> Parts:
@@ -98,14 +98,14 @@ class Worker:
     @contextmanager
     def reserve(self, *, requests: int, tokens: int, field: str) -> Iterator[None]:
         """Take so much of the queue for a while. Raises Overloaded, and InvalidRequest for what it can never hold."""
-        gate = self._scheduler.gate
+        admission = self._scheduler.admission
         with self._lock:
-            gate.enter(requests=requests, tokens=tokens, field=field)
+            admission.acquire(requests=requests, tokens=tokens, field=field)
         try:
             yield
         finally:
             with self._lock:
-                gate.leave(requests=requests, tokens=tokens)
+                admission.release(requests=requests, tokens=tokens)
 
     def cancel_all(self) -> None:
         """Everything that is under way leaves at the next step."""
@@ -172,12 +172,12 @@ class Worker:
             self._runner.decoder.grow(slots)
         except Exception as error:  # whatever it is: there are as many slots as before
             unexpected = None if isinstance(error, NotEnoughMemory) else error
-            log.warning("%s: no more slots for now: %s", self._scheduler.gate.name, error, exc_info=unexpected)
+            log.warning("%s: no more slots for now: %s", self._scheduler.admission.name, error, exc_info=unexpected)
             self._grow_again = self._clock() + GROW_AGAIN_S
             return
         with self._lock:
             self._scheduler.grow(slots)
-        log.info("%s: %d slots", self._scheduler.gate.name, slots)
+        log.info("%s: %d slots", self._scheduler.admission.name, slots)
 
     def _run_forward(self, parts: Parts, arrived: float, future: "Future[Forwarded]") -> None:
         if not future.set_running_or_notify_cancel():
@@ -191,7 +191,7 @@ class Worker:
         seconds = self._clock() - started
         note = partial(
             self._observer.batch,
-            rows=len(logits),
+            items=len(logits),
             tokens=sum(map(len, logits)),
             padded_tokens=len(logits) * max(map(len, logits)),
             queue_seconds=[started - arrived] * len(logits),
@@ -221,7 +221,7 @@ class Worker:
         note = partial(
             self._observer.step,
             kind=step.kind,
-            rows=len(rows),
+            sequences=len(rows),
             tokens=step.tokens,
             seconds=now - started,
         )

@@ -31,13 +31,13 @@ class DecodePool:
 
         def done(job: Future[Result]) -> None:
             with contextlib.suppress(RuntimeError):  # the event loop is closed: no other work waits for memory
-                loop.call_soon_threadsafe(self._memory.leave, decoding_bytes)
+                loop.call_soon_threadsafe(self._memory.release, decoding_bytes)
 
-        await self._memory.enter(decoding_bytes)
+        await self._memory.acquire(decoding_bytes)
         try:
             job = self._threads.submit(work)
         except RuntimeError:  # the pool is closed
-            self._memory.leave(decoding_bytes)
+            self._memory.release(decoding_bytes)
             raise
         job.add_done_callback(done)
         return await asyncio.wrap_future(job)

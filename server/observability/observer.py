@@ -1,6 +1,6 @@
-"""Events within a model, for a listener such as server/observability/prometheus.py. Knows nothing of metrics.
+"""Events inside a model, for an observer such as the one in server/observability/prometheus.py.
 
-An observer is made for one version of one model, so that nothing here carries names.
+An observer belongs to one version of one model, so the events carry no names.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from typing import Protocol
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """Where the time of a request went: into the whole of every batch that it was in. What is left it waited."""
+    """Where the time of a request went. It is charged for every batch it was part of; the rest is queueing time."""
 
     queue_seconds: float = 0.0
-    collate_seconds: float = 0.0  # putting batches together
+    collate_seconds: float = 0.0  # building batches
     run_seconds: float = 0.0
-    split_seconds: float = 0.0  # taking their answers apart
+    split_seconds: float = 0.0  # splitting the outputs of batches
 
     @property
     def seconds(self) -> float:
@@ -27,60 +27,60 @@ class Spent:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What a request took."""
+    """Token counts and times of a generated sequence."""
 
     prompt_tokens: int
     completion_tokens: int
-    cached_tokens: int  # of the prompt: those whose keys and values were at hand
-    queue_seconds: float  # until its prompt began to be read
+    cached_tokens: int  # prompt tokens whose keys and values were in the prefix cache
+    queue_seconds: float  # until its prefill started
     inference_seconds: float  # from then to the last token
 
 
 class Observer(Protocol):
-    """Called on the event loop; must return at once and never raise."""
+    """Receives the events. Methods run on the event loop; they must return at once and never raise."""
 
     def batch(
-        self, *, rows: int, tokens: int, padded_tokens: int, queue_seconds: Sequence[float], spent: Spent
+        self, *, items: int, tokens: int, padded_tokens: int, queue_seconds: Sequence[float], spent: Spent
     ) -> None:
-        """One batch ran: how many rows, their own tokens, what they were padded to, how long each row waited."""
+        """A batch ran: its items, their tokens without and with padding, and how long each item waited."""
 
     def answered(self, spent: Spent) -> None:
-        """All rows of a request were answered."""
+        """All items of a request were answered."""
 
-    def failed(self, rows: int) -> None:
-        """A run of so many rows failed."""
+    def failed(self, items: int) -> None:
+        """A batch of `items` items, or a step of as many sequences, failed."""
 
     def dropped(self, reason: str) -> None:
-        """A row left the queue without running. Reasons: cancelled, expired, failed."""
+        """An item left the queue without running. Reasons: cancelled, expired, failed."""
 
     def refused(self, reason: str) -> None:
-        """A request was not let in. Reasons: overloaded."""
+        """A request was refused. Reasons: overloaded."""
 
-    def step(self, *, kind: str, rows: int, tokens: int, seconds: float) -> None:
-        """A step of generation ran.
+    def step(self, *, kind: str, sequences: int, tokens: int, seconds: float) -> None:
+        """A generation step ran.
 
-        Kinds: `prefill` read so many tokens of one prompt, `decode` gave each of so many rows one token.
+        Kinds: `prefill` processed `tokens` tokens of one prompt, `decode` produced one token for each sequence.
         """
 
     def finished(self, *, reason: str, usage: Usage) -> None:
-        """A generation that had a slot has ended. Reasons: stop, length, cancelled (or out of time)."""
+        """A sequence that had a slot has ended. Reasons: stop, length, cancelled (or deadline exceeded)."""
 
 
 class NoOpObserver:
-    """An observer that listens to nothing."""
+    """An observer that ignores all events."""
 
     def batch(
-        self, *, rows: int, tokens: int, padded_tokens: int, queue_seconds: Sequence[float], spent: Spent
+        self, *, items: int, tokens: int, padded_tokens: int, queue_seconds: Sequence[float], spent: Spent
     ) -> None: ...
 
     def answered(self, spent: Spent) -> None: ...
 
-    def failed(self, rows: int) -> None: ...
+    def failed(self, items: int) -> None: ...
 
     def dropped(self, reason: str) -> None: ...
 
     def refused(self, reason: str) -> None: ...
 
-    def step(self, *, kind: str, rows: int, tokens: int, seconds: float) -> None: ...
+    def step(self, *, kind: str, sequences: int, tokens: int, seconds: float) -> None: ...
 
     def finished(self, *, reason: str, usage: Usage) -> None: ...

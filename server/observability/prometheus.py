@@ -198,15 +198,15 @@ class ModelObserver:
         self._metrics, self._model, self._version = metrics, model, version
 
     def batch(
-        self, *, rows: int, tokens: int, padded_tokens: int, queue_seconds: Sequence[float], spent: Spent
+        self, *, items: int, tokens: int, padded_tokens: int, queue_seconds: Sequence[float], spent: Spent
     ) -> None:
-        self._statistics.batch(rows, spent)
+        self._statistics.batch(items, spent)
         queue = self._of("affinity_queue_duration_seconds")
         for waited in queue_seconds:
             queue.observe(waited)
         self._of("affinity_collate_duration_seconds").observe(spent.collate_seconds)
         self._of("affinity_run_duration_seconds").observe(spent.run_seconds)
-        self._of("affinity_batch_rows").observe(rows)
+        self._of("affinity_batch_rows").observe(items)
         self._of("affinity_batch_tokens").observe(tokens)
         self._of("affinity_padding_tokens").inc(padded_tokens - tokens)
         self._of("affinity_batch_padding_ratio").observe(1 - tokens / padded_tokens if padded_tokens else 0)
@@ -214,8 +214,8 @@ class ModelObserver:
     def answered(self, spent: Spent) -> None:
         self._statistics.answered(spent)
 
-    def failed(self, rows: int) -> None:
-        self._of("affinity_failed_rows").inc(rows)
+    def failed(self, items: int) -> None:
+        self._of("affinity_failed_rows").inc(items)
 
     def dropped(self, reason: str) -> None:
         self._of("affinity_dropped_rows", reason=reason).inc()
@@ -223,10 +223,10 @@ class ModelObserver:
     def refused(self, reason: str) -> None:
         self._of("affinity_refused_requests", reason=reason).inc()
 
-    def step(self, *, kind: str, rows: int, tokens: int, seconds: float) -> None:
+    def step(self, *, kind: str, sequences: int, tokens: int, seconds: float) -> None:
         self._of("affinity_step_duration_seconds", kind=kind).observe(seconds)
-        self._of("affinity_step_rows", kind=kind).observe(rows)
-        self._statistics.step(rows, Spent(run_seconds=seconds))
+        self._of("affinity_step_rows", kind=kind).observe(sequences)
+        self._statistics.step(sequences, Spent(run_seconds=seconds))
 
     def finished(self, *, reason: str, usage: Usage) -> None:
         self._of("affinity_finished_generations", reason=reason).inc()

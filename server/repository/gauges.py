@@ -10,18 +10,18 @@ from server.repository.model import Model
 
 MODEL = ("model", "version")
 QUEUES: dict[str, tuple[str, Callable[[Model], int]]] = {
-    "affinity_queue_rows": ("Inputs waiting to run.", lambda model: model.backend.waiting_rows),
+    "affinity_queue_rows": ("Inputs waiting to run.", lambda model: model.backend.waiting_inputs),
     "affinity_queue_tokens": (
         "Tokens waiting to run.",
         lambda model: model.backend.waiting_tokens,
     ),
     "affinity_running_rows": (
         "Inputs, or continuations, running now.",
-        lambda model: model.backend.running_rows,
+        lambda model: model.backend.running_inputs,
     ),
     "affinity_slots_used": (
         "Continuations that hold a slot.",
-        lambda model: model.backend.running_rows if model.backend.slots else 0,
+        lambda model: model.backend.running_inputs if model.backend.slots else 0,
     ),
     "affinity_slots": (
         "Continuations that can run together.",
@@ -54,7 +54,7 @@ def _pending(models: Sequence[Model]) -> Metric:
     """The queue under Triton's name (server/observability/triton_names.py), untyped: a gauge must not end in _count."""
     pending = UnknownMetricFamily("nv_inference_pending_request_count", "Inputs waiting to run.", labels=MODEL)
     for model in models:
-        pending.add_metric((model.name, model.version), model.backend.waiting_rows)
+        pending.add_metric((model.name, model.version), model.backend.waiting_inputs)
     return pending
 
 

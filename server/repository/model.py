@@ -66,7 +66,7 @@ class Model:
     @property
     def limits(self) -> Limits:
         """The limits of the queue, and therefore of one request."""
-        return self.backend.gate.limits
+        return self.backend.admission.limits
 
     @property
     def provider(self) -> str:

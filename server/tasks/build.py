@@ -48,17 +48,17 @@ TensorTask = RawText | RawImage | RawGpt
 class Backend(Protocol):
     """Runs the requests of a model on the event loop, behind a queue."""
 
-    gate: AdmissionQueue
+    admission: AdmissionQueue
     slots: int  # continuations that can run together; 0 where nothing is generated
 
     @property
-    def waiting_rows(self) -> int: ...
+    def waiting_inputs(self) -> int: ...
 
     @property
     def waiting_tokens(self) -> int: ...
 
     @property
-    def running_rows(self) -> int: ...
+    def running_inputs(self) -> int: ...
 
     async def start(self) -> None: ...
 
@@ -186,10 +186,12 @@ def _budget(context: LoadContext, max_tokens: int) -> Budget:
     logit_positions = max(MAX_LOGITS // max(1, text.vocabulary), max_tokens)
     longest = min(text.max_length, tokens) or None
     return Budget(
-        rows=settings.max_batch_size,
+        items=settings.max_batch_size,
         tokens=tokens,
         logit_positions=logit_positions,
         padding=settings.max_batch_padding,
         free_tokens=FREE_TOKENS[provider],
-        shapes=shapes_of(provider, rows=settings.max_batch_size, longest=longest, logit_positions=logit_positions),
+        shapes=shapes_of(
+            provider, batch_size=settings.max_batch_size, longest=longest, logit_positions=logit_positions
+        ),
     )

@@ -8,7 +8,7 @@ from functools import partial
 from server.admission.queue import RequestContext
 from server.artifact import Artifact
 from server.batching.batcher import Batcher
-from server.batching.collate import ImageRow
+from server.batching.collate import ImageItem
 from server.errors import InvalidRequest
 from server.images.decode_pool import DecodePool
 from server.images.file import Header
@@ -43,20 +43,20 @@ class ClassifyImage:
         """For each image its `top_k` classes, most likely first; `function_to_apply` turns logits into scores."""
         count = check_classes(top_k, self.labels, inputs=len(images))
         scores = score_function(function_to_apply, self.function)
-        async with self._batcher.place(len(images), call, field=field) as place:
+        async with self._batcher.reserve(len(images), call, field=field) as reservation:
             rows = await self._rows(images, field)
-            answers = await self._batcher.run(rows, place)
+            answers = await self._batcher.run(rows, reservation)
             logits = [answer["logits"] for answer in answers]
             return await ranked(logits, scores, self.labels, top_k=count, threads=self._prepare)
 
-    async def _rows(self, images: Sequence[bytes], field: str) -> list[ImageRow]:
+    async def _rows(self, images: Sequence[bytes], field: str) -> list[ImageItem]:
         """Check all headers before the first image is decoded; then decode in several threads."""
         headers = await self._pool.run(partial(self._headers, images, field), decoding_bytes=HEADER_BYTES)
 
-        async def decoded(number: int, file: bytes, header: Header) -> ImageRow:
+        async def decoded(number: int, file: bytes, header: Header) -> ImageItem:
             work = partial(self._decoder.decode, file, f"{field}[{number}]")
             pixels = await self._pool.run(work, decoding_bytes=header.decoding_bytes)
-            return ImageRow(pixel_values=pixels, outputs=("logits",))
+            return ImageItem(pixel_values=pixels, outputs=("logits",))
 
         pairs = enumerate(zip(images, headers, strict=True))
         tasks = [asyncio.ensure_future(decoded(number, file, header)) for number, (file, header) in pairs]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from server.admission.queue import RequestContext
 from server.artifact import Artifact
 from server.batching.batcher import Batcher
-from server.batching.collate import TextRow
+from server.batching.collate import TextItem
 from server.errors import InvalidRequest
 from server.tasks.classification import DEFAULT, Class, check_classes, ranked, score_function
 from server.text.encode import AsyncEncoder
@@ -44,18 +44,18 @@ class ClassifyText:
         """For each text, or pair of texts, all of its classes or the first `top_k`."""
         count = check_classes(top_k, self.labels, inputs=len(texts))
         scores = score_function(function_to_apply, self.function)
-        async with self._batcher.place(len(texts), call, field=field) as place:
+        async with self._batcher.reserve(len(texts), call, field=field) as reservation:
             tokens = await self._encode(texts, pairs, truncate=truncate, field=field, pair_field=pair_field)
             rows = [self._row(each, f"{pair_field}[{number}]") for number, each in enumerate(tokens)]
-            answers = await self._batcher.run(rows, place)
+            answers = await self._batcher.run(rows, reservation)
             logits = [answer["logits"] for answer in answers]
             classes = await ranked(logits, scores, self.labels, top_k=count, threads=self._prepare)
         return [ClassifiedText(found, each.usage) for found, each in zip(classes, tokens, strict=True)]
 
-    def _row(self, tokens: EncodedText, pair_field: str) -> TextRow:
+    def _row(self, tokens: EncodedText, pair_field: str) -> TextItem:
         if self._segments and tokens.token_type_ids.max() >= self._segments:
             raise InvalidRequest(pair_field, "a second text", f"none: the model knows {self._segments} segment")
-        return TextRow(
+        return TextItem(
             input_ids=tokens.input_ids,
             token_type_ids=tokens.token_type_ids,
             position_ids=tokens.position_ids,

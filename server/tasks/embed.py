@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from server.admission.queue import RequestContext
 from server.artifact import Artifact
 from server.batching.batcher import Batcher
-from server.batching.collate import TextRow
+from server.batching.collate import TextItem
 from server.errors import InvalidRequest
 from server.text.encode import AsyncEncoder
 from server.text.tokenizer import TextEncoder, TokenUsage
@@ -51,10 +51,10 @@ class Embed:
         The first dimensions are only meaningful by themselves in models that are trained for it (Matryoshka).
         """
         width = self._width(dimensions)
-        async with self._batcher.place(len(texts), call, field=field) as place:
+        async with self._batcher.reserve(len(texts), call, field=field) as reservation:
             tokens = await self._encode(texts, prompt_name=prompt_name, truncate=truncate, field=field)
             rows = [
-                TextRow(
+                TextItem(
                     input_ids=each.input_ids,
                     token_type_ids=each.token_type_ids,
                     position_ids=each.position_ids,
@@ -62,7 +62,7 @@ class Embed:
                 )
                 for each in tokens
             ]
-            answers = await self._batcher.run(rows, place)
+            answers = await self._batcher.run(rows, reservation)
         vectors = np.array([answer["embedding"][:width] for answer in answers], np.float32).reshape(len(rows), width)
         scaled = self.normalise if normalize is None else normalize
         return Embeddings(normalised(vectors) if scaled else vectors, [each.usage for each in tokens])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from server.admission.queue import RequestContext
 from server.artifact import Artifact
 from server.batching.batcher import Batcher
-from server.batching.collate import Keep, Outputs, TextRow, everything
+from server.batching.collate import Keep, Outputs, TextItem, everything
 from server.concurrency.offload import offload_chunked
 from server.errors import BadArtifact, InvalidRequest
 from server.tasks.classification import check_top_k
@@ -78,7 +78,7 @@ class FillMask:
         With targets, or with more candidates than the graph ranks itself, all logits are copied from the device.
         """
         count = min(check_top_k(top_k), self.vocabulary)
-        async with self._batcher.place(len(texts), call, field=field) as place:
+        async with self._batcher.reserve(len(texts), call, field=field) as reservation:
             target_ids = await self._target_ids(targets) if targets else None
             count = count if target_ids is None else min(count, len(target_ids))
             outputs = TOP_OUTPUTS if target_ids is None and count <= self._max_top_ids else ALL_OUTPUTS
@@ -86,7 +86,7 @@ class FillMask:
             keep = everything if outputs is TOP_OUTPUTS else partial(rank, top_k=count, target_ids=target_ids)
             rows = [self._row(each, outputs, keep, f"{field}[{number}]") for number, each in enumerate(tokens)]
             check_size(rows, count)
-            answers = await self._batcher.run(rows, place)
+            answers = await self._batcher.run(rows, reservation)
             masks = await self._filled(rows, answers, count)
         return [FilledText(found, each.usage) for found, each in zip(masks, tokens, strict=True)]
 
@@ -104,12 +104,12 @@ class FillMask:
 
         return await asyncio.get_running_loop().run_in_executor(self._prepare, find)
 
-    def _row(self, tokens: EncodedText, outputs: tuple[str, ...], keep: Keep, field: str) -> TextRow:
+    def _row(self, tokens: EncodedText, outputs: tuple[str, ...], keep: Keep, field: str) -> TextItem:
         masks = np.flatnonzero(tokens.input_ids == self._mask_id)
         if not len(masks):
             where = " in what is left of it" if tokens.truncated else ""
             raise InvalidRequest(field, f"no {self.mask_token}{where}", f"at least one {self.mask_token}")
-        return TextRow(
+        return TextItem(
             input_ids=tokens.input_ids,
             token_type_ids=tokens.token_type_ids,
             position_ids=tokens.position_ids,
@@ -118,15 +118,15 @@ class FillMask:
             keep=keep,
         )
 
-    async def _filled(self, rows: Sequence[TextRow], answers: Sequence[Outputs], top_k: int) -> list[list[FilledMask]]:
+    async def _filled(self, rows: Sequence[TextItem], answers: Sequence[Outputs], top_k: int) -> list[list[FilledMask]]:
         def fill(part: slice) -> list[list[FilledMask]]:
             pairs = zip(rows[part], answers[part], strict=True)
             return [self._masks(row, *best(answer, top_k)) for row, answer in pairs]
 
         sizes = [top_k * row.logit_positions * (row.tokens + TOKENS_PER_CANDIDATE) for row in rows]
-        return await offload_chunked(self._prepare, fill, sizes, most=CHUNK_TOKENS)
+        return await offload_chunked(self._prepare, fill, sizes, max_size=CHUNK_TOKENS)
 
-    def _masks(self, row: TextRow, scores: NDArray[np.float32], ids: NDArray[np.int64]) -> list[FilledMask]:
+    def _masks(self, row: TextItem, scores: NDArray[np.float32], ids: NDArray[np.int64]) -> list[FilledMask]:
         """The masks of one text; scores and ids (masks, k)."""
         return [
             FilledMask(
@@ -141,7 +141,7 @@ class FillMask:
             for position, ranked in zip(row.selected, zip(scores, ids, strict=True), strict=True)
         ]
 
-    def _with(self, row: TextRow, position: np.int64, token: np.int64) -> str:
+    def _with(self, row: TextItem, position: np.int64, token: np.int64) -> str:
         """The text with a token in place of one mask, without special tokens unless one of them is another mask."""
         ids = row.input_ids.copy()
         ids[position] = token
@@ -150,7 +150,7 @@ class FillMask:
         return self._encoder.decode(ids.tolist(), skip_special_tokens=row.logit_positions == 1)
 
 
-def check_size(rows: Sequence[TextRow], top_k: int) -> None:
+def check_size(rows: Sequence[TextItem], top_k: int) -> None:
     """Refuse a response that would take minutes to write: a few masks and a large `top_k` are enough."""
     masks, tokens = (
         sum(row.logit_positions for row in rows),

@@ -14,7 +14,7 @@ from server.admission.queue import RequestContext
 from server.arrays import Array
 from server.artifact import Artifact
 from server.batching.batcher import Batcher
-from server.batching.collate import ImageRow, Outputs, TextRow
+from server.batching.collate import ImageItem, Outputs, TextItem
 from server.batching.queue import Reservation
 from server.errors import InvalidRequest
 from server.tasks.embed import normalised
@@ -40,25 +40,25 @@ class RawText:
         ids = read_ids(inputs, max_length=self.text.max_length)
         if self.per_token:
             check_size(ids, self.text.vocabulary)
-        async with self._batcher.place(len(ids), call, field="input_ids") as place:
+        async with self._batcher.reserve(len(ids), call, field="input_ids") as reservation:
             rows = self._rows(ids, inputs)
             if self.per_token:
-                return {self.output: await self._logits(rows, ids.shape, place)}
-            output = np.stack([answer[self.output] for answer in await self._batcher.run(rows, place)])
+                return {self.output: await self._logits(rows, ids.shape, reservation)}
+            output = np.stack([answer[self.output] for answer in await self._batcher.run(rows, reservation)])
         return {self.output: normalised(output) if self.normalise else output}
 
-    async def _logits(self, rows: Sequence[TextRow], shape: tuple[int, ...], place: Reservation) -> Array:
+    async def _logits(self, rows: Sequence[TextItem], shape: tuple[int, ...], reservation: Reservation) -> Array:
         """Logits (n, t, v). The threads that run the rows copy them into the array."""
         logits = np.zeros((*shape, self.text.vocabulary), np.float32)
         copying = [replace(row, keep=partial(_copy_logits, target)) for row, target in zip(rows, logits, strict=True)]
-        await self._batcher.run(copying, place)
+        await self._batcher.run(copying, reservation)
         return logits
 
-    def _rows(self, ids: NDArray[np.int64], inputs: Mapping[str, Array]) -> list[TextRow]:
+    def _rows(self, ids: NDArray[np.int64], inputs: Mapping[str, Array]) -> list[TextItem]:
         lengths = read_lengths(ids, inputs, vocabulary=self.text.vocabulary)
         segments = read_segments(ids, lengths, inputs, segments=self.text.segments)
         return [
-            TextRow(
+            TextItem(
                 input_ids=row[:length],
                 token_type_ids=None if segments is None else segments[number, :length],
                 position_ids=positions(row[:length], self.text),
@@ -81,11 +81,11 @@ class RawImage:
         if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != self.shape or not len(pixels):
             expected = f"float32 of shape [n, {', '.join(map(str, self.shape))}], n at least 1"
             raise InvalidRequest("pixel_values", f"{pixels.dtype} of shape {list(pixels.shape)}", expected)
-        async with self._batcher.place(len(pixels), call, field="pixel_values") as place:
+        async with self._batcher.reserve(len(pixels), call, field="pixel_values") as reservation:
             if not np.isfinite(pixels).all():
                 raise InvalidRequest("pixel_values", "values that are not finite", "finite numbers")
-            rows = [ImageRow(pixel_values=image, outputs=("logits",)) for image in pixels.astype("f4", copy=False)]
-            answers = await self._batcher.run(rows, place)
+            rows = [ImageItem(pixel_values=image, outputs=("logits",)) for image in pixels.astype("f4", copy=False)]
+            answers = await self._batcher.run(rows, reservation)
         return {"logits": np.stack([answer["logits"] for answer in answers])}
 
 

@@ -36,7 +36,7 @@ class AsyncEncoder:
             return self._encoder.encode(texts[part], pairs[part], prompt_name=prompt_name, truncate=truncate, **named)
 
         lengths = [min(length, self._encoder.max_characters) for length in _characters(texts, pairs)]
-        return await offload_chunked(self._prepare, encode, lengths, most=CHUNK_CHARACTERS)
+        return await offload_chunked(self._prepare, encode, lengths, max_size=CHUNK_CHARACTERS)
 
 
 class TokenCounter:
@@ -63,11 +63,11 @@ class TokenCounter:
             named = {"first": part.start, "field": field, "pair_field": pair_field}
             return self._encoder.count(texts[part], pairs[part], prompt_name=prompt_name, **named)
 
-        self._admission.enter(requests=len(texts), tokens=0, field=field)
+        self._admission.acquire(requests=len(texts), tokens=0, field=field)
         try:
-            return await offload_chunked(self._prepare, count, _characters(texts, pairs), most=CHUNK_CHARACTERS)
+            return await offload_chunked(self._prepare, count, _characters(texts, pairs), max_size=CHUNK_CHARACTERS)
         finally:
-            self._admission.leave(requests=len(texts), tokens=0)
+            self._admission.release(requests=len(texts), tokens=0)
 
 
 def _characters(texts: Sequence[str], pairs: Sequence[str]) -> list[int]:

@@ -12,7 +12,7 @@ from export.precisions import parse
 from export.sources import lookup
 from protos.manifest_pb2 import Manifest
 from server.artifact import Artifact
-from server.batching.collate import TextRow, collate
+from server.batching.collate import TextItem, collate
 from server.text.tokenizer import TextEncoder
 
 SETTINGS = "sentence_bert_config.json"
@@ -44,7 +44,7 @@ def computed(
     for name, contents in model.files.items():
         (scratch / name).write_bytes(contents)
     rows = [
-        TextRow(
+        TextItem(
             input_ids=each.input_ids,
             token_type_ids=each.token_type_ids,
             position_ids=each.position_ids,

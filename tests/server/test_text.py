@@ -14,7 +14,7 @@ from protos.artifact import TOKENIZER
 from protos.manifest_pb2 import Manifest, TextInput
 from server.admission.queue import RequestContext
 from server.artifact import Artifact
-from server.batching.collate import TextRow, collate
+from server.batching.collate import TextItem, collate
 from server.errors import BadArtifact, InvalidRequest
 from server.generation.request import Sampling
 from server.text.detokenizer import Detokenizer, clean_up
@@ -157,8 +157,8 @@ async def test_padding_tokens_in_a_text_are_not_counted():
     assert positions(np.array([0, 5, 2]), ROBERTA) is None
     assert positions(ids, TextInput()) is None
     rows = [
-        TextRow(input_ids=ids, position_ids=positions(ids, ROBERTA), outputs=()),
-        TextRow(input_ids=ids[:2], outputs=()),
+        TextItem(input_ids=ids, position_ids=positions(ids, ROBERTA), outputs=()),
+        TextItem(input_ids=ids[:2], outputs=()),
     ]
     assert collate(rows, ["position_ids"])["position_ids"].tolist() == [[0, 1, 64, 64, 2, 3], [0, 1, 2, 3, 4, 5]]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from server.artifact import read_artifact
-from server.batching.collate import TextRow, collate
+from server.batching.collate import TextItem, collate
 from server.config.settings import Settings
 from server.runtime.providers import ProviderChoice
 from server.runtime.session import open_session
@@ -28,7 +28,7 @@ def open_peer() -> answering.Work:
 
     def work(request: dict[str, Any]) -> dict[str, Any]:
         rows = [
-            TextRow(input_ids=np.array(ids), selected=np.array([at]), outputs=OUTPUTS)
+            TextItem(input_ids=np.array(ids), selected=np.array([at]), outputs=OUTPUTS)
             for ids, at in zip(request["rows"], request["positions"], strict=True)
         ]
         best, padded, started = [], 0, time.perf_counter()

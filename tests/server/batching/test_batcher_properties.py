@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from server.admission.queue import Limits
 from server.batching.batcher import Batcher
 from server.batching.scheduler import Budget
-from tests.server.batching.test_batcher import Sums, ask, row, sums
+from tests.server.batching.test_batcher import Sums, ask, item, sums
 
-BUDGET = Budget(rows=4, tokens=32, logit_positions=1, padding=0.5)
-# The lengths of a request's rows; whether its caller leaves; whether others get a word in before the next one comes.
+BUDGET = Budget(items=4, tokens=32, logit_positions=1, padding=0.5)
+# The lengths of a request's items; whether its caller leaves; whether others get a word in before the next one comes.
 REQUESTS = st.lists(
     st.tuples(st.lists(st.integers(1, 12), min_size=1, max_size=7), st.booleans(), st.booleans()), max_size=12
 )
@@ -21,10 +21,10 @@ REQUESTS = st.lists(
 class Day:
     """Sessions that begin to run when so many requests have come, and what becomes of these."""
 
-    def __init__(self, requests, *, lanes, memory_rows, opens):
-        self.sessions, self.rows, self.answers = [Sums() for _ in range(lanes)], [], []
+    def __init__(self, requests, *, workers, memory_items, opens):
+        self.sessions, self.items, self.answers = [Sums() for _ in range(workers)], [], []
         for session in self.sessions:
-            session.memory_rows, session.no_memory = memory_rows, "out of memory"
+            session.memory_items, session.no_memory = memory_items, "out of memory"
             session.open.clear()
         asyncio.run(self._pass(requests, opens))
 
@@ -36,9 +36,9 @@ class Day:
         for number, (lengths, leaves, others) in enumerate(requests):
             if number == opens:
                 self._open()
-            first = 100 * (number + 1)  # no two rows have one sum
-            self.rows.append([row(first + place, *[0] * (length - 1)) for place, length in enumerate(lengths)])
-            tasks.append(asyncio.create_task(ask(batcher, self.rows[-1])))
+            first = 100 * (number + 1)  # no two items have one sum
+            self.items.append([item(first + index, *[0] * (length - 1)) for index, length in enumerate(lengths)])
+            tasks.append(asyncio.create_task(ask(batcher, self.items[-1])))
             if others:
                 await asyncio.sleep(0)
             if leaves:
@@ -46,7 +46,7 @@ class Day:
         self._open()
         self.answers = await asyncio.gather(*tasks, return_exceptions=True)
         await batcher.drain()
-        self.left_behind = batcher.waiting_rows, batcher.waiting_tokens, batcher.running_rows
+        self.left_behind = batcher.waiting_inputs, batcher.waiting_tokens, batcher.running_inputs
 
     def _open(self):
         for session in self.sessions:
@@ -55,21 +55,21 @@ class Day:
     @property
     def ran(self):
         """The batches for which there was memory."""
-        return [batch for session in self.sessions for batch in session.batches if len(batch) <= session.memory_rows]
+        return [batch for session in self.sessions for batch in session.batches if len(batch) <= session.memory_items]
 
 
 @settings(deadline=None, max_examples=60)
 @given(REQUESTS, st.integers(1, 2), st.integers(1, 4), st.integers(0, 12))
-def test_nothing_is_lost_or_run_twice_or_answered_out_of_order(requests, lanes, memory_rows, opens):
-    day = Day(requests, lanes=lanes, memory_rows=memory_rows, opens=opens)
+def test_nothing_is_lost_or_run_twice_or_answered_out_of_order(requests, workers, memory_items, opens):
+    day = Day(requests, workers=workers, memory_items=memory_items, opens=opens)
     runs = Counter(sum(ids) for batch in day.ran for ids in batch)
-    for (_, leaves, _), rows, answers in zip(requests, day.rows, day.answers, strict=True):
-        own = [int(each.input_ids.sum()) for each in rows]
+    for (_, leaves, _), items, answers in zip(requests, day.items, day.answers, strict=True):
+        own = [int(each.input_ids.sum()) for each in items]
         assert all(runs[each] <= 1 for each in own)
         if not leaves:
             assert sums(answers) == own
             assert all(runs[each] == 1 for each in own)
     assert day.left_behind == (0, 0, 0)
     for batch in day.ran:
-        assert len(batch) <= BUDGET.rows
+        assert len(batch) <= BUDGET.items
         assert len(batch) * len(batch[0]) <= BUDGET.tokens

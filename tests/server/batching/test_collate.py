@@ -1,16 +1,16 @@
-"""Several rows become one batch, and its answers single again."""
+"""Several items become one batch, and its answers single again."""
 
 import numpy as np
 import pytest
 
-from server.batching.collate import ImageRow, TextRow, collate, split, wanted
+from server.batching.collate import ImageItem, TextItem, collate, split, wanted
 from server.batching.shape_buckets import Shapes
 
 TEXT_INPUTS = ("input_ids", "token_type_ids", "position_ids", "lengths", "selected")
 
 
 def text(*ids, selected=(), outputs=("logits",), types=None):
-    return TextRow(
+    return TextItem(
         input_ids=np.array(ids),
         token_type_ids=None if types is None else np.array(types),
         selected=np.array(selected, np.int64),
@@ -33,25 +33,25 @@ def test_a_graph_is_fed_what_it_takes_and_no_more():
 
 
 def test_images_are_stacked():
-    rows = [ImageRow(pixel_values=np.full((3, 4, 5), value, np.float32), outputs=("logits",)) for value in (1, 2)]
-    (pixels,) = collate(rows, ("pixel_values",)).values()
+    items = [ImageItem(pixel_values=np.full((3, 4, 5), value, np.float32), outputs=("logits",)) for value in (1, 2)]
+    (pixels,) = collate(items, ("pixel_values",)).values()
     assert pixels.shape == (2, 3, 4, 5)
     assert [image[0, 0, 0] for image in pixels] == [1, 2]
 
 
 @pytest.mark.parametrize(("side", "tokens"), [(8, 1), (16, 1), (224, 196)])
 def test_an_image_counts_as_many_tokens_as_it_has_patches(side, tokens):
-    assert ImageRow(pixel_values=np.zeros((3, side, side), np.float32), outputs=()).tokens == tokens
+    assert ImageItem(pixel_values=np.zeros((3, side, side), np.float32), outputs=()).tokens == tokens
 
 
 def test_each_row_gets_its_own_part_of_what_it_asked_for():
-    rows = [
+    items = [
         text(1, 2, 3, selected=[0, 2], outputs=("top_ids",)),
         text(1, selected=[0], outputs=("logits", "top_ids")),
     ]
-    assert wanted(rows) == ("top_ids", "logits")
+    assert wanted(items) == ("top_ids", "logits")
     outputs = {"logits": np.arange(6).reshape(3, 2), "top_ids": np.array([[10], [11], [12]])}
-    first, second = split(outputs, rows)
+    first, second = split(outputs, items)
     assert {name: part.tolist() for name, part in first.items()} == {"top_ids": [[10], [11]]}
     assert {name: part.tolist() for name, part in second.items()} == {"logits": [[4, 5]], "top_ids": [[12]]}
 
@@ -61,21 +61,21 @@ def test_without_selected_positions_each_row_has_one_line():
     assert [answer["embedding"].tolist() for answer in answers] == [[0, 1], [2, 3]]
 
 
-SHAPES = Shapes(lengths=(4, 8), row_counts=(1, 4), logit_counts=(1, 4))
+SHAPES = Shapes(lengths=(4, 8), batch_sizes=(1, 4), logit_counts=(1, 4))
 
 
 def test_what_fills_up_a_shape_comes_last_and_is_nobodys():
-    rows = [text(7, 8, 9, selected=[1], outputs=("top_ids",)), text(5, selected=[0], outputs=("top_ids",))]
-    feeds = collate(rows, TEXT_INPUTS, SHAPES)
+    items = [text(7, 8, 9, selected=[1], outputs=("top_ids",)), text(5, selected=[0], outputs=("top_ids",))]
+    feeds = collate(items, TEXT_INPUTS, SHAPES)
     assert feeds["input_ids"].tolist() == [[7, 8, 9, 0], [5, 0, 0, 0], [0] * 4, [0] * 4]
     assert feeds["lengths"].tolist() == [3, 1, 1, 1]
     assert feeds["position_ids"].tolist() == [[0, 1, 2, 3]] * 4
     assert feeds["selected"].tolist() == [1, 4, 0, 0]
-    answers = split({"top_ids": np.array([[10], [11], [98], [99]])}, rows)
+    answers = split({"top_ids": np.array([[10], [11], [98], [99]])}, items)
     assert [answer["top_ids"].tolist() for answer in answers] == [[[10]], [[11]]]
 
 
 def test_images_are_filled_up_with_black():
-    rows = [ImageRow(pixel_values=np.full((3, 4, 5), value, np.float32), outputs=("logits",)) for value in (1, 2)]
-    (pixels,) = collate(rows, ("pixel_values",), SHAPES).values()
+    items = [ImageItem(pixel_values=np.full((3, 4, 5), value, np.float32), outputs=("logits",)) for value in (1, 2)]
+    (pixels,) = collate(items, ("pixel_values",), SHAPES).values()
     assert [image.max() for image in pixels] == [1, 2, 0, 0]

@@ -1,4 +1,4 @@
-"""The decisions of batching: as tables of cases, and as properties that hold for any rows."""
+"""The decisions of batching: as tables of cases, and as properties that hold for any items."""
 
 import itertools
 
@@ -21,7 +21,7 @@ def scheduler_of(lengths, budget, **settings):
 def batches(scheduler):
     taken = []
     while batch := scheduler.take():
-        taken.append([row.key for row in batch])
+        taken.append([item.key for item in batch])
     return taken
 
 
@@ -32,12 +32,12 @@ def batches(scheduler):
         ([5], {}, [[0]]),
         # Equal lengths run together, in the order in which they came.
         ([5, 5, 5], {}, [[0, 1, 2]]),
-        ([5, 5, 5], {"rows": 2}, [[0, 1], [2]]),
-        # A short row and a long one do not: the short one would be mostly padding.
+        ([5, 5, 5], {"items": 2}, [[0, 1], [2]]),
+        # A short item and a long one do not: the short one would be mostly padding.
         ([5, 50, 5, 50], {}, [[0, 2], [1, 3]]),
         # Nearest first, whether shorter or longer, up to a tenth of padding.
         ([20, 22, 19, 30, 21], {}, [[0, 2, 4, 1], [3]]),
-        # Padding counts against the budget: three rows of 21 would be 63 tokens.
+        # Padding counts against the budget: three items of 21 would be 63 tokens.
         ([20, 21, 20, 19], {"tokens": 60}, [[0, 2, 3], [1]]),
         # What is free does not mind padding.
         ([5, 50, 5, 50], {"free_tokens": 100}, [[0, 2], [1, 3]]),
@@ -47,34 +47,34 @@ def batches(scheduler):
 )
 def test_rows_near_in_length_run_together(lengths, budget, expected):
     assert (
-        batches(scheduler_of(lengths, Budget(**{"rows": 8, "tokens": 512, "logit_positions": 512} | budget)))
+        batches(scheduler_of(lengths, Budget(**{"items": 8, "tokens": 512, "logit_positions": 512} | budget)))
         == expected
     )
 
 
 def test_positions_with_logits_have_a_budget_of_their_own():
-    scheduler = Scheduler(Budget(rows=8, tokens=512, logit_positions=10))
+    scheduler = Scheduler(Budget(items=8, tokens=512, logit_positions=10))
     for key in range(3):
         scheduler.add(Waiting(key=key, tokens=5, logit_positions=5))
     assert batches(scheduler) == [[0, 1], [2]]
 
 
 def test_the_lowest_rank_leads():
-    scheduler = Scheduler(Budget(rows=1, tokens=512, logit_positions=1))
+    scheduler = Scheduler(Budget(items=1, tokens=512, logit_positions=1))
     for key, rank in enumerate((2.0, 1.0, 2.0, 0.5)):
         scheduler.add(Waiting(key=key, tokens=5, rank=rank))
     assert batches(scheduler) == [[3], [1], [0], [2]]
 
 
 def test_a_dropped_row_is_gone():
-    scheduler = scheduler_of([5, 5, 5], Budget(rows=8, tokens=512, logit_positions=1))
+    scheduler = scheduler_of([5, 5, 5], Budget(items=8, tokens=512, logit_positions=1))
     assert scheduler.drop(1).key == 1
     assert scheduler.drop(1) is None
     assert batches(scheduler) == [[0, 2]]
 
 
 def test_nothing_waits_for_company_unless_it_is_told_to():
-    budget = Budget(rows=3, tokens=512, logit_positions=1)
+    budget = Budget(items=3, tokens=512, logit_positions=1)
     assert Scheduler(budget).due(now=0.0) == NEVER
     assert scheduler_of([5], budget).due(now=0.0) == 0.0
     patient = scheduler_of([5, 5], budget, max_delay_s=2.0)  # came at 0 and at 1
@@ -86,12 +86,12 @@ def test_nothing_waits_for_company_unless_it_is_told_to():
 
 BUDGETS = st.builds(
     Budget,
-    rows=st.integers(1, 9),
+    items=st.integers(1, 9),
     tokens=st.integers(64, 300),
     logit_positions=st.integers(16, 40),
     padding=st.floats(0, 0.9),
     free_tokens=st.sampled_from([0, 100, 1000]),
-    shapes=st.sampled_from([EXACT, Shapes(lengths=steps_to(64, first=8), row_counts=steps_to(9))]),
+    shapes=st.sampled_from([EXACT, Shapes(lengths=steps_to(64, first=8), batch_sizes=steps_to(9))]),
 )
 ROWS = st.lists(st.tuples(st.integers(1, 64), st.integers(0, 16)), min_size=1, max_size=6)
 REQUESTS = st.tuples(st.floats(0, 5), ROWS)
@@ -99,10 +99,10 @@ EVENTS = st.lists(st.one_of(REQUESTS, st.sampled_from(["plan", "take", "take"]),
 
 
 class Day:
-    """A scheduler as it is used: requests come, batches are planned and taken, rows dropped; until all ran."""
+    """A scheduler as it is used: requests come, batches are planned and taken, items dropped; until all ran."""
 
     def __init__(self, budget, events):
-        self.rows, self.dropped, self.batches = {}, set(), []
+        self.items, self.dropped, self.batches = {}, set(), []
         self.came_to = {}  # key → how many batches had been taken when it came
         self.before = {}  # key → whose turn was before its own while it waited
         self._scheduler, self._shapes, self._planned = Scheduler(budget), budget.shapes, []
@@ -113,7 +113,7 @@ class Day:
                 case "take":
                     self._take()
                 case int(key):
-                    self.dropped |= {row.key for row in [self._scheduler.drop(key)] if row}
+                    self.dropped |= {item.key for item in [self._scheduler.drop(key)] if item}
                 case rank, request:
                     self._come(rank, request)
         while len(self._scheduler):
@@ -121,21 +121,21 @@ class Day:
 
     @property
     def taken(self):
-        return [row.key for batch in self.batches for row in batch]
+        return [item.key for batch in self.batches for item in batch]
 
     def _come(self, rank, request):
         for tokens, logit_positions in request:
-            key, length = len(self.rows), self._shapes.length(tokens)
-            row = self.rows[key] = Waiting(
+            key, length = len(self.items), self._shapes.length(tokens)
+            item = self.items[key] = Waiting(
                 key=key, tokens=tokens, length=length, logit_positions=logit_positions, rank=rank
             )
-            others = [self.rows[other] for other in self.before.keys() - self.dropped - set(self.taken)]
-            self.before[key] = {other.key for other in others if other.turn < row.turn}
+            others = [self.items[other] for other in self.before.keys() - self.dropped - set(self.taken)]
+            self.before[key] = {other.key for other in others if other.turn < item.turn}
             for other in others:
-                if row.turn < other.turn:
+                if item.turn < other.turn:
                     self.before[other.key].add(key)
             self.came_to[key] = len(self.batches)
-            self._scheduler.add(row)
+            self._scheduler.add(item)
 
     def _take(self):
         if batch := self._scheduler.take(self._planned):
@@ -145,17 +145,17 @@ class Day:
 @given(BUDGETS, EVENTS)
 def test_every_row_runs_once_or_was_dropped(budget, events):
     day = Day(budget, events)
-    assert sorted([*day.taken, *day.dropped]) == list(day.rows)
+    assert sorted([*day.taken, *day.dropped]) == list(day.items)
 
 
 @given(BUDGETS, EVENTS)
 def test_no_batch_exceeds_its_budget(budget, events):
     for batch in Day(budget, events).batches:
-        longest = max(row.length for row in batch)
-        padded, lengths = len(batch) * longest, sum(row.length for row in batch)  # padding: beyond that of each alone
-        assert len(batch) <= budget.rows
-        assert sum(row.logit_positions for row in batch) <= budget.logit_positions
-        assert len(batch) == 1 or budget.shapes.row_count(len(batch)) * longest <= budget.tokens
+        longest = max(item.length for item in batch)
+        padded, lengths = len(batch) * longest, sum(item.length for item in batch)  # padding: beyond that of each alone
+        assert len(batch) <= budget.items
+        assert sum(item.logit_positions for item in batch) <= budget.logit_positions
+        assert len(batch) == 1 or budget.shapes.batch_size(len(batch)) * longest <= budget.tokens
         assert len(batch) == 1 or padded <= budget.free_tokens or padded - lengths <= budget.padding * padded
 
 
@@ -163,8 +163,8 @@ def test_no_batch_exceeds_its_budget(budget, events):
 def test_a_row_waits_for_no_more_batches_than_rows_had_their_turn_before_it(budget, events):
     day = Day(budget, events)
     for number, batch in enumerate(day.batches):
-        for row in batch:
-            assert number - day.came_to[row.key] <= len(day.before[row.key])
+        for item in batch:
+            assert number - day.came_to[item.key] <= len(day.before[item.key])
 
 
 @given(BUDGETS, EVENTS)
@@ -172,24 +172,24 @@ def test_rows_of_a_request_that_are_of_one_length_run_in_their_order(budget, eve
     """So do those of several requests, as long as they have one rank."""
     day, orders = Day(budget, events), {}
     for key in day.taken:
-        orders.setdefault((day.rows[key].rank, day.rows[key].length), []).append(key)
+        orders.setdefault((day.items[key].rank, day.items[key].length), []).append(key)
     assert all(order == sorted(order) for order in orders.values())
 
 
 @given(BUDGETS, EVENTS)
 def test_a_plan_is_what_is_taken_if_nothing_happens_between(budget, events):
     scheduler = Scheduler(budget)
-    for row in Day(budget, events).rows.values():
-        scheduler.add(row)
+    for item in Day(budget, events).items.values():
+        scheduler.add(item)
     plan = scheduler.plan()
     assert scheduler.take(plan) == plan
 
 
 def test_a_plan_is_kept_for_rows_that_came_later_and_would_not_fit():
-    scheduler = scheduler_of([5, 5], Budget(rows=2, tokens=512, logit_positions=1))
+    scheduler = scheduler_of([5, 5], Budget(items=2, tokens=512, logit_positions=1))
     planned = scheduler.plan()
     scheduler.add(Waiting(key=2, tokens=5))
-    assert [row.key for row in scheduler.take(planned)] == [0, 1]
+    assert [item.key for item in scheduler.take(planned)] == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -203,11 +203,11 @@ def test_a_plan_is_kept_for_rows_that_came_later_and_would_not_fit():
     ids=["joined", "overtaken", "left", "led no more"],
 )
 def test_a_plan_is_given_up_for_a_better_one(happens, expected):
-    scheduler = scheduler_of([5, 50, 5], Budget(rows=3, tokens=512, logit_positions=1))
+    scheduler = scheduler_of([5, 50, 5], Budget(items=3, tokens=512, logit_positions=1))
     planned = scheduler.plan()
-    assert [row.key for row in planned] == [0, 2]
+    assert [item.key for item in planned] == [0, 2]
     happens(scheduler)
-    assert [row.key for row in scheduler.take(planned)] == expected
+    assert [item.key for item in scheduler.take(planned)] == expected
 
 
 @pytest.mark.parametrize("shapes", [EXACT, Shapes(lengths=steps_to(512, first=8))], ids=["exact", "steps"])
@@ -217,7 +217,7 @@ def test_lengths_of_all_kinds_are_padded_by_less_than_fifteen_percent(shapes, ca
     random = np.random.default_rng(0)
     lengths = [int(length) for length in np.exp(random.uniform(np.log(8), np.log(512), 3000))]
     scheduler, coming = (
-        Scheduler(Budget(rows=32, tokens=2048, logit_positions=1, free_tokens=64, shapes=shapes)),
+        Scheduler(Budget(items=32, tokens=2048, logit_positions=1, free_tokens=64, shapes=shapes)),
         iter(enumerate(lengths)),
     )
     real = padded = 0
@@ -228,8 +228,8 @@ def test_lengths_of_all_kinds_are_padded_by_less_than_fifteen_percent(shapes, ca
 
     come(callers)
     while batch := scheduler.take():
-        real += sum(row.tokens for row in batch)
-        padded += len(batch) * max(row.length for row in batch)
+        real += sum(item.tokens for item in batch)
+        padded += len(batch) * max(item.length for item in batch)
         come(len(batch))
     record_property("padding", 1 - real / padded)
     assert real == sum(lengths)
@@ -237,8 +237,8 @@ def test_lengths_of_all_kinds_are_padded_by_less_than_fifteen_percent(shapes, ca
 
 
 def test_rows_whose_lengths_are_padded_to_the_same_step_run_together():
-    shapes = Shapes(lengths=(8, 16), row_counts=(1, 2, 4))
-    scheduler = Scheduler(Budget(rows=4, tokens=48, logit_positions=1, padding=0.0, shapes=shapes))
+    shapes = Shapes(lengths=(8, 16), batch_sizes=(1, 2, 4))
+    scheduler = Scheduler(Budget(items=4, tokens=48, logit_positions=1, padding=0.0, shapes=shapes))
     for key, tokens in enumerate((9, 8, 16, 12, 10)):
         scheduler.add(Waiting(key=key, tokens=tokens, length=shapes.length(tokens)))
-    assert batches(scheduler) == [[0, 2], [1], [3, 4]]  # three rows would be padded to four, which is too much
+    assert batches(scheduler) == [[0, 2], [1], [3, 4]]  # three items would be padded to four, which is too much

@@ -9,7 +9,7 @@ import pytest
 from server.admission.queue import Limits
 from server.artifact import read_artifact
 from server.batching.batcher import Batcher
-from server.batching.collate import ImageRow, TextRow, collate
+from server.batching.collate import ImageItem, TextItem, collate
 from server.batching.scheduler import Budget
 from server.batching.tuning import shapes_of
 from server.batching.warm_up import warm_up
@@ -36,13 +36,13 @@ def rows_of(artifact, count):
     if artifact.manifest.HasField("image"):
         shape = (3, image.height, image.width)
         return [
-            ImageRow(pixel_values=random.standard_normal(shape).astype(np.float32), outputs=outputs)
+            ImageItem(pixel_values=random.standard_normal(shape).astype(np.float32), outputs=outputs)
             for _ in range(count)
         ]
     lengths = random.integers(2, text.max_length, count)
     logit_positions = 2 if artifact.name == "tiny-bert" else 0
     return [
-        TextRow(
+        TextItem(
             input_ids=random.integers(5, text.vocabulary, length),
             selected=random.choice(length, logit_positions, replace=False),
             outputs=outputs,
@@ -53,8 +53,8 @@ def rows_of(artifact, count):
 
 def budget_of(artifact, provider):
     longest = artifact.manifest.text.max_length or None
-    shapes = shapes_of(provider, rows=6, longest=longest, logit_positions=512)
-    return Budget(rows=6, tokens=512, logit_positions=512, shapes=shapes)
+    shapes = shapes_of(provider, batch_size=6, longest=longest, logit_positions=512)
+    return Budget(items=6, tokens=512, logit_positions=512, shapes=shapes)
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def bound(artifacts):
 @pytest.mark.parametrize("name", OUTPUTS)
 async def test_padded_batches_answer_as_single_inputs_do(name, bound):
     artifact, session = bound(name)
-    rows = rows_of(artifact, 60)
+    items = rows_of(artifact, 60)
     batcher = Batcher(
         [session],
         name=name,
@@ -80,12 +80,12 @@ async def test_padded_batches_answer_as_single_inputs_do(name, bound):
         limits=Limits(requests=1000, tokens=100_000),
     )
     await batcher.start()
-    answers = await asyncio.gather(*(ask(batcher, [row]) for row in rows))
+    answers = await asyncio.gather(*(ask(batcher, [item]) for item in items))
     await batcher.drain()
-    for row, (answer,) in zip(rows, answers, strict=True):
-        alone = session.run(collate([row], session.input_names), row.outputs)
-        for output in row.outputs:
-            expected = alone[output] if row.logit_positions else alone[output][0]
+    for item, (answer,) in zip(items, answers, strict=True):
+        alone = session.run(collate([item], session.input_names), item.outputs)
+        for output in item.outputs:
+            expected = alone[output] if item.logit_positions else alone[output][0]
             np.testing.assert_allclose(answer[output], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -111,7 +111,7 @@ def test_warming_up_leaves_out_what_there_is_no_memory_for_but_not_a_single_row(
     monkeypatch.setattr(session, "run", short_of_memory)
     warmed = warm_up(session, artifact, budget_of(artifact, "cuda"))
     assert warmed.shapes == warmed.of // 2
-    assert "tiny-bert: no memory to warm up 6 rows of length" in caplog.text
+    assert "tiny-bert: not enough memory to warm up 6 items of length" in caplog.text
     most = 0
     with pytest.raises(RuntimeError, match="out of memory"):
         warm_up(session, artifact, budget_of(artifact, "cuda"))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse
-from server.concurrency.offload import FEW, offload
+from server.concurrency.offload import MAX_INLINE_ITEMS, offload
 from server.errors import InvalidRequest
 from server.rpc.open_inference.endpoint import Endpoint, EndpointResponse, Tensor
 from server.rpc.open_inference.infer import count_response_items, write_response
@@ -21,7 +21,7 @@ def threads():
         yield pool
 
 
-@pytest.mark.parametrize(("items", "here"), [(1, True), (FEW, True), (FEW + 1, False)])
+@pytest.mark.parametrize(("items", "here"), [(1, True), (MAX_INLINE_ITEMS, True), (MAX_INLINE_ITEMS + 1, False)])
 async def test_large_work_leaves_the_loop_alone(threads, items, here):
     where = await offload(threads, threading.current_thread, items=items)
     assert (where is threading.current_thread()) == here

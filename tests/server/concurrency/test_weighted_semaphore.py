@@ -1,4 +1,4 @@
-"""Large work waits for room, in order; small work beside it does not wait longer than it must."""
+"""Large work waits for semaphore, in order; small work beside it does not wait longer than it must."""
 
 import asyncio
 
@@ -6,10 +6,10 @@ from server.concurrency.weighted_semaphore import WeightedSemaphore
 
 
 class Works:
-    """Work that stays in the room until it is told to go."""
+    """Work that stays in the semaphore until it is told to go."""
 
-    def __init__(self, room):
-        self.room, self.tasks, self.inside, self.ends = room, {}, set(), {}
+    def __init__(self, semaphore):
+        self.semaphore, self.tasks, self.inside, self.ends = semaphore, {}, set(), {}
 
     async def start(self, name, size):
         self.ends[name] = asyncio.Event()
@@ -28,7 +28,7 @@ class Works:
         await asyncio.sleep(0)
 
     async def _work(self, name, size):
-        async with self.room.acquire(size):
+        async with self.semaphore.hold(size):
             self.inside.add(name)
             try:
                 await self.ends[name].wait()
@@ -57,12 +57,12 @@ async def test_what_is_larger_than_the_room_is_done_alone():
 
 
 async def test_who_gives_up_holds_up_nobody_and_leaves_no_hole():
-    room = WeightedSemaphore(10)
-    works = Works(room)
+    semaphore = WeightedSemaphore(10)
+    works = Works(semaphore)
     for name, size in (("a", 10), ("b", 9), ("c", 10)):
         await works.start(name, size)
     await works.abort("b")
     await works.abort("a")
     assert works.inside == {"c"}
     await works.end("c")
-    assert room.free == 10
+    assert semaphore.free == 10

@@ -56,8 +56,8 @@ async def engine_of(session, context):
     async def make(*, slots=8, max_slots=0, chunk_tokens=8, waiting=100, decoder=Decoder, **options) -> Engine:
         layout = layout_of(session.ort, slots=slots, max_slots=max_slots or slots, capacity=context)
         cache = SlotCache(layout, options.pop("memory", None) or HostMemory())
-        gate = AdmissionQueue("gpt", Limits(requests=waiting, tokens=100_000))
-        engine = Engine(decoder(session.ort, cache), gate=gate, chunk_tokens=chunk_tokens, **options)
+        admission = AdmissionQueue("gpt", Limits(requests=waiting, tokens=100_000))
+        engine = Engine(decoder(session.ort, cache), admission=admission, chunk_tokens=chunk_tokens, **options)
         await engine.start()
         engines.append(engine)
         return engine

@@ -55,7 +55,7 @@ async def test_one_prompt_that_fails_ends_its_call_at_once_and_no_other(root, re
         assert failed.value.code() is grpc.StatusCode.INTERNAL
         await engine._worker.idle()
         assert watched.steps_after <= 1
-        assert engine.running_rows == engine.waiting_rows == engine.waiting_tokens == 0
+        assert engine.running_inputs == engine.waiting_inputs == engine.waiting_tokens == 0
         watched.left.clear()
         again = [piece async for piece in stub.Generate(request_of([1, 2, 3], max_tokens=20, temperature=0))]
         assert tokens_of(again) == greedy_of(reference, [1, 2, 3], 20)
@@ -73,7 +73,7 @@ async def test_a_client_whose_process_is_killed_frees_its_slot_by_the_next_step(
         await client.communicate()
         await engine._worker.idle()
         assert watched.steps_after == 1
-        assert engine.running_rows == 0
+        assert engine.running_inputs == 0
         watched.left.clear()
         async with grpc.aio.insecure_channel(address) as channel:
             asked = AffinityStub(channel).Generate(request_of([1, 2, 3], max_tokens=20, temperature=0))
@@ -92,7 +92,7 @@ async def test_a_client_that_does_not_read_holds_up_nobody_and_gets_everything_o
             for number, other in enumerate(others, start=1):
                 assert tokens_of([piece async for piece in other]) == greedy_of(reference, [number], 30)
         await engine._worker.idle()
-        assert engine.running_rows == engine.waiting_rows == 0
+        assert engine.running_inputs == engine.waiting_inputs == 0
         assert calls.count == 1  # gRPC takes no more of its answer
         if then == "leaves":
             silent.cancel()

@@ -208,7 +208,7 @@ async def test_only_so_many_logits_are_in_memory_at_once_and_the_rest_waits(engi
     texts = [np.arange(first, first + 24) for first in (1, 31, 101)]
     await asyncio.gather(*(engine.logits(*padded([text]), RequestContext()) for text in texts))
     assert decoder.ran == order
-    assert engine.waiting_rows == 0
+    assert engine.waiting_inputs == 0
 
 
 def test_rows_of_the_raw_door_run_together_up_to_a_number_of_padded_tokens():
@@ -243,7 +243,7 @@ async def test_slots_become_more_while_others_run_and_nobody_notices(engine_of, 
     engine = await engine_of(slots=2, max_slots=12, observer=listener)
     found = await asyncio.gather(*(tokens_of(engine, prompt, max_tokens=20, **GREEDY) for prompt in asked))
     assert found == [greedy_of(reference, prompt, 20) for prompt in asked]
-    assert max(step["rows"] for step in listener.steps) > 4  # grew twice
+    assert max(step["sequences"] for step in listener.steps) > 4  # grew twice
 
 
 @pytest.mark.parametrize("error", [NotEnoughMemory("nothing left"), RuntimeError("cudaMemcpy failed")], ids=repr)
@@ -258,7 +258,7 @@ async def test_where_slots_cannot_become_more_everybody_is_answered_all_the_same
     engine = await engine_of(slots=2, max_slots=8, memory=Full(), observer=listener)
     found = await asyncio.gather(*(tokens_of(engine, prompt, max_tokens=9, **GREEDY) for prompt in asked))
     assert found == [greedy_of(reference, prompt, 9) for prompt in asked]
-    assert max(step["rows"] for step in listener.steps) == 2
+    assert max(step["sequences"] for step in listener.steps) == 2
 
 
 class HeldAtAll(Held):
@@ -304,7 +304,7 @@ async def test_a_deadline_ends_the_wait_for_whole_texts(engine_of, monkeypatch):
         await others[0]
     decoder.read.release(2)
     assert len(await first) == len(await others[1]) == 1
-    assert engine.waiting_rows == 0
+    assert engine.waiting_inputs == 0
 
 
 # ---- ends
@@ -409,7 +409,7 @@ async def test_a_caller_who_leaves_frees_the_slot_by_the_next_step(engine_of):
     decoder.let_go()
     assert len(await staying) == 10
     await engine.drain()
-    rows = [step["rows"] for step in listener.steps if step["kind"] == "decode"]
+    rows = [step["sequences"] for step in listener.steps if step["kind"] == "decode"]
     assert rows == [1] * 10  # one of whoever left, nine of whoever stayed, never two together
     assert [reason for reason, _ in listener.endings] == ["cancelled", "length"]
 
@@ -495,7 +495,7 @@ async def test_prompts_are_let_in_together_or_not_at_all(engine_of):
         await anext(generate_all(engine, three, Sampling()))
     with pytest.raises(InvalidRequest, match="prompts: found 4 inputs, expected at most 3"):
         await anext(generate_all(engine, four, Sampling()))
-    assert (engine.waiting_rows, listener.refusals) == (1, ["overloaded"])
+    assert (engine.waiting_inputs, listener.refusals) == (1, ["overloaded"])
     decoder.let_go()
     assert len(await running) == len(await waiting) == 3
 
@@ -578,7 +578,7 @@ async def test_after_an_error_nobody_foresaw_who_is_there_is_told_and_who_comes_
     all_came.set()
     found = await answers
     assert [type(answer) for answer in found[:5]] == [StepFailed] * 5
-    assert (listener.failures, engine.waiting_rows, engine.running_rows) == ([5], 0, 0)
+    assert (listener.failures, engine.waiting_inputs, engine.running_inputs) == ([5], 0, 0)
     assert await tokens_of(engine, [7, 8], max_tokens=9, **GREEDY) == greedy_of(reference, [7, 8], 9)
     assert len(await engine.logits(*padded([[1]]), RequestContext())) == 1
 

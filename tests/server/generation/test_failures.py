@@ -67,7 +67,7 @@ async def test_a_step_that_fails_is_an_internal_error_and_the_next_request_is_an
             [piece async for piece in stub.Generate(request_of([1, 2, 3], max_tokens=5))]
         assert failed.value.code() is grpc.StatusCode.INTERNAL
         assert "memory" not in failed.value.details()
-        assert engine.running_rows == 0
+        assert engine.running_inputs == 0
         assert len(tokens_of([piece async for piece in stub.Generate(request_of([1, 2, 3], max_tokens=5))])) == 5
 
 
@@ -88,7 +88,7 @@ async def test_a_caller_who_vanishes_frees_the_slot_by_the_next_step(root):
         call.cancel()
         await engine._worker.idle()
         assert len(steps) == 1
-        assert engine.running_rows == 0
+        assert engine.running_inputs == 0
 
 
 def much():

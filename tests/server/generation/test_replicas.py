@@ -50,7 +50,7 @@ async def test_requests_go_to_the_engine_with_the_least_to_do(engines, listeners
 async def test_the_prompts_of_one_request_are_spread_over_the_engines(engines, listeners, prompts):
     both, asked = EngineReplicas(engines), {str(number): prompt for number, prompt in enumerate(prompts(6))}
     with both.reserve(6, field="prompts"):
-        assert [engine.waiting_rows for engine in engines] == [3, 3]
+        assert [engine.waiting_inputs for engine in engines] == [3, 3]
     found = defaultdict(list)
     async for name, step in generate_all(both, asked, GREEDY):
         found[name].append(step.token_id)

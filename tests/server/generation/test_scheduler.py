@@ -145,7 +145,7 @@ def test_a_cancelled_request_is_gone_by_the_next_step(steps):
     plans.cancel(leaving)
     assert plans.plan(1.0) == Plan(cancelled=(leaving,))
     assert plans.idle
-    assert plans.gate.requests == plans.gate.tokens == 0
+    assert plans.admission.requests == plans.admission.tokens == 0
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3], ids=["waiting", "reading", "decoding"])

@@ -142,9 +142,9 @@ class Day:
         assert len({sequence.slot for sequence in running}) == len(running) <= self.plans.slots
         assert all(0 <= sequence.slot < self.plans.slots for sequence in running)
         assert all(sequence.cached < sequence.reserved_tokens for sequence in running)
-        gate = self.plans.gate
-        assert gate.requests == len(waiting) <= gate.limits.requests
-        assert gate.tokens == sum(sequence.reserved_tokens for sequence in waiting) <= gate.limits.tokens
+        admission = self.plans.admission
+        assert admission.requests == len(waiting) <= admission.limits.requests
+        assert admission.tokens == sum(sequence.reserved_tokens for sequence in waiting) <= admission.limits.tokens
 
     def check_kept_prompts(self) -> None:
         """What is kept for others is in a slot where nobody runs, and is what it is said to be."""
@@ -224,7 +224,7 @@ def test_every_request_ends_exactly_once_and_nothing_is_over_committed(
     while day.step():
         pass
     assert set(day.ended) == set(sequences)
-    assert day.plans.gate.requests == day.plans.gate.tokens == day.plans.wanted_slots == 0
+    assert day.plans.admission.requests == day.plans.admission.tokens == day.plans.wanted_slots == 0
     assert day.plans.plan(day.now) == Plan()
 
 

@@ -347,7 +347,7 @@ async def test_events_of_a_version_reach_its_own_observer(root):
     listener = NotesListener()
     async with opened(root, listener=listener) as repository:
         await repository.get("tiny-embedder").task(["a text", "another one"], call=CALL)
-    assert sum(facts["rows"] for facts in listener.notes["tiny-embedder", "1"].batches) == 2
+    assert sum(facts["items"] for facts in listener.notes["tiny-embedder", "1"].batches) == 2
     assert listener.notes["tiny-bert", "1"].batches == []
 
 

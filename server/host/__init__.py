@@ -1,1 +1,1 @@
-"""What this machine, container or process may use: CPUs, memory, control groups. Imports nothing of the server."""
+"""The CPUs and memory available to this process, with control groups. Imports no other package of the server."""

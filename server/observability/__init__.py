@@ -1,4 +1,4 @@
-"""What an operator sees: events and totals, Prometheus metrics, Triton's names for them, HTTP, logs.
+"""Monitoring: events and totals, Prometheus metrics, Triton's metric names, HTTP, logs.
 
 Imports server.status, server.admission and server.errors.
 """

@@ -1,6 +1,6 @@
-"""Metrics and health over HTTP, for Prometheus and probes that do not speak gRPC: /metrics, /livez, /readyz.
+"""Serves metrics and health over HTTP, for Prometheus and for probes without gRPC: /metrics, /livez, /readyz.
 
-/metrics/own is /metrics without Triton's names.
+/metrics/own is /metrics without the Triton names.
 """
 
 import os
@@ -17,25 +17,25 @@ from server.observability.triton_names import OwnNames
 
 
 class HttpPortTaken(AffinityError):
-    """A port that cannot be listened on."""
+    """The HTTP port cannot be bound."""
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """One thread a request, so that a slow reader does not keep a probe waiting."""
+    """Uses one thread for each request, so that a slow client does not delay a probe."""
 
     daemon_threads = True
 
 
 class _Quiet(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
-        """Probes come every few seconds: nobody wants to read of each."""
+        """Log nothing: probes arrive every few seconds."""
 
 
 class HttpServer:
-    """Answers in threads of its own until `stop`: a busy event loop does not make the server look dead."""
+    """Serves in its own threads until `stop`, so that a busy event loop does not fail the probes."""
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry, ready: Callable[[], bool]) -> None:
-        """`ready` is called from other threads. HttpPortTaken if the port cannot be had; 0 takes any."""
+        """Port 0 selects a free port. `ready` is called from other threads. Raises HttpPortTaken."""
         try:
             self._server = make_server(host, port, _application(registry, ready), _Server, _Quiet)
         except OSError as error:
@@ -60,14 +60,16 @@ def _application(registry: CollectorRegistry, ready: Callable[[], bool]) -> Any:
         if path in metrics:
             return metrics[path](environ, start_response)  # type: ignore[no-any-return]
         if path == "/livez":
-            return _say(start_response, "200 OK", "alive")
+            return _respond(start_response, "200 OK", "alive")
         if path == "/readyz":
-            return _say(start_response, *(("200 OK", "ready") if ready() else ("503 Service Unavailable", "not ready")))
-        return _say(start_response, "404 Not Found", "here are /metrics, /metrics/own, /livez and /readyz")
+            return _respond(
+                start_response, *(("200 OK", "ready") if ready() else ("503 Service Unavailable", "not ready"))
+            )
+        return _respond(start_response, "404 Not Found", "paths: /metrics, /metrics/own, /livez, /readyz")
 
     return application
 
 
-def _say(start_response: Any, status: str, text: str) -> Iterable[bytes]:
+def _respond(start_response: Any, status: str, text: str) -> Iterable[bytes]:
     start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
     return [f"{text}\n".encode()]

@@ -1,4 +1,4 @@
-"""One line per event on stderr, for a person or for a machine. No line holds what a request contained."""
+"""Logging to stderr, one line per event, as text or JSON. Contents of requests are never logged."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ TEXT = "%(asctime)s %(levelname)-7s %(message)s"
 
 
 class Json(logging.Formatter):
-    """One JSON object per line."""
+    """Formats a record as one JSON object on one line."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -24,7 +24,7 @@ class Json(logging.Formatter):
 
 
 def configure(level: str, style: str) -> None:
-    """Send the server's log to stderr. `level` and `style` as the settings have them (server/config/settings.py)."""
+    """Send the log of the server to stderr. `level` and `style` are LOG_LEVELS and LOG_FORMATS of the settings."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Json() if style == "json" else logging.Formatter(TEXT, "%H:%M:%S"))
     root = logging.getLogger("server")

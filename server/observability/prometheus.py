@@ -1,7 +1,7 @@
-"""What Prometheus sees: our own `affinity_*` families, and calls by the `grpc_server_*` convention.
+"""The Prometheus metrics: the `affinity_*` families, and calls by the `grpc_server_*` convention.
 
-Triton's names stand in server/observability/triton_names.py. The registry holds nothing else of the process. Labels
-are names of models that are loaded, never names that a client made up.
+Triton's names are in server/observability/triton_names.py. The registry contains no metrics of the process. Labels
+are names of loaded models, never names that a client sent.
 """
 
 import asyncio
@@ -25,33 +25,33 @@ SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 MODEL = ("model", "version")
 CALL = ("grpc_type", "grpc_service", "grpc_method")
 
-HISTOGRAMS: dict[str, tuple[str, tuple[float, ...], tuple[str, ...]]] = {  # of one model: text, buckets, more labels
-    "affinity_queue_duration_seconds": ("How long an input or a prompt waited to run.", SECONDS, ()),
-    "affinity_collate_duration_seconds": ("How long a batch took to put together.", SECONDS, ()),
-    "affinity_run_duration_seconds": ("How long a batch ran.", SECONDS, ()),
-    "affinity_batch_rows": ("Inputs that ran together.", SIZES[:11], ()),
-    "affinity_batch_tokens": ("Tokens that ran together, without padding.", SIZES, ()),
-    "affinity_batch_padding_ratio": ("The share of a batch that was padding.", SHARES, ()),
-    "affinity_time_to_first_token_seconds": ("From a request to the first token of its answer.", SECONDS, ()),
-    "affinity_inter_token_seconds": ("Between one token of a continuation and the next.", SECONDS, ()),
-    "affinity_step_duration_seconds": ("How long a step of generation took, by kind.", SECONDS, ("kind",)),
-    "affinity_step_rows": ("Continuations that were in a step, by kind.", SIZES[:11], ("kind",)),
+HISTOGRAMS: dict[str, tuple[str, tuple[float, ...], tuple[str, ...]]] = {  # per model: help, buckets, further labels
+    "affinity_queue_duration_seconds": ("Time that an input or a prompt waited to run.", SECONDS, ()),
+    "affinity_collate_duration_seconds": ("Time to build a batch.", SECONDS, ()),
+    "affinity_run_duration_seconds": ("Time to run a batch.", SECONDS, ()),
+    "affinity_batch_rows": ("Inputs in a batch.", SIZES[:11], ()),
+    "affinity_batch_tokens": ("Tokens in a batch, without padding.", SIZES, ()),
+    "affinity_batch_padding_ratio": ("Share of padding in a batch.", SHARES, ()),
+    "affinity_time_to_first_token_seconds": ("Time from a request to the first token of its answer.", SECONDS, ()),
+    "affinity_inter_token_seconds": ("Time between two tokens of a sequence.", SECONDS, ()),
+    "affinity_step_duration_seconds": ("Time of a generation step, by kind.", SECONDS, ("kind",)),
+    "affinity_step_rows": ("Sequences in a generation step, by kind.", SIZES[:11], ("kind",)),
 }
-# Of one model: text, and the reasons that there are, where it has any. Prometheus sees them with `_total` behind.
+# Per model: help, and the values of the label `reason`, if any. prometheus_client appends `_total` to the names.
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "affinity_prompt_tokens": ("Tokens of prompts.", ()),
-    "affinity_cached_prompt_tokens": ("Tokens of prompts whose keys and values were at hand.", ()),
-    "affinity_generated_tokens": ("Tokens of continuations.", ()),
-    "affinity_finished_generations": ("Continuations that ended, by reason.", ("stop", "length", "cancelled")),
-    "affinity_padding_tokens": ("Padding that ran beside tokens, in tokens.", ()),
-    "affinity_failed_rows": ("Inputs whose run failed.", ()),
+    "affinity_prompt_tokens": ("Prompt tokens.", ()),
+    "affinity_cached_prompt_tokens": ("Prompt tokens whose keys and values were in the prefix cache.", ()),
+    "affinity_generated_tokens": ("Generated tokens.", ()),
+    "affinity_finished_generations": ("Sequences that finished, by reason.", ("stop", "length", "cancelled")),
+    "affinity_padding_tokens": ("Padding in batches, in tokens.", ()),
+    "affinity_failed_rows": ("Inputs whose batch failed.", ()),
     "affinity_dropped_rows": (
         "Inputs that left the queue without running, by reason.",
         ("cancelled", "expired", "failed"),
     ),
-    "affinity_refused_requests": ("Requests that were not let in, by reason.", ("overloaded",)),
+    "affinity_refused_requests": ("Requests that were refused, by reason.", ("overloaded",)),
 }
-TRITON_REASONS = {  # by status code; anything else is OTHER
+TRITON_REASONS = {  # by status code; all others are OTHER
     "RESOURCE_EXHAUSTED": "REJECTED",
     "UNAVAILABLE": "REJECTED",
     "DEADLINE_EXCEEDED": "REJECTED",
@@ -61,7 +61,7 @@ TRITON_REASONS = {  # by status code; anything else is OTHER
 
 
 class NoOpMetric:
-    """Counts nothing."""
+    """A metric that ignores all values."""
 
     def inc(self, amount: float = 1) -> None: ...
 
@@ -72,7 +72,7 @@ NO_OP_METRIC = NoOpMetric()
 
 
 class Metrics:
-    """All families, in one registry, and the plain totals behind Triton's names."""
+    """All metric families in one registry, and the totals behind Triton's names."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
@@ -86,43 +86,43 @@ class Metrics:
         self._families = families
         self.registry.register(TritonNames(self.statistics))
         families["affinity_requests"] = Counter(
-            "affinity_requests", "Requests, by how they ended.", (*MODEL, "task", "status"), registry=self.registry
+            "affinity_requests", "Requests, by status.", (*MODEL, "task", "status"), registry=self.registry
         )
         families["affinity_request_duration_seconds"] = Histogram(
             "affinity_request_duration_seconds",
-            "How long a request took, from the front door to the last answer.",
+            "Time of a request, from arrival to the last answer.",
             (*MODEL, "task"),
             buckets=SECONDS,
             registry=self.registry,
         )
-        self._calls_started = Counter("grpc_server_started", "Calls that began.", CALL, registry=self.registry)
+        self._calls_started = Counter("grpc_server_started", "Calls that started.", CALL, registry=self.registry)
         self._calls_ended = Counter(
-            "grpc_server_handled", "Calls that ended, by status.", (*CALL, "grpc_code"), registry=self.registry
+            "grpc_server_handled", "Calls that finished, by status.", (*CALL, "grpc_code"), registry=self.registry
         )
         self._call_seconds = Histogram(
-            "grpc_server_handling_seconds", "How long calls took.", CALL, buckets=SECONDS, registry=self.registry
+            "grpc_server_handling_seconds", "Time of calls.", CALL, buckets=SECONDS, registry=self.registry
         )
 
     def of(self, family: str, model: str, version: str, **labels: str) -> Any:
-        """The child of a family for one version of a model; nothing that counts for one that is gone."""
+        """The metric of a family for one version of a model; a no-op metric if that version was unloaded."""
         if (model, version) not in self.statistics:
             return NO_OP_METRIC
         return self._families[family].labels(model=model, version=version, **labels)
 
     def observe(self, model: str, version: str) -> "ModelObserver":
-        """The observer of one version of a model: an `Observe` (server/observability/observer.py)."""
+        """Create the observer for one version of a model."""
         self.statistics.setdefault((model, version), Statistics())
-        self._from_zero(model, version)
+        self._initialise(model, version)
         return ModelObserver(self, model, version)
 
     def forget(self, model: str, version: str) -> None:
-        """Let go of what was counted for a version that is gone, or labels would pile up over the versions."""
+        """Remove all metrics of an unloaded version, so that labels do not accumulate over versions."""
         self.statistics.pop((model, version), None)
         for family in self._families.values():
             family.remove_by_labels({"model": model, "version": version})
 
-    def _from_zero(self, model: str, version: str) -> None:
-        """Make all children of a model whose labels are known, so that Prometheus sees them before they count."""
+    def _initialise(self, model: str, version: str) -> None:
+        """Create the metrics of a model whose labels are known, so that Prometheus sees them at zero."""
         for name, (_, _, labels) in HISTOGRAMS.items():
             if not labels:
                 self.of(name, model, version)
@@ -132,7 +132,7 @@ class Metrics:
 
     @contextmanager
     def request(self, model: str, version: str, task: str, call: RequestContext) -> Iterator["Tokens"]:
-        """Count and time one request to a model that exists; however it ends, by its status."""
+        """Count and time one request to a loaded model, by the status it ends with."""
         started = time.perf_counter()
         status, tokens = "OK", Tokens(self, model, version, started)
         try:
@@ -164,16 +164,16 @@ class Metrics:
 
 
 class Tokens:
-    """Counts and times the tokens of one request as its answer comes."""
+    """Counts and times the tokens of one request while they are generated."""
 
     def __init__(self, metrics: Metrics, model: str, version: str, started: float) -> None:
         self._metrics, self._model, self._version = metrics, model, version
         self._started = started
-        self._last: dict[int, float] = {}  # by prompt: when its last piece came
-        self.usages: list[Usage] = []  # of the prompts whose continuations have ended
+        self._last: dict[int, float] = {}  # by prompt: the time of its latest token
+        self.usages: list[Usage] = []  # of the sequences that have finished
 
     def came(self, count: int, *, prompt: int = 0) -> None:
-        """So many new tokens for one of the request's prompts."""
+        """Record new tokens of one sequence of the request."""
         if not count:
             return
         now = time.perf_counter()
@@ -191,7 +191,7 @@ class Tokens:
 
 
 class ModelObserver:
-    """An Observer (server/observability/observer.py) of one version of one model."""
+    """The Observer of one version of a model: turns its events into metrics."""
 
     def __init__(self, metrics: Metrics, model: str, version: str) -> None:
         self._statistics = metrics.statistics[model, version]

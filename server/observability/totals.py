@@ -1,4 +1,4 @@
-"""Running totals of one version of one model, as plain numbers: what Triton's statistics and metrics are made of."""
+"""Running totals of one version of a model, as plain numbers: the source of Triton's statistics and metrics."""
 
 import time
 from collections import Counter
@@ -10,7 +10,7 @@ from server.observability.observer import Spent, Usage
 
 @dataclass
 class Total:
-    """How often, and how long altogether."""
+    """A count of events and the sum of their durations."""
 
     count: int = 0
     seconds: float = 0.0
@@ -22,7 +22,7 @@ class Total:
 
 @dataclass
 class Work:
-    """Where time went: putting batches together, running them, taking their answers apart."""
+    """Time by phase: building batches, running them, splitting their outputs."""
 
     collate: Total = field(default_factory=Total)
     run: Total = field(default_factory=Total)
@@ -36,24 +36,24 @@ class Work:
 
 @dataclass
 class Statistics:
-    """Since the server started, counted as Triton counts.
+    """Totals since the server started, by Triton's rules.
 
-    Times are those of requests that were answered, however many inputs they had: each spent the whole time of every
-    batch that it was in, and what is left it waited. A generation runs from its first step to its last.
+    Times are per answered request, however many inputs it had: a request is charged the whole time of every batch it
+    was part of, and the rest is queueing time. A generation runs from its first step to its last.
     """
 
-    success: Total = field(default_factory=Total)  # requests, from the front door to the last answer
+    success: Total = field(default_factory=Total)  # requests, from arrival to the last answer
     failure: Total = field(default_factory=Total)
     failures: Counter[str] = field(default_factory=Counter)  # by Triton's reason
     queue: Total = field(default_factory=Total)  # requests
-    work: Work = field(default_factory=Work)  # on requests
-    inputs: int = 0  # that ran, or continuations that came to their end
-    executions: int = 0  # batches, or steps of generation
-    batches: dict[int, Work] = field(default_factory=dict)  # on batches and steps, by their inputs
+    work: Work = field(default_factory=Work)  # charged to requests
+    inputs: int = 0  # inputs that ran, or sequences that finished
+    executions: int = 0  # batches, or generation steps
+    batches: dict[int, Work] = field(default_factory=dict)  # by batch size, of batches and generation steps
     last_request_ms: int = 0  # since the epoch
 
     def request(self, *, failure: str, seconds: float) -> None:
-        """A request is over. `failure` is Triton's reason, empty if it was answered."""
+        """A request ended. `failure` is Triton's reason, empty if the request succeeded."""
         self.last_request_ms = int(time.time() * 1000)
         if failure:
             self.failure.add(seconds)
@@ -67,18 +67,18 @@ class Statistics:
         self.work.add(spent)
 
     def generated(self, usages: Sequence[Usage]) -> None:
-        """A request to generate was answered: with one continuation, or several that ran side by side."""
+        """A generation request was answered, with one sequence or several that ran in parallel."""
         self.inputs += len(usages)
         waited = min(usage.queue_seconds for usage in usages)
         ended = max(usage.queue_seconds + usage.inference_seconds for usage in usages)
         self.answered(Spent(queue_seconds=waited, run_seconds=ended - waited))
 
-    def batch(self, rows: int, spent: Spent) -> None:
+    def batch(self, items: int, spent: Spent) -> None:
         """A batch ran."""
-        self.inputs += rows
-        self.step(rows, spent)
+        self.inputs += items
+        self.step(items, spent)
 
-    def step(self, rows: int, spent: Spent) -> None:
-        """A step of generation ran."""
+    def step(self, size: int, spent: Spent) -> None:
+        """A batch or generation step of this size ran."""
         self.executions += 1
-        self.batches.setdefault(rows, Work()).add(spent)
+        self.batches.setdefault(size, Work()).add(spent)

@@ -1,7 +1,7 @@
-"""The same numbers under Triton's names, so that its dashboards and autoscalers work.
+"""Exports the totals under Triton's metric names, so that dashboards and autoscalers for Triton work.
 
-Their counters do not end in `_total`, which the library would add. Metrics of unknown type keep their names. Five
-of them end in `_us`, which `promtool check metrics` finds fault with, whatever their type: `OwnNames` leaves all out.
+Triton's counters do not end in `_total`, which prometheus_client would append, so the metrics have type unknown. Some
+end in `_us`, which `promtool check metrics` rejects for any type; `OwnNames` leaves out all of Triton's names.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -16,34 +16,34 @@ PREFIX = "nv_"
 LABELS = ("model", "version")
 FAILURES = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
 VALUES: dict[str, tuple[str, Callable[[Statistics], float]]] = {
-    "nv_inference_request_success": ("Requests that were answered.", lambda of: of.success.count),
+    "nv_inference_request_success": ("Requests that succeeded.", lambda of: of.success.count),
     "nv_inference_count": ("Inputs that ran.", lambda of: of.inputs),
     "nv_inference_exec_count": ("Batches that ran.", lambda of: of.executions),
-    "nv_inference_request_duration_us": ("Time of requests.", lambda of: _us(of.success.seconds)),
-    "nv_inference_queue_duration_us": ("Time that requests waited.", lambda of: _us(of.queue.seconds)),
+    "nv_inference_request_duration_us": ("Total time of requests.", lambda of: _us(of.success.seconds)),
+    "nv_inference_queue_duration_us": ("Time that requests spent in the queue.", lambda of: _us(of.queue.seconds)),
     "nv_inference_compute_input_duration_us": (
-        "Time of requests, to put batches together.",
+        "Time that requests spent on building batches.",
         lambda of: _us(of.work.collate.seconds),
     ),
     "nv_inference_compute_infer_duration_us": (
-        "Time of requests, to run batches.",
+        "Time that requests spent on running batches.",
         lambda of: _us(of.work.run.seconds),
     ),
     "nv_inference_compute_output_duration_us": (
-        "Time of requests, to take batches apart.",
+        "Time that requests spent on splitting the outputs of batches.",
         lambda of: _us(of.work.split.seconds),
     ),
 }
 
 
 class TritonNames(Collector):
-    """Collects from the totals when it is scraped."""
+    """Reads the totals at each scrape."""
 
     def __init__(self, statistics: Mapping[tuple[str, str], Statistics]) -> None:
         self._statistics = statistics
 
     def collect(self) -> Iterable[Metric]:
-        models = list(self._statistics.items())  # a scrape runs in a thread of its own
+        models = list(self._statistics.items())  # a scrape runs in another thread
         for name, (text, value) in VALUES.items():
             family = UnknownMetricFamily(name, text, labels=LABELS)
             for labels, statistics in models:
@@ -59,7 +59,7 @@ class TritonNames(Collector):
 
 
 class OwnNames(CollectorRegistry):
-    """A registry without Triton's names: each number once, and by the rules for names."""
+    """A view of a registry without Triton's names: each number once, under a valid name."""
 
     def __init__(self, everything: CollectorRegistry) -> None:
         super().__init__()

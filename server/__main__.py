@@ -1,4 +1,4 @@
-"""`python -m server`: load the models, answer until Ctrl-C or SIGTERM, let what is under way finish, end."""
+"""`python -m server`: load the models, serve until Ctrl-C or SIGTERM, drain, exit."""
 
 import asyncio
 import logging
@@ -30,7 +30,7 @@ from server.rpc.server import build_server
 from server.tasks.registry import TASKS
 
 STOPPING = "the server is stopping; ask another one, or come back later"
-LAST_WORDS_S = 1.0  # for the last answers to leave, and for streams that wait for their client
+GRACE_S = 1.0  # for the last responses to be sent, and for streams whose client is slow
 
 EXAMPLE_IMAGE = Path("models/pretrained/vit-digits/example.png")
 
@@ -38,10 +38,10 @@ log = logging.getLogger("server")
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code: 0 after a stop that was asked for, 1 if the server could not start."""
+    """Run the server. Returns the exit code: 0 after a requested stop, 1 if the server could not start."""
     settings = parse(argv, os.environ)
     logs.configure(settings.log_level, settings.log_format)
-    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # when a counter was made: no use
+    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # omit the _created series
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings))
@@ -52,11 +52,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 async def serve(settings: Settings) -> None:
-    """Start everything, wait to be stopped, stop everything. Ports are taken before models are loaded."""
+    """Start all parts, wait for a signal, stop them. Binds the ports before it loads the models."""
     signals, metrics, health, in_flight = Signals(), Metrics(), Health(), InFlight(STOPPING)
     repository = Repository(settings, Reporter(health, metrics))
     metrics.registry.register(ModelMetrics(repository.models))
-    async with AsyncExitStack() as stack:  # ends what has been started, the last first
+    async with AsyncExitStack() as stack:  # stops the parts in reverse order of their start
         http = HttpServer(
             settings.host, settings.http_port, metrics.registry, lambda: repository.ready and not in_flight.closed
         )
@@ -67,13 +67,13 @@ async def serve(settings: Settings) -> None:
         await health.refresh(repository)
         await server.start()
         if await signals.unless_stopped(repository.load_all()):
-            _say_ready(settings, repository, port, http.port)
+            _announce(settings, repository, port, http.port)
             await signals.stop.wait()
-        await _finish(settings, server, repository, health, in_flight)
+        await _drain(settings, server, repository, health, in_flight)
 
 
 class Reporter(RepositoryListener):
-    """Reports what happens to the models to the health service and the metrics."""
+    """Reports changes of the models to the health service and the metrics."""
 
     def __init__(self, health: Health, metrics: Metrics) -> None:
         self._health, self._metrics = health, metrics
@@ -89,20 +89,20 @@ class Reporter(RepositoryListener):
 
 
 class Signals:
-    """Ctrl-C and SIGTERM: the first asks to stop, the second ends the process at once."""
+    """Handles Ctrl-C and SIGTERM: the first requests a stop, the second exits at once."""
 
     def __init__(self) -> None:
         self.stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, self._came, number)
+            asyncio.get_running_loop().add_signal_handler(number, self._handle, number)
 
-    def _came(self, number: int) -> None:
+    def _handle(self, number: int) -> None:
         if self.stop.is_set():
             os._exit(128 + number)
         self.stop.set()
 
     async def unless_stopped(self, work: Coroutine[Any, Any, Any]) -> bool:
-        """Do the work, and say whether it was done: False if the server was asked to stop before."""
+        """Run the work. Returns False if a stop was requested before it finished."""
         task, stop = asyncio.create_task(work), asyncio.create_task(self.stop.wait())
         await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
@@ -113,21 +113,25 @@ class Signals:
         return True
 
 
-async def _finish(
+async def _drain(
     settings: Settings, server: grpc.aio.Server, repository: Repository, health: Health, in_flight: InFlight
 ) -> None:
-    """Refuse what comes, let what is under way end; what takes too long ends with what it has."""
-    log.info("stopping: %d requests under way have %g s; Ctrl-C ends at once", in_flight.count, settings.drain_seconds)
+    """Refuse new requests and wait for those in flight; abort those that exceed the drain time."""
+    log.info(
+        "stopping: %d requests in flight have %g s to finish; Ctrl-C exits at once",
+        in_flight.count,
+        settings.drain_seconds,
+    )
     in_flight.close()
     await health.stop()
     if not await in_flight.wait_idle(settings.drain_seconds):
-        log.warning("%d requests took longer and are cut off", in_flight.count)
+        log.warning("aborting %d requests that did not finish in time", in_flight.count)
         repository.abort()
-    await server.stop(LAST_WORDS_S)
+    await server.stop(GRACE_S)
     log.info("stopped")
 
 
-def _say_ready(settings: Settings, repository: Repository, port: int, http_port: int) -> None:
+def _announce(settings: Settings, repository: Repository, port: int, http_port: int) -> None:
     tasks = {model.name: model.artifact.manifest.task for model in repository.models()}
     log.info(
         "ready: %s; gRPC on %s:%d, metrics and health on http://%s:%d",
@@ -142,7 +146,7 @@ def _say_ready(settings: Settings, repository: Repository, port: int, http_port:
 
 
 def _examples(tasks: set[str], port: int) -> list[str]:
-    """Up to three commands that the models served can answer."""
+    """Up to three example commands for the tasks that are served."""
     image = EXAMPLE_IMAGE if EXAMPLE_IMAGE.exists() else "some.png"
     server = "" if port == Settings.port else f" --server 127.0.0.1:{port}"
     commands = [spec.example.format(image=image) for name, spec in TASKS.items() if name in tasks]
@@ -150,7 +154,7 @@ def _examples(tasks: set[str], port: int) -> list[str]:
 
 
 def _python() -> str:
-    """How this Python is called from the current directory: as python, if it is not one that lies there."""
+    """The command for this Python: its relative path if it is below the current directory, else `python`."""
     python = Path(sys.executable)
     return str(python.relative_to(Path.cwd())) if python.is_relative_to(Path.cwd()) else "python"
 

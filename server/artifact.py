@@ -1,4 +1,4 @@
-"""An artifact directory as the server sees it. Knows the manifest and the files; opens no session."""
+"""Reads an artifact directory: the manifest and the files. Opens no session."""
 
 import hashlib
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from server.errors import BadArtifact
 
 @dataclass(frozen=True)
 class GoldenCase:
-    """Inputs of a graph, and what PyTorch made of them in fp32."""
+    """Inputs of a graph, and the outputs of PyTorch for them in fp32."""
 
     inputs: dict[str, Array]
     outputs: dict[str, Array]
@@ -32,7 +32,7 @@ class GoldenCase:
 
 @dataclass(frozen=True)
 class Artifact:
-    """One version of one model, whole and unaltered as the exporter left it."""
+    """One version of one model, complete and unmodified since the export."""
 
     directory: Path
     manifest: Manifest
@@ -46,7 +46,7 @@ class Artifact:
         return str(self.manifest.version)
 
     def graph(self, target: str) -> Graph:
-        """The graph for a kind of machine: cpu or cuda. BadArtifact if there is none."""
+        """The graph for a target: cpu or cuda. Raises BadArtifact if there is none."""
         for graph in self.manifest.graphs:
             if graph.target == target:
                 return graph
@@ -57,7 +57,7 @@ class Artifact:
         return self.directory / file
 
     def graph_bytes(self, target: str) -> int:
-        """Of the graph for a kind of machine with its weights, which may lie beside it: all their names begin alike."""
+        """The size of a graph with its external weights, whose file names share the stem of the graph file."""
         stem = Path(self.graph(target).file).stem
         return sum(self.path(file.path).stat().st_size for file in self.manifest.files if file.path.startswith(stem))
 
@@ -78,14 +78,14 @@ class Artifact:
 
 
 def read_artifact(directory: Path) -> Artifact:
-    """Read the manifest and check every file against it; BadArtifact with the reason."""
+    """Read the manifest and check every file against it. Raises BadArtifact with the reason."""
     path = directory / MANIFEST
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise BadArtifact(f"{path}: {error.strerror}") from error
     try:
-        # Fields of a later format are unknown here: the check of the format comes first and says what to do.
+        # Ignore unknown fields, so that an artifact of a later format fails at the version check below.
         manifest = json_format.Parse(text, Manifest(), ignore_unknown_fields=True)
     except json_format.ParseError as error:
         raise BadArtifact(f"{path}: {error}") from error
@@ -94,18 +94,18 @@ def read_artifact(directory: Path) -> Artifact:
             f"{path}: found format_version {manifest.format_version}, expected {FORMAT_VERSION}: export again"
         )
     artifact = Artifact(directory, manifest)
-    stands = directory.resolve()
-    if (artifact.name, artifact.version) != (stands.parent.name, stands.name):
+    location = directory.resolve()
+    if (artifact.name, artifact.version) != (location.parent.name, location.name):
         raise BadArtifact(
             f"{directory}: found {artifact.name} version {artifact.version}, "
-            f"expected {stands.parent.name} version {stands.name}"
+            f"expected {location.parent.name} version {location.name}"
         )
     _check_files(artifact)
     return artifact
 
 
 def _check_files(artifact: Artifact) -> None:
-    """Every file is there with the contents it was exported with, and every file that is used is listed."""
+    """Check that every listed file has its exported contents, and that every used file is listed."""
     listed = set()
     for file in artifact.manifest.files:
         if Path(file.path).is_absolute() or ".." in Path(file.path).parts:
@@ -132,7 +132,7 @@ def _check_files(artifact: Artifact) -> None:
 
 
 def versions(root: Path, name: str) -> dict[int, Path]:
-    """The versions of one model: number → directory, lowest first."""
+    """The versions of one model: number → directory, in ascending order."""
     found = {
         int(path.parent.name): path.parent
         for path in (root / name).glob(f"*/{MANIFEST}")
@@ -143,5 +143,5 @@ def versions(root: Path, name: str) -> dict[int, Path]:
 
 def newest(root: Path) -> dict[str, Path]:
     """Model name → directory of its highest version, by name."""
-    names = sorted({path.parent.parent.name for path in root.glob(f"[!.]*/*/{MANIFEST}")})  # hidden: being exported
+    names = sorted({path.parent.parent.name for path in root.glob(f"[!.]*/*/{MANIFEST}")})  # hidden: export in progress
     return {name: list(found.values())[-1] for name in names if (found := versions(root, name))}

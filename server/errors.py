@@ -1,26 +1,26 @@
-"""Everything that can be somebody's fault, and whose. Knows nothing of gRPC: server/status.py has the one table.
+"""The errors that users, files and machines can cause. Independent of gRPC: server/status.py maps them to codes.
 
 AffinityError
-├── InvalidRequest      the request can never be answered as it is
+├── InvalidRequest      the request is invalid and will fail again if it is sent again
 ├── ModelNotFound       no model, or no version, of that name
-├── WrongTask           the model is there and does something else
-├── Overloaded          no room now; `retry_after_s` says when to come back
+├── WrongTask           the model exists, but serves another task
+├── Overloaded          the queue is full; `retry_after_s` says when to retry
 ├── NotReady            starting, loading or draining
-├── DeadlineExceeded    the caller's time was up before the answer was there
-├── BadArtifact         an artifact that cannot or must not be served
-├── ProviderUnavailable an execution provider that was asked for by name and cannot run here
-└── NotEnoughMemory     what was asked for does not fit
+├── DeadlineExceeded    the deadline passed before the answer was ready
+├── BadArtifact         an artifact that cannot be served
+├── ProviderUnavailable an execution provider that was required and cannot run here
+└── NotEnoughMemory     the model or the request does not fit into memory
 """
 
-FOUND_SHOWN = 200  # characters: what a caller sent can be long, and gRPC drops an answer whose error text is
+FOUND_SHOWN = 200  # characters; gRPC drops responses whose error text is too long
 
 
 class AffinityError(Exception):
-    """The root of all errors a user, a file or a machine can cause. The text is meant for them."""
+    """The base class of all errors that a user, a file or a machine can cause. Its text is shown to users."""
 
 
 class InvalidRequest(AffinityError):
-    """Names the field, what was found in it (not all of it, if it is long) and what was expected."""
+    """Names the field, the value found (shortened if it is long) and the value expected."""
 
     def __init__(self, field: str, found: str, expected: str) -> None:
         if len(found) > FOUND_SHOWN:
@@ -34,7 +34,7 @@ class ModelNotFound(AffinityError):
 
 
 class WrongTask(AffinityError):
-    """The model is there and does something else."""
+    """The model exists, but serves another task."""
 
 
 class Overloaded(AffinityError):
@@ -50,16 +50,16 @@ class NotReady(AffinityError):
 
 
 class DeadlineExceeded(AffinityError):
-    """The caller's time was up before the answer was there."""
+    """The deadline passed before the answer was ready."""
 
 
 class BadArtifact(AffinityError):
-    """An artifact that cannot or must not be served."""
+    """An artifact that cannot be served."""
 
 
 class ProviderUnavailable(AffinityError):
-    """An execution provider that was asked for by name and cannot run here."""
+    """An execution provider that was required and cannot run here."""
 
 
 class NotEnoughMemory(AffinityError):
-    """What was asked for does not fit. At the start the text says how much would."""
+    """The model or the request does not fit into memory. At start the text says what would fit."""

@@ -1,6 +1,6 @@
-"""Where settings are read: flags, environment variables, and `--set` for one model.
+"""Reads settings from flags, environment variables, and `--set` for one model.
 
-One table each says all there is to know about a setting: `OPTIONS` for the server, `MODEL_KEYS` for one model.
+Two tables define all settings: `OPTIONS` for the server, `MODEL_KEYS` for one model.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def _one_of(*known: str) -> Callable[[str], str]:
 
 @dataclass(frozen=True)
 class Option:
-    """One setting of the server: how its text is read, and what --help says."""
+    """One setting of the server: its parser and its help."""
 
     name: str
     read: Callable[[str], Any]
@@ -80,55 +80,56 @@ class Option:
 
 OPTIONS = {
     "models": (
-        Option("artifacts", Path, "DIR", "where the exported models are"),
-        Option("models", _names, "A,B", "which of them to serve, separated by commas; all of them if left out"),
+        Option("artifacts", Path, "DIR", "directory of the exported models"),
+        Option("models", _names, "A,B", "models to serve, separated by commas; default: all"),
     ),
-    "where they run": (
+    "execution": (
         Option(
             "provider",
             _one_of(*PROVIDERS),
             "|".join(PROVIDERS),
-            "what computes; a provider named is required, only auto falls back, and says so",
+            "execution provider; auto takes the best available and logs which, any other value is required",
         ),
-        Option("device", _whole_numbers, "N,M", "which GPU, or GPUs: then every model runs on each of them"),
-        Option("gpu_memory_mb", _whole, "MB", "how much of its memory each session may take; 0: no limit"),
-        Option("threads", _whole, "N", "threads that compute; 0: as many as this process may use of the machine"),
+        Option("device", _whole_numbers, "N,M", "GPU number, or several: then every model runs on each GPU"),
+        Option("gpu_memory_mb", _whole, "MB", "GPU memory limit of each session; 0: no limit"),
+        Option("threads", _whole, "N", "compute threads; 0: one for each CPU available to the process"),
     ),
     "network": (
         Option("host", str, "ADDRESS", "the address to listen on"),
-        Option("port", _whole, "PORT", "for gRPC; 0: any that is free"),
-        Option("http_port", _whole, "PORT", "for metrics and health; 0: any that is free"),
-        Option("max_message_mb", _whole, "MB", "the largest request"),
-        Option(
-            "drain_seconds", _number, "S", "how long requests under way may take to finish when the server is stopped"
-        ),
+        Option("port", _whole, "PORT", "gRPC port; 0: any free port"),
+        Option("http_port", _whole, "PORT", "HTTP port for metrics and health; 0: any free port"),
+        Option("max_message_mb", _whole, "MB", "maximum size of a request"),
+        Option("drain_seconds", _number, "S", "time for requests in flight to finish when the server stops"),
     ),
     "logs": (
-        Option("log_level", _one_of(*LOG_LEVELS), "|".join(LOG_LEVELS), "how much to log"),
-        Option("log_format", _one_of(*LOG_FORMATS), "|".join(LOG_FORMATS), "for a person or for a machine to read"),
+        Option("log_level", _one_of(*LOG_LEVELS), "|".join(LOG_LEVELS), "lowest level to log"),
+        Option("log_format", _one_of(*LOG_FORMATS), "|".join(LOG_FORMATS), "format of the log"),
     ),
 }
 
 MODEL_KEYS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "versions": (_versions, "which to serve: latest, all, latest:N, or numbers, such as 1+3"),
-    "max_batch_size": (_whole, "inputs that run together"),
-    "max_batch_tokens": (_whole, "tokens that run together, padding included; 0: what suits the provider"),
-    "max_batch_padding": (_number, "the share of padding up to which inputs of different lengths run together"),
-    "max_delay_seconds": (_number, "how long an input may wait for others to run with"),
-    "max_queue_requests": (_whole, "inputs that may wait; further ones are refused"),
-    "max_queue_tokens": (_whole, "tokens that may wait; 0: as many as max_queue_requests inputs of full length"),
-    "slots": (_whole, "texts that are generated together; 0: what suits the provider"),
+    "versions": (_versions, "versions to serve: latest, all, latest:N, or numbers such as 1+3"),
+    "max_batch_size": (_whole, "maximum number of inputs in a batch"),
+    "max_batch_tokens": (_whole, "maximum number of tokens in a batch, with padding; 0: default of the provider"),
+    "max_batch_padding": (_number, "maximum share of padding in a batch of inputs of different lengths"),
+    "max_delay_seconds": (_number, "maximum time that an input waits for a larger batch"),
+    "max_queue_requests": (_whole, "maximum number of waiting inputs; further requests are refused"),
+    "max_queue_tokens": (_whole, "maximum number of waiting tokens; 0: max_queue_requests inputs of full length"),
+    "slots": (_whole, "sequences that are generated concurrently; 0: default of the provider"),
     "capacity": (
         _whole,
-        "tokens of prompt and continuation that a slot holds; 0: as many as the model knows positions",
+        "prompt and generated tokens that a slot holds; 0: all positions of the model",
     ),
-    "max_prefill_tokens": (_whole, "tokens of a prompt that are read between two steps; 0: what suits the provider"),
-    "prefix_cache": (_switch, "on: prompts that begin alike are read once; off: each is read whole"),
+    "max_prefill_tokens": (_whole, "prompt tokens processed between two decode steps; 0: default of the provider"),
+    "prefix_cache": (
+        _switch,
+        "on: reuse the keys and values of common prompt prefixes; off: process every prompt in full",
+    ),
 }
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
-    """Settings from the command line, over the environment, over the defaults. Ends the process if they are wrong."""
+    """Read the settings: flags, then environment variables, then defaults. Exits if they are invalid."""
     parser = _parser()
     arguments = vars(parser.parse_args(argv))
     values: dict[str, Any] = {}
@@ -154,7 +155,7 @@ def _read(source: str, read: Callable[[str], Any], text: str) -> Any:
 
 
 def _overrides(settings: Sequence[tuple[str, str]]) -> dict[str, dict[str, Any]]:
-    """`MODEL.KEY=VALUE` texts with where each stood → model → key → value."""
+    """Parse pairs of source and `MODEL.KEY=VALUE` → model → key → value."""
     overrides: dict[str, dict[str, Any]] = {}
     for source, setting in settings:
         target, equals, text = setting.partition("=")
@@ -168,7 +169,7 @@ def _overrides(settings: Sequence[tuple[str, str]]) -> dict[str, dict[str, Any]]
 
 
 def _plain(value: Any) -> str:
-    """A default as it would be typed."""
+    """A default as a user would type it."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -180,9 +181,9 @@ def _parser() -> argparse.ArgumentParser:
     keys = "\n".join(f"  {key:19} {text} ({_plain(model_defaults[key])})" for key, (_, text) in MODEL_KEYS.items())
     parser = argparse.ArgumentParser(
         prog="python -m server",
-        description="Serve exported models over gRPC. Ctrl-C lets requests under way finish, then ends.",
-        epilog=f"keys of --set, with their defaults:\n{keys}\n\n"
-        "Each flag can also be set by the environment variable named beside it; a flag wins.",
+        description="Serve exported models over gRPC. Ctrl-C lets requests in flight finish, then exits.",
+        epilog=f"keys of --set, with defaults:\n{keys}\n\n"
+        "Each flag can also be set by the environment variable in brackets; flags take precedence.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -191,16 +192,18 @@ def _parser() -> argparse.ArgumentParser:
         group = parser.add_argument_group(title)
         for option in options:
             default = defaults[option.name]
-            said = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
-            said = f" ({said})" if said else ""
-            group.add_argument(option.flag, metavar=option.placeholder, help=f"{option.help}{said} [{option.variable}]")
+            shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+            shown = f" ({shown})" if shown else ""
+            group.add_argument(
+                option.flag, metavar=option.placeholder, help=f"{option.help}{shown} [{option.variable}]"
+            )
         if title == "models":
             group.add_argument(
                 "--set",
                 metavar="MODEL.KEY=VALUE",
                 action="append",
                 default=[],
-                help="a setting of one model, or of every model with * for its name; can be repeated "
+                help="set an option of one model, or of all models with the name *; repeatable "
                 "[AFFINITY_SET, separated by commas]",
             )
     return parser

@@ -1,6 +1,6 @@
-"""What can be set, for the server and for one model: frozen values with defaults, which are checked when they are made.
+"""Settings of the server and of one model: frozen dataclasses with defaults, validated when they are created.
 
-Built once, at the edge, by server/config/cli.py; passed down from there.
+server/config/cli.py builds them once, at start.
 """
 
 from collections.abc import Mapping
@@ -18,12 +18,12 @@ EVERY_MODEL = "*"
 
 
 class BadSetting(ValueError):
-    """A setting that cannot be: names it, what was found and what was expected."""
+    """An invalid setting. Names the setting, the value found and the value expected."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """What can be set for one model with `--set`. 0 means: as the model and the provider need it."""
+    """The settings of one model, changed with `--set`. 0 selects a default for the model and the provider."""
 
     versions: Versions = Versions()
     max_batch_size: int = 32
@@ -38,9 +38,9 @@ class ModelSettings:
     prefix_cache: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (("max_batch_size", 1), ("max_queue_requests", 1)):
-            if getattr(self, name) < least:
-                raise BadSetting(f"{name}: found {getattr(self, name)}, expected at least {least}")
+        for name, minimum in (("max_batch_size", 1), ("max_queue_requests", 1)):
+            if getattr(self, name) < minimum:
+                raise BadSetting(f"{name}: found {getattr(self, name)}, expected at least {minimum}")
         if not 0 <= self.max_batch_padding < 1:
             raise BadSetting(f"max_batch_padding: found {self.max_batch_padding}, expected a share from 0 to below 1")
         for name in (
@@ -57,7 +57,7 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What can be set for the server."""
+    """The settings of the server."""
 
     artifacts: Path = Path("artifacts")
     models: tuple[str, ...] = ()
@@ -81,21 +81,21 @@ class Settings:
         for name in ("port", "http_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise BadSetting(f"{name}: found {getattr(self, name)}, expected 0 (any free one) to 65535")
-        for name, least in (
+        for name, minimum in (
             ("threads", 0),
             ("gpu_memory_mb", 0),
             ("max_message_mb", 1),
             ("drain_seconds", 0),
         ):
-            if getattr(self, name) < least:
-                raise BadSetting(f"{name}: found {getattr(self, name)}, expected at least {least}")
+            if getattr(self, name) < minimum:
+                raise BadSetting(f"{name}: found {getattr(self, name)}, expected at least {minimum}")
         if not self.device or len(set(self.device)) < len(self.device):
             raise BadSetting(f"device: found {','.join(map(str, self.device)) or 'none'}, expected different numbers")
         for model in self.overrides:
             self.of(model)
 
     def of(self, model: str) -> ModelSettings:
-        """The settings of one model: its own over those of every model over the defaults."""
+        """The settings of one model: its own override those of `*`, which override the defaults."""
         own = {} if model == EVERY_MODEL else self.overrides.get(model, {})
         try:
             return replace(ModelSettings(), **{**self.overrides.get(EVERY_MODEL, {}), **own})
@@ -106,5 +106,5 @@ class Settings:
 def version() -> str:
     try:
         return metadata.version("affinity")
-    except metadata.PackageNotFoundError:  # run from a checkout that was never installed
+    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
         return "unknown"

@@ -1,4 +1,4 @@
-"""Which versions of a model are served. Pure: knows numbers, no files and no sessions."""
+"""Chooses the versions of a model to serve. Pure: works on numbers, not on files or sessions."""
 
 import re
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ EXPECTED = "latest, all, latest:N, or numbers with + between them, such as 1+3"
 
 @dataclass(frozen=True)
 class Versions:
-    """Those `named`; if none are, the `newest` so many, or all if that is 0.
+    """The `named` versions; without names, the `newest` ones, or all if `newest` is 0.
 
     >>> Versions.parse("latest:2").choose([1, 3, 7])
     (3, 7)
@@ -20,7 +20,7 @@ class Versions:
 
     @classmethod
     def parse(cls, text: str) -> "Versions":
-        """`latest`, `latest:2`, `all` or `1+3`. ValueError for anything else."""
+        """Parse `latest`, `latest:2`, `all` or `1+3`. Raises ValueError for anything else."""
         if text in ("latest", "all"):
             return cls(newest=1 if text == "latest" else 0)
         if count := re.fullmatch(r"latest:([1-9]\d*)", text, re.ASCII):
@@ -30,11 +30,11 @@ class Versions:
         raise ValueError(f"found {text!r}, expected {EXPECTED}")
 
     def choose(self, found: Iterable[int]) -> tuple[int, ...]:
-        """Which of those that were found, the lowest first. Of those named, some may be missing."""
+        """Choose from the versions found, in ascending order. Named versions that were not found are left out."""
         ordered = sorted(found)
         if self.named:
             return tuple(number for number in ordered if number in self.named)
-        return tuple(ordered[-self.newest :])  # all of them, if that is 0
+        return tuple(ordered[-self.newest :])  # all versions if newest is 0
 
     def __str__(self) -> str:
         if self.named:

@@ -169,7 +169,7 @@ def test_it_finishes_a_stream_after_sigterm(start: Server, exported: Exported, f
         rest = list(responses)
     code = start.container.wait()
     assert code == 0, start.container.log()
-    assert "1 requests under way" in start.container.log()
+    assert "1 requests in flight" in start.container.log()
     assert rest[-1].finish_reason == "length"
     tokens = len(first.token_ids) + sum(len(response.token_ids) for response in rest)
     facts.append(f"SIGTERM after the first of {tokens} tokens: all of them came, exit code {code}")

@@ -99,7 +99,7 @@ def test_warming_up_meets_every_shape_once_the_largest_first(name, bound):
     assert warm_up(session, artifact, budget_of(artifact, "cpu")).of == 0
 
 
-def test_warming_up_leaves_out_what_there_is_no_memory_for_but_not_a_single_row(bound, monkeypatch, caplog):
+def test_warming_up_leaves_out_what_there_is_no_memory_for_but_not_a_single_item(bound, monkeypatch, caplog):
     artifact, session = bound("tiny-bert")
     run, most = session.run, 3
 

@@ -7,37 +7,37 @@ from server.errors import DeadlineExceeded, InvalidRequest, Overloaded
 
 
 def test_a_gate_is_full_by_requests_and_by_tokens():
-    gate = AdmissionQueue("bert", Limits(requests=3, tokens=100))
-    gate.acquire(requests=2, tokens=90)
+    queue = AdmissionQueue("bert", Limits(requests=3, tokens=100))
+    queue.acquire(requests=2, tokens=90)
     with pytest.raises(Overloaded, match="2 of 3 inputs and 90 of 100 tokens wait, so 1 and 11 do not fit"):
-        gate.acquire(requests=1, tokens=11)
+        queue.acquire(requests=1, tokens=11)
     with pytest.raises(Overloaded):
-        gate.acquire(requests=2, tokens=2)
-    gate.acquire(requests=1, tokens=10)
-    gate.release(requests=3, tokens=100)
-    assert (gate.requests, gate.tokens) == (0, 0)
+        queue.acquire(requests=2, tokens=2)
+    queue.acquire(requests=1, tokens=10)
+    queue.release(requests=3, tokens=100)
+    assert (queue.requests, queue.tokens) == (0, 0)
 
 
 def test_what_can_never_fit_is_told_so_and_not_to_come_back():
-    gate = AdmissionQueue("bert", Limits(requests=3, tokens=100))
+    queue = AdmissionQueue("bert", Limits(requests=3, tokens=100))
     with pytest.raises(InvalidRequest, match="texts: found 4 inputs, expected at most 3 inputs"):
-        gate.acquire(requests=4, tokens=4, field="texts")
+        queue.acquire(requests=4, tokens=4, field="texts")
     with pytest.raises(InvalidRequest, match="found 101 tokens together, expected at most 3 inputs and 100 tokens"):
-        gate.acquire(requests=1, tokens=101)
+        queue.acquire(requests=1, tokens=101)
 
 
 def test_the_hint_when_to_come_back_follows_how_long_others_waited():
-    gate = AdmissionQueue("bert", Limits(requests=1000, tokens=1000))
-    at_first = gate.retry_after_s
+    queue = AdmissionQueue("bert", Limits(requests=1000, tokens=1000))
+    at_first = queue.retry_after_s
     for _ in range(100):
-        gate.acquire(requests=1, tokens=1)
-        gate.release(requests=1, tokens=1, waited_s=2.0)
+        queue.acquire(requests=1, tokens=1)
+        queue.release(requests=1, tokens=1, waited_s=2.0)
     assert at_first < 0.1
-    assert gate.retry_after_s == pytest.approx(2.0, rel=0.01)
+    assert queue.retry_after_s == pytest.approx(2.0, rel=0.01)
     for _ in range(100):
-        gate.acquire(requests=1, tokens=1)
-        gate.release(requests=1, tokens=1, waited_s=1e6)
-    assert gate.retry_after_s == MAX_RETRY_S
+        queue.acquire(requests=1, tokens=1)
+        queue.release(requests=1, tokens=1, waited_s=1e6)
+    assert queue.retry_after_s == MAX_RETRY_S
 
 
 def test_a_higher_priority_goes_first_but_nobody_waits_for_ever():

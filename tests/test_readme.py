@@ -123,3 +123,9 @@ def test_the_tables_of_metrics_name_every_family(bundled_running: Served) -> Non
     documented = re.findall(r"`(\w+)`", cells)
     assert len(documented) == len(set(documented))
     assert set(documented) == families
+
+
+def test_the_table_of_export_options_names_those_of_help() -> None:
+    documented = re.findall(r"^\| `(--[\w-]+)", section("export/README.md", "Commands"), re.MULTILINE)
+    known = set(re.findall(r"^  (--[\w-]+)", run([sys.executable, "-m", "export", "--help"]), re.MULTILINE))
+    assert sorted(documented) == sorted(known - {"--list"})

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from server.arrays import Array, Ids
 from server.generation.cache import Layout, SlotCache
-from server.generation.decoder import ELEMENTS, Decoder, Scores
+from server.generation.decoder import Decoder, Scores
 from server.generation.device_memory import CudaMemory, HostMemory, Memory
 from server.runtime.capture_lock import CAPTURE_LOCK
 from server.runtime.session import Session, run_options
@@ -25,7 +25,7 @@ class CapturingDecoder(Decoder):
     CPU, the same steps are run one by one.
     """
 
-    def __init__(self, session: onnxruntime.InferenceSession, cache: SlotCache) -> None:
+    def __init__(self, session: Session, cache: SlotCache) -> None:
         super().__init__(session, cache)
         self._graphs: list[int] = []
         self._captured: set[int] = set()  # the numbers of rows whose graphs are there
@@ -74,7 +74,7 @@ DECODERS = {"cuda": CapturingDecoder}  # by provider
 
 def decoder_of(session: Session, layout: Layout, memory: Memory) -> Decoder:
     """A decoder over a new cache. Raises NotEnoughMemory."""
-    return DECODERS.get(session.provider, Decoder)(session.ort, SlotCache(layout, memory))
+    return DECODERS.get(session.provider, Decoder)(session, SlotCache(layout, memory))
 
 
 def memory_of(session: Session, *, device_id: int = 0, limit: int | None = None) -> Memory:
@@ -82,10 +82,10 @@ def memory_of(session: Session, *, device_id: int = 0, limit: int | None = None)
     return CudaMemory(device_id, limit=limit) if session.provider == "cuda" else HostMemory()
 
 
-def layout_of(session: onnxruntime.InferenceSession, *, slots: int, max_slots: int, capacity: int) -> Layout:
+def layout_of(session: Session, *, slots: int, max_slots: int, capacity: int) -> Layout:
     """The shape of a cache; the graph says what was not asked."""
-    keys = [value for value in session.get_inputs() if value.name.startswith("past_key.")]
-    _, heads, _, head_width = keys[0].shape
+    keys = [name for name in session.input_names if name.startswith("past_key.")]
+    _, heads, _, head_width = session.tensor_shapes[keys[0]]
     return Layout(
         layers=len(keys),
         slots=slots,
@@ -93,5 +93,5 @@ def layout_of(session: onnxruntime.InferenceSession, *, slots: int, max_slots: i
         heads=heads,
         capacity=capacity,
         head_width=head_width,
-        dtype=ELEMENTS[keys[0].type],
+        dtype=session.input_types[keys[0]],
     )

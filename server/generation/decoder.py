@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from server.arrays import Array, Floats, Ids
 from server.generation.cache import SlotCache
-from server.runtime.session import run_options
+from server.runtime.session import Session, run_options
 
 TOP = ("top_scores", "top_ids", "logsumexp")  # bound first, in this order, and then the logits
-ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,13 @@ class _Rows:
 class Decoder:
     """A session, and the cache that it reads and writes. To be used by one thread at a time."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, cache: SlotCache) -> None:
+    def __init__(self, session: Session, cache: SlotCache) -> None:
         self.cache = cache
         self._session = session
-        values = {value.name: value for value in (*session.get_inputs(), *session.get_outputs())}
-        self.vocabulary: int = values["logits"].shape[1]
-        self.likeliest: int = values["top_ids"].shape[1]
-        self._logits_type = np.dtype(ELEMENTS[values["logits"].type])
-        self._total_shape = tuple(values["total_sequence_length"].shape)
+        self.vocabulary: int = session.tensor_shapes["logits"][1]
+        self.likeliest: int = session.tensor_shapes["top_ids"][1]
+        self._logits_type = np.dtype(session.output_types["logits"])
+        self._total_shape = session.tensor_shapes["total_sequence_length"]
         self._slots: dict[int, onnxruntime.IOBinding] = {}
         self._rows: dict[int, _Rows] = {}
         self._eager = run_options()
@@ -91,7 +89,7 @@ class Decoder:
             "selected": np.array([count - 1]),
         }.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(value))
-        self._session.run_with_iobinding(binding, self._eager)
+        self._session.run_bound(binding, self._eager)
         top_scores, top_ids, logsumexp = (value.numpy() for value in binding.get_outputs()[:3])
         return Scores(top_scores, top_ids, logsumexp, self._read_logits)
 
@@ -103,7 +101,7 @@ class Decoder:
         rows.inputs["position_ids"].update_inplace((lengths - 1).astype(np.int64)[:, None])
         rows.inputs["lengths"].update_inplace(lengths)
         rows.inputs["total_sequence_length"].update_inplace(self._total(self._total_of_a_step(lengths)))
-        self._session.run_with_iobinding(rows.binding, rows.options)
+        self._session.run_bound(rows.binding, rows.options)
         top_scores, top_ids, logsumexp = (rows.outputs[name].numpy() for name in TOP)
         return Scores(top_scores, top_ids, logsumexp, self._read_logits)
 
@@ -145,8 +143,7 @@ class Decoder:
         }
         feeds |= {f"past_{name}": value for name, value in zip(names, past or [empty] * len(names), strict=True)}
         wanted = ["logits", *(f"present_{name}" for name in names if more)]
-        found: list[Array] = self._session.run(wanted, feeds, self._eager)
-        return found
+        return list(self._session.run(feeds, wanted).values())
 
     def _total(self, tokens: int) -> NDArray[np.int32]:
         return np.full(self._total_shape, tokens, np.int32)

@@ -272,7 +272,7 @@ def _decoder(
     """A number of slots that somebody asked for must fit whole; the usual number is as many of them as fit."""
     most = settings.slots or SLOTS.get(session.provider, SLOTS_ELSEWHERE)
     memory = memory_of(session, device_id=device, limit=memory_limit)
-    layout = layout_of(session.ort, slots=most, max_slots=most, capacity=capacity)
+    layout = layout_of(session, slots=most, max_slots=most, capacity=capacity)
     if settings.slots:
         check_room(layout, memory, slots=most, more=layout.bytes(most))
     most = max(1, min(most, room_in(memory) // layout.bytes(1)))

@@ -40,7 +40,7 @@ def replay(session: Session, cases: Sequence[GoldenCase], *, device: int = 0) ->
     All golden rows of all cases decode together, in one step of as many lengths.
     """
     texts, expected = zip(*(pair for case in cases for pair in _last_positions(case)), strict=True)
-    layout = layout_of(session.ort, slots=len(texts), max_slots=len(texts), capacity=max(map(len, texts)))
+    layout = layout_of(session, slots=len(texts), max_slots=len(texts), capacity=max(map(len, texts)))
     decoder = decoder_of(session, layout, memory_of(session, device_id=device))
     for slot, text in enumerate(texts):
         for start in range(0, len(text) - 1, CHUNK_TOKENS):

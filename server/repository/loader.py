@@ -18,8 +18,9 @@ from server.images.decode_pool import DecodePool
 from server.observability.observer import Observer
 from server.repository.listener import RepositoryListener
 from server.repository.model import Model
+from server.runtime.open import bytes_beside
 from server.runtime.providers import ProviderChoice, Providers, find_providers
-from server.runtime.session import Session, bytes_beside
+from server.runtime.session import Session
 from server.runtime.sessions import CheckedSession, open_sessions
 from server.tasks.build import LoadContext
 from server.tasks.registry import TASKS

@@ -7,8 +7,9 @@ from server.concurrency.stop_signal import StopSignal
 from server.config.settings import Settings
 from server.errors import BadArtifact, ProviderUnavailable
 from server.runtime.golden_check import Measured, measure
+from server.runtime.open import open_session
 from server.runtime.providers import ProviderChoice, cpu_has_bf16
-from server.runtime.session import Session, open_session
+from server.runtime.session import Session
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ def open_sessions(
 
 def _open_openvino(artifact: Artifact, choice: ProviderChoice, settings: Settings) -> CheckedSession:
     """OpenVINO computes in bf16 where that is fast and near enough to PyTorch; what is rounded stays as it is."""
-    if artifact.manifest.task == "generate":  # there GroupQueryAttention is handed lengths that are out of range
+    if artifact.manifest.HasField("cache"):  # there GroupQueryAttention is handed lengths that are out of range
         raise ProviderUnavailable(
             f"{artifact.name}: found provider openvino, expected cpu or cuda: generation over a cache does not run on "
             "OpenVINO (--models says which models to serve)"

@@ -16,8 +16,9 @@ from server.config.settings import Settings
 from server.errors import NotEnoughMemory, ProviderUnavailable
 from server.generation.cuda_graphs import CapturingDecoder, decoder_of, layout_of, memory_of
 from server.generation.device_memory import CudaMemory
+from server.runtime.open import bytes_beside, open_session
 from server.runtime.providers import ProviderChoice
-from server.runtime.session import Session, bytes_beside, open_session
+from server.runtime.session import Session
 
 TO_DEVICE = 1
 
@@ -65,7 +66,7 @@ def moved() -> list[int]:
 
 def refused(session: Session) -> str:
     """What is said of a cache that is larger than its limit."""
-    layout = layout_of(session.ort, slots=8, max_slots=8, capacity=64)
+    layout = layout_of(session, slots=8, max_slots=8, capacity=64)
     try:
         decoder_of(session, layout, memory_of(session, limit=6 * layout.bytes(1)))
     except NotEnoughMemory as error:
@@ -75,7 +76,7 @@ def refused(session: Session) -> str:
 
 def captured(session: Session) -> list[str]:
     """As which graphs steps of 1, 2 and 4 rows are bound to run, and then one of 2 after the cache has grown."""
-    decoder = decoder_of(session, layout_of(session.ort, slots=4, max_slots=8, capacity=64), memory_of(session))
+    decoder = decoder_of(session, layout_of(session, slots=4, max_slots=8, capacity=64), memory_of(session))
     assert isinstance(decoder, CapturingDecoder)
     steps = [decoder._bind_rows(rows) for rows in (1, 2, 4)]
     decoder.grow(8)

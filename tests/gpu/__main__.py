@@ -26,8 +26,10 @@ from server.client import OPEN_INFERENCE, Client
 from server.config.settings import Settings
 from server.runtime.cuda import CPU, CUDA
 from server.runtime.golden_check import measure
+from server.runtime.io_binding import BoundSession
+from server.runtime.open import open_session
 from server.runtime.providers import find_providers
-from server.runtime.session import BoundSession, Session, open_session
+from server.runtime.session import Session
 from tests.bench.inputs import photographs
 from tests.gpu.decoding import decoding
 from tests.gpu.encoding import ENCODERS, TEXT_TOKENS, floor, in_torch, operations, products_per_second, text_length

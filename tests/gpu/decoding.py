@@ -12,8 +12,8 @@ from server.artifact import read_artifact
 from server.config.settings import Settings
 from server.generation.cuda_graphs import decoder_of, layout_of, memory_of
 from server.generation.device_memory import Memory
+from server.runtime.open import open_session
 from server.runtime.providers import find_providers
-from server.runtime.session import open_session
 from tests.gpu.compiling import compiled
 from tests.gpu.rows import Row, timed
 
@@ -29,7 +29,7 @@ def decoding(
     session = open_session(artifact, choice, settings)
     most, context = max(batches), artifact.manifest.text.max_length
     memory = memory_of(session)
-    layout = layout_of(session.ort, slots=most, max_slots=most, capacity=context)
+    layout = layout_of(session, slots=most, max_slots=most, capacity=context)
     decoder = decoder_of(session, layout, memory)
     speed = bytes_per_second(memory)
     weights = artifact.path(artifact.graph(choice.target).file).stat().st_size

@@ -14,8 +14,8 @@ import numpy as np
 from server.artifact import read_artifact
 from server.batching.collate import TextItem, collate
 from server.config.settings import Settings
+from server.runtime.open import open_session
 from server.runtime.providers import ProviderChoice
-from server.runtime.session import open_session
 from tests.bench.peers import answering
 
 OUTPUTS = ("top_scores", "top_ids", "logsumexp")

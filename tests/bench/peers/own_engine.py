@@ -13,8 +13,8 @@ from server.artifact import read_artifact
 from server.config.settings import ModelSettings, Settings
 from server.generation.engine import open_engine
 from server.generation.request import Sampling
+from server.runtime.open import open_session
 from server.runtime.providers import ProviderChoice
-from server.runtime.session import open_session
 from tests.bench.peers import answering, traffic
 from tests.generating import generate
 

@@ -16,8 +16,9 @@ from server.batching.warm_up import warm_up
 from server.concurrency.stop_signal import StopSignal
 from server.config.settings import Settings
 from server.errors import NotReady
+from server.runtime.io_binding import BoundSession
+from server.runtime.open import open_session
 from server.runtime.providers import ProviderChoice
-from server.runtime.session import BoundSession, open_session
 from tests.server.batching.test_batcher import ask
 
 OUTPUTS = {

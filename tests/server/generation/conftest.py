@@ -15,8 +15,8 @@ from server.generation.cuda_graphs import layout_of
 from server.generation.decoder import Decoder
 from server.generation.device_memory import HostMemory
 from server.generation.engine import Engine
+from server.runtime.open import open_session
 from server.runtime.providers import ProviderChoice
-from server.runtime.session import open_session
 
 SETTINGS = Settings(provider="cpu", threads=1)
 
@@ -54,10 +54,10 @@ async def engine_of(session, context):
     engines = []
 
     async def make(*, slots=8, max_slots=0, chunk_tokens=8, waiting=100, decoder=Decoder, **options) -> Engine:
-        layout = layout_of(session.ort, slots=slots, max_slots=max_slots or slots, capacity=context)
+        layout = layout_of(session, slots=slots, max_slots=max_slots or slots, capacity=context)
         cache = SlotCache(layout, options.pop("memory", None) or HostMemory())
         admission = AdmissionQueue("gpt", Limits(requests=waiting, tokens=100_000))
-        engine = Engine(decoder(session.ort, cache), admission=admission, chunk_tokens=chunk_tokens, **options)
+        engine = Engine(decoder(session, cache), admission=admission, chunk_tokens=chunk_tokens, **options)
         await engine.start()
         engines.append(engine)
         return engine

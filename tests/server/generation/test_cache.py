@@ -13,8 +13,8 @@ from server.generation.golden_check import check_decoding, replay
 
 @pytest.fixture
 def decoder(session, context):
-    layout = layout_of(session.ort, slots=4, max_slots=16, capacity=context)
-    return Decoder(session.ort, SlotCache(layout, HostMemory()))
+    layout = layout_of(session, slots=4, max_slots=16, capacity=context)
+    return Decoder(session, SlotCache(layout, HostMemory()))
 
 
 @pytest.mark.parametrize("chunks", [[20], [8, 8, 4], [3, 17], [1, 2, 17], [18, 2]], ids=str)
@@ -89,14 +89,14 @@ def test_more_slots_leave_what_the_others_hold(decoder):
 
 
 def test_a_cache_that_does_not_fit_says_how_many_slots_would(session, context):
-    layout = layout_of(session.ort, slots=8, max_slots=16, capacity=context)
+    layout = layout_of(session, slots=8, max_slots=16, capacity=context)
     with pytest.raises(NotEnoughMemory, match="found 8 slots of 64 tokens, .* expected at most 5"):
         SlotCache(layout, Little(int(5.9 * layout.bytes(1))))
 
 
 def test_a_cache_that_cannot_grow_stays_as_it_is(session, context):
-    layout = layout_of(session.ort, slots=4, max_slots=16, capacity=context)
-    decoder = Decoder(session.ort, SlotCache(layout, Little(6 * layout.bytes(1))))
+    layout = layout_of(session, slots=4, max_slots=16, capacity=context)
+    decoder = Decoder(session, SlotCache(layout, Little(6 * layout.bytes(1))))
     with pytest.raises(NotEnoughMemory, match="found 16 slots"):
         decoder.grow(16)
     assert decoder.cache.slots == 4

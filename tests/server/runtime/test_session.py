@@ -11,8 +11,9 @@ from server.config.settings import Settings
 from server.errors import BadArtifact, ProviderUnavailable
 from server.runtime.cuda import PROBE, cuda_problem
 from server.runtime.golden_check import measure
+from server.runtime.io_binding import BoundSession
+from server.runtime.open import open_session
 from server.runtime.providers import ProviderChoice, cpu_has_bf16, find_providers
-from server.runtime.session import BoundSession, open_session
 
 NAMES = ["tiny-bert", "tiny-classifier", "tiny-embedder", "tiny-gpt", "tiny-vit", "tiny-mixer"]
 CPU = ProviderChoice("cpu")
@@ -84,7 +85,7 @@ def test_a_bound_session_gives_the_same_and_keeps_what_was_given(artifacts, name
 
 
 def test_a_bound_session_forgets_shapes_that_were_not_seen_for_long(artifacts, monkeypatch):
-    monkeypatch.setattr("server.runtime.session.MAX_BOUND_SHAPES", 8)
+    monkeypatch.setattr("server.runtime.io_binding.MAX_BOUND_SHAPES", 8)
     session = open_session(read_artifact(artifacts / "tiny-bert" / "1"), CPU, Settings(threads=1))
     bound = BoundSession(session.ort, provider="cpu", precision="fp32")
     for count in range(1, 80):

@@ -34,9 +34,18 @@ BOUND_SHARE = 8  # of a limit on the session's memory, inputs may hold one part 
 
 
 def open_session(
-    artifact: Artifact, choice: ProviderChoice, settings: Settings, *, device: int = 0, precision: str | None = None
+    artifact: Artifact,
+    choice: ProviderChoice,
+    settings: Settings,
+    *,
+    device: int = 0,
+    precision: str | None = None,
+    enable_cuda_graph: bool = False,
 ) -> Session:
-    """A session over the graph for the chosen provider, on one of its devices. OpenVINO may be given a `precision`.
+    """A session over the graph for the chosen provider, on one of its devices.
+
+    `precision` is for OpenVINO, which can compute in another than the graph's. `enable_cuda_graph` lets the caller
+    capture runs as CUDA graphs (`run_options`); CUDA then refuses graphs with nodes on other providers.
 
     BadArtifact if the graph does not load, ProviderUnavailable if something else than what was chosen would run it.
     """
@@ -48,7 +57,10 @@ def open_session(
         providers: dict[str, object] = {}
     else:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        providers = {"providers": _providers(artifact, choice, device, settings), "enable_fallback": 0}
+        providers = {
+            "providers": _providers(artifact, choice, device, settings, enable_cuda_graph=enable_cuda_graph),
+            "enable_fallback": 0,
+        }
     path = artifact.path(graph.file)
     try:
         with beside_captures(choice.provider):
@@ -112,7 +124,9 @@ def _options(settings: Settings) -> onnxruntime.SessionOptions:
     return options
 
 
-def _providers(artifact: Artifact, choice: ProviderChoice, device: int, settings: Settings) -> list[object]:
+def _providers(
+    artifact: Artifact, choice: ProviderChoice, device: int, settings: Settings, *, enable_cuda_graph: bool
+) -> list[object]:
     if choice.provider == "cpu":
         return [CPU]
     cuda = {
@@ -121,7 +135,7 @@ def _providers(artifact: Artifact, choice: ProviderChoice, device: int, settings
         "cudnn_conv_algo_search": "HEURISTIC",  # an exhaustive search would run again for each new shape
         "use_tf32": "0",  # it would multiply with ten bits what a graph in fp32 has been proven with
     }
-    if artifact.manifest.HasField("cache"):
+    if enable_cuda_graph:
         cuda["enable_cuda_graph"] = "1"  # for the runs that ask for it
     if settings.gpu_memory_mb:
         cuda["gpu_mem_limit"] = str((settings.gpu_memory_mb << 20) - bytes_beside(artifact, settings))

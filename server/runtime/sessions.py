@@ -22,10 +22,13 @@ def open_sessions(
     """BadArtifact or ProviderUnavailable says why the provider cannot run the model as it was exported."""
     if choice.provider == "openvino":
         return [_open_openvino(artifact, choice, settings)]
+    has_cache = artifact.manifest.HasField("cache")  # its decode steps are captured
     sessions = []
     for device in choice.devices:
         stop.check()
-        sessions.append(_checked(open_session(artifact, choice, settings, device=device), artifact))
+        sessions.append(
+            _checked(open_session(artifact, choice, settings, device=device, enable_cuda_graph=has_cache), artifact)
+        )
     return sessions
 
 

@@ -26,7 +26,7 @@ def decoding(
     """Steps of texts that are `tokens` long; batches of numbers of rows that are captured, which powers of two are."""
     settings = Settings(provider=provider)
     artifact, choice = read_artifact(artifacts / "gpt2" / "1"), find_providers(settings).choices[0]
-    session = open_session(artifact, choice, settings)
+    session = open_session(artifact, choice, settings, enable_cuda_graph=True)
     most, context = max(batches), artifact.manifest.text.max_length
     memory = memory_of(session)
     layout = layout_of(session, slots=most, max_slots=most, capacity=context)

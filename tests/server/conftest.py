@@ -30,9 +30,9 @@ def openvino_or_stand_in(monkeypatch):
     except ProviderUnavailable:
         monkeypatch.setattr(providers, "openvino_device", lambda: "a stand-in")
 
-    def open_stand_in(artifact, choice, settings, *, device=0, precision=None):
+    def open_stand_in(artifact, choice, settings, *, device=0, precision=None, **options):
         if choice.provider != "openvino":
-            return real(artifact, choice, settings, device=device)
+            return real(artifact, choice, settings, device=device, **options)
         session = real(artifact, ProviderChoice("cpu"), settings)
         return Session(session.ort, provider="openvino", precision=precision or session.precision, device=device)
 

@@ -13,10 +13,10 @@ from server.admission.queue import RequestContext
 from server.batching.warm_up import WarmUp
 from server.config.settings import Settings
 from server.errors import BadArtifact, ProviderUnavailable
-from server.repository import model
 from server.runtime import providers, sessions
 from server.runtime.cuda import cuda_problem
 from server.runtime.providers import OPENVINO_PACKAGE, find_providers, openvino_device
+from server.tasks import build
 from tests.server.conftest import opened
 
 CALL = RequestContext()
@@ -126,7 +126,7 @@ async def test_a_model_that_cannot_be_warmed_up_runs_on_the_next_provider_unless
             raise runtime.Fail("no kernel for that\nand much more")
         return WarmUp(0, 0, 0.0)
 
-    monkeypatch.setattr(model, "warm_up", fails)
+    monkeypatch.setattr(build, "warm_up", fails)
     async with opened(artifacts, "tiny-vit", provider="auto") as repository:
         assert repository.get("tiny-vit").provider == "cpu"
     assert "tiny-vit/1: does not run on openvino: no kernel for that; running on cpu instead" in caplog.text

@@ -100,8 +100,23 @@ def read_artifact(directory: Path) -> Artifact:
             f"{directory}: found {artifact.name} version {artifact.version}, "
             f"expected {location.parent.name} version {location.name}"
         )
+    _check_labels(artifact)
     _check_files(artifact)
     return artifact
+
+
+def _check_labels(artifact: Artifact) -> None:
+    """Check that a classifier has a label for each of its classes, as many as its graphs give logits."""
+    if not artifact.manifest.task.startswith("classify"):
+        return
+    labels = len(artifact.manifest.labels)
+    for graph in artifact.manifest.graphs:
+        for tensor in graph.outputs:
+            if tensor.name == "logits" and tensor.shape[-1] != str(labels):
+                raise BadArtifact(
+                    f"{artifact.directory / MANIFEST}: labels: found {labels}, expected {tensor.shape[-1]}, one for "
+                    f"each class of {graph.file}: export again"
+                )
 
 
 def _check_files(artifact: Artifact) -> None:

@@ -72,7 +72,7 @@ class Decoder:
         self.cache.grow(slots)
 
     def warm_up(self) -> None:
-        """Have done what the first steps would wait for. Nobody may hold a slot."""
+        """Run what the first steps would otherwise wait for. All slots must be free."""
 
     def release(self) -> None:
         """Forget what was prepared for the memory as it lies."""

@@ -36,7 +36,7 @@ class Memory(Protocol):
         """Make `size` bytes `new` bytes; they may move, and what is new is zero. Raises NotEnoughMemory."""
 
     def give_back(self, address: int) -> None:
-        """Nobody uses them any more."""
+        """Free the bytes at an address."""
 
     def copy(self, *, source: int, target: int, pitch: int, width: int, height: int) -> None:
         """Copy the first `width` bytes of each of `height` rows that begin `pitch` bytes apart; done after `wait`."""

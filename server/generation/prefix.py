@@ -1,7 +1,7 @@
-"""Prompts that were read already: which slots hold their keys and values, and who can use them again. Pure.
+"""The prefix cache: which slots hold the keys and values of earlier prompts, and which of them a new one can use. Pure.
 
-A slot that nobody runs in keeps the prompt of the last request that did, until the slot is needed. Who comes with a
-prompt that begins alike copies what is alike, from such a slot or from that of a running request, and reads the rest.
+An idle slot keeps the prompt of its last request until the slot is needed. A request whose prompt has a common prefix
+with one in an idle slot, or with that of a running request, copies the prefix and prefills the rest.
 """
 
 from collections.abc import Collection, Iterable
@@ -23,7 +23,7 @@ class Copy:
 
 @dataclass
 class Kept:
-    """The prompt in a slot that nobody runs in."""
+    """The prompt in an idle slot."""
 
     prompt: Ids
     used: int  # the larger, the later
@@ -56,7 +56,7 @@ class Prefixes:
         return slot, tokens
 
     def keep(self, slot: int, prompt: Ids) -> None:
-        """Nobody runs in the slot any more: its prompt stays, unless one that begins with it is kept already."""
+        """The slot is idle now: keep its prompt, unless a kept prompt begins with it."""
         if len(prompt) < self._least:
             return
         for kept in self.kept.values():

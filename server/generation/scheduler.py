@@ -188,12 +188,12 @@ class Scheduler:
             self.decoding.remove(sequence)
 
     def fail_all(self) -> None:
-        """A copy failed: nobody knows any more what is in which slot."""
+        """A copy failed: the contents of the slots are unknown."""
         self.reading, self.decoding = None, []
         self.prefixes.kept.clear()
 
     def clear(self) -> None:
-        """Nobody waits and nobody runs any more."""
+        """Remove all waiting and running sequences."""
         for _, _, sequence in self.waiting:
             self.admission.release(requests=1, tokens=sequence.reserved_tokens)
         self.waiting, self._look_again = [], math.inf
@@ -265,7 +265,7 @@ class Scheduler:
         return max(tokens, self.chunk_tokens // MAX_PREFILLS)
 
     def _held(self, slot: int) -> int:
-        """How many tokens of a slot in which nobody decodes are still needed."""
+        """The number of tokens that are still needed of a slot that does not decode."""
         if self.reading and self.reading.slot == slot:
             return self.reading.cached
         return len(self.prefixes.kept[slot].prompt) if slot in self.prefixes.kept else 0

@@ -1,7 +1,7 @@
-"""The thread that steps. It works as long as there is something to do, and is gone when there is not.
+"""The thread that runs the steps of generation. It runs while there is work, and ends when there is none.
 
-It takes its decisions from the scheduler and hands tokens to the event loop, once for all rows of a step. Nobody it
-serves can hold it up: who takes the tokens there returns at once.
+The scheduler decides; the thread hands all tokens of a step to the event loop at once. Their receivers return at once,
+so that no caller can hold up a step.
 """
 
 import asyncio
@@ -280,7 +280,7 @@ class Worker:
         return note
 
     def _tell(self, events: Sequence[Event], notes: Sequence[Note]) -> None:
-        assert self._loop is not None, "nobody woke the thread; this is a bug"
+        assert self._loop is not None, "the worker was not started; this is a bug"
         self._loop.call_soon_threadsafe(self._deliver, events, notes)
 
     # ---- and this on the event loop again

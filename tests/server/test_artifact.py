@@ -79,6 +79,17 @@ def test_a_file_that_the_manifest_does_not_list_is_refused(copy):
         read_artifact(copy)
 
 
+@pytest.mark.parametrize("name", ["tiny-classifier", "tiny-vit", "tiny-mixer"])
+@pytest.mark.parametrize("change_labels", [lambda labels: labels[1:], lambda labels: [*labels, "more"], lambda _: []])
+def test_another_number_of_labels_than_classes_is_refused(name, change_labels, artifacts, tmp_path):
+    directory = shutil.copytree(artifacts / name / "1", tmp_path / name / "1")
+    labels = list(read_artifact(directory).manifest.labels)
+    change(directory, labels=change_labels(labels))
+    expected = f"labels: found {len(change_labels(labels))}, expected {len(labels)}, one for each class of cpu.onnx"
+    with pytest.raises(BadArtifact, match=expected):
+        read_artifact(directory)
+
+
 @pytest.mark.parametrize("path", ["/etc/passwd", "../../secret"])
 def test_a_file_outside_the_directory_is_refused(copy, path):
     change(copy, files=[{"path": path, "sha256": "0", "bytes": 1}])

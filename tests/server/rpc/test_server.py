@@ -9,7 +9,9 @@ from server.repository.repository import Repository
 from server.rpc.health import Health
 from server.rpc.server import build_server
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000")  # then an empty SETTINGS frame
+# The preface of a connection, an empty SETTINGS frame, and an acknowledgement of the server's settings: a client that
+# does not send the acknowledgement is disconnected after 60 s for that reason.
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000" + "000000040100000000")
 
 
 async def test_a_silent_client_is_disconnected(tmp_path, monkeypatch):
@@ -22,7 +24,8 @@ async def test_a_silent_client_is_disconnected(tmp_path, monkeypatch):
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(PREFACE)
-        assert await reader.read()  # until the server closes the connection
+        received = await asyncio.wait_for(reader.read(), 20)  # until the server closes the connection
+        assert b"ping_timeout" in received
     finally:
         writer.close()
         await server.stop(None)

@@ -255,7 +255,7 @@ async def test_wrong_pixels_are_refused(repository, pixels):
 @pytest.fixture
 def living_logits(repository, monkeypatch):
     """The number of batches whose logits were in memory at the start of each run."""
-    (lane,) = repository.get("tiny-bert").backend._lanes
+    (lane,) = repository.get("tiny-bert").backend._workers
     run, made, held = lane._session.run, [], []
 
     def count_and_run(feeds, outputs):

@@ -50,9 +50,9 @@ def inspect(directory: Path) -> Account:
     for graph in account["graphs"]:
         loaded = nodes_of(directory / graph["file"])
         graph["nodes"] = dict(Counter(loaded).most_common())
-    if manifest.HasField("image"):
+    if manifest.task == "classify-image":
         account["golden_images"] = golden_inputs.count_images(directory)
-    if manifest.HasField("text"):
+    else:
         account["golden_texts"] = len(golden_inputs.texts(directory).texts)
     return account
 
@@ -124,11 +124,11 @@ def verify(directory: Path) -> Account:
     tensors = load_file(directory / GOLDEN_TENSORS)
     graphs = [measured(directory, graph, tensors) for graph in manifest.graphs]
     account = {"name": manifest.name, "version": manifest.version, "files": len(manifest.files), "graphs": graphs}
-    if manifest.HasField("image"):
+    if manifest.task == "classify-image":
         from export.inputs.images import golden_images  # imports transformers
 
         account |= golden_images.verify(golden_inputs.images(directory), manifest.image)
-    if manifest.HasField("text"):
+    else:
         from export.inputs.text import golden_texts  # the same
 
         account |= golden_texts.verify(directory, manifest.text)

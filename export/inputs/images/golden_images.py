@@ -62,7 +62,10 @@ def verify(images: Sequence[tuple[bytes, Pixels]], image: ImageInput) -> dict[st
 
 def distance(number: int, file: bytes, expected: Pixels, image: ImageInput) -> float:
     """The largest error of a pixel of one image, in grey levels."""
-    found = pixel_values(loaded(file), image)
+    try:
+        found = pixel_values(loaded(file), image)
+    except (ExportError, OSError) as refusal:
+        raise ExportError(f"golden image {number}: {refusal}: export again") from refusal
     error = grey_levels(found - expected, image) if found.shape == expected.shape else math.inf
     if not error <= PIXEL_TOLERANCE:
         raise ExportError(

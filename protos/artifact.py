@@ -15,6 +15,7 @@ GOLDEN_IMAGES = "golden_images.safetensors"
 
 INPUT, OUTPUT = "input", "output"  # of a golden case
 FILE, PIXEL_VALUES = "file", "pixel_values"  # of a golden image: the bytes of its file, and what the model is given
+MAX_RESIZED_PIXELS = 16_000_000  # of an image after its resize, before a crop
 PIXEL_TOLERANCE = 1.0  # grey levels of 256: the libraries of two machines decode JPEG files a little differently
 
 # The error that a tolerance bounds, relative to the standard deviation of the reference.

@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from protos.artifact import MAX_RESIZED_PIXELS
 from protos.manifest_pb2 import ImageInput, Size
 from server.errors import BadArtifact, InvalidRequest
 from server.images.file import Header, decode, on_white, read_header
 
-MAX_RESIZED_PIXELS = 16_000_000  # before a crop
 BYTES_PER_RESIZED_PIXEL = 10  # 4 in Pillow, and 3 in each of two copies
 CHANNELS = 3
 BYTES_PER_FP32_PIXEL = 36  # three copies of three colours

@@ -286,6 +286,46 @@ def test_a_checkpoint_without_settings_for_images_is_refused(tmp_path: Path) -> 
     assert len(str(refusal.value)) < 400
 
 
+def test_an_error_names_the_file_that_has_the_settings(tmp_path: Path) -> None:
+    nested = {"image_processor": VIT | {"rescale_factor": 0}}
+    with pytest.raises(ExportError, match=r"^processor_config.json: rescale_factor: found 0"):
+        prepared(tmp_path, nested, file="processor_config.json")
+    with pytest.raises(ExportError, match=r"found none \(and no image_processor in processor_config.json\)"):
+        prepared(tmp_path, VIT, file="processor_config.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"image_std": [float("nan")] * 3}, r"^preprocessor_config.json: image_std: found .*nan"),
+        ({"image_mean": [float("inf")] * 3}, r"^preprocessor_config.json: image_mean: found .*inf"),
+        ({"rescale_factor": float("inf")}, r"^preprocessor_config.json: rescale_factor: found inf"),
+        ({"size": {"height": 192, "width": 256}}, r"found images of 192 × 256, expected the model's 224 × 224$"),
+        ({"size": {"shortest_edge": 256}}, r"found images of 256 × 256, .* 224 × 224; --image-size 256"),
+    ],
+)
+def test_numbers_that_are_none_and_sizes_that_do_not_fit_are_refused(
+    changes: dict[str, Any], text: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=text):
+        read(tmp_path, VIT | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"size": 100_000, "do_center_crop": True, "crop_size": 224},
+        {"size": {"shortest_edge": 100_000}, "do_center_crop": True, "crop_size": 224},
+        {"image_processor_type": "ConvNextImageProcessor", "size": 224, "crop_pct": 1e-6},
+    ],
+)
+def test_a_resize_that_the_server_would_not_do_is_refused_before_it_takes_all_memory(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=r"size: found images resized to \d+ pixels, expected at most 16000000"):
+        read(tmp_path, VIT | changes)
+
+
 @pytest.mark.parametrize(
     ("preprocessor", "resize", "crop"),
     [
@@ -366,6 +406,10 @@ def test_timm_rounds_half_a_pixel_of_the_crops_offset_to_the_even_side(more: int
         ({"crop_pct": 1.2}, "crop_pct: found 1.2, expected more than 0 and at most 1"),
         ({"crop_pct": "1"}, "crop_pct: found '1', expected a number"),
         ({"mean": [0.5, 0.5]}, r"mean: found \[0.5, 0.5\], expected 3 numbers"),
+        ({"input_size": 224}, r"input_size: found 224, expected the model's"),
+        ({"crop_pct": 1e-5}, "crop_pct: found 1e-05, which resizes images to 22400000 pixels a side"),
+        ({"std": [0, 0.5, 0.5]}, "std: found .*, expected no zero"),
+        ({"mean": [float("nan")] * 3}, "mean: found nan, expected a number"),
         ({"input_size": [3, 256, 256]}, r"input_size: found \[3, 256, 256\], expected the model's \[3, 224, 224\]"),
     ],
 )

@@ -20,12 +20,13 @@ from transformers.image_utils import SizeDict
 
 from export.errors import ExportError
 from export.inputs.images import steps, timm_layout
-from export.inputs.images.processor_table import CHANNELS, FILE, PROCESSORS, manifest_of, plain_name
+from export.inputs.images.processor_table import CHANNELS, PROCESSORS, manifest_of, plain_name
 from export.inputs.images.steps import Pixels
 from export.sources.json_files import read_json
 from protos.manifest_pb2 import ImageInput, Size
 
-FILES = (FILE, "processor_config.json")
+FILE = "preprocessor_config.json"
+NESTED, KEY = "processor_config.json", "image_processor"  # a file for all modalities, and its key for images
 SUFFIX = "ImageProcessor"
 LONGEST_REASON = 200  # characters of an error of transformers, which can list two hundred model types
 # Classes that transformers 5 no longer has, and those with the same steps and defaults.
@@ -52,19 +53,36 @@ def read(directory: Path, *, image_size: int, channels: int, trained: int | None
     if "architecture" in config:
         image = timm_layout.image_input(config, image_size)
         return Preprocessing(image, lambda picture: steps.pixel_values(picture, image))
+    file = settings_file(directory)
+    try:
+        return transformers_preprocessing(directory, file, image_size, trained or image_size)
+    except ExportError as error:
+        raise ExportError(f"{file}: {error}") from error
+
+
+def settings_file(directory: Path) -> str:
+    """The file from which transformers reads the settings. ExportError if there is none."""
+    if read_json(directory / NESTED).get(KEY) is not None:
+        return NESTED
+    if (directory / FILE).is_file():
+        return FILE
+    also = f" (and no {KEY} in {NESTED})" if (directory / NESTED).is_file() else ""
+    raise ExportError(f"{FILE}: found none{also}, expected it to say how an image becomes pixel values")
+
+
+def transformers_preprocessing(directory: Path, file: str, image_size: int, trained: int) -> Preprocessing:
+    """The preprocessing of an image processor of transformers. Its ExportErrors do not name the file."""
     processor, remarks = load(directory)
     found = manifest_of(processor, image_size)
-    if trained not in (None, image_size) and ends_at(found, trained):
+    if trained != image_size and ends_at(found, trained):
         scale_sizes(processor, image_size / trained)
         found = manifest_of(processor, image_size)
-    check(found, image_size, trained or image_size)
-    return Preprocessing(found, lambda picture: processed(processor, picture), remarks)
+    check(found, image_size, trained)
+    return Preprocessing(found, lambda picture: processed(processor, picture, file), remarks)
 
 
 def load(directory: Path) -> tuple[BaseImageProcessor, list[str]]:
     """The image processor that transformers loads from a checkpoint's files, and remarks for the user."""
-    if not any((directory / file).is_file() for file in FILES):
-        raise ExportError(f"{FILE}: found none, expected it to say how an image becomes pixel values")
     settings = settings_of(directory)
     named = name_of(settings)
     if named is not None and named not in (*PROCESSORS, *REPLACED):
@@ -77,7 +95,7 @@ def load(directory: Path) -> tuple[BaseImageProcessor, list[str]]:
             directory, backend="pil", local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # a file can cause any exception in transformers
-        raise ExportError(f"{FILE}: transformers cannot read it: {in_short(error)}") from error
+        raise ExportError(f"transformers cannot read it: {in_short(error)}") from error
     if plain_name(type(processor)) not in PROCESSORS or not isinstance(processor, PilBackend):
         raise unknown(plain_name(type(processor)))
     return processor, []
@@ -88,9 +106,9 @@ def settings_of(directory: Path) -> dict[str, Any]:
     try:
         settings, _ = ImageProcessingMixin.get_image_processor_dict(directory, local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
-        raise ExportError(f"{FILE}: transformers cannot read it: {in_short(error)}") from error
+        raise ExportError(f"transformers cannot read it: {in_short(error)}") from error
     if not isinstance(settings, dict):
-        raise ExportError(f"{FILE}: found {settings!r}, expected an object with the image processor's settings")
+        raise ExportError(f"found {settings!r}, expected an object with the image processor's settings")
     return settings
 
 
@@ -103,18 +121,18 @@ def name_of(settings: dict[str, Any]) -> str | None:
 def unknown(name: str) -> ExportError:
     """The error for a processor that is not in the table."""
     return ExportError(
-        f"{FILE}: image_processor_type: found {name}, expected one of {', '.join([*PROCESSORS, *REPLACED])}; "
+        f"image_processor_type: found {name}, expected one of {', '.join([*PROCESSORS, *REPLACED])}; "
         "if one of these prepares images as the model needs them, name it there"
     )
 
 
-def processed(processor: BaseImageProcessor, picture: Image.Image) -> Pixels:
+def processed(processor: BaseImageProcessor, picture: Image.Image, file: str) -> Pixels:
     """The processor's result for one picture in RGB, (3, h, w)."""
     try:
         values = processor(images=picture, return_tensors="np")["pixel_values"]
     except Exception as error:  # a setting can cause any exception in transformers
         name = plain_name(type(processor))
-        raise ExportError(f"{FILE}: {name} of transformers cannot work with it: {in_short(error)}") from error
+        raise ExportError(f"{file}: {name} of transformers cannot work with it: {in_short(error)}") from error
     return np.asarray(values[0], np.float32)
 
 
@@ -132,19 +150,17 @@ def scale_sizes(processor: BaseImageProcessor, factor: float) -> None:
 
 
 def last_size(image: ImageInput) -> Size | None:
-    """The height and width after the last step; None if they depend on the image."""
-    for step in ("pad", "crop", "resize"):
-        if image.HasField(step):
-            found: Size = getattr(image, step)
-            return found if found.HasField("height") else None
-    return None
+    """The height and width after the last step, of a square image if they depend on it; None if nothing is resized."""
+    if not image.HasField("resize") and not image.HasField("crop"):
+        return None
+    last = next(getattr(image, step) for step in ("pad", "crop", "resize") if image.HasField(step))
+    return last if last.HasField("height") else Size(height=last.shortest_edge, width=last.shortest_edge)
 
 
 def ends_at(image: ImageInput, image_size: int) -> bool:
     """Whether the steps give images of `image_size` pixels a side, as far as it is known."""
     last = last_size(image)
-    known = last is not None and (image.HasField("resize") or image.HasField("crop"))
-    return not known or last is None or (last.height, last.width) == (image_size, image_size)
+    return last is None or (last.height, last.width) == (image_size, image_size)
 
 
 def check(image: ImageInput, image_size: int, trained: int) -> None:
@@ -152,7 +168,9 @@ def check(image: ImageInput, image_size: int, trained: int) -> None:
     last = last_size(image)
     if last is None or ends_at(image, image_size):
         return
-    hint = "" if image_size != trained else f"; --image-size {last.height} interpolates its positions to that size"
+    hint = ""
+    if image_size == trained and last.height == last.width:
+        hint = f"; --image-size {last.height} interpolates its positions to that size"
     raise ExportError(
-        f"{FILE}: found images of {last.height} × {last.width}, expected the model's {image_size} × {image_size}{hint}"
+        f"found images of {last.height} × {last.width}, expected the model's {image_size} × {image_size}{hint}"
     )

@@ -1,19 +1,21 @@
 """The known image processors of transformers, and the translation of their settings to the manifest's steps.
 
 Most have the same steps, each with a `do_` switch: resize, centre crop, rescale, normalise. A class with other steps
-has a rule in the table. All functions raise ExportError with the setting that is not understood.
+has a rule in the table. All functions raise ExportError with the setting that is not understood, without the file.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 import numpy as np
 
 from export.errors import ExportError
+from export.inputs.images.steps import max_resized_pixels
+from protos.artifact import MAX_RESIZED_PIXELS
 from protos.manifest_pb2 import ImageInput, Size
 
-FILE = "preprocessor_config.json"
 CHANNELS = 3
 RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's number
 WARPED = 384  # ConvNext stretches images of this size and more, and crops smaller ones
@@ -24,10 +26,10 @@ def size(field: str, found: Any) -> Size:
     edges = dict(found or {})
     if edges.keys() not in ({"height", "width"}, {"shortest_edge"}, {"shortest_edge", "longest_edge"}):
         expected = "height and width, or shortest_edge (with longest_edge or without)"
-        raise ExportError(f"{FILE}: {field}: found {edges}, expected {expected}")
+        raise ExportError(f"{field}: found {edges}, expected {expected}")
     wrong = {edge: pixels for edge, pixels in edges.items() if type(pixels) is not int or pixels < 1}
     if wrong:
-        raise ExportError(f"{FILE}: {field}: found {wrong}, expected whole numbers of pixels")
+        raise ExportError(f"{field}: found {wrong}, expected whole numbers of pixels")
     return Size(**edges)
 
 
@@ -45,10 +47,7 @@ def enlarged_resize(processor: Any, image: ImageInput) -> None:
 
 def fraction(processor: Any) -> float:
     """`crop_pct`: the share of the resized image that is left after the crop."""
-    found = processor.crop_pct
-    if isinstance(found, bool) or not isinstance(found, int | float) or not found > 0:
-        raise ExportError(f"{FILE}: crop_pct: found {found!r}, expected a number above 0")
-    return float(found)
+    return positive("crop_pct", processor.crop_pct)
 
 
 def poolformer_resize(processor: Any, image: ImageInput) -> None:
@@ -66,7 +65,7 @@ def convnext_resize(processor: Any, image: ImageInput) -> None:
     """Resizing crops as well: `crop_pct` of an image below 384 pixels is kept, a larger one is stretched."""
     wanted = size("size", processor.size)
     if not wanted.HasField("shortest_edge"):
-        raise ExportError(f"{FILE}: size: found {dict(processor.size)}, expected shortest_edge, as ConvNext reads it")
+        raise ExportError(f"size: found {dict(processor.size)}, expected shortest_edge, as ConvNext reads it")
     edge = wanted.shortest_edge
     square = Size(height=edge, width=edge)
     if edge >= WARPED:
@@ -74,7 +73,7 @@ def convnext_resize(processor: Any, image: ImageInput) -> None:
         return
     if processor.do_center_crop and size("crop_size", processor.crop_size) != square:
         found = dict(processor.crop_size or {})
-        raise ExportError(f"{FILE}: crop_size: found {found}, expected {edge} × {edge}, which resizing leaves")
+        raise ExportError(f"crop_size: found {found}, expected {edge} × {edge}, which resizing leaves")
     image.resize.CopyFrom(Size(shortest_edge=int(edge / fraction(processor))))
     image.crop.CopyFrom(square)
 
@@ -137,15 +136,17 @@ def manifest_of(processor: Any, image_size: int) -> ImageInput:
     rules = PROCESSORS[plain_name(type(processor))]
     for switch, effect in rules.refused.items():
         if getattr(processor, switch, None):
-            raise ExportError(f"{FILE}: {switch}: found true, expected false: it {effect}")
+            raise ExportError(f"{switch}: found true, expected false: it {effect}")
     image = ImageInput(height=image_size, width=image_size, white_for_transparent=bool(processor.do_convert_rgb))
     if processor.do_resize:
         image.resample = resample(processor.resample)
         rules.resize(processor, image)
+        if (pixels := max_resized_pixels(image.resize)) > MAX_RESIZED_PIXELS:
+            raise ExportError(f"size: found images resized to {pixels} pixels, expected at most {MAX_RESIZED_PIXELS}")
     if processor.do_center_crop and not image.HasField("crop"):
         image.crop.CopyFrom(both_sides("crop_size", processor.crop_size))
     if processor.do_rescale:
-        image.rescale = factor(processor.rescale_factor)
+        image.rescale = positive("rescale_factor", processor.rescale_factor)
     if processor.do_normalize:
         image.mean.extend(channel_values("image_mean", processor.image_mean))
         image.deviation.extend(deviations(processor.image_std))
@@ -159,7 +160,7 @@ def both_sides(field: str, found: Any) -> Size:
     """Height and width."""
     sides = size(field, found)
     if not sides.HasField("height"):
-        raise ExportError(f"{FILE}: {field}: found {dict(found)}, expected height and width")
+        raise ExportError(f"{field}: found {dict(found)}, expected height and width")
     return sides
 
 
@@ -168,21 +169,21 @@ def resample(found: Any) -> str:
     if isinstance(found, int) and 0 <= found < len(RESAMPLE):
         return RESAMPLE[found]
     numbers = ", ".join(f"{number} ({name})" for number, name in enumerate(RESAMPLE))
-    raise ExportError(f"{FILE}: resample: found {found!r}, expected one of {numbers}")
+    raise ExportError(f"resample: found {found!r}, expected one of {numbers}")
 
 
-def factor(found: Any) -> float:
-    """The factor for grey levels."""
-    if isinstance(found, bool) or not isinstance(found, int | float) or not found > 0:
-        raise ExportError(f"{FILE}: rescale_factor: found {found!r}, expected a number above 0")
+def positive(field: str, found: Any) -> float:
+    """A number above 0."""
+    if isinstance(found, bool) or not isinstance(found, int | float) or not found > 0 or not isfinite(found):
+        raise ExportError(f"{field}: found {found!r}, expected a number above 0")
     return float(found)
 
 
 def channel_values(field: str, found: Any) -> list[float]:
     """One number for each channel; a single number stands for all."""
     values = list(found) if isinstance(found, list | tuple) else [found] * CHANNELS
-    if len(values) != CHANNELS or not all(isinstance(value, int | float) for value in values):
-        raise ExportError(f"{FILE}: {field}: found {found}, expected {CHANNELS} numbers")
+    if len(values) != CHANNELS or not all(isinstance(value, int | float) and isfinite(value) for value in values):
+        raise ExportError(f"{field}: found {found}, expected {CHANNELS} numbers")
     return [float(value) for value in values]
 
 
@@ -190,5 +191,5 @@ def deviations(found: Any) -> list[float]:
     """One number for each channel, none of them zero."""
     values = channel_values("image_std", found)
     if not all(values):
-        raise ExportError(f"{FILE}: image_std: found {values}, expected no zero: images are divided by it")
+        raise ExportError(f"image_std: found {values}, expected no zero: images are divided by it")
     return values

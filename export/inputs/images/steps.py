@@ -75,6 +75,11 @@ def target(height: int, width: int, size: Size) -> tuple[int, int]:
     return size.height, size.width
 
 
+def max_resized_pixels(size: Size) -> int:
+    """The pixels of a resized image; with `shortest_edge`, of one that is twice as long as wide."""
+    return size.height * size.width or 2 * size.shortest_edge**2
+
+
 def cropped(values: NDArray[np.uint8], image: ImageInput) -> NDArray[np.uint8]:
     """The centre crop of (3, h, w)."""
     height, width = image.crop.height, image.crop.width

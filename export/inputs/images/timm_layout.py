@@ -8,10 +8,12 @@ installed. `test_input_size`, `test_crop_pct` and `fixed_input_size` have no eff
 another size than the model's own.
 """
 
-from math import floor
+from math import floor, isfinite
 from typing import Any
 
 from export.errors import ExportError
+from export.inputs.images.steps import max_resized_pixels
+from protos.artifact import MAX_RESIZED_PIXELS
 from protos.manifest_pb2 import ImageInput, Size
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -37,25 +39,29 @@ def image_input(config: Json, image_size: int) -> ImageInput:
         raise ExportError(f"config.json: crop_pct: found {fraction}, expected more than 0 and at most 1")
     scaled = floor(image_size / fraction)
     squash = chosen("crop_mode", found.get("crop_mode") or "center", MODES) == "squash"
+    resize = Size(height=scaled, width=scaled) if squash else Size(shortest_edge=scaled)
+    if max_resized_pixels(resize) > MAX_RESIZED_PIXELS:
+        found_text = f"found {fraction}, which resizes images to {scaled} pixels a side"
+        raise ExportError(f"config.json: crop_pct: {found_text}, expected at most {MAX_RESIZED_PIXELS} pixels in all")
     return ImageInput(
         height=image_size,
         width=image_size,
-        resize=Size(height=scaled, width=scaled) if squash else Size(shortest_edge=scaled),
+        resize=resize,
         resample=chosen("interpolation", found.get("interpolation") or "bicubic", FILTERS),
         crop=Size(height=image_size, width=image_size),
         crop_half_to_even=True,
         rescale=1 / 255,
         mean=channels("mean", found.get("mean"), MEAN),
-        deviation=channels("std", found.get("std"), DEVIATION),
+        deviation=deviations(found.get("std")),
     )
 
 
 def check_size(found: Json, image_size: int) -> None:
     """ExportError if timm would give images of another size than the model takes."""
     size = found.get("input_size")
-    if size is not None and list(size) != [CHANNELS, image_size, image_size]:
-        expected = [CHANNELS, image_size, image_size]
-        raise ExportError(f"config.json: input_size: found {list(size)}, expected the model's {expected}")
+    expected = [CHANNELS, image_size, image_size]
+    if size is not None and size != expected:
+        raise ExportError(f"config.json: input_size: found {size!r}, expected the model's {expected}")
 
 
 def chosen(key: str, found: Any, expected: tuple[str, ...]) -> str:
@@ -66,8 +72,8 @@ def chosen(key: str, found: Any, expected: tuple[str, ...]) -> str:
 
 
 def number(key: str, found: Any) -> float:
-    """A number, which is not True or False."""
-    if isinstance(found, bool) or not isinstance(found, int | float):
+    """A finite number, which is not True or False."""
+    if isinstance(found, bool) or not isinstance(found, int | float) or not isfinite(found):
         raise ExportError(f"config.json: {key}: found {found!r}, expected a number")
     return float(found)
 
@@ -78,3 +84,11 @@ def channels(key: str, found: Any, default: tuple[float, ...]) -> list[float]:
     if len(values) not in (1, CHANNELS):
         raise ExportError(f"config.json: {key}: found {values}, expected {CHANNELS} numbers")
     return [number(key, value) for value in (values * CHANNELS)[:CHANNELS]]
+
+
+def deviations(found: Any) -> list[float]:
+    """One number for each channel, none of them zero."""
+    values = channels("std", found, DEVIATION)
+    if not all(values):
+        raise ExportError(f"config.json: std: found {values}, expected no zero: images are divided by it")
+    return values

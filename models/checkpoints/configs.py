@@ -11,7 +11,7 @@ from torch import nn
 
 from models.checkpoints.architectures import ARCHITECTURES, ENCODERS, MODEL_TYPES, architecture, for_task, named
 from models.checkpoints.errors import CheckpointError, Json
-from models.checkpoints.fields import FIELDS, SWITCHES, sizes
+from models.checkpoints.fields import FIELDS, SWITCHES, sizes, whole_number
 from models.checkpoints.labels import labels
 from models.checkpoints.layout import POSITION_OFFSET
 from models.checkpoints.mixer_configs import mixer, published_mixer
@@ -86,7 +86,8 @@ def distilbert(config: Json, head: str | None) -> BertConfig:
 
 def gpt(config: Json, head: str | None) -> GptConfig:
     ours = sizes(config, "gpt")
-    return GptConfig(**ours, mlp_width=config.get("n_inner") or 4 * ours["width"])
+    inner = config.get("n_inner")
+    return GptConfig(**ours, mlp_width=4 * ours["width"] if inner is None else whole_number("n_inner", inner))
 
 
 def nanogpt(config: Json, head: str | None) -> GptConfig:

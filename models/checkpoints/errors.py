@@ -21,7 +21,7 @@ def expect(config: Json, expected: Json) -> None:
 
 def square(key: str, size: Any) -> Any:
     """The side of a square, which some configurations give as two numbers."""
-    if not isinstance(size, Sequence):
+    if not isinstance(size, Sequence) or isinstance(size, str):
         return size
     if len(set(size)) != 1:
         raise CheckpointError(f"config.json: {key} is {list(size)}: expected a square")

@@ -86,10 +86,21 @@ def sizes(config: Json, family: str) -> dict[str, Any]:
             raise CheckpointError(f"config.json: {key} is missing: expected a value for it")
         if field == "activation" and not (isinstance(value, str) and value in ACTIVATIONS):
             raise CheckpointError(f"config.json: {key} is {value!r}: expected one of {', '.join(ACTIVATIONS)}")
+        if field in ("image_size", "patch_size"):
+            value = square(key, value)
         if field == "norm_epsilon":
             value = number(key, value)
-        ours[field] = square(key, value) if field in ("image_size", "patch_size") else value
+        elif field != "activation":
+            value = whole_number(key, value)
+        ours[field] = value
     return ours | switches(config, family)
+
+
+def whole_number(key: str, value: Any) -> int:
+    """A size, at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise CheckpointError(f"config.json: {key} is {value!r}: expected a whole number, at least 1")
+    return value
 
 
 def number(key: str, value: Any) -> float:

@@ -67,7 +67,9 @@ def mixer_with(**arguments: object) -> dict[str, object]:
     ("bert",  {"hidden_act": "prelu"},                     "hidden_act is 'prelu': expected one of gelu, gelu_python, gelu_new"),  # noqa: E501
     ("bert",  {"hidden_act": ["gelu"]},                    r"hidden_act is \['gelu'\]: expected one of gelu"),
     ("bert",  {"hidden_size": None},                       "hidden_size is missing"),
-    ("bert",  {"hidden_size": "64"},                       "BertConfig.width is '64': expected a whole number"),
+    ("bert",  {"hidden_size": "64"},                       "hidden_size is '64': expected a whole number"),
+    ("bert",  {"hidden_size": True},                       "hidden_size is True: expected a whole number"),
+    ("bert",  {"type_vocab_size": 0},                      "type_vocab_size is 0: expected a whole number, at least 1"),
     ("bert",  {"num_attention_heads": 7},                  "width 64 cannot be cut into 7 heads"),
     ("bert",  {"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key': expected 'absolute'"),  # noqa: E501
     ("bert",  {"is_decoder": True},                        "is_decoder is True: expected False"),
@@ -82,6 +84,7 @@ def mixer_with(**arguments: object) -> dict[str, object]:
     ("classifier", {"id2label": {"zero": "a"}},            "id2label is {'zero': 'a'}: expected the name of each"),
     ("classifier", {"num_labels": "3"},                    "num_labels is '3': expected a whole number"),
     ("gpt",   {"activation_function": "xielu"},            "activation_function is 'xielu': expected one of gelu"),
+    ("gpt",   {"n_inner": True},                           "n_inner is True: expected a whole number"),
     ("gpt",   {"add_cross_attention": True},               "add_cross_attention is True: expected False"),
     ("gpt",   {"tie_word_embeddings": "no"},               "tie_word_embeddings is 'no': expected true or false"),
     ("vit",   {"image_size": [32, 64]},                    r"image_size is \[32, 64\]: expected a square"),

@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from models.checkpoints.architectures import ARCHITECTURES, ENCODERS, MODEL_TYPES, architecture, for_task, named
-from models.checkpoints.errors import CheckpointError, Json
-from models.checkpoints.fields import FIELDS, SWITCHES, sizes, whole_number
+from models.checkpoints.errors import CheckpointError, Json, whole_number
+from models.checkpoints.fields import FIELDS, SWITCHES, sizes
 from models.checkpoints.labels import labels
 from models.checkpoints.layout import POSITION_OFFSET
 from models.checkpoints.mixer_configs import mixer, published_mixer

@@ -26,3 +26,10 @@ def square(key: str, size: Any) -> Any:
     if len(set(size)) != 1:
         raise CheckpointError(f"config.json: {key} is {list(size)}: expected a square")
     return size[0]
+
+
+def whole_number(key: str, value: Any) -> int:
+    """A size, at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise CheckpointError(f"config.json: {key} is {value!r}: expected a whole number, at least 1")
+    return value

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from models.checkpoints.errors import CheckpointError, Json, square
+from models.checkpoints.errors import CheckpointError, Json, square, whole_number
 from models.mlp import ACTIVATIONS
 
 # fmt: off
@@ -94,13 +94,6 @@ def sizes(config: Json, family: str) -> dict[str, Any]:
             value = whole_number(key, value)
         ours[field] = value
     return ours | switches(config, family)
-
-
-def whole_number(key: str, value: Any) -> int:
-    """A size, at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise CheckpointError(f"config.json: {key} is {value!r}: expected a whole number, at least 1")
-    return value
 
 
 def number(key: str, value: Any) -> float:

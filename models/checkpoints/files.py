@@ -9,7 +9,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ WEIGHTS = "model.safetensors"
 # The first of these files that exists is read. (Many repositories have both formats.)
 CANDIDATES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 INDEX = ".index.json"
+NAMED = 8  # files or tensors that a message names
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -49,7 +50,13 @@ def weights_file(path: str | Path) -> str:
 
 
 def listed(directory: Path) -> str:
-    return ", ".join(sorted(path.name for path in directory.glob("*"))) or "nothing"
+    return shortened(sorted(path.name for path in directory.glob("*"))) or "nothing"
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first of some names, and the number of the others."""
+    others = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + others
 
 
 def read_object(directory: Path, name: str) -> dict[str, Any]:
@@ -76,7 +83,7 @@ def sharded(directory: Path, name: str) -> dict[str, Tensor]:
             raise CheckpointError(f"{directory / name} names {file}: found {listed(directory)}, expected it among them")
         tensors |= tensors_in(directory / file)
     if missing := sorted(files_by_tensor.keys() - tensors.keys()):
-        raise CheckpointError(f"{directory / name} names {', '.join(missing)}: found no such tensors in its files")
+        raise CheckpointError(f"{directory / name} names {shortened(missing)}: found no such tensors in its files")
     return tensors
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from models.checkpoints.errors import CheckpointError, Json
-from models.checkpoints.mixer_configs import mixer
+from models.checkpoints.mixer_configs import mixer, pretrained_settings
 
 DEFAULT_COUNT = 2  # of classes: transformers' default
 
@@ -15,11 +15,13 @@ def labels(config: Json) -> list[str]:
 
 def timm_labels(config: Json) -> list[str]:
     """The names in timm's keys. CheckpointError if their number is not that of the classes."""
-    pretrained = config.get("pretrained_cfg", config) or {}  # older files have its keys at the top level
+    pretrained = pretrained_settings(config)
     names = config.get("label_names") or pretrained.get("label_names") or pretrained.get("labels")
     count = mixer(config).classes
     if not names:
         return numbered(count)
+    if not isinstance(names, list):
+        raise CheckpointError(f"config.json: label_names is {names!r}: expected a list with a name for each class")
     if len(names) != count:
         raise CheckpointError(f"config.json: {len(names)} labels for {count} classes: expected one for each")
     return [str(name) for name in names]

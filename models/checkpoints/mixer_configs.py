@@ -1,10 +1,10 @@
 """From timm's `config.json` of an MLP-Mixer to its configuration in `models`, and back."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from models.checkpoints.errors import CheckpointError, Json, expect, square
+from models.checkpoints.errors import CheckpointError, Json, expect, square, whole_number
 from models.config import MixerConfig
 
 # fmt: off
@@ -26,7 +26,7 @@ MIXER_HARMLESS = {"drop_rate", "proj_drop_rate", "drop_path_rate", "nlhb"}  # th
 def mixer(config: Json) -> MixerConfig:
     """As timm reads it: the architecture's sizes, overridden by those of the weights, then by `model_args`."""
     name = check_mixer(config["architecture"])
-    overrides = {key: value for key, value in (config.get("model_args") or {}).items() if value is not None}
+    overrides = {key: value for key, value in section(config, "model_args").items() if value is not None}
     arguments = {**MIXER_DEFAULTS, **MIXERS[name], **trained_with(config), **overrides}
     known = MIXER_DEFAULTS.keys() | MIXERS[name].keys() | MIXER_EXPECTED.keys()
     if unknown := sorted(arguments.keys() - known - MIXER_HARMLESS):
@@ -35,32 +35,50 @@ def mixer(config: Json) -> MixerConfig:
         )
     expect(arguments, MIXER_EXPECTED)
     expect(config, {"global_pool": "avg"})
-    width, ratio = arguments["embed_dim"], arguments["mlp_ratio"]
-    tokens, channels = ratio if isinstance(ratio, Sequence) else (ratio, ratio)
+    width, ratio = whole_number("embed_dim", arguments["embed_dim"]), arguments["mlp_ratio"]
+    ratios = ratio if isinstance(ratio, list | tuple) else (ratio, ratio)
+    if len(ratios) != 2 or not all(isinstance(number, int | float) for number in ratios):
+        raise CheckpointError(f"config.json: mlp_ratio is {ratio!r}: expected a number, or two")
+    tokens, channels = ratios
     return MixerConfig(
         width=width,
-        depth=arguments["num_blocks"],
+        depth=whole_number("num_blocks", arguments["num_blocks"]),
         token_mlp_width=int(tokens * width),
         mlp_width=int(channels * width),
-        image_size=square("img_size", arguments["img_size"]),
-        patch_size=square("patch_size", arguments["patch_size"]),
-        channels=arguments["in_chans"],
-        classes=arguments["num_classes"],
+        image_size=whole_number("img_size", square("img_size", arguments["img_size"])),
+        patch_size=whole_number("patch_size", square("patch_size", arguments["patch_size"])),
+        channels=whole_number("in_chans", arguments["in_chans"]),
+        classes=whole_number("num_classes", arguments["num_classes"]),
     )
 
 
 def check_mixer(name: Any) -> str:
     """The name of one of timm's mixers. CheckpointError if it is another model of timm's."""
-    if name not in MIXERS:
+    if not isinstance(name, str) or name not in MIXERS:
         raise CheckpointError(f"config.json: architecture is {name!r}: expected one of {', '.join(MIXERS)}")
     return str(name)
 
 
+def section(config: Json, key: str) -> Json:
+    """An object within the file; empty if it is missing or null."""
+    found = config.get(key) or {}
+    if not isinstance(found, Mapping):
+        raise CheckpointError(f"config.json: {key} is {found!r}: expected an object")
+    return found
+
+
+def pretrained_settings(config: Json) -> Json:
+    """The settings of the weights, which older files have at the top level."""
+    return section(config, "pretrained_cfg") if "pretrained_cfg" in config else config
+
+
 def trained_with(config: Json) -> dict[str, Any]:
     """The sizes that timm reads outside of `model_args`: the input's size and the number of classes."""
-    pretrained = config.get("pretrained_cfg", config) or {}  # older files have its keys at the top level
+    pretrained = pretrained_settings(config)
     arguments = {}
     if size := pretrained.get("input_size"):
+        if not isinstance(size, list) or len(size) != 3:
+            raise CheckpointError(f"config.json: input_size is {size!r}: expected channels, height and width")
         arguments = {"in_chans": size[0], "img_size": list(size[1:])}
     classes = config.get("num_classes", pretrained.get("num_classes"))
     return arguments if classes is None else {**arguments, "num_classes": classes}

@@ -90,12 +90,18 @@ def mixer_with(**arguments: object) -> dict[str, object]:
     ("vit",   {"image_size": [32, 64]},                    r"image_size is \[32, 64\]: expected a square"),
     ("vit",   {"patch_size": 7},                           "image_size 32 is not a multiple of patch_size 7"),
     ("vit",   {"hidden_act": "gelu_glu"},                  "hidden_act is 'gelu_glu': expected one of gelu"),
+    ("mixer", {"pretrained_cfg": ["x"]},                   r"pretrained_cfg is \['x'\]: expected an object"),
+    ("mixer", {"model_args": "x"},                         "model_args is 'x': expected an object"),
+    ("mixer", {"pretrained_cfg": {"input_size": 224}},     "input_size is 224: expected channels, height and width"),
+    ("mixer", {"model_args": {"mlp_ratio": "4"}},          "mlp_ratio is '4': expected a number, or two"),
+    ("mixer", {"num_classes": 0},                          "num_classes is 0: expected a whole number, at least 1"),
+    ("mixer", {"architecture": ["mixer_b16_224"]},         "architecture is .*: expected one of mixer_s"),
     ("mixer", {"architecture": "gmixer_24_224"},           "architecture is 'gmixer_24_224': expected one of mixer_s"),
     ("mixer", {"global_pool": "max"},                      "global_pool is 'max': expected 'avg'"),
     ("mixer", mixer_with(act_layer="relu"),                "model_args has act_layer: expected only embed_dim, "),
     ("mixer", mixer_with(stem_norm=True),                  "stem_norm is True: expected False"),
     ("mixer", mixer_with(img_size=[32, 16]),               r"img_size is \[32, 16\]: expected a square"),
-    ("mixer", mixer_with(num_classes=0),                   "MixerConfig.classes is 0: expected a whole number"),
+    ("mixer", mixer_with(num_classes=0),                   "num_classes is 0: expected a whole number"),
 ])
 # fmt: on
 def test_settings_that_change_the_computation_are_refused(base: str, change: dict[str, Any], message: str) -> None:

@@ -19,6 +19,8 @@ from server.generation.decoder import Scores
 from server.generation.request import Sampling
 from server.generation.sampling import Doubles, draw, draw_from_all
 
+LARGEST_SCORE = 1e30  # after penalties and bias: sums and differences of such scores are finite in 32 bits
+
 
 @dataclass(frozen=True)
 class SampledToken:
@@ -40,13 +42,14 @@ class SamplingState:
         # Whether a token's score can rise, so that the likeliest K need not be among the model's K.
         raised = sampling.repetition_penalty < 1 or min(sampling.frequency_penalty, sampling.presence_penalty) < 0
         self.lifts = raised or any(bias > 0 for bias in sampling.logit_bias.values())
-        self._end_ids = np.array(end_ids, np.int64)  # not before min_tokens
+        # Not before min_tokens, unless no other token is left.
+        self._end_ids = np.array(end_ids if len(set(end_ids)) < vocabulary else (), np.int64)
         self._offsets: Floats | None = None  # (vocabulary,), added to the scores
         self._seen: NDArray[np.bool_] | None = None  # (vocabulary,)
         self._counts: NDArray[np.int32] | None = None  # (vocabulary,), of what was generated
         if sampling.logit_bias or sampling.frequency_penalty or sampling.presence_penalty:
             self._offsets = np.zeros(vocabulary, np.float32)
-            self._offsets[list(sampling.logit_bias)] = list(sampling.logit_bias.values())
+            self._offsets[list(sampling.logit_bias)] = [_bounded(bias) for bias in sampling.logit_bias.values()]
             self._counts = np.zeros(vocabulary, np.int32)
         if sampling.repetition_penalty != 1:
             self._seen = np.zeros(vocabulary, np.bool_)
@@ -69,9 +72,7 @@ class SamplingState:
         """The scores (c,) of the tokens `ids` (c,) after penalties, bias and the ban on ending too early."""
         scores = scores.copy()
         if self._seen is not None:
-            penalty = np.float32(self.sampling.repetition_penalty)
-            repeated = np.where(scores > 0, scores / penalty, scores * penalty)
-            scores = np.where(self._seen[ids], repeated, scores)
+            scores = np.where(self._seen[ids], self._repeated(scores), scores)
         if self._offsets is not None:
             scores += self._offsets[ids]
         if self._ends_blocked:
@@ -82,8 +83,7 @@ class SamplingState:
         """The same for the whole vocabulary, in place."""
         if self._seen is not None:
             seen = np.flatnonzero(self._seen)
-            penalty = np.float32(self.sampling.repetition_penalty)
-            scores[seen] = np.where(scores[seen] > 0, scores[seen] / penalty, scores[seen] * penalty)
+            scores[seen] = self._repeated(scores[seen])
         if self._offsets is not None:
             scores += self._offsets
         if self._ends_blocked:
@@ -96,8 +96,20 @@ class SamplingState:
             self._seen[token_id] = True
         if self._offsets is not None and self._counts is not None:
             first = self._counts[token_id] == 0
-            self._offsets[token_id] -= self.sampling.frequency_penalty + first * self.sampling.presence_penalty
+            penalty = self.sampling.frequency_penalty + first * self.sampling.presence_penalty
+            self._offsets[token_id] = _bounded(float(self._offsets[token_id]) - penalty)
             self._counts[token_id] += 1
+
+    def _repeated(self, scores: Floats) -> Floats:
+        """The scores of tokens that occurred before, after the repetition penalty."""
+        penalty = np.float32(_bounded(max(self.sampling.repetition_penalty, 1 / LARGEST_SCORE)))
+        with np.errstate(over="ignore"):  # what is infinite is bounded, too
+            repeated = np.where(scores > 0, scores / penalty, scores * penalty)
+        return np.asarray(repeated.clip(-LARGEST_SCORE, LARGEST_SCORE))
+
+
+def _bounded(value: float) -> float:
+    return max(-LARGEST_SCORE, min(LARGEST_SCORE, value))
 
 
 class Sampler:

@@ -17,7 +17,8 @@ BLOCK = 256  # columns of which the sum is taken first
 
 def draw(scores: Floats, *, temperature: Doubles, top_k: Ids, top_p: Doubles, min_p: Doubles, uniforms: Doubles) -> Ids:
     """The column drawn in each row of `scores` (n, c), which are in descending order; everything else is (n,)."""
-    weights = np.exp((scores - scores.max(axis=1, keepdims=True)) / temperature[:, None])  # (n, c), the largest is 1
+    with np.errstate(over="ignore"):  # the weight of -inf is 0, the largest is 1
+        weights = np.exp((scores - scores.max(axis=1, keepdims=True)) / temperature[:, None])  # (n, c)
     weights[np.arange(scores.shape[1]) >= top_k[:, None]] = 0
     sums = weights.cumsum(axis=1)
     beyond = (sums - weights >= top_p[:, None] * sums[:, -1:]) & (top_p[:, None] < 1)
@@ -37,9 +38,10 @@ def draw_from_all(
     blocks = -(-columns // BLOCK)
     weights = np.zeros((count, blocks * BLOCK), np.float32)
     used = weights[:, :columns]
-    np.subtract(scores, scores.max(axis=1, keepdims=True), out=used)
-    if (temperature != 1).any():
-        used /= temperature[:, None].clip(1e-30, 1e30).astype(np.float32)  # neither 0 nor infinite in 32 bits
+    with np.errstate(over="ignore"):  # the weight of -inf is 0
+        np.subtract(scores, scores.max(axis=1, keepdims=True), out=used)
+        if (temperature != 1).any():
+            used /= temperature[:, None].clip(1e-30, 1e30).astype(np.float32)  # neither 0 nor infinite in 32 bits
     np.exp(used, out=used)  # the largest is 1
     limits = zip(used, top_k.tolist(), top_p.tolist(), min_p.tolist(), strict=True)
     least = np.array([_least(row, *limit) for row, *limit in limits], np.float32)

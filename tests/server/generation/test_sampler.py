@@ -236,3 +236,46 @@ def test_extreme_temperatures_stay_numbers(temperature, top_k, logits):
     else:
         assert len(chosen) > 1
         assert chosen <= set(best[: top_k or None])
+
+
+EXTREMES = {
+    "strong repetition": {"repetition_penalty": 1e300},
+    "weak repetition": {"repetition_penalty": 5e-324},
+    "colder than 32 bits": {"temperature": 5e-324},
+    "cold": {"temperature": 1e-30, "repetition_penalty": 1e-38},
+    "hot": {"temperature": 1.7e308, "repetition_penalty": 1e38},
+    "bias": {"logit_bias": {3: 1e38, 4: -1e38, 11: 1e300, 12: -1e300}},
+    "penalties": {"frequency_penalty": 1e38, "presence_penalty": 1e300},
+    "rewards": {"frequency_penalty": -1e38, "presence_penalty": -1e300, "temperature": 0.5},
+    "all at once": {"repetition_penalty": 1e300, "logit_bias": {3: -1e38}, "presence_penalty": -1e38, "top_p": 0.5},
+}
+
+
+def unchecked(**values) -> Sampling:
+    """Parameters beyond what a request may have."""
+    sampling = Sampling(max_tokens=20, min_tokens=20, seed=1)
+    for name, value in values.items():
+        object.__setattr__(sampling, name, value)
+    return sampling
+
+
+@pytest.mark.parametrize("drawn", [{"top_k": 5}, {"top_k": 0}, {"top_k": 40, "top_p": 0.9}, {"temperature": 0.0}])
+@pytest.mark.parametrize("scale", [1, 1e4, 1e38])
+@pytest.mark.parametrize("case", EXTREMES)
+def test_extreme_parameters_choose_the_same_valid_tokens_each_time_without_a_warning(case, scale, drawn, logits):
+    scores = scores_of((logits / np.abs(logits).max() * scale)[None])
+    runs = []
+    for likeliest in (LIKELIEST, LIKELIEST, VOCABULARY):
+        sampler = sampler_of(draws_of(unchecked(**{**EXTREMES[case], **drawn})), likeliest=likeliest)
+        scores = scores_of(scores.logits([0]), likeliest=likeliest)
+        runs.append([sampler.choose(scores)[0] for _ in range(12)])
+    assert [chosen.token_id for chosen in runs[0]] == [chosen.token_id for chosen in runs[1]]
+    assert all(0 <= chosen.token_id < VOCABULARY and chosen.token_id != END for run in runs for chosen in run)
+    assert not any(math.isnan(chosen.logprob) for run in runs for chosen in run)
+
+
+def test_a_ban_on_every_token_bans_none(logits):
+    sampling = Sampling(min_tokens=5, max_tokens=5, top_k=0, seed=1)
+    row = SamplingState(sampling, PROMPT, vocabulary=VOCABULARY, end_ids=range(VOCABULARY))
+    sampler = sampler_of(row)
+    assert all(0 <= sampler.choose(scores_of(logits[None]))[0].token_id < VOCABULARY for _ in range(5))

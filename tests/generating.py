@@ -9,14 +9,14 @@ from server.admission.queue import RequestContext
 from server.generation.stream import Entrant
 
 
-async def generate(engine, ids, sampling, call=RequestContext()):  # noqa: B008  # it is frozen
+async def generate(engine, ids, sampling, context=RequestContext()):  # noqa: B008  # it is frozen
     """Its steps as they come. Closing the iterator ends it."""
-    async with aclosing(generate_all(engine, {"prompt": ids}, sampling, call)) as steps:
+    async with aclosing(generate_all(engine, {"prompt": ids}, sampling, context)) as steps:
         async for _, step in steps:
             yield step
 
 
-async def generate_all(engine, prompts, sampling, call=RequestContext()):  # noqa: B008
+async def generate_all(engine, prompts, sampling, context=RequestContext()):  # noqa: B008
     """The steps of several prompts of one request, each with the name of its prompt."""
     arrived = asyncio.Queue()
 
@@ -24,7 +24,7 @@ async def generate_all(engine, prompts, sampling, call=RequestContext()):  # noq
         return lambda step: arrived.put_nowait((name, step))
 
     entrants = [Entrant(name, np.asarray(ids, np.int64), reader(name)) for name, ids in prompts.items()]
-    with engine.admit(entrants, sampling, call):
+    with engine.admit(entrants, sampling, context):
         running = len(entrants)
         while running:
             name, step = await arrived.get()

@@ -9,10 +9,10 @@ from server.errors import DeadlineExceeded
 
 
 @asynccontextmanager
-async def within_deadline(call: RequestContext, now: float) -> AsyncIterator[asyncio.Timeout]:
+async def within_deadline(context: RequestContext, now: float) -> AsyncIterator[asyncio.Timeout]:
     """Cancel the block when the deadline of the request passes, and raise DeadlineExceeded."""
     try:
-        async with asyncio.timeout(None if call.deadline is None else call.deadline - now) as timeout:
+        async with asyncio.timeout(None if context.deadline is None else context.deadline - now) as timeout:
             yield timeout
     except TimeoutError:
         raise DeadlineExceeded("the deadline of the request passed before its answer was ready") from None

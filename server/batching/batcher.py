@@ -74,7 +74,9 @@ class Batcher:
         return self._queue.running
 
     @asynccontextmanager
-    async def reserve(self, inputs: int, call: RequestContext, *, field: str = "inputs") -> AsyncIterator[Reservation]:
+    async def reserve(
+        self, inputs: int, context: RequestContext, *, field: str = "inputs"
+    ) -> AsyncIterator[Reservation]:
         """Reserve queue capacity for the inputs of a request before they are prepared.
 
         Raises InvalidRequest if so many inputs can never fit, Overloaded if they do not fit now, and DeadlineExceeded
@@ -82,10 +84,10 @@ class Batcher:
         """
         with self.in_flight.track():
             now = self._clock()
-            call.check_deadline(now)
+            context.check_deadline(now)
             self._queue.admit(requests=inputs, tokens=0, field=field)
-            async with within_deadline(call, now) as timeout:
-                reservation = Reservation(inputs, call, field, timeout)
+            async with within_deadline(context, now) as timeout:
+                reservation = Reservation(inputs, context, field, timeout)
                 try:
                     yield reservation
                 finally:
@@ -102,7 +104,7 @@ class Batcher:
         now = self._clock()
         request = Request(items, [None] * len(items), len(items), asyncio.get_running_loop().create_future())
         self._admit(items, reservation)
-        keys = self._queue.wait(request, reservation.call, now)
+        keys = self._queue.wait(request, reservation.context, now)
         self._arrived.set()
         try:
             await request.done

@@ -41,13 +41,13 @@ class Reservation:
     """Queue capacity and deadline for inputs that are being prepared. Their items take it over."""
 
     inputs: int
-    call: RequestContext
+    context: RequestContext
     field: str  # the name of the inputs in the request
     timeout: asyncio.Timeout
 
     def why_gone(self, now: float) -> Gone:
         """Why a caller that leaves now did not wait for the answer."""
-        return "expired" if self.timeout.expired() else self.call.why_gone(now)
+        return "expired" if self.timeout.expired() else self.context.why_gone(now)
 
 
 class Queue:
@@ -83,11 +83,11 @@ class Queue:
                     f"{field}[{number}]", found, f"at most {budget.tokens}, {budget.logit_positions} with logits"
                 )
 
-    def wait(self, request: Request, call: RequestContext, now: float) -> range:
+    def wait(self, request: Request, context: RequestContext, now: float) -> range:
         """Add the items of a request, whose capacity is reserved already, and return their keys."""
         keys = range(self._keys, self._keys + len(request.items))
         self._keys = keys.stop
-        rank, length = call.rank(now), self.scheduler.budget.shapes.length
+        rank, length = context.rank(now), self.scheduler.budget.shapes.length
         for number, (key, item) in enumerate(zip(keys, request.items, strict=True)):
             self._owners[key] = request, number
             self.scheduler.add(

@@ -63,7 +63,7 @@ class Engine:
         clock: Clock = time.monotonic,
     ) -> None:
         layout = decoder.cache.layout
-        self.context = layout.capacity  # tokens of prompt and continuation
+        self.context_length = layout.capacity  # tokens of prompt and continuation
         self.slots = layout.max_slots
         self.vocabulary = decoder.vocabulary
         self.admission = admission
@@ -124,7 +124,7 @@ class Engine:
 
     @contextmanager
     def admit(
-        self, entrants: Sequence[Entrant], sampling: Sampling, call: RequestContext, *, field: str = "prompts"
+        self, entrants: Sequence[Entrant], sampling: Sampling, context: RequestContext, *, field: str = "prompts"
     ) -> Iterator[None]:
         """Let in all of a request's prompts, or none of them. Leaving ends those that are not done by the next step.
 
@@ -137,7 +137,7 @@ class Engine:
         sampling.check_vocabulary(self.vocabulary)
         for entrant in entrants:
             self._check_ids(entrant.name, entrant.ids)
-        streams = [self._stream(entrant, sampling, call) for entrant in entrants]
+        streams = [self._stream(entrant, sampling, context) for entrant in entrants]
         with self._counting_refusals():
             self._worker.submit(*streams, field=field)
         try:
@@ -145,7 +145,7 @@ class Engine:
         finally:
             self._worker.cancel(*streams)
 
-    async def logits(self, ids: Ids, lengths: Ids, call: RequestContext) -> Floats:
+    async def logits(self, ids: Ids, lengths: Ids, context: RequestContext) -> Floats:
         """The logits (n, t, vocabulary) after the first `lengths` (n,) tokens of each row of `ids` (n, t), 0 elsewhere.
 
         They are computed in parts between the steps of generation. Raises InvalidRequest, Overloaded, NotReady,
@@ -153,10 +153,10 @@ class Engine:
         """
         self._check_accepting()
         begun = self._clock()
-        call.check_deadline(begun)
+        context.check_deadline(begun)
         place = self._worker.reserve(requests=len(ids), tokens=int(lengths.sum()), field="input_ids")
         with self._counting_refusals(), place:
-            async with within_deadline(call, begun), self._logits.hold(ids.size * self.vocabulary):
+            async with within_deadline(context, begun), self._logits.hold(ids.size * self.vocabulary):
                 logits, run_seconds = await self._forward(ids, lengths)
         waited = max(0.0, self._clock() - begun - run_seconds)
         self._observer.answered(Spent(queue_seconds=waited, run_seconds=run_seconds))
@@ -176,15 +176,15 @@ class Engine:
             first += len(texts)
         return logits, run_seconds
 
-    def _stream(self, entrant: Entrant, sampling: Sampling, call: RequestContext) -> Stream:
+    def _stream(self, entrant: Entrant, sampling: Sampling, context: RequestContext) -> Stream:
         now = self._clock()
-        call.check_deadline(now)
+        context.check_deadline(now)
         ends = set(sampling.stop_token_ids)
         if not sampling.ignore_eos:
             ends |= self._end_ids
-        max_tokens = min(sampling.max_tokens, self.context - len(entrant.ids))
+        max_tokens = min(sampling.max_tokens, self.context_length - len(entrant.ids))
         return Stream(
-            sequence=SequenceState(prompt=entrant.ids, max_tokens=max_tokens, call=call, arrived=now),
+            sequence=SequenceState(prompt=entrant.ids, max_tokens=max_tokens, context=context, arrived=now),
             draws=SamplingState(sampling, entrant.ids, vocabulary=self.vocabulary, end_ids=sorted(ends)),
             end_ids=frozenset(ends),
             take=entrant.take,
@@ -192,8 +192,8 @@ class Engine:
 
     def check_length(self, field: str, tokens: int) -> None:
         """Raise InvalidRequest for a prompt that is empty, or leaves no room for a token of its continuation."""
-        if not 1 <= tokens < self.context:
-            raise InvalidRequest(field, f"{tokens} tokens", f"1 to {self.context - 1}")
+        if not 1 <= tokens < self.context_length:
+            raise InvalidRequest(field, f"{tokens} tokens", f"1 to {self.context_length - 1}")
 
     def _check_ids(self, field: str, ids: Ids) -> None:
         self.check_length(field, len(ids))
@@ -231,19 +231,19 @@ def open_engine(
     settings: ModelSettings,
     *,
     name: str,
-    context: int,
+    context_length: int,
     end_ids: Collection[int],
     device: int = 0,
     memory_limit: int | None = None,
     observer: Observer | None = None,
     in_flight: InFlight | None = None,
 ) -> Engine:
-    """An engine over a session, as the settings say. `context` is the number of positions that the model knows.
+    """An engine over a session, as the settings say. `context_length` is the number of positions that the model knows.
 
     `memory_limit` is how many bytes of a GPU the cache may take. It has few slots at first, and more when they are
     needed. Raises NotEnoughMemory if that is more than there is room for.
     """
-    capacity = min(settings.capacity or context, context)
+    capacity = min(settings.capacity or context_length, context_length)
     try:
         decoder = _decoder(session, settings, capacity=capacity, device=device, memory_limit=memory_limit)
     except NotEnoughMemory as error:

@@ -19,7 +19,7 @@ class EngineReplicas:
         self._engines = engines
         self._requests = [0] * len(engines)  # under way on each
         self.admission = engines[0].admission  # its limits are those of one request
-        self.context = min(engine.context for engine in engines)
+        self.context_length = min(engine.context_length for engine in engines)
         self.slots = sum(engine.slots for engine in engines)
         self.vocabulary = engines[0].vocabulary
         self.in_flight = engines[0].in_flight  # of the model: all of its engines share it
@@ -63,19 +63,19 @@ class EngineReplicas:
 
     @contextmanager
     def admit(
-        self, entrants: Sequence[Entrant], sampling: Sampling, call: RequestContext, *, field: str = "prompts"
+        self, entrants: Sequence[Entrant], sampling: Sampling, context: RequestContext, *, field: str = "prompts"
     ) -> Iterator[None]:
         """As `Engine.admit`; if one of the engines has no room, what others have begun ends by the next step."""
         with self._spread(len(entrants)) as engines, ExitStack() as stack:
             for engine in dict.fromkeys(engines):
                 share = [entrant for entrant, its in zip(entrants, engines, strict=True) if its is engine]
-                stack.enter_context(engine.admit(share, sampling, call, field=field))
+                stack.enter_context(engine.admit(share, sampling, context, field=field))
             yield
 
-    async def logits(self, ids: Ids, lengths: Ids, call: RequestContext) -> Floats:
+    async def logits(self, ids: Ids, lengths: Ids, context: RequestContext) -> Floats:
         """As `Engine.logits`."""
         with self._spread(1) as (engine,):
-            return await engine.logits(ids, lengths, call)
+            return await engine.logits(ids, lengths, context)
 
     @contextmanager
     def _spread(self, requests: int) -> Iterator[list[Engine]]:

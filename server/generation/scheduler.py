@@ -30,7 +30,7 @@ class SequenceState:
 
     prompt: Ids  # (t,)
     max_tokens: int  # prompt and these fit into a slot
-    call: RequestContext
+    context: RequestContext
     arrived: float  # seconds, on the clock that `Scheduler.plan` is told
     slot: int = -1
     cached: int = 0  # tokens whose keys and values are in the slot
@@ -147,7 +147,7 @@ class Scheduler:
         reserved = sum(sequence.reserved_tokens for sequence in sequences)
         self.admission.acquire(requests=len(sequences), tokens=reserved, field=field)
         for sequence in sequences:
-            heapq.heappush(self.waiting, (sequence.call.rank(sequence.arrived), self._arrivals, sequence))
+            heapq.heappush(self.waiting, (sequence.context.rank(sequence.arrived), self._arrivals, sequence))
             self._arrivals += 1
             self._look_again = min(self._look_again, _deadline(sequence))
 
@@ -205,7 +205,7 @@ class Scheduler:
         if now < self._look_again:
             return (), ()
         everyone = [sequence for _, _, sequence in self.waiting] + self.running
-        gone = {sequence for sequence in everyone if sequence.cancelled or sequence.call.expired(now)}
+        gone = {sequence for sequence in everyone if sequence.cancelled or sequence.context.expired(now)}
         for sequence in gone:
             if sequence.slot >= 0:
                 self.finish(sequence)
@@ -272,7 +272,7 @@ class Scheduler:
 
 
 def _deadline(sequence: SequenceState) -> float:
-    return math.inf if sequence.call.deadline is None else sequence.call.deadline
+    return math.inf if sequence.context.deadline is None else sequence.context.deadline
 
 
 def chunk_length(remaining: int, longest: int) -> int:

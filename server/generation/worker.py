@@ -264,7 +264,7 @@ class Worker:
         notes: list[Note] = []
         for row in gone:
             last = row.cancelled(now)
-            waited_only, reason = row.sequence.slot < 0, row.sequence.call.why_gone(now)
+            waited_only, reason = row.sequence.slot < 0, row.sequence.context.why_gone(now)
             expired = DeadlineExceeded("the deadline of the request passed before its last token was there")
             events.append((row, last if row.sequence.cancelled else expired))
             notes.append(partial(self._observer.dropped, reason) if waited_only else self._ending(row, last))

@@ -131,14 +131,14 @@ class Metrics:
                 self.of(name, model, version, **labelled)
 
     @contextmanager
-    def request(self, model: str, version: str, task: str, call: RequestContext) -> Iterator["Tokens"]:
+    def request(self, model: str, version: str, task: str, context: RequestContext) -> Iterator["Tokens"]:
         """Count and time one request to a loaded model, by the status it ends with."""
         started = time.perf_counter()
         status, tokens = "OK", Tokens(self, model, version, started)
         try:
             yield tokens
         except (GeneratorExit, asyncio.CancelledError):
-            status = GONE[call.why_gone(time.monotonic())].name
+            status = GONE[context.why_gone(time.monotonic())].name
             raise
         except BaseException as error:
             status = code_of(error).name

@@ -15,7 +15,7 @@ async def generate_deltas(
     prompts: Sequence[Prompt],
     options: GenerationOptions,
     *,
-    request_context: RequestContext,
+    context: RequestContext,
     tokens: Tokens,
     field: str,
     release: Callable[[], None],
@@ -30,7 +30,7 @@ async def generate_deltas(
         options.sampling,
         stop=options.stop,
         include_stop=options.include_stop,
-        call=request_context,
+        context=context,
         field=field,
     )
     async with admitted as stream, aclosing(stream.read()) as deltas:

@@ -134,7 +134,7 @@ def build_generate(context: LoadContext) -> Handlers:
                 session,
                 context.settings,
                 name=artifact.name,
-                context=artifact.manifest.text.max_length,
+                context_length=artifact.manifest.text.max_length,
                 end_ids=artifact.manifest.text.end_ids,
                 device=session.device,
                 memory_limit=context.memory_limit,

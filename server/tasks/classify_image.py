@@ -37,13 +37,13 @@ class ClassifyImage:
         *,
         top_k: int = 5,
         function_to_apply: str = "default",
-        call: RequestContext,
+        context: RequestContext,
         field: str = "images",
     ) -> list[list[Class]]:
         """For each image its `top_k` classes, most likely first; `function_to_apply` turns logits into scores."""
         count = check_classes(top_k, self.labels, inputs=len(images))
         scores = score_function(function_to_apply, self.function)
-        async with self._batcher.reserve(len(images), call, field=field) as reservation:
+        async with self._batcher.reserve(len(images), context, field=field) as reservation:
             rows = await self._rows(images, field)
             answers = await self._batcher.run(rows, reservation)
             logits = [answer["logits"] for answer in answers]

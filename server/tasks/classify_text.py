@@ -37,14 +37,14 @@ class ClassifyText:
         top_k: int | None = None,
         function_to_apply: str = DEFAULT,
         truncate: bool = False,
-        call: RequestContext,
+        context: RequestContext,
         field: str = "texts",
         pair_field: str = "text_pairs",
     ) -> list[ClassifiedText]:
         """For each text, or pair of texts, all of its classes or the first `top_k`."""
         count = check_classes(top_k, self.labels, inputs=len(texts))
         scores = score_function(function_to_apply, self.function)
-        async with self._batcher.reserve(len(texts), call, field=field) as reservation:
+        async with self._batcher.reserve(len(texts), context, field=field) as reservation:
             tokens = await self._encode(texts, pairs, truncate=truncate, field=field, pair_field=pair_field)
             rows = [self._row(each, f"{pair_field}[{number}]") for number, each in enumerate(tokens)]
             answers = await self._batcher.run(rows, reservation)

@@ -40,7 +40,7 @@ class Embed:
         dimensions: int | None = None,
         prompt_name: str | None = None,
         truncate: bool = False,
-        call: RequestContext,
+        context: RequestContext,
         field: str = "texts",
     ) -> Embeddings:
         """Vectors of the model's width, or their first `dimensions`.
@@ -51,7 +51,7 @@ class Embed:
         The first dimensions are only meaningful by themselves in models that are trained for it (Matryoshka).
         """
         width = self._width(dimensions)
-        async with self._batcher.reserve(len(texts), call, field=field) as reservation:
+        async with self._batcher.reserve(len(texts), context, field=field) as reservation:
             tokens = await self._encode(texts, prompt_name=prompt_name, truncate=truncate, field=field)
             rows = [
                 TextItem(

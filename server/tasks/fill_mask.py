@@ -70,7 +70,7 @@ class FillMask:
         top_k: int = 5,
         targets: Sequence[str] = (),
         truncate: bool = False,
-        call: RequestContext,
+        context: RequestContext,
         field: str = "texts",
     ) -> list[FilledText]:
         """For each text its masks, each with its `top_k` candidates (out of `targets`, if given), most likely first.
@@ -78,7 +78,7 @@ class FillMask:
         With targets, or with more candidates than the graph ranks itself, all logits are copied from the device.
         """
         count = min(check_top_k(top_k), self.vocabulary)
-        async with self._batcher.reserve(len(texts), call, field=field) as reservation:
+        async with self._batcher.reserve(len(texts), context, field=field) as reservation:
             target_ids = await self._target_ids(targets) if targets else None
             count = count if target_ids is None else min(count, len(target_ids))
             outputs = TOP_OUTPUTS if target_ids is None and count <= self._max_top_ids else ALL_OUTPUTS

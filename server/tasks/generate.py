@@ -36,7 +36,7 @@ class Generate:
         *,
         stop: Sequence[str] = (),
         include_stop: bool = False,
-        call: RequestContext,
+        context: RequestContext,
         field: str = "prompts",
     ) -> AsyncIterator[TextStream]:
         """Stream the continuations of all prompts, or of none. Leaving the context ends those that are not finished.
@@ -53,7 +53,7 @@ class Generate:
                     Entrant(name, ids, partial(stream.take, number))
                     for number, (name, ids) in enumerate(prompt_ids.items())
                 ]  # no await between the reservation and the admission: the queue still has space
-                stack.enter_context(self._engine.admit(entrants, sampling, call, field=field))
+                stack.enter_context(self._engine.admit(entrants, sampling, context, field=field))
             yield stream
 
     def _delta_builder(self, stop: Sequence[str], include_stop: bool, sampling: Sampling) -> DeltaBuilder:
@@ -77,11 +77,11 @@ class RawGpt:
     def __init__(self, engine: Engine | EngineReplicas) -> None:
         self._engine = engine
 
-    async def __call__(self, inputs: Mapping[str, Array], *, call: RequestContext) -> dict[str, Array]:
+    async def __call__(self, inputs: Mapping[str, Array], *, context: RequestContext) -> dict[str, Array]:
         vocabulary = self._engine.vocabulary
-        ids = read_ids(inputs, max_length=self._engine.context)
+        ids = read_ids(inputs, max_length=self._engine.context_length)
         check_size(ids, vocabulary)
         lengths = read_lengths(ids, inputs, vocabulary=vocabulary)
         read_segments(ids, lengths, inputs, segments=0)
         with self._engine.in_flight.track():
-            return {"logits": await self._engine.logits(ids, lengths, call)}
+            return {"logits": await self._engine.logits(ids, lengths, context)}

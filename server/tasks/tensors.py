@@ -36,11 +36,11 @@ class RawText:
         self.normalise = artifact.manifest.normalise
         self._batcher = batcher
 
-    async def __call__(self, inputs: Mapping[str, Array], *, call: RequestContext) -> dict[str, Array]:
+    async def __call__(self, inputs: Mapping[str, Array], *, context: RequestContext) -> dict[str, Array]:
         ids = read_ids(inputs, max_length=self.text.max_length)
         if self.per_token:
             check_size(ids, self.text.vocabulary)
-        async with self._batcher.reserve(len(ids), call, field="input_ids") as reservation:
+        async with self._batcher.reserve(len(ids), context, field="input_ids") as reservation:
             rows = self._rows(ids, inputs)
             if self.per_token:
                 return {self.output: await self._logits(rows, ids.shape, reservation)}
@@ -76,12 +76,12 @@ class RawImage:
         self.shape = (3, artifact.manifest.image.height, artifact.manifest.image.width)
         self._batcher = batcher
 
-    async def __call__(self, inputs: Mapping[str, Array], *, call: RequestContext) -> dict[str, Array]:
+    async def __call__(self, inputs: Mapping[str, Array], *, context: RequestContext) -> dict[str, Array]:
         pixels = inputs["pixel_values"]
         if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != self.shape or not len(pixels):
             expected = f"float32 of shape [n, {', '.join(map(str, self.shape))}], n at least 1"
             raise InvalidRequest("pixel_values", f"{pixels.dtype} of shape {list(pixels.shape)}", expected)
-        async with self._batcher.reserve(len(pixels), call, field="pixel_values") as reservation:
+        async with self._batcher.reserve(len(pixels), context, field="pixel_values") as reservation:
             if not np.isfinite(pixels).all():
                 raise InvalidRequest("pixel_values", "values that are not finite", "finite numbers")
             rows = [ImageItem(pixel_values=image, outputs=("logits",)) for image in pixels.astype("f4", copy=False)]

@@ -27,9 +27,9 @@ def decoding(
     settings = Settings(provider=provider)
     artifact, choice = read_artifact(artifacts / "gpt2" / "1"), find_providers(settings).choices[0]
     session = open_session(artifact, choice, settings, enable_cuda_graph=True)
-    most, context = max(batches), artifact.manifest.text.max_length
+    most, context_length = max(batches), artifact.manifest.text.max_length
     memory = memory_of(session)
-    layout = layout_of(session, slots=most, max_slots=most, capacity=context)
+    layout = layout_of(session, slots=most, max_slots=most, capacity=context_length)
     decoder = decoder_of(session, layout, memory)
     speed = bytes_per_second(memory)
     weights = artifact.path(artifact.graph(choice.target).file).stat().st_size
@@ -37,7 +37,7 @@ def decoding(
         ids, lengths = np.ones(batch, np.int64), np.full(batch, tokens, np.int32)
         seconds = timed(lambda ids=ids, lengths=lengths: decoder.decode(ids, lengths), runs)
         yield step("decode step", batch, seconds)
-        floor = (weights + layout.bytes(batch) * tokens / context) / speed
+        floor = (weights + layout.bytes(batch) * tokens / context_length) / speed
         yield step(f"floor of a decode step at {speed / 1e9:,.0f} GB/s", batch, floor)
     for batch in batches:
         how, seconds = torch_step(checkpoint, provider, batch, runs, tokens)

@@ -29,7 +29,7 @@ def encoder(exported):
 async def test_vectors_are_those_of_sentence_transformers_with_any_prompt(tiny_checkpoints, repository):
     reference = SentenceTransformer(str(tiny_checkpoints["tiny-embedder"]), device="cpu")
     for name in (None, "passage", "query", "document"):
-        found = await repository.get("tiny-embedder").task(TEXTS, prompt_name=name, call=RequestContext())
+        found = await repository.get("tiny-embedder").task(TEXTS, prompt_name=name, context=RequestContext())
         assert found.vectors == pytest.approx(reference.encode(TEXTS, prompt_name=name), abs=1e-5)
 
 

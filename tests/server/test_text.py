@@ -45,7 +45,7 @@ async def test_empty_texts_are_classified_as_the_pipeline_classifies_them(reposi
     pipeline = transformers.pipeline("text-classification", model=directory, device="cpu")
     given = {"text": text} if other is None else {"text": text, "text_pair": other}
     task = repository.get("tiny-classifier").task
-    (found,) = await task([text], [] if other is None else [other], call=RequestContext())
+    (found,) = await task([text], [] if other is None else [other], context=RequestContext())
     expected = {each["label"]: each["score"] for each in pipeline([given], top_k=None)[0]}
     assert {each.label: each.score for each in found.classes} == pytest.approx(expected, rel=1e-4)
     count = repository.get("tiny-classifier").counter
@@ -56,7 +56,7 @@ async def test_empty_texts_are_classified_as_the_pipeline_classifies_them(reposi
 
 async def test_empty_texts_have_vectors(repository):
     task = repository.get("tiny-embedder").task
-    one, two, three = (await task(["", "a list", " "], call=RequestContext())).vectors
+    one, two, three = (await task(["", "a list", " "], context=RequestContext())).vectors
     assert one == pytest.approx(three)
     assert one != pytest.approx(two)
 
@@ -87,7 +87,7 @@ async def test_an_empty_prompt_is_continued_as_the_pipeline_continues_it(exporte
     how = {"max_new_tokens": 8, "do_sample": False, "return_full_text": False, "pad_token_id": 0}
     async with opened(exported("tiny-gpt").parents[1], "tiny-gpt") as repository:
         task, sampling = repository.get("tiny-gpt").task, Sampling(max_tokens=8, temperature=0)
-        async with task.stream(["", "A list"], sampling, call=RequestContext()) as continued:
+        async with task.stream(["", "A list"], sampling, context=RequestContext()) as continued:
             texts = {0: "", 1: ""}
             async for number, piece in continued.read():
                 texts[number] += piece.text
@@ -175,21 +175,21 @@ async def test_padding_tokens_in_a_text_are_read_as_transformers_reads_them(robe
         directory = variant_checkpoints["roberta-classifier"]
         pipeline = transformers.pipeline("text-classification", model=str(directory), device="cpu")
         model = repository.get("roberta-classifier")
-        found = await model.task(texts, call=RequestContext())
+        found = await model.task(texts, context=RequestContext())
         for one, text in zip(found, texts, strict=True):
             expected = {each["label"]: each["score"] for each in pipeline(text, top_k=None)}
             assert {each.label: each.score for each in one.classes} == pytest.approx(expected, rel=1e-4)
         ids = np.array([[0, 1, 7, 1, 9, 2], [0, 8, 1, 2, 1, 1]])
         mask = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
         inputs = {"input_ids": ids, "attention_mask": mask}
-        raw = await model.raw(inputs, call=RequestContext())
+        raw = await model.raw(inputs, context=RequestContext())
         with torch.no_grad():
             logits = pipeline.model(**{name: torch.tensor(array) for name, array in inputs.items()}).logits
         assert raw["logits"] == pytest.approx(logits.numpy(), abs=1e-4)
         embedder = transformers.AutoModel.from_pretrained(variant_checkpoints["roberta-embedder"]).eval()
         with torch.no_grad():
             vectors = embedder(**pipeline.tokenizer(texts[:1], return_tensors="pt")).last_hidden_state.mean(dim=1)
-        found = (await repository.get("roberta-embedder").task(texts[:1], call=RequestContext())).vectors
+        found = (await repository.get("roberta-embedder").task(texts[:1], context=RequestContext())).vectors
         assert found == pytest.approx(torch.nn.functional.normalize(vectors).numpy(), abs=1e-5)
 
 

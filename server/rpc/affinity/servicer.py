@@ -63,7 +63,7 @@ class TaskCall(Generic[TaskT]):
 
     model: Model
     task: TaskT
-    request_context: RequestContext
+    context: RequestContext
     tokens: Tokens  # counts generated tokens
     release: Callable[[], None]  # ends the use of the model
 
@@ -88,7 +88,7 @@ class AffinityService(AffinityServicer):
                 **_optional(request, "top_k"),
                 targets=request.targets,
                 truncate=request.truncate,
-                call=call.request_context,
+                context=call.context,
                 field="inputs",
             )
             candidates = sum(len(mask.candidates) for text in texts for mask in text.masks)
@@ -104,7 +104,7 @@ class AffinityService(AffinityServicer):
                 call.task,
                 [read_prompt(number, message) for number, message in enumerate(messages)],
                 options,
-                request_context=call.request_context,
+                context=call.context,
                 tokens=call.tokens,
                 field="prompts",
                 release=call.release,
@@ -123,7 +123,7 @@ class AffinityService(AffinityServicer):
                 _inputs(call.model, "images", request.images),
                 **_optional(request, "top_k"),
                 function_to_apply=request.function_to_apply,
-                call=call.request_context,
+                context=call.context,
                 field="images",
             )
             return await call.respond(
@@ -138,7 +138,7 @@ class AffinityService(AffinityServicer):
                 **_optional(request, "top_k"),
                 function_to_apply=request.function_to_apply,
                 truncate=request.truncate,
-                call=call.request_context,
+                context=call.context,
                 field="inputs",
                 pair_field="text_pairs",
             )
@@ -155,7 +155,7 @@ class AffinityService(AffinityServicer):
                 _inputs(call.model, "inputs", request.inputs),
                 **_optional(request, "normalize", "dimensions", "prompt_name"),
                 truncate=request.truncate,
-                call=call.request_context,
+                context=call.context,
                 field="inputs",
             )
             return await call.respond(

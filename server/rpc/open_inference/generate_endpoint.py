@@ -77,7 +77,7 @@ def _deltas(request: EndpointRequest, prompts: Sequence[str]) -> AsyncGenerator[
         request.model.task_as(Generate),
         prompts,
         from_parameters(request.parameters),
-        request_context=request.context,
+        context=request.context,
         tokens=request.tokens,
         field="text_input",
         release=request.release,

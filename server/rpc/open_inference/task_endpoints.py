@@ -23,7 +23,7 @@ async def fill_mask(request: EndpointRequest) -> EndpointResponse:
     task = request.model.task_as(FillMask)
     texts, parameters = decode_texts("text", request.inputs["text"]), dict(request.parameters)
     targets = read_strings(str(parameters.pop("targets", "")))
-    filled = await task(texts, **parameters, targets=targets, call=request.context, field="text")
+    filled = await task(texts, **parameters, targets=targets, context=request.context, field="text")
     masks = [(row, mask.candidates) for row, text in enumerate(filled) for mask in text.masks]
 
     def arrays() -> dict[str, Array]:
@@ -43,7 +43,7 @@ async def classify_text(request: EndpointRequest) -> EndpointResponse:
     texts = decode_texts("text", inputs["text"])
     pairs = decode_texts("text_pair", inputs["text_pair"]) if "text_pair" in inputs else []
     classified = await task(
-        texts, pairs, **request.parameters, call=request.context, field="text", pair_field="text_pair"
+        texts, pairs, **request.parameters, context=request.context, field="text", pair_field="text_pair"
     )
     outputs = await _class_arrays(request, [text.classes for text in classified])
     return EndpointResponse(outputs, _usage_parameters(request, [text.usage for text in classified]))
@@ -51,19 +51,19 @@ async def classify_text(request: EndpointRequest) -> EndpointResponse:
 
 async def classify_image(request: EndpointRequest) -> EndpointResponse:
     task, images = request.model.task_as(ClassifyImage), list(request.inputs["image"].ravel())
-    classes = await task(images, **request.parameters, call=request.context, field="image")
+    classes = await task(images, **request.parameters, context=request.context, field="image")
     return EndpointResponse(await _class_arrays(request, classes))
 
 
 async def embed(request: EndpointRequest) -> EndpointResponse:
     task, texts = request.model.task_as(Embed), decode_texts("text", request.inputs["text"])
-    embeddings = await task(texts, **request.parameters, call=request.context, field="text")
+    embeddings = await task(texts, **request.parameters, context=request.context, field="text")
     return EndpointResponse({"embedding": embeddings.vectors}, _usage_parameters(request, embeddings.usages))
 
 
 async def infer_tensors(request: EndpointRequest) -> EndpointResponse:
     """The raw endpoint of every task."""
-    return EndpointResponse(await request.model.raw(request.inputs, call=request.context))
+    return EndpointResponse(await request.model.raw(request.inputs, context=request.context))
 
 
 def _usage_parameters(request: EndpointRequest, usages: Sequence[TokenUsage]) -> dict[str, Value]:

@@ -23,8 +23,8 @@ def open_peer() -> answering.Work:
     folder, threads = sys.argv[1:]
     artifact = read_artifact(Path(folder))
     session = open_session(artifact, ProviderChoice("cpu"), Settings(threads=int(threads)))
-    context = artifact.manifest.text.max_length
-    engine = open_engine(session, ModelSettings(), name=artifact.name, context=context, end_ids=())
+    context_length = artifact.manifest.text.max_length
+    engine = open_engine(session, ModelSettings(), name=artifact.name, context_length=context_length, end_ids=())
     loop = asyncio.new_event_loop()
     loop.run_until_complete(engine.start())
 

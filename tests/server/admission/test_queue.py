@@ -56,14 +56,14 @@ def test_a_negative_priority_is_refused():
 
 
 def test_who_leaves_shortly_before_the_deadline_leaves_because_of_it():
-    call = RequestContext(deadline=5.0, leeway_s=0.25)
-    assert [call.why_gone(now) for now in (4.0, 4.8, 6.0)] == ["cancelled", "expired", "expired"]
+    context = RequestContext(deadline=5.0, leeway_s=0.25)
+    assert [context.why_gone(now) for now in (4.0, 4.8, 6.0)] == ["cancelled", "expired", "expired"]
     assert RequestContext().why_gone(now=4.0) == "cancelled"
 
 
 def test_a_call_expires_at_its_deadline():
-    call = RequestContext(deadline=5.0)
-    call.check_deadline(4.9)
+    context = RequestContext(deadline=5.0)
+    context.check_deadline(4.9)
     with pytest.raises(DeadlineExceeded):
-        call.check_deadline(5.0)
+        context.check_deadline(5.0)
     assert not RequestContext().expired(1e9)

@@ -76,8 +76,8 @@ def sums(answers):
     return [int(answer["sum"]) for answer in answers]
 
 
-async def ask(batcher, items, call=NO_HURRY, *, field="inputs"):
-    async with batcher.reserve(len(items), call, field=field) as reservation:
+async def ask(batcher, items, context=NO_HURRY, *, field="inputs"):
+    async with batcher.reserve(len(items), context, field=field) as reservation:
         return await batcher.run(items, reservation)
 
 

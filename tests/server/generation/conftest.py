@@ -39,7 +39,7 @@ def reference(checkpoints):
 
 
 @pytest.fixture(scope="session")
-def context(artifact) -> int:
+def context_length(artifact) -> int:
     return artifact.manifest.text.max_length
 
 
@@ -49,12 +49,12 @@ def vocabulary(artifact) -> int:
 
 
 @pytest.fixture
-async def engine_of(session, context):
+async def engine_of(session, context_length):
     """Makes engines, and drains them after the test."""
     engines = []
 
     async def make(*, slots=8, max_slots=0, chunk_tokens=8, waiting=100, decoder=Decoder, **options) -> Engine:
-        layout = layout_of(session, slots=slots, max_slots=max_slots or slots, capacity=context)
+        layout = layout_of(session, slots=slots, max_slots=max_slots or slots, capacity=context_length)
         cache = SlotCache(layout, options.pop("memory", None) or HostMemory())
         admission = AdmissionQueue("gpt", Limits(requests=waiting, tokens=100_000))
         engine = Engine(decoder(session, cache), admission=admission, chunk_tokens=chunk_tokens, **options)

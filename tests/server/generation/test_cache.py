@@ -12,8 +12,8 @@ from server.generation.golden_check import check_decoding, replay
 
 
 @pytest.fixture
-def decoder(session, context):
-    layout = layout_of(session, slots=4, max_slots=16, capacity=context)
+def decoder(session, context_length):
+    layout = layout_of(session, slots=4, max_slots=16, capacity=context_length)
     return Decoder(session, SlotCache(layout, HostMemory()))
 
 
@@ -49,9 +49,9 @@ def test_a_moved_slot_decodes_as_if_it_had_not_moved(decoder):
     assert np.abs(scores.logits([0])[0] - after(decoder, ids)).max() < 1e-5
 
 
-def test_a_slot_takes_the_memory_it_says(decoder, context):
+def test_a_slot_takes_the_memory_it_says(decoder, context_length):
     layout = decoder.cache.layout
-    assert layout.bytes(1) == 2 * layout.layers * layout.heads * context * layout.head_width * 4
+    assert layout.bytes(1) == 2 * layout.layers * layout.heads * context_length * layout.head_width * 4
 
 
 def test_an_empty_batch_is_caught_before_it_kills_the_process(decoder):
@@ -88,14 +88,14 @@ def test_more_slots_leave_what_the_others_hold(decoder):
     assert np.abs(found - after(decoder, ids)).max() < 1e-5
 
 
-def test_a_cache_that_does_not_fit_says_how_many_slots_would(session, context):
-    layout = layout_of(session, slots=8, max_slots=16, capacity=context)
+def test_a_cache_that_does_not_fit_says_how_many_slots_would(session, context_length):
+    layout = layout_of(session, slots=8, max_slots=16, capacity=context_length)
     with pytest.raises(NotEnoughMemory, match="found 8 slots of 64 tokens, .* expected at most 5"):
         SlotCache(layout, Little(int(5.9 * layout.bytes(1))))
 
 
-def test_a_cache_that_cannot_grow_stays_as_it_is(session, context):
-    layout = layout_of(session, slots=4, max_slots=16, capacity=context)
+def test_a_cache_that_cannot_grow_stays_as_it_is(session, context_length):
+    layout = layout_of(session, slots=4, max_slots=16, capacity=context_length)
     decoder = Decoder(session, SlotCache(layout, Little(6 * layout.bytes(1))))
     with pytest.raises(NotEnoughMemory, match="found 16 slots"):
         decoder.grow(16)

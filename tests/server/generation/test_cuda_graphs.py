@@ -62,8 +62,8 @@ async def test_idle_rows_leave_kept_prompts_and_one_that_is_being_read_as_they_a
     assert found[CapturingDecoder] == found[Decoder]
 
 
-def test_the_buffers_of_a_step_stay_where_they_are(session, context):
-    decoder = CapturingDecoder(session, SlotCache(layout(session, context), HostMemory()))
+def test_the_buffers_of_a_step_stay_where_they_are(session, context_length):
+    decoder = CapturingDecoder(session, SlotCache(layout(session, context_length), HostMemory()))
     lengths = np.array([1, 1], np.int32)
     places = []
     for token in (5, 6):
@@ -73,8 +73,8 @@ def test_the_buffers_of_a_step_stay_where_they_are(session, context):
     assert places[0] == places[1]
 
 
-def test_each_number_of_rows_is_a_graph_of_its_own_until_the_memory_moves(session, context):
-    decoder = CapturingDecoder(session, SlotCache(replace(layout(session, context), max_slots=8), HostMemory()))
+def test_each_number_of_rows_is_a_graph_of_its_own_until_the_memory_moves(session, context_length):
+    decoder = CapturingDecoder(session, SlotCache(replace(layout(session, context_length), max_slots=8), HostMemory()))
     for rows in (1, 2, 4, 4, 2, 1):
         decoder.decode(np.zeros(rows, np.int64), np.ones(rows, np.int32))
     assert len(decoder._graphs) == len(set(decoder._graphs)) == 3
@@ -104,9 +104,9 @@ class Watched(CaptureLock):
         return super().write()
 
 
-def test_a_step_holds_the_write_lock_until_its_graph_is_captured(session, context, monkeypatch):
+def test_a_step_holds_the_write_lock_until_its_graph_is_captured(session, context_length, monkeypatch):
     monkeypatch.setattr(cuda_graphs, "CAPTURE_LOCK", watched := Watched())
-    decoder = CapturingDecoder(session, SlotCache(replace(layout(session, context), max_slots=8), HostMemory()))
+    decoder = CapturingDecoder(session, SlotCache(replace(layout(session, context_length), max_slots=8), HostMemory()))
 
     def decode(rows):
         decoder.decode(np.zeros(rows, np.int64), np.ones(rows, np.int32))
@@ -120,14 +120,14 @@ def test_a_step_holds_the_write_lock_until_its_graph_is_captured(session, contex
     assert [decode(rows) for rows in (2, 2)] == ["write", "read"]
 
 
-def test_a_failed_capture_is_retried_under_the_write_lock(session, context, monkeypatch):
+def test_a_failed_capture_is_retried_under_the_write_lock(session, context_length, monkeypatch):
     monkeypatch.setattr(cuda_graphs, "CAPTURE_LOCK", watched := Watched())
-    decoder = CapturingDecoder(session, SlotCache(layout(session, context), HostMemory()))
+    decoder = CapturingDecoder(session, SlotCache(layout(session, context_length), HostMemory()))
     with pytest.raises(RuntimeError, match="does not match"):
         decoder.decode(np.zeros(2, np.int64), np.ones(3, np.int32))
     decoder.decode(np.zeros(2, np.int64), np.ones(2, np.int32))
     assert watched.entered == ["write", "write"]
 
 
-def layout(session, context):
-    return layout_of(session, slots=4, max_slots=4, capacity=context)
+def layout(session, context_length):
+    return layout_of(session, slots=4, max_slots=4, capacity=context_length)

@@ -22,8 +22,8 @@ from tests.generating import generate, generate_all
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
 
 
-async def steps_of(engine: Engine, prompt, call=RequestContext(), **sampling) -> list[TokenOutput]:  # noqa: B008  # it is frozen
-    return [step async for step in generate(engine, prompt, Sampling(**sampling), call)]
+async def steps_of(engine: Engine, prompt, context=RequestContext(), **sampling) -> list[TokenOutput]:  # noqa: B008  # it is frozen
+    return [step async for step in generate(engine, prompt, Sampling(**sampling), context)]
 
 
 async def tokens_of(engine: Engine, prompt, **sampling) -> list[int]:
@@ -159,9 +159,12 @@ async def test_log_probabilities_are_those_of_torch(engine_of, prompts, referenc
 
 @pytest.mark.parametrize("forward_tokens", [1024, 21])
 async def test_raw_logits_are_those_of_torch_for_rows_of_any_length(
-    engine_of, prompts, reference, context, forward_tokens
+    engine_of, prompts, reference, context_length, forward_tokens
 ):
-    engine, rows = await engine_of(forward_tokens=forward_tokens), [*prompts(20, longest=60), np.arange(1, context + 1)]
+    engine, rows = (
+        await engine_of(forward_tokens=forward_tokens),
+        [*prompts(20, longest=60), np.arange(1, context_length + 1)],
+    )
     generating = asyncio.create_task(tokens_of(engine, rows[0], max_tokens=4))
     found = await engine.logits(*padded(rows), RequestContext())
     await generating
@@ -188,7 +191,7 @@ class TokenUsage(Decoder):
         return super()._run_apart(input_ids, *arguments, **options)
 
 
-async def test_a_stream_goes_on_between_the_parts_of_a_long_text_for_the_raw_logits(engine_of, context):
+async def test_a_stream_goes_on_between_the_parts_of_a_long_text_for_the_raw_logits(engine_of, context_length):
     class Slow(TokenUsage):
         """Decodes so slowly that the stream lasts longer than the parts take."""
 
@@ -197,7 +200,9 @@ async def test_a_stream_goes_on_between_the_parts_of_a_long_text_for_the_raw_log
             return super().decode(*arguments)
 
     engine, decoder = await held(engine_of, kind=Slow, forward_tokens=8)
-    streaming = generate(engine, np.array([1]), Sampling(max_tokens=context - 1, ignore_eos=True), RequestContext())
+    streaming = generate(
+        engine, np.array([1]), Sampling(max_tokens=context_length - 1, ignore_eos=True), RequestContext()
+    )
     await anext(streaming)
     await engine.logits(*padded([np.arange(1, 65)]), RequestContext())
     parts = [decoder.ran.index(token) for token in range(1, 65, 8)]
@@ -329,8 +334,8 @@ async def test_it_ends_at_max_tokens_and_tells_what_it_took(engine_of):
     assert usage.inference_seconds > 0
 
 
-async def test_it_ends_where_the_context_ends(engine_of, context):
-    steps = await steps_of(await engine_of(), [1] * (context - 3), max_tokens=50, ignore_eos=True)
+async def test_it_ends_where_the_context_ends(engine_of, context_length):
+    steps = await steps_of(await engine_of(), [1] * (context_length - 3), max_tokens=50, ignore_eos=True)
     assert (len(steps), steps[-1].finish_reason) == (3, "length")
 
 

@@ -26,7 +26,7 @@ async def task(engine_of, artifact, prepare):
 
 
 async def pieces_of(task, prompt=PROMPT, *, stop=(), include_stop=False, **sampling):
-    asked = task.stream([prompt], Sampling(**sampling), stop=stop, include_stop=include_stop, call=RequestContext())
+    asked = task.stream([prompt], Sampling(**sampling), stop=stop, include_stop=include_stop, context=RequestContext())
     async with asked as continued:
         return [piece async for _, piece in continued.read()]
 
@@ -127,7 +127,7 @@ async def test_a_stop_string_ends_the_work_though_nobody_reads_yet(engine_of, ar
     task = Generate(engine, TextEncoder(artifact), prepare)
     text = text_of(await pieces_of(task, max_tokens=40, seed=3, ignore_eos=True))
     listener.__init__()
-    async with task.stream([PROMPT], how, stop=[text[9]], call=RequestContext()) as continued:
+    async with task.stream([PROMPT], how, stop=[text[9]], context=RequestContext()) as continued:
         await listener.ended.wait()
         ((_, piece),) = [each async for each in continued.read()]
     assert piece.text == text[: text.index(text[9])]
@@ -142,7 +142,7 @@ async def test_what_waits_for_its_reader_is_one_piece(engine_of, artifact, prepa
     engine, decoder = await held(engine_of)
     task = Generate(engine, TextEncoder(artifact), prepare)
     async with task.stream(
-        [PROMPT], Sampling(max_tokens=9, logprobs=1, ignore_eos=True), call=RequestContext()
+        [PROMPT], Sampling(max_tokens=9, logprobs=1, ignore_eos=True), context=RequestContext()
     ) as continued:
         pieces, counts = continued.read(), []
         for steps in (0, 1, 4):
@@ -175,10 +175,10 @@ async def test_who_leaves_in_the_middle_frees_the_slot_by_the_next_step_and_who_
     listener, how = Listener(), Sampling(max_tokens=40, ignore_eos=True)
     engine, decoder = await held(engine_of, slots=1, observer=listener)
     task = Generate(engine, TextEncoder(artifact), prepare)
-    async with task.stream([PROMPT], how, call=RequestContext()) as continued:
+    async with task.stream([PROMPT], how, context=RequestContext()) as continued:
         await anext(continued.read())
         await decoder.has_arrived()
-    async with task.stream([PROMPT], how, call=RequestContext()):
+    async with task.stream([PROMPT], how, context=RequestContext()):
         pass  # waits for the slot, and leaves
     decoder.let_go()
     assert len(ids_of(await pieces_of(task, max_tokens=3, ignore_eos=True))) == 3
@@ -199,7 +199,7 @@ async def test_who_leaves_in_the_middle_frees_the_slot_by_the_next_step_and_who_
 )
 async def test_a_refusal_names_the_field_as_the_caller_knows_it(task, prompt, options, message):
     with pytest.raises(InvalidRequest, match=message):
-        async with task.stream(["a", "b", "c", prompt], Sampling(), **options, call=RequestContext()):
+        async with task.stream(["a", "b", "c", prompt], Sampling(), **options, context=RequestContext()):
             raise AssertionError("nothing may begin")
 
 
@@ -207,7 +207,7 @@ async def test_the_tensor_door_gives_torchs_logits_and_zeros_at_padding(engine_o
     ids = np.array([[5, 6, 7, 8], [9, 10, 0, 0]])
     mask = np.array([[1, 1, 1, 1], [1, 1, 0, 0]])
     raw = RawGpt(await engine_of())
-    logits = (await raw({"input_ids": ids, "attention_mask": mask}, call=RequestContext()))["logits"]
+    logits = (await raw({"input_ids": ids, "attention_mask": mask}, context=RequestContext()))["logits"]
     assert logits.dtype == np.float32
     with torch.no_grad():
         expected = reference(torch.tensor(ids)).logits.numpy()
@@ -227,7 +227,7 @@ async def test_the_tensor_door_gives_torchs_logits_and_zeros_at_padding(engine_o
 )
 async def test_the_tensor_door_refuses_what_makes_no_sense(engine_of, inputs, field):
     with pytest.raises(InvalidRequest, match=field):
-        await RawGpt(await engine_of())(inputs, call=RequestContext())
+        await RawGpt(await engine_of())(inputs, context=RequestContext())
 
 
 async def test_who_came_before_the_model_goes_is_answered_though_the_prompt_is_not_read_yet(

@@ -26,10 +26,10 @@ def scheduler(slots=4, chunk_tokens=8, limits=PLENTY, shared_tokens=3, max_slots
 NEVER_SEEN = itertools.count(1000)  # tokens
 
 
-def request(prompt: int | list[int] = 4, tokens=10, *, arrived=0.0, **call) -> SequenceState:
+def request(prompt: int | list[int] = 4, tokens=10, *, arrived=0.0, **context) -> SequenceState:
     """A request with this prompt, or with one of this length that shares nothing with any other."""
     ids = [next(NEVER_SEEN)] * prompt if isinstance(prompt, int) else prompt
-    return SequenceState(prompt=np.array(ids), max_tokens=tokens, call=RequestContext(**call), arrived=arrived)
+    return SequenceState(prompt=np.array(ids), max_tokens=tokens, context=RequestContext(**context), arrived=arrived)
 
 
 def run(plans: Scheduler, now=1.0) -> Prefill | Decode | None:

@@ -138,7 +138,7 @@ class Day:
         """Nobody shares a slot or outgrows it, who should leave has left, the queue counts exactly those who wait."""
         running, waiting = self.plans.running, [sequence for _, _, sequence in self.plans.waiting]
         assert not {*running, *waiting}.intersection(self.ended)
-        assert not any(sequence.cancelled or sequence.call.expired(self.now) for sequence in (*running, *waiting))
+        assert not any(sequence.cancelled or sequence.context.expired(self.now) for sequence in (*running, *waiting))
         assert len({sequence.slot for sequence in running}) == len(running) <= self.plans.slots
         assert all(0 <= sequence.slot < self.plans.slots for sequence in running)
         assert all(sequence.cached < sequence.reserved_tokens for sequence in running)
@@ -230,7 +230,7 @@ def test_every_request_ends_exactly_once_and_nothing_is_over_committed(
 
 def turn(sequence: SequenceState) -> float:
     """When its turn is: a level of priority is worth having come so many seconds earlier."""
-    return sequence.arrived + SECONDS_PER_PRIORITY * (sequence.call.priority or DEFAULT_PRIORITY)
+    return sequence.arrived + SECONDS_PER_PRIORITY * (sequence.context.priority or DEFAULT_PRIORITY)
 
 
 LEAVES = st.none() | st.integers(0, 100)  # somebody who came before

@@ -19,7 +19,7 @@ from server.tasks.fill_mask import FillMask
 from server.tasks.generate import Generate
 from tests.server.conftest import opened
 
-CALL = RequestContext()
+CONTEXT = RequestContext()
 ASK = "a [MASK]"
 
 
@@ -146,13 +146,13 @@ async def test_a_new_version_takes_over_without_a_failed_request(root):
 
         async def keep_asking():
             while not stop.is_set():
-                answers.append(await repository.get("tiny-bert").task([ASK], call=CALL))
+                answers.append(await repository.get("tiny-bert").task([ASK], context=CONTEXT))
 
         asking = [asyncio.create_task(keep_asking()) for _ in range(4)]
         while not answers:
             await asyncio.sleep(0)
         await repository.load("tiny-bert")
-        await repository.get("tiny-bert").task([ASK], call=CALL)
+        await repository.get("tiny-bert").task([ASK], context=CONTEXT)
         stop.set()
         await asyncio.gather(*asking)
         assert repository.get("tiny-bert").version == "2"
@@ -167,7 +167,7 @@ async def test_a_new_version_takes_over_without_a_failed_request(root):
             Entry("tiny-bert", "2", "READY"),
         ]
         with pytest.raises(NotReady):
-            await old.task([ASK], call=CALL)
+            await old.task([ASK], context=CONTEXT)
 
 
 async def test_a_bad_new_version_leaves_the_old_one_in_place(root):
@@ -182,7 +182,7 @@ async def test_a_bad_new_version_leaves_the_old_one_in_place(root):
         with pytest.raises(ModelNotFound, match="found version 1, not '2': .*the file was altered"):
             repository.get("tiny-bert", "2")
         assert repository.get("tiny-bert").version == "1"
-        assert await repository.get("tiny-bert").task([ASK], call=CALL)
+        assert await repository.get("tiny-bert").task([ASK], context=CONTEXT)
 
 
 async def test_a_version_that_fails_to_load_leaves_no_observer(root):
@@ -241,7 +241,7 @@ async def test_an_unloaded_model_is_gone_and_can_come_back(root):
         with pytest.raises(ModelNotFound):
             await repository.unload("tiny-bert")
         await repository.load("tiny-bert")
-        assert await repository.get("tiny-bert").task([ASK], call=CALL)
+        assert await repository.get("tiny-bert").task([ASK], context=CONTEXT)
 
 
 # ---- which versions
@@ -256,12 +256,12 @@ async def test_a_model_is_unloaded_when_the_requests_that_use_it_have_ended(root
                 await asyncio.sleep(0)
             with pytest.raises(ModelNotFound):
                 repository.get("tiny-bert")
-            assert await fill_mask([ASK], call=CALL)
+            assert await fill_mask([ASK], context=CONTEXT)
             assert not unloading.done()
         await unloading
         assert model.in_flight.count == 0
         with pytest.raises(NotReady):
-            await fill_mask([ASK], call=CALL)
+            await fill_mask([ASK], context=CONTEXT)
 
 
 async def test_all_versions_can_be_served_and_the_newest_is_the_default(root):
@@ -319,13 +319,13 @@ async def test_a_version_whose_directory_is_gone_serves_until_the_next_load(root
     next_version(root, "tiny-bert")
     async with opened(root, "tiny-bert") as repository:
         shutil.rmtree(root / "tiny-bert" / "2")
-        assert await repository.get("tiny-bert", "2").task([ASK], call=CALL)
+        assert await repository.get("tiny-bert", "2").task([ASK], context=CONTEXT)
         await repository.load("tiny-bert")
         assert repository.get("tiny-bert").version == "1"
         shutil.rmtree(root / "tiny-bert")
         with pytest.raises(ModelNotFound, match="model tiny-bert: found no such directory"):
             await repository.load("tiny-bert")
-        assert await repository.get("tiny-bert", "1").task([ASK], call=CALL)
+        assert await repository.get("tiny-bert", "1").task([ASK], context=CONTEXT)
 
 
 async def test_a_version_that_was_exported_again_is_loaded_again(root):
@@ -346,7 +346,7 @@ def versions(name, text):
 async def test_events_of_a_version_reach_its_own_observer(root):
     listener = NotesListener()
     async with opened(root, listener=listener) as repository:
-        await repository.get("tiny-embedder").task(["a text", "another one"], call=CALL)
+        await repository.get("tiny-embedder").task(["a text", "another one"], context=CONTEXT)
     assert sum(facts["items"] for facts in listener.notes["tiny-embedder", "1"].batches) == 2
     assert listener.notes["tiny-bert", "1"].batches == []
 

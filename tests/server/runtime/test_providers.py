@@ -19,7 +19,7 @@ from server.runtime.providers import OPENVINO_PACKAGE, find_providers, openvino_
 from server.tasks import build
 from tests.server.conftest import opened
 
-CALL = RequestContext()
+CONTEXT = RequestContext()
 pytestmark = pytest.mark.skipif(cuda_problem(0) is None, reason="CUDA can be used here")
 
 
@@ -141,8 +141,8 @@ async def test_on_openvino_lengths_have_steps_that_are_warmed_up_before_the_mode
     async with opened(artifacts, "tiny-embedder", provider="openvino") as repository:
         task = repository.get("tiny-embedder").task
         texts = ["a list " * count for count in range(1, 12)]
-        vectors = (await task(texts, call=CALL)).vectors
+        vectors = (await task(texts, context=CONTEXT)).vectors
     assert "tiny-embedder: 4 of 4 shapes warmed up in " in caplog.text  # 8, 16, 24 and 32 tokens
     async with opened(artifacts, "tiny-embedder", provider="cpu") as repository:
-        expected = (await repository.get("tiny-embedder").task(texts, call=CALL)).vectors
+        expected = (await repository.get("tiny-embedder").task(texts, context=CONTEXT)).vectors
     np.testing.assert_allclose(vectors, expected, atol=0.02)  # bf16, where that is fast

@@ -15,7 +15,7 @@ from tests.server.images.test_images import FILES, file_of, picture
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-CALL = RequestContext()
+CONTEXT = RequestContext()
 SECONDS = 30  # after which a test that hangs has failed
 PICTURES = [file_of(picture(seed=seed), form) for seed in range(7) for form in ("PNG", "JPEG", "WEBP")][:20]
 
@@ -59,11 +59,11 @@ def gated(repository):
 
 async def test_images_being_decoded_for_a_cancelled_request_keep_their_memory(gated):
     decoder, task = gated
-    given_up = asyncio.create_task(task(PICTURES[:1] * 4, call=CALL))
+    given_up = asyncio.create_task(task(PICTURES[:1] * 4, context=CONTEXT))
     await decoder.has_begun(2)
     given_up.cancel()
     assert isinstance((await asyncio.gather(given_up, return_exceptions=True))[0], asyncio.CancelledError)
-    following = asyncio.create_task(task(PICTURES[:1] * 4, call=CALL))
+    following = asyncio.create_task(task(PICTURES[:1] * 4, context=CONTEXT))
     await asyncio.wait({following}, timeout=0.1)  # it has two threads, and no memory
     decoder.gate.set()
     assert len(await following) == 4
@@ -77,15 +77,15 @@ async def test_one_bad_image_of_twenty_is_named_and_the_others_are_not_decoded(g
     images = [*PICTURES[:bad], FILES["png"][:-40], *PICTURES[bad + 1 :]]
     for _ in range(3):
         with pytest.raises(InvalidRequest, match=rf"^images\[{bad}\]: found a broken image"):
-            await task(images, call=CALL)
-    assert len(await task(PICTURES, call=CALL)) == 20
+            await task(images, context=CONTEXT)
+    assert len(await task(PICTURES, context=CONTEXT)) == 20
     assert decoder.most <= 2
 
 
 async def test_nothing_is_decoded_if_one_of_the_headers_is_bad(gated):
     decoder, task = gated
     with pytest.raises(InvalidRequest, match=r"^images\[20\]: found 4 bytes that are no image"):
-        await task([*PICTURES, b"what"], call=CALL)
+        await task([*PICTURES, b"what"], context=CONTEXT)
     assert not decoder.most
 
 
@@ -101,8 +101,8 @@ async def test_too_many_classes_in_a_response_are_refused(repository, monkeypatc
     monkeypatch.setattr("server.tasks.classification.MAX_CLASSES", 2500)
     task = repository.get(name).task
     with pytest.raises(InvalidRequest, match=f"^top_k: found {found}, expected at most 2500 in a request"):
-        await task(given, top_k=50, call=CALL)
-    assert len(await task(given, top_k=2, call=CALL)) == 1000
+        await task(given, top_k=50, context=CONTEXT)
+    assert len(await task(given, top_k=2, context=CONTEXT)) == 1000
 
 
 async def test_texts_do_not_wait_behind_images(repository):
@@ -113,7 +113,7 @@ async def test_texts_do_not_wait_behind_images(repository):
     ]
     try:
         async with asyncio.timeout(SECONDS / 2):
-            assert await repository.get("tiny-classifier").task(["a list"], call=CALL)
+            assert await repository.get("tiny-classifier").task(["a list"], context=CONTEXT)
     finally:
         end.set()
         await asyncio.gather(*busy)

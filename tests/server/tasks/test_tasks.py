@@ -21,7 +21,7 @@ from tests.server.images.test_images import FILES, picture
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-CALL = RequestContext()
+CONTEXT = RequestContext()
 WORDS = ["the", "statement", "raises", "an", "exception", "caller", "may", "catch", "it", "list", "sequence", "items"]
 
 
@@ -63,7 +63,7 @@ def fill_mask_pipeline(checkpoints):
 )
 @pytest.mark.parametrize("top_k", [1, 5, 64, 65, 200, 1000])
 async def test_fill_mask_answers_as_the_pipeline_does(repository, fill_mask_pipeline, text, top_k):
-    found = await repository.get("tiny-bert").task([text], top_k=top_k, call=CALL)
+    found = await repository.get("tiny-bert").task([text], top_k=top_k, context=CONTEXT)
     expected = fill_mask_pipeline(text, top_k=min(top_k, 200))
     expected = expected if text.count("[MASK]") > 1 else [expected]
     assert [len(mask.candidates) for mask in found[0].masks] == [min(top_k, 200)] * text.count("[MASK]")
@@ -82,7 +82,7 @@ async def test_fill_mask_answers_as_the_pipeline_does(repository, fill_mask_pipe
 
 
 async def test_fill_mask_returns_the_positions_of_the_masks(repository):
-    (text,) = await repository.get("tiny-bert").task(["[MASK] [MASK]"], call=CALL)
+    (text,) = await repository.get("tiny-bert").task(["[MASK] [MASK]"], context=CONTEXT)
     assert [mask.position for mask in text.masks] == [1, 2]
 
 
@@ -99,16 +99,16 @@ async def test_fill_mask_returns_the_positions_of_the_masks(repository):
 async def test_a_bad_text_is_refused_by_its_number_and_the_next_request_works(repository, given, said):
     task = repository.get("tiny-bert").task
     with pytest.raises(InvalidRequest, match=said):
-        await task(given, call=CALL)
+        await task(given, context=CONTEXT)
     with pytest.raises(InvalidRequest, match=said.replace("texts", "inputs")):
-        await task(given, call=CALL, field="inputs")
-    assert len(await task(["a [MASK]", "[MASK] " * 62], call=CALL)) == 2
+        await task(given, context=CONTEXT, field="inputs")
+    assert len(await task(["a [MASK]", "[MASK] " * 62], context=CONTEXT)) == 2
 
 
 async def test_top_k_must_be_at_least_one(repository):
     for name, given in (("tiny-bert", "[MASK]"), ("tiny-classifier", "a"), ("tiny-vit", FILES["png"])):
         with pytest.raises(InvalidRequest, match="top_k: found 0, expected 1 or more"):
-            await repository.get(name).task([given], top_k=0, call=CALL)
+            await repository.get(name).task([given], top_k=0, context=CONTEXT)
 
 
 # ---- classification and embedding
@@ -118,11 +118,11 @@ async def test_classes_of_texts_are_those_of_the_pipeline(repository, checkpoint
     pipeline = transformers.pipeline("text-classification", model=str(checkpoints["tiny-classifier"]), device="cpu")
     given = texts(5)
     for text, expected in zip(
-        await repository.get("tiny-classifier").task(given, call=CALL), pipeline(given, top_k=None), strict=True
+        await repository.get("tiny-classifier").task(given, context=CONTEXT), pipeline(given, top_k=None), strict=True
     ):
         assert [each.label for each in text.classes] == [each["label"] for each in expected]
         assert [each.score for each in text.classes] == pytest.approx([each["score"] for each in expected], rel=1e-4)
-    (text,) = await repository.get("tiny-classifier").task(given[:1], top_k=1, call=CALL)
+    (text,) = await repository.get("tiny-classifier").task(given[:1], top_k=1, context=CONTEXT)
     (best,) = text.classes
     assert best.label == pipeline(given[0])[0]["label"]
 
@@ -130,12 +130,12 @@ async def test_classes_of_texts_are_those_of_the_pipeline(repository, checkpoint
 async def test_embeddings_are_the_mean_of_the_words_normalised(repository, reference):
     model, tokenizer = reference(transformers.BertModel, "tiny-embedder")
     given = texts(20)
-    found = (await repository.get("tiny-embedder").task(given, call=CALL)).vectors
+    found = (await repository.get("tiny-embedder").task(given, context=CONTEXT)).vectors
     for text, vector in zip(given, found, strict=True):
         with torch.no_grad():
             mean = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(dim=0)
         assert np.abs(vector - (mean / mean.norm()).numpy()).max() < 1e-5
-    assert (await repository.get("tiny-embedder").task([], call=CALL)).vectors.shape == (0, 64)
+    assert (await repository.get("tiny-embedder").task([], context=CONTEXT)).vectors.shape == (0, 64)
 
 
 @pytest.mark.parametrize("kind", ["png", "grey", "palette", "turned"])
@@ -145,14 +145,14 @@ async def test_classes_of_images_are_those_of_the_pipeline(repository, checkpoin
     pipeline = transformers.pipeline("image-classification", model=model, image_processor=processor, device="cpu")
     (tmp_path / "image").write_bytes(FILES[kind])
     expected = pipeline(str(tmp_path / "image"))
-    (found,) = await repository.get("tiny-vit").task([FILES[kind]], call=CALL)
+    (found,) = await repository.get("tiny-vit").task([FILES[kind]], context=CONTEXT)
     assert [each.label for each in found] == [each["label"] for each in expected]
     assert [each.score for each in found] == pytest.approx([each["score"] for each in expected], rel=1e-4)
 
 
 async def test_a_bad_image_is_refused_by_its_number(repository):
     with pytest.raises(InvalidRequest, match=r"images\[1\]: found a broken image"):
-        await repository.get("tiny-mixer").task([FILES["png"], FILES["jpeg"][:300]], call=CALL)
+        await repository.get("tiny-mixer").task([FILES["png"], FILES["jpeg"][:300]], context=CONTEXT)
 
 
 # ---- the tensor door
@@ -161,7 +161,7 @@ async def test_a_bad_image_is_refused_by_its_number(repository):
 async def test_raw_logits_of_a_padded_batch_are_those_of_transformers(repository, reference):
     model, tokenizer = reference(transformers.BertForMaskedLM, "tiny-bert")
     batch = tokenizer(texts(6, mask=True), padding=True, return_tensors="np")
-    found = (await repository.get("tiny-bert").raw(dict(batch), call=CALL))["logits"]
+    found = (await repository.get("tiny-bert").raw(dict(batch), context=CONTEXT))["logits"]
     with torch.no_grad():
         expected = model(**{name: torch.tensor(array) for name, array in batch.items()}).logits.numpy()
     real = batch["attention_mask"] == 1
@@ -174,7 +174,7 @@ async def test_raw_takes_segments_and_needs_no_mask(repository, reference):
     model, _ = reference(transformers.BertForSequenceClassification, "tiny-classifier")
     ids = np.random.default_rng(0).integers(0, 200, (3, 9))
     types = np.array([[0] * 4 + [1] * 5] * 3)
-    found = (await repository.get("tiny-classifier").raw({"input_ids": ids, "token_type_ids": types}, call=CALL))[
+    found = (await repository.get("tiny-classifier").raw({"input_ids": ids, "token_type_ids": types}, context=CONTEXT))[
         "logits"
     ]
     with torch.no_grad():
@@ -184,9 +184,12 @@ async def test_raw_takes_segments_and_needs_no_mask(repository, reference):
 
 async def test_raw_gives_embeddings_and_the_logits_of_images(repository, checkpoints):
     ids = np.random.default_rng(0).integers(5, 200, (2, 7))
-    assert (await repository.get("tiny-embedder").raw({"input_ids": ids}, call=CALL))["embedding"].shape == (2, 64)
+    assert (await repository.get("tiny-embedder").raw({"input_ids": ids}, context=CONTEXT))["embedding"].shape == (
+        2,
+        64,
+    )
     pixels = np.random.default_rng(0).standard_normal((3, 3, 32, 32), np.float32)
-    found = (await repository.get("tiny-vit").raw({"pixel_values": pixels}, call=CALL))["logits"]
+    found = (await repository.get("tiny-vit").raw({"pixel_values": pixels}, context=CONTEXT))["logits"]
     model = transformers.ViTForImageClassification.from_pretrained(checkpoints["tiny-vit"]).eval()
     with torch.no_grad():
         expected = model(torch.tensor(pixels)).logits.numpy()
@@ -218,7 +221,7 @@ ONES = np.ones((2, 3), np.int64)
 )
 async def test_wrong_tensors_are_refused_by_name(repository, inputs, said):
     with pytest.raises(InvalidRequest, match=said):
-        await repository.get("tiny-bert").raw(inputs, call=CALL)
+        await repository.get("tiny-bert").raw(inputs, context=CONTEXT)
 
 
 async def test_too_many_rows_are_refused_before_they_are_converted(repository):
@@ -226,7 +229,7 @@ async def test_too_many_rows_are_refused_before_they_are_converted(repository):
     tracemalloc.start()
     try:
         with pytest.raises(InvalidRequest, match="input_ids: found 100000 inputs, expected at most 1024"):
-            await repository.get("tiny-embedder").raw(inputs, call=CALL)
+            await repository.get("tiny-embedder").raw(inputs, context=CONTEXT)
         assert tracemalloc.get_traced_memory()[1] < 100_000  # bytes: not one for each row
     finally:
         tracemalloc.stop()
@@ -235,8 +238,10 @@ async def test_too_many_rows_are_refused_before_they_are_converted(repository):
 async def test_ids_in_the_padding_do_not_matter(repository):
     ids = np.array([[5, 6, 7], [5, 6, 9999]])
     mask = np.array([[1, 1, 1], [1, 1, 0]])
-    found = (await repository.get("tiny-bert").raw({"input_ids": ids, "attention_mask": mask}, call=CALL))["logits"]
-    (alone,) = (await repository.get("tiny-bert").raw({"input_ids": ids[1:, :2]}, call=CALL))["logits"]
+    found = (await repository.get("tiny-bert").raw({"input_ids": ids, "attention_mask": mask}, context=CONTEXT))[
+        "logits"
+    ]
+    (alone,) = (await repository.get("tiny-bert").raw({"input_ids": ids[1:, :2]}, context=CONTEXT))["logits"]
     assert np.abs(found[1, :2] - alone).max() < 1e-5
 
 
@@ -246,7 +251,7 @@ async def test_ids_in_the_padding_do_not_matter(repository):
 )
 async def test_wrong_pixels_are_refused(repository, pixels):
     with pytest.raises(InvalidRequest, match=r"pixel_values: .* expected float32 of shape \[n, 3, 32, 32\]"):
-        await repository.get("tiny-vit").raw({"pixel_values": pixels}, call=CALL)
+        await repository.get("tiny-vit").raw({"pixel_values": pixels}, context=CONTEXT)
 
 
 # ---- in memory and in time
@@ -270,14 +275,14 @@ def living_logits(repository, monkeypatch):
 
 @pytest.mark.parametrize("asked", [{"targets": ["list"]}, {"top_k": 65}])
 async def test_the_logits_of_a_batch_are_freed_before_the_request_is_answered(repository, living_logits, asked):
-    found = await repository.get("tiny-bert").task(texts(200, mask=True), **asked, call=CALL)
+    found = await repository.get("tiny-bert").task(texts(200, mask=True), **asked, context=CONTEXT)
     assert len(found) == 200
     assert len(living_logits) > 5
     assert max(living_logits) <= 1  # that of the run before
 
 
 async def test_a_request_for_tensors_holds_only_its_own_logits(repository, living_logits):
-    await repository.get("tiny-bert").raw({"input_ids": np.full((200, 5), 7)}, call=CALL)
+    await repository.get("tiny-bert").raw({"input_ids": np.full((200, 5), 7)}, context=CONTEXT)
     assert len(living_logits) > 5
     assert max(living_logits) <= 1
 
@@ -286,9 +291,9 @@ async def test_a_request_for_tensors_holds_only_its_own_logits(repository, livin
 async def test_a_deadline_that_passes_before_an_input_is_encoded_ends_the_request_at_once(
     repository, busy, name, given
 ):
-    call = RequestContext(deadline=time.monotonic() + 0.05)
+    context = RequestContext(deadline=time.monotonic() + 0.05)
     with pytest.raises(DeadlineExceeded):
-        await repository.get(name).task([given], call=call)
+        await repository.get(name).task([given], context=context)
     assert not any(work.done() for work in busy)
 
 
@@ -317,7 +322,7 @@ async def test_hundreds_of_concurrent_requests_get_the_same_answers_as_alone(art
     ]
 
     async def ask(repository, name, door, given):
-        return await getattr(repository.get(name), door)(given, call=CALL)
+        return await getattr(repository.get(name), door)(given, context=CONTEXT)
 
     together = await asyncio.gather(*(ask(repository, *job) for job in jobs))
     async with opened(artifacts, *{job[0] for job in jobs}, overrides={"*": {"max_batch_size": 1}}) as unbatched:

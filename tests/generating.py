@@ -6,7 +6,7 @@ from contextlib import aclosing
 import numpy as np
 
 from server.admission.queue import RequestContext
-from server.generation.stream import Entrant
+from server.generation.stream import TokensPrompt
 
 
 async def generate(engine, ids, sampling, context=RequestContext()):  # noqa: B008  # it is frozen
@@ -23,9 +23,9 @@ async def generate_all(engine, prompts, sampling, context=RequestContext()):  # 
     def reader(name):
         return lambda step: arrived.put_nowait((name, step))
 
-    entrants = [Entrant(name, np.asarray(ids, np.int64), reader(name)) for name, ids in prompts.items()]
-    with engine.admit(entrants, sampling, context):
-        running = len(entrants)
+    token_prompts = [TokensPrompt(name, np.asarray(ids, np.int64), reader(name)) for name, ids in prompts.items()]
+    with engine.admit(token_prompts, sampling, context):
+        running = len(token_prompts)
         while running:
             name, step = await arrived.get()
             if isinstance(step, Exception):

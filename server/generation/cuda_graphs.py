@@ -1,4 +1,4 @@
-"""Which decoder goes with which provider, and the one for GPUs, which captures its steps."""
+"""The decoder for GPUs, which captures its decode steps as CUDA graphs, and the choice of a decoder by provider."""
 
 from collections.abc import Sequence
 from itertools import count
@@ -10,80 +10,81 @@ from numpy.typing import NDArray
 from server.arrays import Array, Ids
 from server.generation.cache import Layout, SlotCache
 from server.generation.decoder import Decoder, Scores
-from server.generation.device_memory import CudaMemory, HostMemory, Memory
+from server.generation.device_memory import CudaMemory, DeviceMemory, HostMemory
 from server.runtime.capture_lock import CAPTURE_LOCK
 from server.runtime.session import Session, run_options
 
-GRAPHS = count(1)  # no two decoders of this process capture under the same number
+GRAPH_IDS = count(1)  # each captured graph of this process has its own
 
 
 class CapturingDecoder(Decoder):
-    """Decode steps are captured as CUDA graphs once for each number of rows, and then only launched.
+    """Captures the decode step of each batch size as a CUDA graph, and launches the graph from then on.
 
-    So that there are few, a step has one of a few numbers of rows. What a graph has seen in the CPU's memory is frozen
-    in it, which is why the longest length is said to be the longest there can be. Where nothing can be captured, on a
-    CPU, the same steps are run one by one.
+    The batch sizes are powers of two, and the number of slots, so that there are few graphs. A graph keeps the values
+    of inputs in CPU memory from its capture, so `total_sequence_length` is always the capacity of a slot. On the CPU
+    nothing is captured, and the same steps run as usual.
     """
 
     def __init__(self, session: Session, cache: SlotCache) -> None:
         super().__init__(session, cache)
-        self._graphs: list[int] = []
-        self._captured: set[int] = set()  # the numbers of rows whose graphs are there
+        self._graph_ids: list[int] = []
+        self._captured: set[int] = set()  # the batch sizes that have a graph
 
-    def rows_of(self, texts: int) -> int:
-        return min(1 << (texts - 1).bit_length(), self.cache.slots)
+    def padded_batch_size(self, sequences: int) -> int:
+        return min(1 << (sequences - 1).bit_length(), self.cache.slots)
 
     def warm_up(self) -> None:
-        for rows in {self.rows_of(texts) for texts in range(1, self.cache.slots + 1)}:
-            self.decode(np.zeros(rows, np.int64), np.ones(rows, np.int32))
+        """Capture the graphs of all batch sizes."""
+        for size in {self.padded_batch_size(sequences) for sequences in range(1, self.cache.slots + 1)}:
+            self.decode(np.zeros(size, np.int64), np.ones(size, np.int32))
 
     def prefill(self, slot: int, token_ids: Ids, past: int) -> Scores:
         with CAPTURE_LOCK.read():
             return super().prefill(slot, token_ids, past)
 
     def decode(self, token_ids: Ids, lengths: NDArray[np.int32]) -> Scores:
-        rows = len(token_ids)
-        with CAPTURE_LOCK.read() if rows in self._captured else CAPTURE_LOCK.write():
+        batch_size = len(token_ids)
+        with CAPTURE_LOCK.read() if batch_size in self._captured else CAPTURE_LOCK.write():
             scores = super().decode(token_ids, lengths)
-        self._captured.add(rows)
+        self._captured.add(batch_size)
         return scores
 
-    def _run_apart(
+    def _run_without_cache(
         self, input_ids: Ids, lengths: NDArray[np.int32], past: Sequence[Array], *, start: int, more: bool
     ) -> list[Array]:
         with CAPTURE_LOCK.read():
-            return super()._run_apart(input_ids, lengths, past, start=start, more=more)
+            return super()._run_without_cache(input_ids, lengths, past, start=start, more=more)
 
     def release(self) -> None:
-        """Forget the graphs: they know addresses that will be somebody else's."""
+        """Release the graphs, because they contain addresses that are about to be freed."""
         self._captured.clear()
         with CAPTURE_LOCK.read():
-            while self._graphs:
-                self._session.release_captured_graph(self._graphs.pop())
+            while self._graph_ids:
+                self._session.release_captured_graph(self._graph_ids.pop())
 
-    def _total_of_a_step(self, lengths: NDArray[np.int32]) -> int:
+    def _step_length(self, lengths: NDArray[np.int32]) -> int:
         return self.cache.layout.capacity
 
-    def _options_of(self, rows: int) -> onnxruntime.RunOptions:
-        self._graphs.append(next(GRAPHS))
-        return run_options(self._graphs[-1])
+    def _options_of(self, batch_size: int) -> onnxruntime.RunOptions:
+        self._graph_ids.append(next(GRAPH_IDS))
+        return run_options(self._graph_ids[-1])
 
 
 DECODERS = {"cuda": CapturingDecoder}  # by provider
 
 
-def decoder_of(session: Session, layout: Layout, memory: Memory) -> Decoder:
+def decoder_of(session: Session, layout: Layout, memory: DeviceMemory) -> Decoder:
     """A decoder over a new cache. Raises NotEnoughMemory."""
     return DECODERS.get(session.provider, Decoder)(session, SlotCache(layout, memory))
 
 
-def memory_of(session: Session, *, device_id: int = 0, limit: int | None = None) -> Memory:
-    """Where the session computes. `limit` is how many bytes may be taken of a GPU."""
+def memory_of(session: Session, *, device_id: int = 0, limit: int | None = None) -> DeviceMemory:
+    """The memory of the device on which the session runs. `limit` is the number of bytes that may be used on a GPU."""
     return CudaMemory(device_id, limit=limit) if session.provider == "cuda" else HostMemory()
 
 
 def layout_of(session: Session, *, slots: int, max_slots: int, capacity: int) -> Layout:
-    """The shape of a cache; the graph says what was not asked."""
+    """The layout of a cache for the graph of a session, with `capacity` tokens in each slot."""
     keys = [name for name in session.input_names if name.startswith("past_key.")]
     _, heads, _, head_width = session.tensor_shapes[keys[0]]
     return Layout(

@@ -1,8 +1,8 @@
-"""Runs of the GPT graph: a chunk of one prompt, a token of every running request, or whole texts at once.
+"""Runs of the GPT graph: a chunk of one prompt, a decode step of all running sequences, or a batch of whole texts.
 
-The tensors of a decode step are bound once for each number of rows and then only filled, because binding them anew
-costs more than a small model takes to compute. `logits` stays on the device until somebody asks for it: all runs write
-it to one place.
+The tensors of a decode step are bound once for each batch size and then only filled, because binding them again takes
+longer than a small model takes to compute. All runs write `logits` to the same memory of the device, where they stay
+until they are read.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,26 +16,26 @@ from server.arrays import Array, Floats, Ids
 from server.generation.cache import SlotCache
 from server.runtime.session import Session, run_options
 
-TOP = ("top_scores", "top_ids", "logsumexp")  # bound first, in this order, and then the logits
+TOP_OUTPUTS = ("top_scores", "top_ids", "logsumexp")  # bound first, in this order, before the logits
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What the model thinks comes next in n rows. Valid until the next run."""
+    """The scores of the next token in n rows. Valid until the next run."""
 
     top_scores: Floats  # (n, K), the highest first
     top_ids: Ids  # (n, K)
     logsumexp: Floats  # (n,), over the whole vocabulary
-    logits: Callable[[Sequence[int]], Floats]  # rows → (rows, vocabulary), at the cost of fetching it
+    logits: Callable[[Sequence[int]], Floats]  # m rows → (m, vocabulary); copies them from the device
 
     def first(self, rows: int) -> "Scores":
-        """Of so many rows."""
+        """The scores of the first `rows` rows."""
         return Scores(self.top_scores[:rows], self.top_ids[:rows], self.logsumexp[:rows], self.logits)
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """A decode step of a certain number of rows, bound and ready to be filled."""
+class _DecodeBinding:
+    """The bound tensors of a decode step of one batch size."""
 
     binding: onnxruntime.IOBinding
     inputs: dict[str, onnxruntime.OrtValue]
@@ -44,48 +44,48 @@ class _Rows:
 
 
 class Decoder:
-    """A session, and the cache that it reads and writes. To be used by one thread at a time."""
+    """A session, and the cache that it reads and writes. Not thread-safe."""
 
     def __init__(self, session: Session, cache: SlotCache) -> None:
         self.cache = cache
         self._session = session
         self.vocabulary: int = session.tensor_shapes["logits"][1]
-        self.likeliest: int = session.tensor_shapes["top_ids"][1]
+        self.graph_top_k: int = session.tensor_shapes["top_ids"][1]
         self._logits_type = np.dtype(session.output_types["logits"])
         self._total_shape = session.tensor_shapes["total_sequence_length"]
-        self._slots: dict[int, onnxruntime.IOBinding] = {}
-        self._rows: dict[int, _Rows] = {}
+        self._prefill_bindings: dict[int, onnxruntime.IOBinding] = {}
+        self._decode_bindings: dict[int, _DecodeBinding] = {}
         self._eager = run_options()
         size = cache.layout.max_slots * self.vocabulary * self._logits_type.itemsize
-        self._logits = cache.memory.take(size, size)
+        self._logits = cache.memory.allocate(size, size)
 
-    def rows_of(self, texts: int) -> int:
-        """How many rows a step has in which so many texts decode: the rest are idle, but need room in the cache."""
-        return texts
+    def padded_batch_size(self, sequences: int) -> int:
+        """The number of rows of a decode step of so many sequences. Padding rows use slots of the cache, too."""
+        return sequences
 
     def grow(self, slots: int) -> None:
-        """Have more slots. Raises NotEnoughMemory, and has as many as before."""
+        """Add slots, up to `slots`. On NotEnoughMemory the cache is as before."""
         self.cache.check_growth(slots)
-        self.release()  # whatever happens from here on, the memory may have moved
-        self._slots.clear()
-        self._rows.clear()
+        self.release()  # the memory may move from here on, even if growing fails
+        self._prefill_bindings.clear()
+        self._decode_bindings.clear()
         self.cache.grow(slots)
 
     def warm_up(self) -> None:
-        """Run what the first steps would otherwise wait for. All slots must be free."""
+        """Prepare for the first steps. All slots must be free."""
 
     def release(self) -> None:
-        """Forget what was prepared for the memory as it lies."""
+        """Release what depends on the addresses of the cache."""
 
     def prefill(self, slot: int, token_ids: Ids, past: int) -> Scores:
-        """Read `token_ids` (t,) after the `past` tokens that the slot holds: one row, the scores after the last."""
+        """Append `token_ids` (t,) to the first `past` tokens of a slot. Returns one row, after the last token."""
         count = len(token_ids)
-        binding = self._slots.get(slot) or self._bind_slot(slot)
+        binding = self._prefill_bindings.get(slot) or self._bind_prefill(slot)
         for name, value in {
             "input_ids": token_ids[None],
             "position_ids": np.arange(past, past + count)[None],
             "lengths": np.array([past + count], np.int32),
-            "total_sequence_length": self._total(past + count),
+            "total_sequence_length": self._total_length(past + count),
             "selected": np.array([count - 1]),
         }.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(value))
@@ -94,42 +94,43 @@ class Decoder:
         return Scores(top_scores, top_ids, logsumexp, self._read_logits)
 
     def decode(self, token_ids: Ids, lengths: NDArray[np.int32]) -> Scores:
-        """Append `token_ids` (n,) to the slots [0, n), which then hold `lengths` (n,) tokens: the scores after them."""
+        """Append `token_ids` (n,) to the slots [0, n), which then hold `lengths` (n,) tokens. Returns n rows."""
         count = len(token_ids)
-        rows = self._rows.get(count) or self._bind_rows(count)
+        rows = self._decode_bindings.get(count) or self._bind_decode(count)
         rows.inputs["input_ids"].update_inplace(token_ids[:, None])
         rows.inputs["position_ids"].update_inplace((lengths - 1).astype(np.int64)[:, None])
         rows.inputs["lengths"].update_inplace(lengths)
-        rows.inputs["total_sequence_length"].update_inplace(self._total(self._total_of_a_step(lengths)))
+        rows.inputs["total_sequence_length"].update_inplace(self._total_length(self._step_length(lengths)))
         self._session.run_bound(rows.binding, rows.options)
-        top_scores, top_ids, logsumexp = (rows.outputs[name].numpy() for name in TOP)
+        top_scores, top_ids, logsumexp = (rows.outputs[name].numpy() for name in TOP_OUTPUTS)
         return Scores(top_scores, top_ids, logsumexp, self._read_logits)
 
-    def forward(self, texts: Sequence[Ids], longest: int) -> Iterator[list[Floats]]:
-        """The logits (t, vocabulary) of whole texts, apart from the slots: of all of them in one run.
+    def forward(self, texts: Sequence[Ids], max_tokens: int) -> Iterator[list[Floats]]:
+        """The logits (t, vocabulary) of each text (t,), without the cache. Several texts are computed in one run.
 
-        A single text of more than `longest` tokens is read in so many runs, each of which gives the logits of its part.
+        A single text is computed in runs of `max_tokens` tokens. Each run yields the logits of its chunk.
         """
         lengths = np.array([len(text) for text in texts], np.int32)
         input_ids = np.zeros((len(texts), int(lengths.max())), np.int64)
         for row, text in zip(input_ids, texts, strict=True):
             row[: len(text)] = text
         if len(texts) > 1:
-            longest = input_ids.shape[1]
+            max_tokens = input_ids.shape[1]
         past: list[Array] = []
-        for start in range(0, input_ids.shape[1], longest):
-            part = input_ids[:, start : start + longest]
-            here = np.minimum(lengths - start, part.shape[1])
-            more = start + longest < input_ids.shape[1]
-            logits, *past = self._run_apart(part, here, past, start=start, more=more)
-            yield list(np.split(logits, np.cumsum(here)[:-1]))
+        for start in range(0, input_ids.shape[1], max_tokens):
+            chunk = input_ids[:, start : start + max_tokens]
+            chunk_lengths = np.minimum(lengths - start, chunk.shape[1])
+            more = start + max_tokens < input_ids.shape[1]
+            logits, *past = self._run_without_cache(chunk, chunk_lengths, past, start=start, more=more)
+            yield list(np.split(logits, np.cumsum(chunk_lengths)[:-1]))
 
-    def _run_apart(
+    def _run_without_cache(
         self, input_ids: Ids, lengths: NDArray[np.int32], past: Sequence[Array], *, start: int, more: bool
     ) -> list[Array]:
-        """The logits of the tokens (n, t) after the `start` tokens whose keys and values `past` has.
+        """The logits of `input_ids` (n, t), which follow `start` tokens whose keys and values are in `past`.
 
-        If there are `more` to come, the keys and values of all of them are behind the logits.
+        The logits are one row for each of the `lengths` (n,) tokens, without padding: (sum of lengths, vocabulary). If
+        `more` chunks follow, the keys and values of all tokens so far come after the logits.
         """
         layout, (rows, count) = self.cache.layout, input_ids.shape
         names = [f"{kind}.{layer}" for layer in range(layout.layers) for kind in ("key", "value")]
@@ -138,42 +139,42 @@ class Decoder:
             "input_ids": input_ids,
             "position_ids": np.tile(np.arange(start, start + count), (rows, 1)),
             "lengths": lengths + np.int32(start),
-            "total_sequence_length": self._total(start + count),
+            "total_sequence_length": self._total_length(start + count),
             "selected": np.flatnonzero(np.arange(count) < lengths[:, None]),
         }
         feeds |= {f"past_{name}": value for name, value in zip(names, past or [empty] * len(names), strict=True)}
         wanted = ["logits", *(f"present_{name}" for name in names if more)]
         return list(self._session.run(feeds, wanted).values())
 
-    def _total(self, tokens: int) -> NDArray[np.int32]:
+    def _total_length(self, tokens: int) -> NDArray[np.int32]:
         return np.full(self._total_shape, tokens, np.int32)
 
-    def _total_of_a_step(self, lengths: NDArray[np.int32]) -> int:
+    def _step_length(self, lengths: NDArray[np.int32]) -> int:
         return int(lengths.max())
 
-    def _options_of(self, rows: int) -> onnxruntime.RunOptions:
+    def _options_of(self, batch_size: int) -> onnxruntime.RunOptions:
         return self._eager
 
     def _read_logits(self, rows: Sequence[int]) -> Floats:
-        """The logits that the last run gave for these rows."""
+        """The logits (m, vocabulary) of these m rows, from the last run."""
         size = self.vocabulary * self._logits_type.itemsize
         found = [self.cache.memory.read(self._logits + row * size, size).view(self._logits_type) for row in rows]
         return np.stack(found).astype(np.float32, copy=False)
 
-    def _bind_slot(self, slot: int) -> onnxruntime.IOBinding:
+    def _bind_prefill(self, slot: int) -> onnxruntime.IOBinding:
         binding = self._session.io_binding()
-        for name in TOP:
+        for name in TOP_OUTPUTS:
             binding.bind_output(name, "cpu")
         self._bind_logits(binding, 1)
-        self.cache.bind(binding, first=slot, rows=1)
-        self._slots[slot] = binding
+        self.cache.bind(binding, first=slot, count=1)
+        self._prefill_bindings[slot] = binding
         return binding
 
     def _bind_logits(self, binding: onnxruntime.IOBinding, rows: int) -> None:
         memory, shape = self.cache.memory, (rows, self.vocabulary)
         binding.bind_output("logits", memory.device, memory.device_id, self._logits_type, shape, self._logits)
 
-    def _bind_rows(self, count: int) -> _Rows:
+    def _bind_decode(self, count: int) -> _DecodeBinding:
         binding, device = self._session.io_binding(), (self.cache.memory.device, self.cache.memory.device_id)
         inputs = {
             "input_ids": np.zeros((count, 1), np.int64),
@@ -182,19 +183,21 @@ class Decoder:
             "selected": np.arange(count),
         }
         bound = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value, *device) for name, value in inputs.items()}
-        bound["total_sequence_length"] = onnxruntime.OrtValue.ortvalue_from_numpy(self._total(0))  # wanted on the CPU
+        bound["total_sequence_length"] = onnxruntime.OrtValue.ortvalue_from_numpy(
+            self._total_length(0)
+        )  # an input that the graph reads on the CPU
         for name, value in bound.items():
             binding.bind_ortvalue_input(name, value)
-        likeliest = (count, self.likeliest)
+        top_shape = (count, self.graph_top_k)
         outputs = {
             name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, element, *device)
             for name, shape, element in zip(
-                TOP, (likeliest, likeliest, (count,)), (np.float32, np.int64, np.float32), strict=True
+                TOP_OUTPUTS, (top_shape, top_shape, (count,)), (np.float32, np.int64, np.float32), strict=True
             )
         }
         for name, value in outputs.items():
             binding.bind_ortvalue_output(name, value)
         self._bind_logits(binding, count)
-        self.cache.bind(binding, first=0, rows=count)
-        self._rows[count] = _Rows(binding, bound, outputs, self._options_of(count))
-        return self._rows[count]
+        self.cache.bind(binding, first=0, count=count)
+        self._decode_bindings[count] = _DecodeBinding(binding, bound, outputs, self._options_of(count))
+        return self._decode_bindings[count]

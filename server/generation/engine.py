@@ -1,6 +1,6 @@
-"""The door of generation: checks a request, lets it in, and gives its tokens as they come.
+"""Generation for the tasks: checks requests, queues them, and delivers their tokens.
 
-It takes arrays and plain values only. What decides is scheduler.py, what works is worker.py.
+Knows arrays and plain values only. The decisions are in scheduler.py, the work is in worker.py.
 """
 
 import asyncio
@@ -19,34 +19,34 @@ from server.arrays import Floats, Ids
 from server.concurrency.weighted_semaphore import WeightedSemaphore
 from server.config.settings import ModelSettings
 from server.errors import InvalidRequest, NotEnoughMemory, NotReady, Overloaded
-from server.generation.cache import SlotCache, check_room, megabytes, room_in
+from server.generation.cache import SlotCache, check_memory, megabytes, usable_bytes
 from server.generation.cuda_graphs import decoder_of, layout_of, memory_of
 from server.generation.decoder import Decoder
 from server.generation.request import Sampling
 from server.generation.runner import Runner
 from server.generation.sampler import SamplingState
 from server.generation.scheduler import Scheduler, SequenceState
-from server.generation.stream import Entrant, Stream
+from server.generation.stream import Stream, TokensPrompt
 from server.generation.worker import Clock, Worker
-from server.observability.observer import NoOpObserver, Observer, Spent
+from server.observability.observer import Observer, Spent
 from server.runtime.session import Session
 
 log = logging.getLogger(__name__)
 
-SLOTS = {"cuda": 128}  # at most, by provider
-SLOTS_AT_FIRST = 8
-CHUNK_TOKENS = {"cuda": 512}
-FORWARD_TOKENS = {"cuda": 1024}  # of whole texts, padding included, that run between two steps
-LOGITS_AT_ONCE = 1 << 26  # of whole texts, for all who ask together: 256 MiB
-SHARED_TOKENS = 16  # from as many on, what two prompts begin with is copied and not read again
-SLOTS_ELSEWHERE, CHUNK_TOKENS_ELSEWHERE, FORWARD_TOKENS_ELSEWHERE = 32, 64, 64
+MAX_SLOTS = {"cuda": 128}  # by provider
+INITIAL_SLOTS = 8
+CHUNK_TOKENS = {"cuda": 512}  # of a prompt, in one run
+FORWARD_TOKENS = {"cuda": 1024}  # of whole texts, with padding, in one run between two steps
+DEFAULT_MAX_SLOTS, DEFAULT_CHUNK_TOKENS, DEFAULT_FORWARD_TOKENS = 32, 64, 64  # of other providers
+MAX_LOGITS = 1 << 26  # numbers, in all results of `Engine.logits` that are being computed: 256 MiB
+MIN_SHARED_TOKENS = 16  # a shorter common prefix of two prompts is processed again instead of copied
 
 
 class Engine:
-    """Generates for many requests at once. To be used on one event loop.
+    """Generates for many requests at once. All methods must be called on one event loop.
 
-    A text ends after any of the tokens `end_ids`. Prompts that begin with `shared_tokens` equal tokens or more are read
-    only once.
+    Each of the tokens `end_ids` ends a sequence. A common prefix of two prompts is processed only once if it has at
+    least `min_shared_tokens` tokens.
     """
 
     def __init__(
@@ -55,29 +55,29 @@ class Engine:
         *,
         admission: AdmissionQueue,
         chunk_tokens: int,
-        forward_tokens: int = FORWARD_TOKENS_ELSEWHERE,
+        forward_tokens: int = DEFAULT_FORWARD_TOKENS,
         end_ids: Collection[int] = (),
-        shared_tokens: int = SHARED_TOKENS,
-        observer: Observer | None = None,
+        min_shared_tokens: int = MIN_SHARED_TOKENS,
+        observer: Observer,
         in_flight: InFlight | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         layout = decoder.cache.layout
-        self.context_length = layout.capacity  # tokens of prompt and continuation
+        self.context_length = layout.capacity  # tokens of a prompt and its continuation
         self.slots = layout.max_slots
         self.vocabulary = decoder.vocabulary
         self.admission = admission
         self._forward_tokens = forward_tokens
-        self._logits = WeightedSemaphore(LOGITS_AT_ONCE)
+        self._logits = WeightedSemaphore(MAX_LOGITS)
         self._end_ids = frozenset(end_ids)
-        self._observer = observer or NoOpObserver()
+        self._observer = observer
         scheduler = Scheduler(
             admission,
             slots=layout.slots,
             max_slots=layout.max_slots,
             chunk_tokens=chunk_tokens,
-            shared_tokens=shared_tokens,
-            step_rows=decoder.rows_of,
+            min_shared_tokens=min_shared_tokens,
+            padded_batch_size=decoder.padded_batch_size,
         )
         self._worker = Worker(Runner(decoder), scheduler, observer=self._observer, clock=clock)
         self._clock = clock
@@ -97,47 +97,48 @@ class Engine:
         return self._worker.running_inputs
 
     async def start(self) -> None:
-        """Accept requests from now on."""
+        """Warm up, and accept requests from then on."""
         await self._worker.warm_up()
         self._accepting = True
 
     async def drain(self) -> None:
-        """Accept nothing more and let what is under way be computed, whether its callers have read it or not."""
+        """Refuse new requests, and wait until all others are computed. Callers may still be reading their outputs."""
         self.in_flight.close()
-        await self.in_flight.wait_idle()  # those too whose prompt is not tokens yet
+        await self.in_flight.wait_idle()  # includes requests whose prompts are still being encoded
         self._accepting = False
         await self._worker.idle()
 
     def abort(self) -> None:
-        """Accept nothing more, and cancel what is under way."""
+        """Refuse new requests, and cancel all others."""
         self._accepting = False
         self._worker.cancel_all()
 
     @contextmanager
     def reserve(self, requests: int, *, field: str) -> Iterator[None]:
-        """Places in the queue for so many prompts, before anything is made of them; for a while.
+        """Hold a share of the queue for the block, while the prompts of a request are encoded.
 
-        Raises Overloaded, and InvalidRequest if there can never be so many.
+        Raises Overloaded, and InvalidRequest if so many prompts can never fit.
         """
         with self._counting_refusals(), self._worker.reserve(requests=requests, tokens=0, field=field):
             yield
 
     @contextmanager
     def admit(
-        self, entrants: Sequence[Entrant], sampling: Sampling, context: RequestContext, *, field: str = "prompts"
+        self, prompts: Sequence[TokensPrompt], sampling: Sampling, context: RequestContext, *, field: str = "prompts"
     ) -> Iterator[None]:
-        """Let in all of a request's prompts, or none of them. Leaving ends those that are not done by the next step.
+        """Queue all prompts of a request, or none. On exit the sequences that have not ended are cancelled.
 
-        Each is continued token by token, until a step has a `finish_reason`, an error comes instead, or who takes the
-        steps wants no more. Where prompt and `max_tokens` together exceed the context, the continuation ends with the
-        context, and with `finish_reason` "length". Raises InvalidRequest, Overloaded, NotReady, DeadlineExceeded; what
-        may come is DeadlineExceeded or StepFailed.
+        The engine calls `on_output` of each prompt with one output per token, until an output has a `finish_reason` or
+        the callback returns True. An error is the last output: DeadlineExceeded or StepFailed. If prompt and
+        `max_tokens` together exceed the context length, the sequence ends there, with `finish_reason` "length".
+
+        Raises InvalidRequest, Overloaded, NotReady, DeadlineExceeded.
         """
         self._check_accepting()
         sampling.check_vocabulary(self.vocabulary)
-        for entrant in entrants:
-            self._check_ids(entrant.name, entrant.ids)
-        streams = [self._stream(entrant, sampling, context) for entrant in entrants]
+        for prompt in prompts:
+            self._check_ids(prompt.name, prompt.ids)
+        streams = [self._stream(prompt, sampling, context) for prompt in prompts]
         with self._counting_refusals():
             self._worker.submit(*streams, field=field)
         try:
@@ -146,52 +147,53 @@ class Engine:
             self._worker.cancel(*streams)
 
     async def logits(self, ids: Ids, lengths: Ids, context: RequestContext) -> Floats:
-        """The logits (n, t, vocabulary) after the first `lengths` (n,) tokens of each row of `ids` (n, t), 0 elsewhere.
+        """The logits (n, t, vocabulary) at the first `lengths` (n,) tokens of the rows of `ids` (n, t); 0 elsewhere.
 
-        They are computed in parts between the steps of generation. Raises InvalidRequest, Overloaded, NotReady,
+        They are computed in chunks between the steps of generation. Raises InvalidRequest, Overloaded, NotReady,
         DeadlineExceeded, and the runtime's own error if a run fails.
         """
         self._check_accepting()
-        begun = self._clock()
-        context.check_deadline(begun)
-        place = self._worker.reserve(requests=len(ids), tokens=int(lengths.sum()), field="input_ids")
-        with self._counting_refusals(), place:
-            async with within_deadline(context, begun), self._logits.hold(ids.size * self.vocabulary):
+        arrived = self._clock()
+        context.check_deadline(arrived)
+        reservation = self._worker.reserve(requests=len(ids), tokens=int(lengths.sum()), field="input_ids")
+        with self._counting_refusals(), reservation:
+            async with within_deadline(context, arrived), self._logits.hold(ids.size * self.vocabulary):
                 logits, run_seconds = await self._forward(ids, lengths)
-        waited = max(0.0, self._clock() - begun - run_seconds)
+        waited = max(0.0, self._clock() - arrived - run_seconds)
         self._observer.answered(Spent(queue_seconds=waited, run_seconds=run_seconds))
         return logits
 
     async def _forward(self, ids: Ids, lengths: Ids) -> tuple[Floats, float]:
-        """The logits, and the seconds that it took to compute them."""
+        """The logits, and the seconds that the model ran for them."""
         logits, run_seconds, first = np.zeros((*ids.shape, self.vocabulary), np.float32), 0.0, 0
-        for texts in groups([row[:length] for row, length in zip(ids, lengths, strict=True)], self._forward_tokens):
-            parts = self._worker.parts(texts, self._forward_tokens)
-            for start in range(0, max(map(len, texts)), self._forward_tokens):
+        texts = [row[:length] for row, length in zip(ids, lengths, strict=True)]
+        for batch in padded_batches(texts, self._forward_tokens):
+            chunks = self._worker.chunks(batch, self._forward_tokens)
+            for start in range(0, max(map(len, batch)), self._forward_tokens):
                 self._check_accepting()
-                found, seconds = await self._worker.forward(parts)
-                for row, part in zip(logits[first:, start:], found, strict=False):
-                    await asyncio.to_thread(np.copyto, row[: len(part)], part)
+                chunk, seconds = await self._worker.forward(chunks)
+                for target, found in zip(logits[first:, start:], chunk, strict=False):
+                    await asyncio.to_thread(np.copyto, target[: len(found)], found)
                 run_seconds += seconds
-            first += len(texts)
+            first += len(batch)
         return logits, run_seconds
 
-    def _stream(self, entrant: Entrant, sampling: Sampling, context: RequestContext) -> Stream:
+    def _stream(self, prompt: TokensPrompt, sampling: Sampling, context: RequestContext) -> Stream:
         now = self._clock()
         context.check_deadline(now)
-        ends = set(sampling.stop_token_ids)
+        end_ids = set(sampling.stop_token_ids)
         if not sampling.ignore_eos:
-            ends |= self._end_ids
-        max_tokens = min(sampling.max_tokens, self.context_length - len(entrant.ids))
+            end_ids |= self._end_ids
+        max_tokens = min(sampling.max_tokens, self.context_length - len(prompt.ids))
         return Stream(
-            sequence=SequenceState(prompt=entrant.ids, max_tokens=max_tokens, context=context, arrived=now),
-            draws=SamplingState(sampling, entrant.ids, vocabulary=self.vocabulary, end_ids=sorted(ends)),
-            end_ids=frozenset(ends),
-            take=entrant.take,
+            sequence=SequenceState(prompt=prompt.ids, max_tokens=max_tokens, context=context, arrived=now),
+            sampling_state=SamplingState(sampling, prompt.ids, vocabulary=self.vocabulary, end_ids=sorted(end_ids)),
+            end_ids=frozenset(end_ids),
+            on_output=prompt.on_output,
         )
 
     def check_length(self, field: str, tokens: int) -> None:
-        """Raise InvalidRequest for a prompt that is empty, or leaves no room for a token of its continuation."""
+        """Raise InvalidRequest for a prompt that is empty, or so long that no token can follow."""
         if not 1 <= tokens < self.context_length:
             raise InvalidRequest(field, f"{tokens} tokens", f"1 to {self.context_length - 1}")
 
@@ -214,16 +216,16 @@ class Engine:
             raise NotReady(f"{self.admission.name} is starting or being unloaded")
 
 
-def groups(rows: Sequence[Ids], tokens: int) -> Iterator[list[Ids]]:
-    """Rows in order, as many together as have at most so many tokens when padded to the longest; at least one."""
-    group: list[Ids] = []
-    for row in rows:
-        if group and max(len(row), *map(len, group)) * (len(group) + 1) > tokens:
-            yield group
-            group = []
-        group.append(row)
-    if group:
-        yield group
+def padded_batches(texts: Sequence[Ids], max_tokens: int) -> Iterator[list[Ids]]:
+    """The texts in order, in batches of at most `max_tokens` tokens with padding, and of at least one text."""
+    batch: list[Ids] = []
+    for text in texts:
+        if batch and max(len(text), *map(len, batch)) * (len(batch) + 1) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(text)
+    if batch:
+        yield batch
 
 
 def open_engine(
@@ -235,52 +237,52 @@ def open_engine(
     end_ids: Collection[int],
     device: int = 0,
     memory_limit: int | None = None,
-    observer: Observer | None = None,
+    observer: Observer,
     in_flight: InFlight | None = None,
 ) -> Engine:
-    """An engine over a session, as the settings say. `context_length` is the number of positions that the model knows.
+    """An engine over a session. `context_length` is the number of positions that the model knows.
 
-    `memory_limit` is how many bytes of a GPU the cache may take. It has few slots at first, and more when they are
-    needed. Raises NotEnoughMemory if that is more than there is room for.
+    `memory_limit` is the number of bytes of a GPU that the cache may use. The cache has few slots at first, and grows
+    when requests wait for a slot. Raises NotEnoughMemory if the cache does not fit.
     """
     capacity = min(settings.capacity or context_length, context_length)
     try:
-        decoder = _decoder(session, settings, capacity=capacity, device=device, memory_limit=memory_limit)
+        decoder = _open_decoder(session, settings, capacity=capacity, device=device, memory_limit=memory_limit)
     except NotEnoughMemory as error:
         raise NotEnoughMemory(f"{name}: {error} (--set {name}.slots=N, or a smaller {name}.capacity)") from error
-    _tell_memory(name, decoder.cache)
+    _log_cache_size(name, decoder.cache)
     limits = Limits(
         requests=settings.max_queue_requests,
         tokens=settings.max_queue_tokens or settings.max_queue_requests * capacity,
     )
-    chunk_tokens = settings.max_prefill_tokens or CHUNK_TOKENS.get(session.provider, CHUNK_TOKENS_ELSEWHERE)
+    chunk_tokens = settings.max_prefill_tokens or CHUNK_TOKENS.get(session.provider, DEFAULT_CHUNK_TOKENS)
     return Engine(
         decoder,
         admission=AdmissionQueue(name, limits),
         chunk_tokens=max(chunk_tokens, 3),
-        forward_tokens=FORWARD_TOKENS.get(session.provider, FORWARD_TOKENS_ELSEWHERE),
+        forward_tokens=FORWARD_TOKENS.get(session.provider, DEFAULT_FORWARD_TOKENS),
         end_ids=end_ids,
-        shared_tokens=SHARED_TOKENS if settings.prefix_cache else capacity,  # no two prompts share a whole slot
+        min_shared_tokens=MIN_SHARED_TOKENS if settings.prefix_cache else capacity,  # no prompt is that long
         observer=observer,
         in_flight=in_flight,
     )
 
 
-def _decoder(
+def _open_decoder(
     session: Session, settings: ModelSettings, *, capacity: int, device: int, memory_limit: int | None
 ) -> Decoder:
-    """A number of slots that somebody asked for must fit whole; the usual number is as many of them as fit."""
-    most = settings.slots or SLOTS.get(session.provider, SLOTS_ELSEWHERE)
+    """A decoder over a new cache. A number of slots in the settings must fit; the default is reduced until it fits."""
+    max_slots = settings.slots or MAX_SLOTS.get(session.provider, DEFAULT_MAX_SLOTS)
     memory = memory_of(session, device_id=device, limit=memory_limit)
-    layout = layout_of(session, slots=most, max_slots=most, capacity=capacity)
+    layout = layout_of(session, slots=max_slots, max_slots=max_slots, capacity=capacity)
     if settings.slots:
-        check_room(layout, memory, slots=most, more=layout.bytes(most))
-    most = max(1, min(most, room_in(memory) // layout.bytes(1)))
-    layout = replace(layout, slots=min(most, SLOTS_AT_FIRST), max_slots=most)
+        check_memory(layout, memory, slots=max_slots, size=layout.bytes(max_slots))
+    max_slots = max(1, min(max_slots, usable_bytes(memory) // layout.bytes(1)))
+    layout = replace(layout, slots=min(max_slots, INITIAL_SLOTS), max_slots=max_slots)
     return decoder_of(session, layout, memory)
 
 
-def _tell_memory(name: str, cache: SlotCache) -> None:
+def _log_cache_size(name: str, cache: SlotCache) -> None:
     layout = cache.layout
     log.info(
         "%s: %d slots of %d tokens, %s each: %s of keys and values at first, at most %s in %d slots",

@@ -1,7 +1,6 @@
-"""Do prompts read in chunks, and then a step over all of them, give what the exported model gave for whole texts?
+"""Compares decoding from the cache with the golden logits, which the exported model computed for whole texts.
 
-The golden cases know nothing of chunks, slots and ragged steps, which is how the graph is really used: this replays
-them that way, for whoever compares the two.
+The golden texts are decoded as the engine decodes: prompts in chunks, then one decode step of different lengths.
 """
 
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ CHUNK_TOKENS = 3
 
 
 def check_decoding(session: Session, artifact: Artifact, *, device: int = 0) -> float:
-    """The error, in standard deviations of the reference, of decoding the golden inputs; BadArtifact if too large."""
+    """The error of decoding the golden texts, in standard deviations of the reference. BadArtifact if too large."""
     found, expected = replay(session, artifact.golden(), device=device)
     errors = np.abs(found - expected) / (expected.std() or 1.0)
     measure, tolerance = tolerance_of(session, artifact)
@@ -35,9 +34,9 @@ def check_decoding(session: Session, artifact: Artifact, *, device: int = 0) -> 
 
 
 def replay(session: Session, cases: Sequence[GoldenCase], *, device: int = 0) -> tuple[Floats, Floats]:
-    """The logits (rows, vocabulary) that decoding gives, and those that are expected, at the last position of each row.
+    """The logits (n, vocabulary) of decoding, and the expected ones, at the last positions of the n golden texts.
 
-    All golden rows of all cases decode together, in one step of as many lengths.
+    The texts of all cases decode together in one step.
     """
     texts, expected = zip(*(pair for case in cases for pair in _last_positions(case)), strict=True)
     layout = layout_of(session, slots=len(texts), max_slots=len(texts), capacity=max(map(len, texts)))
@@ -53,7 +52,7 @@ def replay(session: Session, cases: Sequence[GoldenCase], *, device: int = 0) ->
 
 
 def _last_positions(case: GoldenCase) -> list[tuple[Ids, Floats]]:
-    """For each row of a case the tokens up to the last of which the logits are known, and these."""
+    """The tokens (t,) of each row up to the last position with golden logits, and these logits (vocabulary,)."""
     ids, logits = case.inputs["input_ids"], case.outputs["logits"]
     last: dict[int, tuple[NDArray[np.int64], Floats]] = {}
     for position, expected in zip(case.inputs["selected"].tolist(), logits, strict=True):

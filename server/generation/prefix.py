@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from server.arrays import Ids
 
-READ_ANEW = 2  # tokens, at least: one alone is computed by other kernels, and differs in the last bits
+MIN_PREFILL_TOKENS = 2  # never copied, because the kernels for a single token differ in the last bits
 
 
 @dataclass(frozen=True)
 class Copy:
-    """The keys and values of the first `tokens` tokens of one slot go to another."""
+    """Copy the keys and values of the first `tokens` tokens from one slot to another."""
 
     source: int
     target: int
@@ -22,75 +22,82 @@ class Copy:
 
 
 @dataclass
-class Kept:
+class Entry:
     """The prompt in an idle slot."""
 
-    prompt: Ids
-    used: int  # the larger, the later
+    prompt: Ids  # (t,)
+    last_use: int  # the larger, the later
 
 
-class Prefixes:
-    """What the unused slots keep. The least recently used goes first.
+class PrefixCache:
+    """The prompts in idle slots, by slot. The least recently used entry is dropped first.
 
-    `least` is how many tokens two prompts must share for it to be worth a copy.
+    A common prefix of fewer than `min_tokens` tokens is not worth a copy.
     """
 
-    def __init__(self, slots: int, *, least: int) -> None:
-        self.kept: dict[int, Kept] = {}
+    def __init__(self, slots: int, *, min_tokens: int) -> None:
+        self.entries: dict[int, Entry] = {}
         self.slots = slots
-        self._least = max(least, READ_ANEW)
+        self._min_tokens = max(min_tokens, MIN_PREFILL_TOKENS)
         self._uses = 0
 
-    def best(self, prompt: Ids, running: Iterable[tuple[int, Ids]]) -> tuple[int, int]:
-        """The slot whose prompt shares most with this one, and how many tokens; (-1, 0) if it is not worth it.
+    def longest_match(self, prompt: Ids, running: Iterable[tuple[int, Ids]]) -> tuple[int, int]:
+        """The slot with the longest usable prefix of `prompt` (t,), and its length in tokens; (-1, 0) if too short.
 
-        `running` are the slots in use, each with as much of its prompt as it has read.
+        `running` are the slots in use, each with the part of its prompt that is in the slot.
         """
-        candidates = [*((slot, kept.prompt) for slot, kept in self.kept.items()), *running]
-        shared = [(min(common(prompt, other), len(prompt) - READ_ANEW), slot) for slot, other in candidates]
-        tokens, slot = max(shared, default=(0, -1))
-        if tokens < self._least:
+        candidates = [*((slot, entry.prompt) for slot, entry in self.entries.items()), *running]
+        lengths = [
+            (min(common_prefix_length(prompt, other), len(prompt) - MIN_PREFILL_TOKENS), slot)
+            for slot, other in candidates
+        ]
+        length, slot = max(lengths, default=(0, -1))
+        if length < self._min_tokens:
             return -1, 0
-        if slot in self.kept:
-            self._touch(self.kept[slot])
-        return slot, tokens
+        if slot in self.entries:
+            self._touch(self.entries[slot])
+        return slot, length
 
     def keep(self, slot: int, prompt: Ids) -> None:
-        """The slot is idle now: keep its prompt, unless a kept prompt begins with it."""
-        if len(prompt) < self._least:
+        """The slot is idle now: keep its prompt (t,), unless it is a prefix of another entry."""
+        if len(prompt) < self._min_tokens:
             return
-        for kept in self.kept.values():
-            if common(prompt, kept.prompt) == len(prompt):
-                self._touch(kept)
+        shared = {other: common_prefix_length(prompt, entry.prompt) for other, entry in self.entries.items()}
+        for other, length in shared.items():
+            if length == len(prompt):
+                self._touch(self.entries[other])
                 return
-        for other in [other for other, kept in self.kept.items() if common(prompt, kept.prompt) == len(kept.prompt)]:
-            del self.kept[other]
-        self.kept[slot] = Kept(prompt, 0)
-        self._touch(self.kept[slot])
+        for other, length in shared.items():
+            if length == len(self.entries[other].prompt):
+                del self.entries[other]
+        self.entries[slot] = Entry(prompt, 0)
+        self._touch(self.entries[slot])
 
-    def vacate(self, slot: int, taken: Collection[int]) -> list[Copy]:
-        """Make room in a slot: what it keeps moves to where something older, or nothing, is kept; or it is forgotten.
+    def vacate(self, slot: int, used: Collection[int]) -> list[Copy]:
+        """Free a slot. Its entry moves to an empty slot or replaces an older entry, else it is dropped.
 
-        `taken` are slots that must stay as they are.
+        The slots in `used` are left as they are.
         """
-        leaving = self.kept.pop(slot, None)
-        if leaving is None:
+        entry = self.entries.pop(slot, None)
+        if entry is None:
             return []
-        ages = {other: self.kept[other].used if other in self.kept else 0 for other in range(self.slots)}
-        places = [other for other in ages if other != slot and other not in taken and ages[other] < leaving.used]
-        if not places:
+        last_uses = {other: self.entries[other].last_use if other in self.entries else 0 for other in range(self.slots)}
+        targets = [
+            other for other in last_uses if other != slot and other not in used and last_uses[other] < entry.last_use
+        ]
+        if not targets:
             return []
-        place = min(places, key=lambda place: (ages[place], -place))  # the lowest free ones are the next to be needed
-        self.kept[place] = leaving
-        return [Copy(slot, place, len(leaving.prompt))]
+        target = min(targets, key=lambda other: (last_uses[other], -other))  # the lowest slots are needed first
+        self.entries[target] = entry
+        return [Copy(slot, target, len(entry.prompt))]
 
-    def _touch(self, kept: Kept) -> None:
+    def _touch(self, entry: Entry) -> None:
         self._uses += 1
-        kept.used = self._uses
+        entry.last_use = self._uses
 
 
-def common(one: Ids, other: Ids) -> int:
-    """How many tokens both begin with."""
+def common_prefix_length(one: Ids, other: Ids) -> int:
+    """The number of equal tokens at the beginning of `one` (t,) and `other` (u,)."""
     length = min(len(one), len(other))
     different = one[:length] != other[:length]
     return int(different.argmax()) if different.any() else length

@@ -1,4 +1,4 @@
-"""What a request to generate asks, and what it gets token by token. Plain values; no text, slots or tensors."""
+"""Sampling parameters of a request, and the output of each generated token. Plain values: no text, slots or tensors."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,17 +7,18 @@ from dataclasses import dataclass, field
 from server.errors import InvalidRequest
 from server.observability.observer import Usage
 
-LIKELIEST_LIMIT = 20  # of `logprobs`, as in vLLM: all of them are among the likeliest that a graph gives (64)
-NAMED_LIMIT = 1024  # tokens in `logit_bias`, and in `stop_token_ids`
+MAX_LOGPROBS = 20  # as in vLLM; fewer than the most likely tokens that a graph outputs (64)
+MAX_LISTED_TOKENS = 1024  # in `logit_bias`, and in `stop_token_ids`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How each next token is chosen and when to stop. Names and meanings are those of vLLM and OpenAI.
 
-    `temperature` 0 always takes the likeliest token. `top_k` 0 considers the whole vocabulary. `repetition_penalty`
-    counts the prompt, too; `frequency_penalty` and `presence_penalty` only what was generated. Up to `min_tokens` of
-    them no stop string ends the text, and no token that would end it is chosen. Raises InvalidRequest.
+    `temperature` 0 always chooses the most likely token. `top_k` 0 considers the whole vocabulary. The
+    `repetition_penalty` applies to tokens of the prompt too, `frequency_penalty` and `presence_penalty` only to
+    generated tokens. Before `min_tokens` tokens are generated, no stop string ends the text, and no token that would
+    end it is chosen. Raises InvalidRequest.
     """
 
     max_tokens: int = 16
@@ -37,8 +38,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, tokens in (("logit_bias", self.logit_bias), ("stop_token_ids", self.stop_token_ids)):
-            if len(tokens) > NAMED_LIMIT:
-                raise InvalidRequest(name, f"{len(tokens)} tokens", f"at most {NAMED_LIMIT}")
+            if len(tokens) > MAX_LISTED_TOKENS:
+                raise InvalidRequest(name, f"{len(tokens)} tokens", f"at most {MAX_LISTED_TOKENS}")
         for name, holds, expected in (
             ("max_tokens", self.max_tokens >= 1, "at least 1"),
             ("min_tokens", 0 <= self.min_tokens <= self.max_tokens, f"0 to max_tokens ({self.max_tokens})"),
@@ -50,7 +51,7 @@ class Sampling:
             ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "-2 to 2"),
             ("presence_penalty", -2 <= self.presence_penalty <= 2, "-2 to 2"),
             ("seed", self.seed is None or 0 <= self.seed < 2**64, "0 to 2**64 - 1"),
-            ("logprobs", 0 <= self.logprobs <= LIKELIEST_LIMIT, f"0 to {LIKELIEST_LIMIT}"),
+            ("logprobs", 0 <= self.logprobs <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}"),
         ):
             if not holds:
                 raise InvalidRequest(name, str(getattr(self, name)), expected)
@@ -59,7 +60,7 @@ class Sampling:
                 raise InvalidRequest(f"logit_bias[{token}]", str(bias), "-100 to 100")
 
     def check_vocabulary(self, vocabulary: int) -> None:
-        """Raise InvalidRequest if it names a token that the model does not have."""
+        """Raise InvalidRequest for a token id that the model does not have."""
         for name, tokens in (("logit_bias", self.logit_bias), ("stop_token_ids", self.stop_token_ids)):
             for token in tokens:
                 if not 0 <= token < vocabulary:
@@ -70,14 +71,15 @@ class Sampling:
 class TokenOutput:
     """One generated token.
 
-    Log-probabilities are those of the model, before temperature, penalties and filters. `top` has the `logprobs`
-    likeliest tokens if asked for, the likeliest first. What the server cancels ends with a step without token.
+    Log-probabilities are those of the model, before temperature, penalties and filters. `top` has the ids and
+    log-probabilities of the most likely tokens, as many as `Sampling.logprobs`, in descending order. A sequence that
+    the server cancels ends with an output without a token.
     """
 
     token_id: int | None
     logprob: float = math.nan
     top: tuple[tuple[int, float], ...] = ()
-    finish_reason: str = ""  # on the last: stop, length or cancelled
-    stop_reason: str = ""  # on the last: the token of `stop_token_ids` that ended it
+    finish_reason: str = ""  # of the last output: stop, length or cancelled
+    stop_reason: str = ""  # of the last output: the token of `stop_token_ids` that ended the sequence
     seed: int
-    usage: Usage  # so far
+    usage: Usage  # up to this token

@@ -1,4 +1,4 @@
-"""One step of the batch on the device: move, run, choose. Decides nothing and knows no callers."""
+"""Runs one step on the device: copies slots, runs the model, samples tokens. Decides nothing and knows no callers."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,32 +12,34 @@ from server.generation.stream import Stream
 
 
 class Runner:
-    """A decoder, and the sampler for the rows that decode. To be used by one thread at a time."""
+    """A decoder, and the sampler of the decoding batch. Not thread-safe."""
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
         self._sampler: Sampler | None = None  # of the last decode step
 
     def copy(self, copies: Iterable[Copy]) -> None:
-        """Move tokens from slot to slot."""
+        """Copy tokens from slot to slot."""
         for copy in copies:
             self.decoder.cache.copy(source=copy.source, target=copy.target, tokens=copy.tokens)
 
-    def run(self, step: Prefill | Decode, rows: Sequence[Stream]) -> list[SampledToken]:
-        """The next token of each row; none while a prompt is not read to its end."""
-        draws = [row.draws for row in rows]
+    def run(self, step: Prefill | Decode, streams: Sequence[Stream]) -> list[SampledToken]:
+        """The next token of each stream. None for a prefill step that does not reach the end of the prompt."""
+        states = [stream.sampling_state for stream in streams]
         if isinstance(step, Prefill):
             token_ids = step.sequence.prompt[step.start : step.stop]
             scores = self.decoder.prefill(step.sequence.slot, token_ids, step.start)
-            return self._sampler_of(draws).choose(scores) if step.last else []
-        idle = step.idle  # they run, too, and write behind what their slots hold
+            return self._sampler_of(states).sample(scores) if step.last else []
+        idle = step.idle  # padding rows also write one token, after the tokens to keep in their slots
         scores = self.decoder.decode(
-            np.array([*(row.last_token for row in rows), *(0 for _ in idle)], np.int64),
-            np.array([*(row.sequence.cached + 1 for row in rows), *(held + 1 for held in idle)], np.int32),
-        ).first(len(rows))
-        if self._sampler is None or self._sampler.rows != draws:
-            self._sampler = self._sampler_of(draws)
-        return self._sampler.choose(scores)
+            np.array([*(stream.last_token for stream in streams), *(0 for _ in idle)], np.int64),
+            np.array(
+                [*(stream.sequence.computed_tokens + 1 for stream in streams), *(kept + 1 for kept in idle)], np.int32
+            ),
+        ).first(len(streams))
+        if self._sampler is None or self._sampler.states != states:
+            self._sampler = self._sampler_of(states)
+        return self._sampler.sample(scores)
 
-    def _sampler_of(self, draws: list[SamplingState]) -> Sampler:
-        return Sampler(draws, likeliest=self.decoder.likeliest, vocabulary=self.decoder.vocabulary)
+    def _sampler_of(self, states: list[SamplingState]) -> Sampler:
+        return Sampler(states, graph_top_k=self.decoder.graph_top_k, vocabulary=self.decoder.vocabulary)

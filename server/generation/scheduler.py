@@ -1,14 +1,14 @@
-"""Which request runs next, and where its keys and values are. Pure: no clock, no thread, no tensor.
+"""Decides which request runs next, and which cache slot it uses. Pure: no clock, no thread, no tensor.
 
-A request waits, then its prompt is read in chunks (prefill), then it gets a token in every decode step with all others:
+A request waits, then its prompt is processed in chunks (prefill), then every decode step generates one of its tokens:
 
-    waiting ──► reading (one at a time) ──► decoding (all together) ──► gone
-                slot n or above             slots [0, n), no holes
+    waiting ──► prefilling (one at a time) ──► decoding (all together) ──► ended
+                slot n or above                slots [0, n), without gaps
 
-A request has its slot, and with it room for its prompt and all its tokens, from the moment it leaves the queue: nothing
-is ever evicted. Between two decode steps at most `chunk_tokens` of prompts are read, in a few runs at most, and after
-each decode step one chunk at least, so that neither those who stream nor those who wait stand still. What a prompt
-shares with one that was read before is not read again (prefix.py).
+A request gets its slot, with space for its prompt and `max_tokens`, when it leaves the queue, so no request is ever
+evicted. Between two decode steps at most `chunk_tokens` prompt tokens are processed, in at most MAX_PREFILLS runs;
+after every decode step at least one chunk is. So prompts do not stall decoding, and decoding does not stall prompts. A
+prompt prefix that an earlier prompt had in common is copied instead of being processed again (prefix.py).
 """
 
 import heapq
@@ -19,22 +19,22 @@ from typing import ClassVar
 
 from server.admission.queue import AdmissionQueue, RequestContext
 from server.arrays import Ids
-from server.generation.prefix import Copy, Prefixes
+from server.generation.prefix import Copy, PrefixCache
 
 MAX_PREFILLS = 4  # between two decode steps
 
 
 @dataclass(eq=False, kw_only=True)
 class SequenceState:
-    """One request as the scheduler sees it: a prompt to read, then a token each step. Compared by identity."""
+    """The scheduler's view of one sequence: a prompt to process, then one token per step. Compared by identity."""
 
     prompt: Ids  # (t,)
-    max_tokens: int  # prompt and these fit into a slot
+    max_tokens: int  # a slot has space for the prompt and these
     context: RequestContext
-    arrived: float  # seconds, on the clock that `Scheduler.plan` is told
+    arrived: float  # seconds, on the clock of `Scheduler.plan`
     slot: int = -1
-    cached: int = 0  # tokens whose keys and values are in the slot
-    reused: int = 0  # of these, tokens that another request had computed
+    computed_tokens: int = 0  # tokens whose keys and values are in the slot
+    cached_tokens: int = 0  # of these, prompt tokens that were copied from another sequence's slot
     started: float = 0.0  # when it got its slot
     cancelled: bool = False
 
@@ -43,9 +43,9 @@ class SequenceState:
         return len(self.prompt)
 
     @property
-    def read(self) -> Ids:
-        """As much of the prompt as is in the slot."""
-        return self.prompt[: self.cached]
+    def computed_prompt(self) -> Ids:
+        """The part of the prompt that is in the slot."""
+        return self.prompt[: self.computed_tokens]
 
     @property
     def reserved_tokens(self) -> int:
@@ -54,7 +54,7 @@ class SequenceState:
 
 @dataclass(frozen=True)
 class Prefill:
-    """Read the tokens [start, stop) of one prompt."""
+    """Process the tokens [start, stop) of one prompt."""
 
     kind: ClassVar = "prefill"
     sequence: SequenceState
@@ -76,9 +76,9 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Decode:
-    """One token for each; `sequences[i]` is in slot i.
+    """Generate one token for each sequence; `sequences[i]` is in slot i.
 
-    The slots behind theirs that run along, idle, hold `idle` tokens that somebody needs: these must stay.
+    `idle` has one number for each padding row: the number of tokens in its slot that the step must not overwrite.
     """
 
     kind: ClassVar = "decode"
@@ -92,7 +92,7 @@ class Decode:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do now, in this order: tell those who are gone, copy, run. Without a step there is nothing to do."""
+    """What to do, in this order: report the removed sequences, copy, run the step. No step: there is nothing to run."""
 
     cancelled: tuple[SequenceState, ...] = ()
     expired: tuple[SequenceState, ...] = ()
@@ -102,183 +102,188 @@ class Plan:
 
 @dataclass
 class Scheduler:
-    """Decides each step. `plan`, then run it, then `advance`, then `finish` those that have ended; `plan` again."""
+    """Decides each step. Call `plan`, run the step, call `advance`, call `finish` for each ended sequence; repeat."""
 
     admission: AdmissionQueue
     slots: int
     chunk_tokens: int
-    shared_tokens: int = 16  # prompts that begin with as many equal tokens share their keys and values
-    max_slots: int = 0  # as many as there may ever be; 0: as many as there are
-    step_rows: Callable[[int], int] = int  # with how many rows a step runs for so many sequences
+    min_shared_tokens: int = 16  # a shorter common prefix is not copied
+    max_slots: int = 0  # the limit of `grow`; 0: the initial number of slots
+    padded_batch_size: Callable[[int], int] = int  # rows of a decode step, by number of sequences
     waiting: list[tuple[float, int, SequenceState]] = field(default_factory=list)  # a heap: rank, order of arrival
-    reading: SequenceState | None = None
+    prefilling: SequenceState | None = None
     decoding: list[SequenceState] = field(default_factory=list)
     _arrivals: int = 0
-    _read_since_decode: int = 0
-    _look_again: float = math.inf  # when somebody may have to leave: the earliest deadline, or now after a cancellation
+    _prefilled_since_decode: int = 0  # tokens
+    _next_removal: float = math.inf  # when a sequence may have to go: the earliest deadline, or now after `cancel`
 
     def __post_init__(self) -> None:
         if self.slots < 1 or self.chunk_tokens < 3:
             raise ValueError(f"found {self.slots} slots, chunks of {self.chunk_tokens}, expected at least 1 and 3")
         self.max_slots = self.max_slots or self.slots
-        self.prefixes = Prefixes(self.slots, least=self.shared_tokens)
+        self.prefix_cache = PrefixCache(self.slots, min_tokens=self.min_shared_tokens)
 
     @property
     def idle(self) -> bool:
-        return not (self.waiting or self.reading or self.decoding)
+        return not (self.waiting or self.prefilling or self.decoding)
 
     @property
     def running(self) -> list[SequenceState]:
-        """Those that have a slot."""
-        return self.decoding + ([self.reading] if self.reading else [])
+        """The sequences that have a slot."""
+        return self.decoding + ([self.prefilling] if self.prefilling else [])
 
     @property
     def wanted_slots(self) -> int:
-        """How many slots there should be, because somebody waits for one; 0 if there are enough, or cannot be more."""
-        short = self.waiting and not self.reading and len(self.decoding) == self.slots < self.max_slots
+        """The number of slots to grow to, because a request waits for one. 0: enough slots, or no more possible."""
+        short = self.waiting and not self.prefilling and len(self.decoding) == self.slots < self.max_slots
         return min(2 * self.slots, self.max_slots) if short else 0
 
     def grow(self, slots: int) -> None:
-        """There are more slots now."""
-        self.slots = self.prefixes.slots = slots
+        """The cache has grown to so many slots."""
+        self.slots = self.prefix_cache.slots = slots
 
     def submit(self, *sequences: SequenceState, field: str = "prompts") -> None:
-        """Let all wait for their turns, or none. Overloaded; InvalidRequest if the queue can never hold them."""
+        """Queue all sequences, or none. Raises Overloaded, and InvalidRequest if they can never fit into the queue."""
         reserved = sum(sequence.reserved_tokens for sequence in sequences)
         self.admission.acquire(requests=len(sequences), tokens=reserved, field=field)
         for sequence in sequences:
             heapq.heappush(self.waiting, (sequence.context.rank(sequence.arrived), self._arrivals, sequence))
             self._arrivals += 1
-            self._look_again = min(self._look_again, _deadline(sequence))
+            self._next_removal = min(self._next_removal, _deadline(sequence))
 
     def cancel(self, sequence: SequenceState) -> None:
-        """It leaves at the next `plan`. Harmless if it is gone already."""
+        """Remove the sequence at the next `plan`. Has no effect on a sequence that has ended."""
         sequence.cancelled = True
-        self._look_again = -math.inf
+        self._next_removal = -math.inf
 
     def plan(self, now: float) -> Plan:
-        """Let go who is cancelled or out of time, let in who has waited longest, close the holes, choose the step."""
-        cancelled, expired = self._leave(now)
-        copies = (*self._close_holes(), *self._let_in(now))
-        return Plan(cancelled=cancelled, expired=expired, copies=copies, step=self._choose())
+        """Remove cancelled and expired sequences, close gaps, start the first waiting sequence, choose the step."""
+        cancelled, expired = self._remove_cancelled_and_expired(now)
+        copies = (*self._close_gaps(), *self._start_next(now))
+        return Plan(cancelled=cancelled, expired=expired, copies=copies, step=self._choose_step())
 
     def advance(self, step: Prefill | Decode) -> None:
-        """The step has run: its tokens are in the cache."""
+        """The step has run: the keys and values of its tokens are in the cache."""
         if isinstance(step, Decode):
-            self._read_since_decode = 0
+            self._prefilled_since_decode = 0
             for sequence in step.sequences:
-                sequence.cached += 1
+                sequence.computed_tokens += 1
             return
-        self._read_since_decode += self._cost(step.tokens)
-        step.sequence.cached = step.stop
+        self._prefilled_since_decode += self._prefill_cost(step.tokens)
+        step.sequence.computed_tokens = step.stop
         if step.last:
             self.decoding.append(step.sequence)
-            self.reading = None
+            self.prefilling = None
 
     def finish(self, sequence: SequenceState) -> None:
-        """It has its last token, or its caller is gone: its slot is free, and keeps the prompt."""
+        """The sequence has its last token, or was removed: free its slot, and keep the prompt for later requests."""
         self.fail(sequence)
-        self.prefixes.keep(sequence.slot, sequence.read)
+        self.prefix_cache.keep(sequence.slot, sequence.computed_prompt)
 
     def fail(self, sequence: SequenceState) -> None:
-        """Its step failed: its slot is free, and what is in it good for nothing."""
-        if sequence is self.reading:
-            self.reading = None
+        """A step of the sequence failed: free its slot, whose contents are invalid."""
+        if sequence is self.prefilling:
+            self.prefilling = None
         else:
             self.decoding.remove(sequence)
 
     def fail_all(self) -> None:
-        """A copy failed: the contents of the slots are unknown."""
-        self.reading, self.decoding = None, []
-        self.prefixes.kept.clear()
+        """A copy failed: free all slots, because their contents are unknown."""
+        self.prefilling, self.decoding = None, []
+        self.prefix_cache.entries.clear()
 
     def clear(self) -> None:
         """Remove all waiting and running sequences."""
         for _, _, sequence in self.waiting:
             self.admission.release(requests=1, tokens=sequence.reserved_tokens)
-        self.waiting, self._look_again = [], math.inf
+        self.waiting, self._next_removal = [], math.inf
         self.fail_all()
 
     # ---- the parts of a plan
 
-    def _leave(self, now: float) -> tuple[tuple[SequenceState, ...], tuple[SequenceState, ...]]:
-        if now < self._look_again:
+    def _remove_cancelled_and_expired(self, now: float) -> tuple[tuple[SequenceState, ...], tuple[SequenceState, ...]]:
+        """The cancelled sequences, and the others whose deadline has passed."""
+        if now < self._next_removal:
             return (), ()
-        everyone = [sequence for _, _, sequence in self.waiting] + self.running
-        gone = {sequence for sequence in everyone if sequence.cancelled or sequence.context.expired(now)}
-        for sequence in gone:
+        sequences = [sequence for _, _, sequence in self.waiting] + self.running
+        removed = [sequence for sequence in sequences if sequence.cancelled or sequence.context.expired(now)]
+        for sequence in removed:
             if sequence.slot >= 0:
                 self.finish(sequence)
             else:
                 self.admission.release(requests=1, tokens=sequence.reserved_tokens)
-        self.waiting = [entry for entry in self.waiting if entry[2] not in gone]
+        kept = set(sequences).difference(removed)
+        self.waiting = [entry for entry in self.waiting if entry[2] in kept]
         heapq.heapify(self.waiting)
-        self._look_again = min((_deadline(sequence) for sequence in everyone if sequence not in gone), default=math.inf)
-        leavers = [sequence for sequence in everyone if sequence in gone]
-        cancelled = tuple(sequence for sequence in leavers if sequence.cancelled)
-        return cancelled, tuple(sequence for sequence in leavers if not sequence.cancelled)
+        self._next_removal = min(map(_deadline, kept), default=math.inf)
+        cancelled = tuple(sequence for sequence in removed if sequence.cancelled)
+        return cancelled, tuple(sequence for sequence in removed if not sequence.cancelled)
 
-    def _close_holes(self) -> list[Copy]:
-        """Move those that decode into the slots [0, n). The slot of the prompt that is being read is n or above."""
-        rows = len(self.decoding)
-        taken = {sequence.slot for sequence in self.running}
-        holes = [slot for slot in range(rows) if slot not in taken]
+    def _close_gaps(self) -> list[Copy]:
+        """Move the decoding sequences into the slots [0, n). The slot of the sequence in prefill is n or above."""
+        count = len(self.decoding)
+        used = {sequence.slot for sequence in self.running}
+        gaps = [slot for slot in range(count) if slot not in used]
         copies = []
-        for sequence, hole in zip([mover for mover in self.decoding if mover.slot >= rows], holes, strict=True):
-            copies += self.prefixes.vacate(hole, taken.union(holes))
-            copies.append(Copy(sequence.slot, hole, sequence.cached))
-            sequence.slot = hole
+        for sequence, gap in zip([mover for mover in self.decoding if mover.slot >= count], gaps, strict=True):
+            copies += self.prefix_cache.vacate(gap, used.union(gaps))
+            copies.append(Copy(sequence.slot, gap, sequence.computed_tokens))
+            sequence.slot = gap
         self.decoding.sort(key=lambda sequence: sequence.slot)
         return copies
 
-    def _let_in(self, now: float) -> list[Copy]:
-        """Give a slot to whoever's turn it is, with as much of the prompt as another slot holds already."""
-        if self.reading or not self.waiting or len(self.decoding) == self.slots:
+    def _start_next(self, now: float) -> list[Copy]:
+        """Give a slot to the first waiting sequence, with the longest prefix of its prompt that another slot holds."""
+        if self.prefilling or not self.waiting or len(self.decoding) == self.slots:
             return []
         sequence = heapq.heappop(self.waiting)[2]
         self.admission.release(requests=1, tokens=sequence.reserved_tokens, waited_s=now - sequence.arrived)
         sequence.slot = len(self.decoding)
         sequence.started = now
-        running = [(other.slot, other.read) for other in self.decoding]
-        source, shared = self.prefixes.best(sequence.prompt, running)
-        copies = self.prefixes.vacate(sequence.slot, {source, *(slot for slot, _ in running)})
+        running = [(other.slot, other.computed_prompt) for other in self.decoding]
+        source, shared = self.prefix_cache.longest_match(sequence.prompt, running)
+        copies = self.prefix_cache.vacate(sequence.slot, {source, *(slot for slot, _ in running)})
         if shared and source != sequence.slot:
             copies.append(Copy(source, sequence.slot, shared))
-        sequence.cached = sequence.reused = shared
-        self.reading = sequence
+        sequence.computed_tokens = sequence.cached_tokens = shared
+        self.prefilling = sequence
         return copies
 
-    def _choose(self) -> Prefill | Decode | None:
-        if self.reading:
-            start = self.reading.cached
-            stop = start + chunk_length(self.reading.prompt_tokens - start, self.chunk_tokens)
-            enough = self._read_since_decode and self._read_since_decode + self._cost(stop - start) > self.chunk_tokens
+    def _choose_step(self) -> Prefill | Decode | None:
+        if self.prefilling:
+            start = self.prefilling.computed_tokens
+            stop = start + chunk_length(self.prefilling.prompt_tokens - start, self.chunk_tokens)
+            done = self._prefilled_since_decode
+            enough = done and done + self._prefill_cost(stop - start) > self.chunk_tokens
             if not (self.decoding and enough):
-                return Prefill(self.reading, start, stop)
+                return Prefill(self.prefilling, start, stop)
         if not self.decoding:
             return None
-        rows = len(self.decoding)
-        return Decode(tuple(self.decoding), tuple(map(self._held, range(rows, self.step_rows(rows)))))
+        count = len(self.decoding)
+        return Decode(
+            tuple(self.decoding), tuple(map(self._tokens_to_keep, range(count, self.padded_batch_size(count))))
+        )
 
-    def _cost(self, tokens: int) -> int:
-        """Of a run over so many tokens, in tokens: it has to read all weights, be they ever so few."""
+    def _prefill_cost(self, tokens: int) -> int:
+        """The cost of a prefill, in tokens. Even a short run has to read all weights."""
         return max(tokens, self.chunk_tokens // MAX_PREFILLS)
 
-    def _held(self, slot: int) -> int:
+    def _tokens_to_keep(self, slot: int) -> int:
         """The number of tokens that are still needed of a slot that does not decode."""
-        if self.reading and self.reading.slot == slot:
-            return self.reading.cached
-        return len(self.prefixes.kept[slot].prompt) if slot in self.prefixes.kept else 0
+        if self.prefilling and self.prefilling.slot == slot:
+            return self.prefilling.computed_tokens
+        entry = self.prefix_cache.entries.get(slot)
+        return len(entry.prompt) if entry else 0
 
 
 def _deadline(sequence: SequenceState) -> float:
     return math.inf if sequence.context.deadline is None else sequence.context.deadline
 
 
-def chunk_length(remaining: int, longest: int) -> int:
-    """How many of the remaining tokens of a prompt to read at once. Never leaves a single one.
+def chunk_length(remaining: int, max_tokens: int) -> int:
+    """The length of the next chunk of a prompt. Never leaves a single token for the last chunk.
 
-    One token alone is computed by other kernels than several and comes out different in the last bits.
+    Other kernels compute a single token than several, and their results differ in the last bits.
     """
-    length = min(remaining, longest)
+    length = min(remaining, max_tokens)
     return length - 1 if remaining - length == 1 else length

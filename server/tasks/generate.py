@@ -13,7 +13,7 @@ from server.arrays import Array, Ids
 from server.generation.engine import Engine
 from server.generation.replicas import EngineReplicas
 from server.generation.request import Sampling
-from server.generation.stream import Entrant
+from server.generation.stream import TokensPrompt
 from server.tasks.tensors import check_size, read_ids, read_lengths, read_segments
 from server.tasks.text_stream import DeltaBuilder, TextStream
 from server.text.detokenizer import StopStrings
@@ -49,11 +49,11 @@ class Generate:
                     encode = partial(self._prompt_ids, prompts, field)
                     prompt_ids = await asyncio.get_running_loop().run_in_executor(self._prepare, encode)
                     stream = TextStream([self._delta_builder(stop, include_stop, sampling) for _ in prompts])
-                entrants = [
-                    Entrant(name, ids, partial(stream.take, number))
+                token_prompts = [
+                    TokensPrompt(name, ids, partial(stream.push, number))
                     for number, (name, ids) in enumerate(prompt_ids.items())
                 ]  # no await between the reservation and the admission: the queue still has space
-                stack.enter_context(self._engine.admit(entrants, sampling, context, field=field))
+                stack.enter_context(self._engine.admit(token_prompts, sampling, context, field=field))
             yield stream
 
     def _delta_builder(self, stop: Sequence[str], include_stop: bool, sampling: Sampling) -> DeltaBuilder:

@@ -40,28 +40,28 @@ class DeltaBuilder:
     def __init__(self, detokenizer: Detokenizer, stops: StopStrings, sampling: Sampling) -> None:
         self._detokenizer, self._stops, self._sampling = detokenizer, stops, sampling
 
-    def build(self, step: TokenOutput) -> TextDelta:
+    def build(self, output: TokenOutput) -> TextDelta:
         """The delta of one token. It is the last one if it has a `finish_reason`, which a stop string may have set."""
-        ids = [] if step.token_id is None else [step.token_id]
+        ids = [] if output.token_id is None else [output.token_id]
         delta = TextDelta(
-            text=self._text(ids, step),
+            text=self._text(ids, output),
             token_ids=ids,
-            logprobs=[TokenLogprobs(step.logprob, step.top) for _ in ids] if self._sampling.logprobs else [],
+            logprobs=[TokenLogprobs(output.logprob, output.top) for _ in ids] if self._sampling.logprobs else [],
         )
         matched = self._stops.matched
-        reason, stop_reason = ("stop", matched) if matched else (step.finish_reason, step.stop_reason)
+        reason, stop_reason = ("stop", matched) if matched else (output.finish_reason, output.stop_reason)
         if not reason:
             return delta
-        return replace(delta, finish_reason=reason, stop_reason=stop_reason, seed=step.seed, usage=step.usage)
+        return replace(delta, finish_reason=reason, stop_reason=stop_reason, seed=output.seed, usage=output.usage)
 
-    def _text(self, ids: Sequence[int], step: TokenOutput) -> str:
-        hidden = step.finish_reason == "stop" and not (step.stop_reason and self._stops.include)
+    def _text(self, ids: Sequence[int], output: TokenOutput) -> str:
+        hidden = output.finish_reason == "stop" and not (output.stop_reason and self._stops.include)
         text = "" if hidden else "".join(map(self._detokenizer.push, ids))
-        if step.finish_reason:
+        if output.finish_reason:
             text += self._detokenizer.flush()
-        early = step.usage.completion_tokens <= self._sampling.min_tokens
+        early = output.usage.completion_tokens <= self._sampling.min_tokens
         text = self._stops.skip(text) if early else self._stops.push(text)
-        return text + self._stops.flush() if step.finish_reason else text
+        return text + self._stops.flush() if output.finish_reason else text
 
 
 class TextStream:
@@ -73,13 +73,13 @@ class TextStream:
         self._arrived = asyncio.Event()
         self._error: Exception | None = None
 
-    def take(self, number: int, step: TokenOutput | Exception) -> bool:
+    def push(self, number: int, output: TokenOutput | Exception) -> bool:
         """Add a token of one continuation. True if a stop string has ended it: the engine must not continue it."""
         self._arrived.set()
         try:
-            if isinstance(step, Exception):
-                raise step
-            delta = self._builders[number].build(step)
+            if isinstance(output, Exception):
+                raise output
+            delta = self._builders[number].build(output)
         except Exception as error:  # raised in the reader, not in the engine
             self._error = error
             return False

@@ -54,12 +54,12 @@ def misplaced(directory: Path) -> str:
 def moved() -> list[int]:
     """Bytes that were written, moved to larger memory, and copied there from the first rows to the second."""
     memory = CudaMemory(0)
-    address = memory.take(64, 64)
+    address = memory.allocate(64, 64)
     source = np.arange(1, 17, dtype=np.uint8)
     memory._call("cudaMemcpy", c_void_p(address), c_void_p(source.ctypes.data), c_size_t(16), TO_DEVICE)
     address = memory.grow(address, 64, 128)
     memory.copy(source=address, target=address + 32, pitch=8, width=3, height=2)
-    memory.wait()
+    memory.synchronize()
     return memory.read(address, 128).tolist()
 
 
@@ -77,9 +77,9 @@ def captured(session: Session) -> list[str]:
     """As which graphs steps of 1, 2 and 4 rows are bound to run, and then one of 2 after the cache has grown."""
     decoder = decoder_of(session, layout_of(session, slots=4, max_slots=8, capacity=64), memory_of(session))
     assert isinstance(decoder, CapturingDecoder)
-    steps = [decoder._bind_rows(rows) for rows in (1, 2, 4)]
+    steps = [decoder._bind_decode(rows) for rows in (1, 2, 4)]
     decoder.grow(8)
-    return [step.options.get_run_config_entry("gpu_graph_id") for step in (*steps, decoder._bind_rows(2))]
+    return [step.options.get_run_config_entry("gpu_graph_id") for step in (*steps, decoder._bind_decode(2))]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import transformers
 from server.artifact import read_artifact
 from server.config.settings import Settings
 from server.generation.cuda_graphs import decoder_of, layout_of, memory_of
-from server.generation.device_memory import Memory
+from server.generation.device_memory import DeviceMemory
 from server.runtime.open import open_session
 from server.runtime.providers import find_providers
 from tests.gpu.compiling import compiled
@@ -48,18 +48,18 @@ def step(what: str, batch: int, seconds: float) -> Row:
     return Row("gpt2", what, batch, seconds * 1e3, batch / seconds)
 
 
-def bytes_per_second(memory: Memory) -> float:
+def bytes_per_second(memory: DeviceMemory) -> float:
     """Read and written, when memory is copied there."""
     size, pitch = COPIED_BYTES[memory.device], 1 << 20
-    source, target = memory.take(size, size), memory.take(size, size)
+    source, target = memory.allocate(size, size), memory.allocate(size, size)
 
     def copy() -> None:
         memory.copy(source=source, target=target, pitch=pitch, width=pitch, height=size // pitch)
-        memory.wait()
+        memory.synchronize()
 
     seconds = timed(copy, 5)
-    memory.give_back(source)
-    memory.give_back(target)
+    memory.free(source)
+    memory.free(target)
     return 2 * size / seconds
 
 

@@ -13,6 +13,7 @@ from server.artifact import read_artifact
 from server.config.settings import ModelSettings, Settings
 from server.generation.engine import open_engine
 from server.generation.request import Sampling
+from server.observability.observer import NoOpObserver
 from server.runtime.open import open_session
 from server.runtime.providers import ProviderChoice
 from tests.bench.peers import answering, traffic
@@ -24,7 +25,14 @@ def open_peer() -> answering.Work:
     artifact = read_artifact(Path(folder))
     session = open_session(artifact, ProviderChoice("cpu"), Settings(threads=int(threads)))
     context_length = artifact.manifest.text.max_length
-    engine = open_engine(session, ModelSettings(), name=artifact.name, context_length=context_length, end_ids=())
+    engine = open_engine(
+        session,
+        ModelSettings(),
+        name=artifact.name,
+        context_length=context_length,
+        end_ids=(),
+        observer=NoOpObserver(),
+    )
     loop = asyncio.new_event_loop()
     loop.run_until_complete(engine.start())
 

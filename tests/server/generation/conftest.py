@@ -15,6 +15,7 @@ from server.generation.cuda_graphs import layout_of
 from server.generation.decoder import Decoder
 from server.generation.device_memory import HostMemory
 from server.generation.engine import Engine
+from server.observability.observer import NoOpObserver
 from server.runtime.open import open_session
 from server.runtime.providers import ProviderChoice
 
@@ -57,6 +58,7 @@ async def engine_of(session, context_length):
         layout = layout_of(session, slots=slots, max_slots=max_slots or slots, capacity=context_length)
         cache = SlotCache(layout, options.pop("memory", None) or HostMemory())
         admission = AdmissionQueue("gpt", Limits(requests=waiting, tokens=100_000))
+        options = {"observer": NoOpObserver(), **options}
         engine = Engine(decoder(session, cache), admission=admission, chunk_tokens=chunk_tokens, **options)
         await engine.start()
         engines.append(engine)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from server.errors import BadArtifact, NotEnoughMemory
-from server.generation.cache import SPARE, SlotCache
+from server.generation.cache import RUNTIME_SHARE, SlotCache
 from server.generation.cuda_graphs import layout_of
 from server.generation.decoder import Decoder
 from server.generation.device_memory import HostMemory
@@ -26,7 +26,7 @@ def test_a_prompt_read_in_chunks_gives_what_it_gives_at_once(decoder, chunks):
     expected = after(decoder, ids)
     assert np.abs(scores.logits([0])[0] - expected).max() < 1e-5
     assert scores.logsumexp[0] == pytest.approx(np.log(np.exp(expected).sum()), abs=1e-5)
-    assert scores.top_ids[0].tolist() == np.argsort(-expected, kind="stable")[: decoder.likeliest].tolist()
+    assert scores.top_ids[0].tolist() == np.argsort(-expected, kind="stable")[: decoder.graph_top_k].tolist()
 
 
 def test_rows_of_different_lengths_decode_together(decoder, prompts):
@@ -117,7 +117,7 @@ class Little(HostMemory):
 
     def __init__(self, room: int) -> None:
         super().__init__()
-        self.room = int(room / (1 - SPARE)) + 1
+        self.room = int(room / (1 - RUNTIME_SHARE)) + 1
 
     def available(self) -> int:
         return self.room

@@ -49,7 +49,7 @@ async def test_idle_rows_leave_kept_prompts_and_one_that_is_being_read_as_they_a
     asked = [np.concatenate([beginning[: 10 + 3 * number], own[:20]]) for number, own in enumerate(prompts(7))]
     found, reused = {}, 0
     for kind in (CapturingDecoder, Decoder):
-        engine = await engine_of(shared_tokens=4, decoder=kind, **slots)
+        engine = await engine_of(min_shared_tokens=4, decoder=kind, **slots)
         answers = await asyncio.gather(
             *(
                 steps_of(engine, prompt, seed=number % 7, max_tokens=3 + number % 11, logprobs=2, ignore_eos=True)
@@ -68,7 +68,7 @@ def test_the_buffers_of_a_step_stay_where_they_are(session, context_length):
     places = []
     for token in (5, 6):
         decoder.decode(np.array([token, token]), lengths)
-        step = decoder._rows[2]
+        step = decoder._decode_bindings[2]
         places.append([value.data_ptr() for value in (*step.inputs.values(), *step.outputs.values())])
     assert places[0] == places[1]
 
@@ -77,15 +77,15 @@ def test_each_number_of_rows_is_a_graph_of_its_own_until_the_memory_moves(sessio
     decoder = CapturingDecoder(session, SlotCache(replace(layout(session, context_length), max_slots=8), HostMemory()))
     for rows in (1, 2, 4, 4, 2, 1):
         decoder.decode(np.zeros(rows, np.int64), np.ones(rows, np.int32))
-    assert len(decoder._graphs) == len(set(decoder._graphs)) == 3
+    assert len(decoder._graph_ids) == len(set(decoder._graph_ids)) == 3
     decoder.cache.memory.available = lambda: 0
     with pytest.raises(NotEnoughMemory):
         decoder.grow(8)
-    assert len(decoder._graphs) == len(decoder._rows) == 3  # they are as good as before
+    assert len(decoder._graph_ids) == len(decoder._decode_bindings) == 3  # they are as good as before
     del decoder.cache.memory.available
     decoder.grow(8)
-    assert decoder._graphs == []
-    assert decoder.rows_of(5) == 8
+    assert decoder._graph_ids == []
+    assert decoder.padded_batch_size(5) == 8
 
 
 class Watched(CaptureLock):

@@ -13,7 +13,7 @@ from server.admission.queue import RequestContext
 from server.errors import DeadlineExceeded, InvalidRequest, NotEnoughMemory, NotReady, Overloaded
 from server.generation.decoder import Decoder
 from server.generation.device_memory import HostMemory
-from server.generation.engine import Engine, groups
+from server.generation.engine import Engine, padded_batches
 from server.generation.request import Sampling, TokenOutput
 from server.generation.worker import StepFailed
 from server.observability.observer import NoOpObserver
@@ -186,9 +186,9 @@ class TokenUsage(Decoder):
         self.ran.append("decode")
         return super().decode(*arguments)
 
-    def _run_apart(self, input_ids, *arguments, **options):
+    def _run_without_cache(self, input_ids, *arguments, **options):
         self.ran.append(int(input_ids[0, 0]))
-        return super()._run_apart(input_ids, *arguments, **options)
+        return super()._run_without_cache(input_ids, *arguments, **options)
 
 
 async def test_a_stream_goes_on_between_the_parts_of_a_long_text_for_the_raw_logits(engine_of, context_length):
@@ -218,7 +218,7 @@ async def test_a_stream_goes_on_between_the_parts_of_a_long_text_for_the_raw_log
     [(2 * 24 * 400, [1, 31, 9, 39, 17, 47, 101, 109, 117]), (1, [1, 9, 17, 31, 39, 47, 101, 109, 117])],
 )
 async def test_only_so_many_logits_are_in_memory_at_once_and_the_rest_waits(engine_of, monkeypatch, room, order):
-    monkeypatch.setattr("server.generation.engine.LOGITS_AT_ONCE", room)
+    monkeypatch.setattr("server.generation.engine.MAX_LOGITS", room)
     engine, decoder = await held(engine_of, kind=TokenUsage, forward_tokens=8)
     texts = [np.arange(first, first + 24) for first in (1, 31, 101)]
     await asyncio.gather(*(engine.logits(*padded([text]), RequestContext()) for text in texts))
@@ -228,7 +228,7 @@ async def test_only_so_many_logits_are_in_memory_at_once_and_the_rest_waits(engi
 
 def test_rows_of_the_raw_door_run_together_up_to_a_number_of_padded_tokens():
     rows = [np.zeros(length) for length in (5, 5, 10, 30, 1)]
-    assert [[len(row) for row in group] for group in groups(rows, 20)] == [[5, 5], [10], [30], [1]]
+    assert [[len(row) for row in group] for group in padded_batches(rows, 20)] == [[5, 5], [10], [30], [1]]
 
 
 async def test_answers_are_identical_whether_shared_prompts_are_read_again_or_not(engine_of, prompts):
@@ -236,7 +236,7 @@ async def test_answers_are_identical_whether_shared_prompts_are_read_again_or_no
     asked = [np.concatenate([beginning[: 10 + 3 * number], own[:20]]) for number, own in enumerate(prompts(7))]
     found, reused = {}, {}
     for shared_tokens in (4, 10_000):
-        engine = await engine_of(slots=4, shared_tokens=shared_tokens)
+        engine = await engine_of(slots=4, min_shared_tokens=shared_tokens)
         answers = await asyncio.gather(
             *(
                 steps_of(engine, prompt, seed=number % 7, max_tokens=10, logprobs=2, ignore_eos=True)
@@ -283,10 +283,10 @@ class HeldAtAll(Held):
         super().__init__(*arguments)
         self.reading, self.read = threading.Semaphore(0), threading.Semaphore(0)
 
-    def _run_apart(self, *arguments, **options):
+    def _run_without_cache(self, *arguments, **options):
         self.reading.release()
         self.read.acquire()
-        return super()._run_apart(*arguments, **options)
+        return super()._run_without_cache(*arguments, **options)
 
 
 async def test_who_leaves_while_a_whole_text_is_read_is_in_no_step_any_more(engine_of):
@@ -308,7 +308,7 @@ async def test_who_leaves_while_a_whole_text_is_read_is_in_no_step_any_more(engi
 
 
 async def test_a_deadline_ends_the_wait_for_whole_texts(engine_of, monkeypatch):
-    monkeypatch.setattr("server.generation.engine.LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr("server.generation.engine.MAX_LOGITS", 1)
     engine, decoder = await held(engine_of, kind=HeldAtAll)
     first, *others = (
         asyncio.create_task(engine.logits(*padded([[1]]), RequestContext(deadline=deadline)))
@@ -559,7 +559,7 @@ async def test_after_a_failed_copy_nothing_is_trusted_and_new_requests_are_answe
         def tear(self, **where):
             raise RuntimeError("no copies today")
 
-    engine, prompt = await engine_of(slots=2, decoder=Torn, shared_tokens=4), list(range(1, 20))
+    engine, prompt = await engine_of(slots=2, decoder=Torn, min_shared_tokens=4), list(range(1, 20))
     expected = greedy_of(reference, prompt, 9)
     assert await tokens_of(engine, prompt, max_tokens=9, **GREEDY) == expected
     with pytest.raises(StepFailed):
@@ -579,11 +579,11 @@ async def test_after_an_error_nobody_foresaw_who_is_there_is_told_and_who_comes_
             all_came.wait()
             return super().prefill(*arguments)
 
-        def rows_of(self, texts):
-            if texts == 2 and not self.puzzled:
+        def padded_batch_size(self, sequences):
+            if sequences == 2 and not self.puzzled:
                 self.puzzled = True
                 raise RuntimeError("two?")
-            return texts
+            return sequences
 
     listener = Listener()
     engine = await engine_of(slots=2, decoder=Puzzling, observer=listener)

@@ -36,7 +36,7 @@ async def test_what_a_failed_decode_has_spoilt_is_never_used_again_and_what_it_h
         decoders.append(Treacherous(*arguments))
         return decoders[0]
 
-    engine = await engine_of(slots=4, decoder=make, shared_tokens=4)
+    engine = await engine_of(slots=4, decoder=make, min_shared_tokens=4)
     (decoder,) = decoders
     other = [100 + token for token in PROMPT]
     assert await tokens_of(engine, other, max_tokens=5, **GREEDY) == greedy_of(reference, other, 5)
@@ -69,7 +69,7 @@ async def test_as_much_of_a_prompt_as_was_read_before_its_caller_left_is_used_ag
         decoders.append(Halting(*arguments))
         return decoders[0]
 
-    engine = await engine_of(slots=2, chunk_tokens=8, decoder=make, shared_tokens=4)
+    engine = await engine_of(slots=2, chunk_tokens=8, decoder=make, min_shared_tokens=4)
     (decoder,) = decoders
     leaving = asyncio.create_task(tokens_of(engine, PROMPT, max_tokens=5, **GREEDY))
     decoder.go.release()

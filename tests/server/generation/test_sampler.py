@@ -13,15 +13,15 @@ from server.generation.decoder import Scores
 from server.generation.request import Sampling
 from server.generation.sampler import Sampler, SamplingState
 
-VOCABULARY, LIKELIEST = 60, 16
+VOCABULARY, GRAPH_TOP_K = 60, 16
 END = 7
 PROMPT = np.array([3, 4, 5, 5])
 
 
-def scores_of(logits: np.ndarray, likeliest: int = LIKELIEST) -> Scores:
+def scores_of(logits: np.ndarray, graph_top_k: int = GRAPH_TOP_K) -> Scores:
     """What a graph gives for these logits (n, vocabulary)."""
     logits = logits.astype(np.float32)
-    ids = np.argsort(-logits, axis=1, kind="stable")[:, :likeliest]
+    ids = np.argsort(-logits, axis=1, kind="stable")[:, :graph_top_k]
     largest = logits.max(axis=1)
     logsumexp = largest + np.log(np.exp(logits - largest[:, None]).sum(axis=1))
     return Scores(np.take_along_axis(logits, ids, axis=1), ids, logsumexp.astype(np.float32), lambda rows: logits[rows])
@@ -38,8 +38,8 @@ def draws_of(sampling: Sampling) -> SamplingState:
     return SamplingState(sampling, PROMPT, vocabulary=VOCABULARY, end_ids=[END])
 
 
-def sampler_of(*rows: SamplingState, likeliest: int = LIKELIEST) -> Sampler:
-    return Sampler(rows, likeliest=likeliest, vocabulary=VOCABULARY)
+def sampler_of(*rows: SamplingState, graph_top_k: int = GRAPH_TOP_K) -> Sampler:
+    return Sampler(rows, graph_top_k=graph_top_k, vocabulary=VOCABULARY)
 
 
 def reference(logits: np.ndarray, sampling: Sampling, generated: list[int]) -> dict[int, float]:
@@ -110,7 +110,7 @@ def test_draws_follow_the_reference_distribution(case, logits):
         for token in generated:
             row.record(token)
     expected = reference(logits, rows[0].sampling, generated)
-    found = [chosen.token_id for chosen in sampler_of(*rows).choose(scores_of(np.tile(logits, (draws, 1))))]
+    found = [chosen.token_id for chosen in sampler_of(*rows).sample(scores_of(np.tile(logits, (draws, 1))))]
     counts = np.bincount(found, minlength=VOCABULARY)
     assert set(np.flatnonzero(counts)) <= set(expected)
     wanted = np.array([expected.get(token, 0.0) for token in range(VOCABULARY)]) * draws
@@ -126,7 +126,7 @@ SAMPLING = st.builds(
     max_tokens=st.just(20),
     min_tokens=st.sampled_from([0, 2, 20]),
     temperature=st.sampled_from([0.0, 0.5, 1.0, 2.0]),
-    top_k=st.sampled_from([0, 1, 5, LIKELIEST, 40, 200]),
+    top_k=st.sampled_from([0, 1, 5, GRAPH_TOP_K, 40, 200]),
     top_p=st.sampled_from([0.1, 0.5, 1.0]),
     min_p=st.sampled_from([0.0, 0.3]),
     repetition_penalty=st.sampled_from([0.7, 1.0, 1.5]),
@@ -145,9 +145,9 @@ def test_a_row_chooses_the_same_alone_and_among_others_and_only_what_the_referen
     sampler = sampler_of(*together)
     generated: list[list[int]] = [[] for _ in rows]
     for _ in range(steps):
-        chosen = sampler.choose(scores_of(np.stack([logits for _, logits in rows])))
+        chosen = sampler.sample(scores_of(np.stack([logits for _, logits in rows])))
         for index, (sampling, logits) in enumerate(rows):
-            (own,) = sampler_of(alone[index]).choose(scores_of(logits[None]))
+            (own,) = sampler_of(alone[index]).sample(scores_of(logits[None]))
             assert own.token_id == chosen[index].token_id
             allowed = reference(logits, sampling, generated[index])
             assert own.token_id in set(allowed) | _on_the_border(logits, sampling, generated[index])
@@ -172,39 +172,39 @@ def _ties(logits, sampling, generated):
 )
 def test_most_requests_need_no_logits(case, logits):
     row = draws_of(Sampling(**{"top_k": 10, **CASES[case]}, max_tokens=9))
-    sampler_of(row).choose(without_logits(scores_of(logits[None])))
+    sampler_of(row).sample(without_logits(scores_of(logits[None])))
 
 
 @pytest.mark.parametrize("case", ["all", "more than the graph ranks", "favoured", "encouraged repetition"])
 def test_logits_are_fetched_where_the_likeliest_do_not_suffice(case, logits):
     row = draws_of(Sampling(**{"top_k": 10, **CASES[case]}, max_tokens=9))
     with pytest.raises(AssertionError, match="fetched"):
-        sampler_of(row).choose(without_logits(scores_of(logits[None])))
+        sampler_of(row).sample(without_logits(scores_of(logits[None])))
 
 
 def test_logits_are_fetched_when_all_the_likeliest_are_discouraged(logits):
-    likeliest = np.argsort(-logits)[: LIKELIEST + 2]
+    likeliest = np.argsort(-logits)[: GRAPH_TOP_K + 2]
     row = draws_of(Sampling(temperature=0, logit_bias=dict.fromkeys(likeliest.tolist(), -50.0)))
-    (chosen,) = sampler_of(row).choose(scores_of(logits[None]))
-    assert chosen.token_id == np.argsort(-logits)[LIKELIEST + 2]
+    (chosen,) = sampler_of(row).sample(scores_of(logits[None]))
+    assert chosen.token_id == np.argsort(-logits)[GRAPH_TOP_K + 2]
 
 
 def test_a_graph_that_ranks_the_whole_vocabulary_leaves_nothing_to_fetch(logits):
     row = draws_of(Sampling(top_k=0, logit_bias={2: 3.0}, logprobs=20))
-    scores = without_logits(scores_of(logits[None], likeliest=VOCABULARY))
-    assert len(sampler_of(row, likeliest=VOCABULARY).choose(scores)[0].top) == 20
+    scores = without_logits(scores_of(logits[None], graph_top_k=VOCABULARY))
+    assert len(sampler_of(row, graph_top_k=VOCABULARY).sample(scores)[0].top) == 20
 
 
 def test_of_equal_scores_the_lowest_id_is_the_likeliest():
-    (chosen,) = sampler_of(draws_of(Sampling(temperature=0))).choose(scores_of(np.zeros((1, VOCABULARY))))
+    (chosen,) = sampler_of(draws_of(Sampling(temperature=0))).sample(scores_of(np.zeros((1, VOCABULARY))))
     assert chosen.token_id == 0
 
 
-@pytest.mark.parametrize("count", [1, 5, LIKELIEST])
+@pytest.mark.parametrize("count", [1, 5, GRAPH_TOP_K])
 @pytest.mark.parametrize("case", ["hot", "all", "favoured"])
 def test_log_probabilities_are_those_of_the_model(case, count, logits):
     row = draws_of(Sampling(**{**CASES[case]}, logprobs=count, seed=1))
-    (chosen,) = sampler_of(row).choose(scores_of(logits[None]))
+    (chosen,) = sampler_of(row).sample(scores_of(logits[None]))
     expected = logits - np.log(np.exp(logits).sum())
     assert chosen.logprob == pytest.approx(expected[chosen.token_id], abs=1e-5)
     assert [token for token, _ in chosen.top] == np.argsort(-logits)[:count].tolist()
@@ -215,7 +215,7 @@ def test_a_seed_gives_the_same_tokens_and_another_gives_others(logits):
     def tokens(seed):
         row = draws_of(Sampling(seed=seed, max_tokens=30, temperature=2.0))
         sampler = sampler_of(row)
-        return [sampler.choose(scores_of(logits[None]))[0].token_id for _ in range(30)]
+        return [sampler.sample(scores_of(logits[None]))[0].token_id for _ in range(30)]
 
     assert tokens(5) == tokens(5) != tokens(6)
 
@@ -230,7 +230,7 @@ def test_without_a_seed_one_is_drawn_and_told():
 def test_extreme_temperatures_stay_numbers(temperature, top_k, logits):
     row = draws_of(Sampling(temperature=temperature, top_k=top_k, min_tokens=20, max_tokens=20, seed=1))
     sampler, best = sampler_of(row), [token for token in np.argsort(-logits) if token != END]
-    chosen = {sampler.choose(scores_of(logits[None]))[0].token_id for _ in range(20)}
+    chosen = {sampler.sample(scores_of(logits[None]))[0].token_id for _ in range(20)}
     if temperature < 1:
         assert chosen == {best[0]}
     else:
@@ -265,10 +265,10 @@ def unchecked(**values) -> Sampling:
 def test_extreme_parameters_choose_the_same_valid_tokens_each_time_without_a_warning(case, scale, drawn, logits):
     scores = scores_of((logits / np.abs(logits).max() * scale)[None])
     runs = []
-    for likeliest in (LIKELIEST, LIKELIEST, VOCABULARY):
-        sampler = sampler_of(draws_of(unchecked(**{**EXTREMES[case], **drawn})), likeliest=likeliest)
-        scores = scores_of(scores.logits([0]), likeliest=likeliest)
-        runs.append([sampler.choose(scores)[0] for _ in range(12)])
+    for graph_top_k in (GRAPH_TOP_K, GRAPH_TOP_K, VOCABULARY):
+        sampler = sampler_of(draws_of(unchecked(**{**EXTREMES[case], **drawn})), graph_top_k=graph_top_k)
+        scores = scores_of(scores.logits([0]), graph_top_k=graph_top_k)
+        runs.append([sampler.sample(scores)[0] for _ in range(12)])
     assert [chosen.token_id for chosen in runs[0]] == [chosen.token_id for chosen in runs[1]]
     assert all(0 <= chosen.token_id < VOCABULARY and chosen.token_id != END for run in runs for chosen in run)
     assert not any(math.isnan(chosen.logprob) for run in runs for chosen in run)
@@ -278,4 +278,4 @@ def test_a_ban_on_every_token_bans_none(logits):
     sampling = Sampling(min_tokens=5, max_tokens=5, top_k=0, seed=1)
     row = SamplingState(sampling, PROMPT, vocabulary=VOCABULARY, end_ids=range(VOCABULARY))
     sampler = sampler_of(row)
-    assert all(0 <= sampler.choose(scores_of(logits[None]))[0].token_id < VOCABULARY for _ in range(5))
+    assert all(0 <= sampler.sample(scores_of(logits[None]))[0].token_id < VOCABULARY for _ in range(5))

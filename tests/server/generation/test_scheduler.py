@@ -13,13 +13,13 @@ from server.generation.scheduler import Decode, Plan, Prefill, Scheduler, Sequen
 PLENTY = Limits(requests=1000, tokens=1_000_000)
 
 
-def scheduler(slots=4, chunk_tokens=8, limits=PLENTY, shared_tokens=3, max_slots=0) -> Scheduler:
+def scheduler(slots=4, chunk_tokens=8, limits=PLENTY, min_shared_tokens=3, max_slots=0) -> Scheduler:
     return Scheduler(
         AdmissionQueue("gpt", limits),
         slots=slots,
         max_slots=max_slots,
         chunk_tokens=chunk_tokens,
-        shared_tokens=shared_tokens,
+        min_shared_tokens=min_shared_tokens,
     )
 
 
@@ -57,7 +57,7 @@ def test_a_short_prompt_is_read_at_once_and_then_decoded():
     plans.submit(only)
     assert run(plans) == Prefill(only, 0, 4)
     assert run(plans) == Decode((only,))
-    assert only.cached == 5
+    assert only.computed_tokens == 5
 
 
 def test_a_long_prompt_is_read_in_chunks():
@@ -125,7 +125,7 @@ def test_the_last_slot_moves_into_the_hole_that_an_ended_request_leaves():
     run(plans)
     plans.finish(first)
     plan = plans.plan(1.0)
-    assert plan.copies == (Copy(source=2, target=0, tokens=third.cached),)
+    assert plan.copies == (Copy(source=2, target=0, tokens=third.computed_tokens),)
     assert plan.step == Decode((third, second))
 
 
@@ -214,7 +214,7 @@ def test_what_a_prompt_shares_with_a_running_one_is_copied_and_not_read():
     plan = plans.plan(1.0)
     assert plan.copies == (Copy(source=0, target=1, tokens=5),)
     assert plan.step == Prefill(second, 5, 8)
-    assert second.reused == 5
+    assert second.cached_tokens == 5
 
 
 def test_the_prompt_of_a_finished_request_is_used_again():
@@ -222,7 +222,7 @@ def test_the_prompt_of_a_finished_request_is_used_again():
     finished(plans, request(LONG))
     plans.submit(again)
     plan = plans.plan(1.0)
-    assert (plan.step, again.reused) == (Prefill(again, 8, 10), 8)
+    assert (plan.step, again.cached_tokens) == (Prefill(again, 8, 10), 8)
 
 
 def test_the_last_two_tokens_are_always_read_anew():
@@ -236,7 +236,7 @@ def test_too_little_in_common_is_not_worth_a_copy():
     plans, other = scheduler(), request([1, 2, 9, 9, 9, 9])
     finished(plans, request(LONG))
     plans.submit(other)
-    assert (plans.plan(1.0).step, other.reused) == (Prefill(other, 0, 6), 0)
+    assert (plans.plan(1.0).step, other.cached_tokens) == (Prefill(other, 0, 6), 0)
 
 
 def test_the_least_recently_used_prompt_goes_first():
@@ -244,7 +244,7 @@ def test_the_least_recently_used_prompt_goes_first():
     one, two, three = ([token] * 6 for token in (1, 2, 3))
     finished(plans, request(one), request(two), request(three), request(one))
     finished(plans, request([4] * 6))
-    kept = sorted(int(kept.prompt[0]) for kept in plans.prefixes.kept.values())
+    kept = sorted(int(entry.prompt[0]) for entry in plans.prefix_cache.entries.values())
     assert kept == [1, 3, 4]
 
 
@@ -268,11 +268,11 @@ def test_the_prompt_of_who_has_ended_makes_way_for_who_moves_and_is_kept_elsewhe
     plans.finish(first)
     assert plans.plan(1.0).copies == (
         Copy(source=0, target=3, tokens=8),
-        Copy(source=1, target=0, tokens=second.cached),
+        Copy(source=1, target=0, tokens=second.computed_tokens),
     )
     plans.submit(again := request([*LONG, 9, 9]))
     run(plans)
-    assert again.reused == 8
+    assert again.cached_tokens == 8
 
 
 def test_a_failed_step_leaves_nothing_to_use_again():

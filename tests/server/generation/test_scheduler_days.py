@@ -99,7 +99,7 @@ class Day:
         self.steps.append(step)
         for sequence in step.sequences:
             held, written = self.slots.get(sequence.slot, []), self.written(step, sequence)
-            self.slots[sequence.slot] = [*held[: sequence.cached], *written]
+            self.slots[sequence.slot] = [*held[: sequence.computed_tokens], *written]
             assert len(self.slots[sequence.slot]) <= CAPACITY
         self.plans.advance(step)
         if isinstance(step, Decode) or step.last:
@@ -141,7 +141,7 @@ class Day:
         assert not any(sequence.cancelled or sequence.context.expired(self.now) for sequence in (*running, *waiting))
         assert len({sequence.slot for sequence in running}) == len(running) <= self.plans.slots
         assert all(0 <= sequence.slot < self.plans.slots for sequence in running)
-        assert all(sequence.cached < sequence.reserved_tokens for sequence in running)
+        assert all(sequence.computed_tokens < sequence.reserved_tokens for sequence in running)
         admission = self.plans.admission
         assert admission.requests == len(waiting) <= admission.limits.requests
         assert admission.tokens == sum(sequence.reserved_tokens for sequence in waiting) <= admission.limits.tokens
@@ -149,29 +149,29 @@ class Day:
     def check_kept_prompts(self) -> None:
         """What is kept for others is in a slot where nobody runs, and is what it is said to be."""
         used = {sequence.slot for sequence in self.plans.running}
-        for slot, kept in self.plans.prefixes.kept.items():
+        for slot, entry in self.plans.prefix_cache.entries.items():
             assert slot not in used
             assert slot < self.plans.slots
-            assert self.slots[slot][: len(kept.prompt)] == kept.prompt.tolist()
+            assert self.slots[slot][: len(entry.prompt)] == entry.prompt.tolist()
 
     def check(self, step: Prefill | Decode) -> None:
         for sequence in step.sequences:
             whole = [*sequence.prompt.tolist(), *self.made.get(sequence, [])]
-            assert self.slots.get(sequence.slot, [])[: sequence.cached] == whole[: sequence.cached]
+            assert self.slots.get(sequence.slot, [])[: sequence.computed_tokens] == whole[: sequence.computed_tokens]
         (self.check_decode if isinstance(step, Decode) else self.check_prefill)(step)
 
     def check_decode(self, step: Decode) -> None:
         rows = len(step.sequences)
         assert rows, "an empty batch kills the process"
         assert [sequence.slot for sequence in step.sequences] == list(range(rows))
-        assert rows + len(step.idle) == self.plans.step_rows(rows) <= self.plans.slots
-        stalled = self.plans.reading and self.steps and isinstance(self.steps[-1], Decode)
+        assert rows + len(step.idle) == self.plans.padded_batch_size(rows) <= self.plans.slots
+        stalled = self.plans.prefilling and self.steps and isinstance(self.steps[-1], Decode)
         assert not stalled, "a prompt stands still"
 
     def check_prefill(self, step: Prefill) -> None:
         assert 0 < step.tokens <= self.plans.chunk_tokens
         assert step.tokens > 1 or step.sequence.prompt_tokens == 1, "one token alone comes out different"
-        assert step.start == step.sequence.cached
+        assert step.start == step.sequence.computed_tokens
         assert step.sequence.slot >= len(self.plans.decoding), "it would be in the way of those that decode"
 
 
@@ -206,7 +206,7 @@ def test_every_request_ends_exactly_once_and_nothing_is_over_committed(
 ):
     day = Day(scheduler(slots=slots, chunk_tokens=chunk_tokens, limits=limits, max_slots=slots + more_slots))
     if captured:
-        day.plans.step_rows = powers_of_two(day.plans)
+        day.plans.padded_batch_size = powers_of_two(day.plans)
     sequences: list[SequenceState] = []
     for requests, happening, number, steps in hours:
         for prompt, tokens, priority, seconds in requests:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from server.errors import NotEnoughMemory
 from server.host.memory import available_bytes
-from server.runtime.capture_lock import beside_captures
+from server.runtime.capture_lock import cuda_read_lock
 
 Bytes = NDArray[np.uint8]
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
@@ -145,7 +145,7 @@ class CudaMemory:
         return found
 
     def _call(self, name: str, *arguments: Any) -> None:
-        with beside_captures(self.device):
+        with cuda_read_lock(self.device):
             status = getattr(self._cuda, name)(*arguments)
         if status == OUT_OF_MEMORY:
             self._cuda.cudaGetLastError()  # clears the error, which the runtime would otherwise report as its own

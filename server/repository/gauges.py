@@ -81,10 +81,10 @@ def _parity(models: Sequence[Model]) -> Iterable[Metric]:
         "affinity_model_parity_tolerance", "Maximum of affinity_model_parity_error.", labels=(*MODEL, "measure")
     )
     for model in models:
-        name, measured = (model.name, model.version), model.measured
-        errors.add_metric((*name, MAXIMUM), measured.maximum)
-        errors.add_metric((*name, ROOT_MEAN_SQUARE), measured.root_mean_square)
-        tolerances.add_metric((*name, measured.measure), measured.tolerance)
+        name, parity = (model.name, model.version), model.parity
+        errors.add_metric((*name, MAXIMUM), parity.maximum)
+        errors.add_metric((*name, ROOT_MEAN_SQUARE), parity.root_mean_square)
+        tolerances.add_metric((*name, parity.measure), parity.tolerance)
     yield errors
     yield tolerances
 

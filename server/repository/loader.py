@@ -18,7 +18,7 @@ from server.images.decode_pool import DecodePool
 from server.observability.observer import Observer
 from server.repository.listener import RepositoryListener
 from server.repository.model import Model
-from server.runtime.open import bytes_beside
+from server.runtime.open import reserved_bytes
 from server.runtime.providers import ProviderChoice, Providers, find_providers
 from server.runtime.session import Session
 from server.runtime.sessions import CheckedSession, open_sessions
@@ -99,14 +99,13 @@ class ModelLoader:
         if task not in TASKS:
             raise BadArtifact(f"{artifact.directory}: found task {task!r}, expected one of {', '.join(TASKS)}")
         checked = open_sessions(artifact, choice, self._settings, stop=self._stop)
-        worst = max(checked, key=lambda pair: pair[1].error)
+        worst = max(checked, key=lambda each: each.parity.error)
         _log_parity(artifact, worst)
-        session, measured = worst
         context = LoadContext(
             artifact=artifact,
-            sessions=[session for session, _ in checked],
+            sessions=[each.session for each in checked],
             settings=self._settings.of(artifact.name),
-            memory_limit=self._memory_limit(artifact, session),
+            memory_limit=self._memory_limit(artifact, worst.session),
             prepare=self._prepare,
             images=self._images,
             observer=observer,
@@ -115,8 +114,8 @@ class ModelLoader:
         )
         return Model(
             artifact=artifact,
-            session=session,
-            measured=measured,
+            session=worst.session,
+            parity=worst.parity,
             handlers=TASKS[task].build(context),
             prepare=self._prepare,
             in_flight=in_flight,
@@ -124,14 +123,14 @@ class ModelLoader:
 
     def _memory_limit(self, artifact: Artifact, session: Session) -> int | None:
         limited = self._settings.gpu_memory_mb and session.provider == "cuda"
-        return bytes_beside(artifact, self._settings) if limited else None
+        return reserved_bytes(artifact, self._settings) if limited else None
 
     async def _in_thread(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
 def _log_parity(artifact: Artifact, checked: CheckedSession) -> None:
-    session, measured = checked
+    session, parity = checked.session, checked.parity
     log.info(
         "%s version %s: %s on %s in %s, %.2g standard deviations from PyTorch (%s; at most %g)",
         artifact.name,
@@ -139,7 +138,7 @@ def _log_parity(artifact: Artifact, checked: CheckedSession) -> None:
         artifact.manifest.task,
         session.provider,
         session.precision,
-        measured.error,
-        measured.measure,
-        measured.tolerance,
+        parity.error,
+        parity.measure,
+        parity.tolerance,
     )

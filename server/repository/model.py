@@ -8,7 +8,7 @@ from server.admission.in_flight import InFlight
 from server.admission.queue import Limits
 from server.artifact import Artifact
 from server.errors import WrongTask
-from server.runtime.golden_check import GoldenInputs, Measured
+from server.runtime.golden_check import GoldenInputs, Parity
 from server.runtime.session import Session
 from server.tasks.build import Backend, Handlers, Task, TensorTask
 from server.tasks.registry import names_of
@@ -22,8 +22,8 @@ class Model:
     """A checked session, and the tasks over it. `provider` and `precision` are those that the session computes with."""
 
     artifact: Artifact
-    session: Session  # with several devices, the one that `measured` is about
-    measured: Measured  # of the session with the largest difference from PyTorch
+    session: Session  # with several devices, the one that `parity` is about
+    parity: Parity  # of the session with the largest difference from PyTorch
     handlers: Handlers = field(repr=False)
     prepare: Executor = field(repr=False)  # threads for work that would block the event loop
     in_flight: InFlight = field(repr=False)  # counts the requests of this model; its back-end shares it

@@ -1,7 +1,7 @@
-"""A read-write lock that keeps other threads off CUDA while one thread captures a CUDA graph.
+"""A read-write lock that prevents other threads from using CUDA while one thread captures a CUDA graph.
 
-ONNX Runtime captures in CUDA's global mode. While it captures, an allocation or a synchronous
-copy in any other thread, on any device, fails and invalidates the capture.
+ONNX Runtime captures in CUDA's global mode: during a capture, an allocation or a synchronous copy in any other thread,
+on any device, fails and invalidates the capture.
 """
 
 import threading
@@ -24,7 +24,7 @@ class CaptureLock:
 
     @contextmanager
     def read(self) -> Iterator[None]:
-        """Use CUDA while no graph is being captured."""
+        """Hold the lock to use CUDA. Waits until no graph is being captured."""
         if self._held:
             yield
             return
@@ -42,7 +42,7 @@ class CaptureLock:
 
     @contextmanager
     def write(self) -> Iterator[None]:
-        """Capture a graph."""
+        """Hold the lock to capture a graph. Waits until no other thread uses CUDA."""
         assert not self._held, "a thread that holds the lock cannot wait to write; this is a bug"
         with self._changed:
             self._writers += 1
@@ -66,6 +66,6 @@ class CaptureLock:
 CAPTURE_LOCK = CaptureLock()  # one for the process
 
 
-def beside_captures(provider: str) -> AbstractContextManager[None]:
+def cuda_read_lock(provider: str) -> AbstractContextManager[None]:
     """Hold the read lock on CUDA; other providers need no lock."""
     return CAPTURE_LOCK.read() if provider == "cuda" else nullcontext()

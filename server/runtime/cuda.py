@@ -1,4 +1,4 @@
-"""Can CUDA run here, and if not, why? Tries it; and asks the driver for the reason, which the runtime does not say."""
+"""Checks whether CUDA can run here, by running a small graph. If not, finds the reason, which the runtime omits."""
 
 import contextlib
 import ctypes
@@ -9,15 +9,15 @@ import numpy as np
 import onnxruntime
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-ERROR, FATAL = 3, 4  # levels of the runtime's log
+ERROR, FATAL = 3, 4  # log levels of the runtime
 DRIVER = "libcuda.so.1"
-# What the provider is linked against, and cuDNN, which it loads when a graph needs it, as ours do for their reductions.
+# The libraries that the provider is linked against, and cuDNN, which it loads for operators such as reductions.
 LIBRARIES = ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10", "libcudnn.so.9")
-# What onnxruntime-gpu has machine code for, and it has nothing else: a device runs code of its own major number, up to
-# its own minor number.
+# The compute capabilities that onnxruntime-gpu has machine code for; it has no PTX. A device runs code of the same
+# major version and of at most its own minor version.
 ARCHITECTURES = ((7, 5), (8, 0), (9, 0), (12, 0))
-COMPUTE_CAPABILITY = (75, 76)  # the driver's numbers for the attributes: major, minor
-# An ONNX graph of one node, y = x + x, x FP32 [1]: the smallest thing that needs a device to run.
+COMPUTE_CAPABILITY = (75, 76)  # the driver's attribute numbers of the major and minor version
+# An ONNX graph of one node, y = x + x, with x FP32 of shape [1]: a minimal graph that needs the device.
 PROBE = bytes.fromhex(
     "08083a350a0e0a01780a017812017922034164641201705a0f0a0178120a0a08080112040a020801"
     "620f0a0179120a0a08080112040a02080142040a001014"
@@ -25,19 +25,19 @@ PROBE = bytes.fromhex(
 
 
 def cuda_problem(device: int) -> str | None:
-    """Why CUDA cannot be used on the device of that number; None if a graph has just run there."""
+    """The reason why CUDA cannot be used on this device; None if a small graph ran there."""
     if CUDA not in onnxruntime.get_available_providers():
         return "the installed onnxruntime was built without it; install onnxruntime-gpu"
     with _quiet():
         onnxruntime.preload_dlls()
         if missing := _missing_libraries():
             return missing
-        said = _probe(device)
-    return said and (_driver_problem(device) or said)
+        problem = _probe(device)
+    return problem and (_driver_problem(device) or problem)
 
 
 def _probe(device: int) -> str | None:
-    """What the runtime says if a small graph does not run on the device."""
+    """The runtime's message if a small graph does not run on the device."""
     providers = [(CUDA, {"device_id": str(device)}), CPU]
     try:
         session = onnxruntime.InferenceSession(PROBE, providers=providers, enable_fallback=0)
@@ -51,9 +51,9 @@ def _probe(device: int) -> str | None:
 
 def _missing_libraries() -> str | None:
     if not _loads(DRIVER):
-        return f"{DRIVER} is missing: NVIDIA's driver brings it (and `docker run --gpus all` into a container)"
+        return f"{DRIVER} is missing: it comes with NVIDIA's driver (in a container, with `docker run --gpus all`)"
     if missing := [name for name in LIBRARIES if not _loads(name)]:
-        return f"missing: {', '.join(missing)}; onnxruntime-gpu[cuda,cudnn] brings them (the extra `cuda`)"
+        return f"missing: {', '.join(missing)}; install onnxruntime-gpu[cuda,cudnn] (the extra `cuda`)"
     return None
 
 
@@ -66,7 +66,7 @@ def _loads(library: str) -> bool:
 
 
 def _driver_problem(device: int) -> str | None:
-    """What the driver knows to be in the way; None if it knows nothing."""
+    """The reason according to the driver; None if it gives none."""
     driver = ctypes.CDLL(DRIVER)
     supported, devices, handle = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     driver.cuDriverGetVersion(ctypes.byref(supported))
@@ -103,7 +103,7 @@ def _error_name(driver: ctypes.CDLL, status: int) -> str:
 
 
 def _version_number(text: str) -> int:
-    """As CUDA counts: 13.0 is 13000."""
+    """A version as CUDA encodes it: 13.0 is 13000."""
     major, minor = text.split(".")[:2]
     return int(major) * 1000 + int(minor) * 10
 
@@ -114,7 +114,7 @@ def _version_text(number: int) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the runtime from writing to the terminal what the caller will say better."""
+    """Suppress the runtime's messages on the terminal; the caller reports the reason."""
     onnxruntime.set_default_logger_severity(FATAL)
     try:
         with contextlib.redirect_stdout(io.StringIO()):

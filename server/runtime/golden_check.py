@@ -1,6 +1,6 @@
-"""Is what will serve what was exported? Runs an artifact's golden inputs on the very session that will answer requests.
+"""Compares a session with the exported model: runs the artifact's golden inputs in the session that will serve.
 
-Errors are relative to the standard deviation of all the references together.
+Errors are in standard deviations of all references together.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from server.runtime.session import Session
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenInputs:
-    """How many golden texts and images the server read as transformers did, and the largest error of a pixel."""
+    """The golden texts and images that the server encoded as transformers did, and the largest pixel error."""
 
     texts: int = 0
     images: int = 0
@@ -26,12 +26,12 @@ class GoldenInputs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """How far the session is from PyTorch in fp32, the worst case counting, and what it was held to."""
+class Parity:
+    """The largest errors of a session against PyTorch in fp32, and the tolerance that was applied."""
 
     maximum: float
     root_mean_square: float
-    measure: str  # which of the two the tolerance bounds
+    measure: str  # the error that the tolerance applies to
     tolerance: float
     cases: int
 
@@ -40,31 +40,31 @@ class Measured:
         return self.maximum if self.measure == MAXIMUM else self.root_mean_square
 
 
-def measure(session: Session, artifact: Artifact) -> Measured:
-    """Run the golden inputs and compare; BadArtifact if the session does not give what PyTorch gave."""
+def check_parity(session: Session, artifact: Artifact) -> Parity:
+    """Run the golden inputs and compare the outputs with PyTorch's. Raises BadArtifact if they are out of tolerance."""
     cases = artifact.golden()
     deviation = (
         float(np.std(np.concatenate([output.ravel() for case in cases for output in case.outputs.values()]))) or 1.0
     )
     errors = [error / deviation for case in cases for error in _errors(session, artifact, case)]
-    tolerated, tolerance = tolerance_of(session, artifact)
-    measured = Measured(
+    measure, tolerance = tolerance_of(session, artifact)
+    parity = Parity(
         maximum=max(float(np.max(error)) for error in errors),
         root_mean_square=max(float(np.sqrt(np.mean(error**2))) for error in errors),
-        measure=tolerated,
+        measure=measure,
         tolerance=tolerance,
         cases=len(cases),
     )
-    if not measured.error <= tolerance:  # a NaN is in no tolerance
+    if not parity.error <= tolerance:  # also if it is NaN
         raise BadArtifact(
             f"{artifact.directory}: on {session.provider} in {session.precision} the golden outputs are off: found "
-            f"{tolerated} {measured.error:.2g} standard deviations, expected at most {tolerance:g}"
+            f"{measure} {parity.error:.2g} standard deviations, expected at most {tolerance:g}"
         )
-    return measured
+    return parity
 
 
 def tolerance_of(session: Session, artifact: Artifact) -> tuple[str, float]:
-    """By the precision that really computes; of one that is not in the table, what the exporter settled."""
+    """The error measure and the tolerance for the precision of the session: from the table, else from the manifest."""
     if session.precision in TOLERANCES:
         return TOLERANCES[session.precision]
     for graph in artifact.manifest.graphs:
@@ -74,7 +74,7 @@ def tolerance_of(session: Session, artifact: Artifact) -> tuple[str, float]:
 
 
 def _errors(session: Session, artifact: Artifact, case: GoldenCase) -> list[NDArray[np.float64]]:
-    """The absolute error of each reference of a case."""
+    """The absolute errors of each output of a case, in the shape of the output."""
     found = session.run(_feeds(session, artifact, case.inputs), list(case.outputs))
     errors = []
     for name, expected in case.outputs.items():
@@ -87,7 +87,7 @@ def _errors(session: Session, artifact: Artifact, case: GoldenCase) -> list[NDAr
 
 
 def _feeds(session: Session, artifact: Artifact, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """The inputs of a case and, for a graph with a cache, an empty one that is just large enough."""
+    """The inputs of a case and, for a graph with a cache, an empty cache that is just large enough."""
     feeds = dict(inputs)
     if not artifact.manifest.HasField("cache"):
         return feeds

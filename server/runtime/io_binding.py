@@ -1,4 +1,4 @@
-"""A session whose inputs stay on the device between runs, bound to memory that runs of the same shapes share."""
+"""A session that keeps device memory for its inputs; runs of the same shapes share it."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -10,18 +10,18 @@ import onnxruntime
 from server.arrays import Array
 from server.runtime.session import Session
 
-# The limit on the device memory of bound inputs, beside the arena that `gpu_mem_limit` bounds. With the buckets of
-# server/batching/shape_buckets.py, the inputs of all shapes of 64 images of 224 x 224 pixels take 240 MB; those of
-# texts take far less.
+# The limit on the device memory of bound inputs, in addition to the arena that `gpu_mem_limit` bounds. With the buckets
+# of server/batching/shape_buckets.py, the inputs of all shapes of 64 images of 224 x 224 pixels take 240 MB, and those
+# of texts far less.
 MAX_BOUND_BYTES = 256 << 20
 MAX_BOUND_SHAPES = 1024
 
 
 class BoundSession(Session):
-    """Keeps its inputs on the device, in memory that runs of the same shapes share, and copies only requested outputs.
+    """Keeps device memory for inputs, shared by runs of the same shapes, and copies only the requested outputs.
 
-    The other outputs stay on the device. The inputs take up to `max_bytes`, or as much as one run needs if that is
-    more; the shapes that were used least recently are evicted. Not thread-safe.
+    The other outputs stay on the device. The inputs use up to `max_bytes`, or as much as one run needs if that is
+    more; the memory of the least recently used shapes is freed. Not thread-safe.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class BoundSession(Session):
         super().__init__(ort, provider=provider, precision=precision, device=device)
         self._max_bytes, self._bytes = max_bytes, 0
         self._device = ("cuda", device) if provider == "cuda" else ("cpu", 0)
-        self._bound: OrderedDict[object, _Bound] = OrderedDict()  # the one used last at the end
+        self._bound: OrderedDict[object, _Bound] = OrderedDict()  # least recently used first
 
     @property
     def shapes(self) -> int:

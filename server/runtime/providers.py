@@ -1,6 +1,6 @@
-"""What computes on this machine: CUDA, OpenVINO or the CPU. Finds out by trying: the runtime falls back in silence.
+"""Finds the providers that can run on this machine, by trying them: the runtime falls back to others silently.
 
-A provider asked for by name is required; only `auto` falls back, and says why.
+A provider that the settings name is required. Only `auto` falls back, with the reason.
 """
 
 import functools
@@ -18,28 +18,28 @@ from server.runtime.cuda import cuda_problem
 
 OPENVINO = "OpenVINOExecutionProvider"
 OPENVINO_PACKAGE = "onnxruntime-ep-openvino"
-OPENVINO_MACHINES = ("x86_64", "AMD64")  # as platform.machine() names them; the extra `cpu` installs it there alone
-# With AVX512-BF16 alone OpenVINO is slower in bf16 than in fp32: BERT-base, 8 texts of 128 tokens, 1.2 s and 0.8 s on a
-# 2-core Xeon, 22 November 2026.
+OPENVINO_MACHINES = ("x86_64", "AMD64")  # of platform.machine(); the extra `cpu` installs the package on these only
+# With AVX512-BF16 but without AMX, OpenVINO is slower in bf16 than in fp32: BERT-base, 8 texts of 128 tokens, 1.2 s and
+# 0.8 s on a 2-core Xeon, 22 November 2026.
 FAST_BF16 = "amx_bf16"
 
 
 @dataclass(frozen=True)
 class ProviderChoice:
-    """What a model may run on: one session on each of the devices, which only CUDA has several of."""
+    """A provider that a model can run on, with one session on each device. Only CUDA can have several devices."""
 
     provider: str  # cuda, openvino, cpu
     devices: tuple[int, ...] = (0,)
 
     @property
     def target(self) -> str:
-        """Which graph of an artifact it takes."""
+        """The target of the graph that runs on this provider."""
         return "cuda" if self.provider == "cuda" else "cpu"
 
 
 @dataclass(frozen=True)
 class Providers:
-    """What there is to run on, the best first. `reason` says why there is nothing better, if `auto` chose."""
+    """The usable providers, best first. `reason` says why `auto` found no better one."""
 
     choices: tuple[ProviderChoice, ...]
     reason: str = ""
@@ -49,9 +49,9 @@ class Providers:
 
 
 def find_providers(settings: Settings) -> Providers:
-    """Try what the settings name; ProviderUnavailable with the reason if it cannot run here.
+    """The provider that the settings name. Raises ProviderUnavailable, with the reason, if it cannot run here.
 
-    For `auto` that is CUDA, or else OpenVINO with the CPU for what it cannot run, or else the CPU.
+    `auto` chooses CUDA, otherwise OpenVINO, otherwise the CPU; the CPU runs the models that the others cannot run.
     """
     if settings.provider != "auto":
         return Providers((_required(settings),))
@@ -82,15 +82,15 @@ def _cuda(settings: Settings) -> ProviderChoice:
 
 
 def openvino_device() -> Any:
-    """OpenVINO's CPU device of the plugin package, registered with the runtime; ProviderUnavailable without it."""
+    """OpenVINO's CPU device, from the plugin package. Raises ProviderUnavailable if there is none."""
     if problem := _register_openvino():
         raise ProviderUnavailable(f"provider openvino cannot run here: {problem}")
     return _openvino_devices()[0]
 
 
-@functools.cache  # the runtime registers a library once a process: what came of it holds for every later call
+@functools.cache  # the runtime can register a library only once in a process
 def _register_openvino() -> str:
-    """Register the plugin with the runtime; the reason if that gives no device, or else nothing."""
+    """Register the plugin with the runtime. Returns the reason if there is no device, otherwise an empty text."""
     try:
         plugin = importlib.import_module("onnxruntime_ep_openvino")
     except ImportError as error:
@@ -116,7 +116,7 @@ def _openvino_devices() -> list[Any]:
 
 
 def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether matrix products in bf16 are faster than in fp32 here."""
+    """Whether this CPU multiplies matrices faster in bf16 than in fp32."""
     try:
         text = cpuinfo.read_text()
     except OSError:

@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 
 from server.arrays import Array
-from server.runtime.capture_lock import beside_captures
+from server.runtime.capture_lock import cuda_read_lock
 
 NUMPY_TYPES = {
     "tensor(float)": np.float32,
@@ -17,7 +17,7 @@ NUMPY_TYPES = {
 
 
 class Session:
-    """Runs the graph. `provider` and `precision` are what really computes."""
+    """Runs the graph. `provider` and `precision` are those that the session computes with."""
 
     def __init__(self, ort: onnxruntime.InferenceSession, *, provider: str, precision: str, device: int = 0) -> None:
         self.ort = ort
@@ -32,12 +32,12 @@ class Session:
         self.tensor_shapes = {node.name: tuple(node.shape) for node in (*ort.get_inputs(), *ort.get_outputs())}
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        """The named outputs. Blocks without holding the interpreter's lock."""
-        with beside_captures(self.provider):
+        """The named outputs. Releases the interpreter lock while it runs."""
+        with cuda_read_lock(self.provider):
             return self._run(feeds, outputs)
 
     def io_binding(self) -> onnxruntime.IOBinding:
-        """A binding to be filled by the caller, for `run_bound`."""
+        """An empty binding for `run_bound`."""
         return self.ort.io_binding()
 
     def run_bound(self, binding: onnxruntime.IOBinding, options: onnxruntime.RunOptions) -> None:
@@ -53,7 +53,7 @@ class Session:
 
 
 def run_options(graph: int = -1) -> onnxruntime.RunOptions:
-    """Run as the CUDA graph of that number, capturing it the first time; -1: run it node by node."""
+    """Options to run as the CUDA graph of this number, which the first run captures; -1: run without a CUDA graph."""
     options = onnxruntime.RunOptions()
     options.add_run_config_entry("gpu_graph_id", str(graph))
     return options

@@ -1,28 +1,35 @@
-"""The sessions that a model runs in on a provider: one for each device, and checked there."""
+"""Opens the sessions of a model on a provider, one on each device, and checks each with the golden inputs."""
 
 import logging
+from dataclasses import dataclass
 
 from server.artifact import Artifact
 from server.concurrency.stop_signal import StopSignal
 from server.config.settings import Settings
 from server.errors import BadArtifact, ProviderUnavailable
-from server.runtime.golden_check import Measured, measure
+from server.runtime.golden_check import Parity, check_parity
 from server.runtime.open import open_session
 from server.runtime.providers import ProviderChoice, cpu_has_bf16
 from server.runtime.session import Session
 
 log = logging.getLogger(__name__)
 
-CheckedSession = tuple[Session, Measured]
+
+@dataclass(frozen=True)
+class CheckedSession:
+    """A session, and its errors against PyTorch."""
+
+    session: Session
+    parity: Parity
 
 
 def open_sessions(
     artifact: Artifact, choice: ProviderChoice, settings: Settings, *, stop: StopSignal
 ) -> list[CheckedSession]:
-    """BadArtifact or ProviderUnavailable says why the provider cannot run the model as it was exported."""
+    """Open the sessions. Raises BadArtifact or ProviderUnavailable with the reason, and NotReady after a stop."""
     if choice.provider == "openvino":
         return [_open_openvino(artifact, choice, settings)]
-    has_cache = artifact.manifest.HasField("cache")  # its decode steps are captured
+    has_cache = artifact.manifest.HasField("cache")  # then decode steps are captured
     sessions = []
     for device in choice.devices:
         stop.check()
@@ -33,8 +40,8 @@ def open_sessions(
 
 
 def _open_openvino(artifact: Artifact, choice: ProviderChoice, settings: Settings) -> CheckedSession:
-    """OpenVINO computes in bf16 where that is fast and near enough to PyTorch; what is rounded stays as it is."""
-    if artifact.manifest.HasField("cache"):  # there GroupQueryAttention is handed lengths that are out of range
+    """OpenVINO computes graphs in fp32 in bf16 where that is faster and within the tolerance."""
+    if artifact.manifest.HasField("cache"):  # OpenVINO passes lengths out of range to GroupQueryAttention
         raise ProviderUnavailable(
             f"{artifact.name}: found provider openvino, expected cpu or cuda: generation over a cache does not run on "
             "OpenVINO (--models says which models to serve)"
@@ -48,4 +55,4 @@ def _open_openvino(artifact: Artifact, choice: ProviderChoice, settings: Setting
 
 
 def _checked(session: Session, artifact: Artifact) -> CheckedSession:
-    return session, measure(session, artifact)
+    return CheckedSession(session, check_parity(session, artifact))

@@ -16,7 +16,7 @@ from server.config.settings import Settings
 from server.errors import NotEnoughMemory, ProviderUnavailable
 from server.generation.cuda_graphs import CapturingDecoder, decoder_of, layout_of, memory_of
 from server.generation.device_memory import CudaMemory
-from server.runtime.open import bytes_beside, open_session
+from server.runtime.open import open_session, reserved_bytes
 from server.runtime.providers import ProviderChoice
 from server.runtime.session import Session
 
@@ -31,7 +31,7 @@ def show(directory: Path) -> dict[str, object]:
     return {
         "options": session.ort.get_provider_options()["CUDAExecutionProvider"],
         "arena_limit": int(limited.ort.get_provider_options()["CUDAExecutionProvider"]["gpu_mem_limit"]),
-        "cache_limit": bytes_beside(artifact, narrow),
+        "cache_limit": reserved_bytes(artifact, narrow),
         "graph_bytes": artifact.graph_bytes("cuda"),
         "moved": moved(),
         "refused": refused(session),

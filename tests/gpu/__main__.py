@@ -25,7 +25,7 @@ from server.artifact import Artifact, read_artifact
 from server.client import OPEN_INFERENCE, Client
 from server.config.settings import Settings
 from server.runtime.cuda import CPU, CUDA
-from server.runtime.golden_check import measure
+from server.runtime.golden_check import check_parity
 from server.runtime.io_binding import BoundSession
 from server.runtime.open import open_session
 from server.runtime.providers import find_providers
@@ -53,7 +53,7 @@ def alone(artifacts: Path, name: str, settings: Settings, device: int, floors: l
     where = {"provider": opened.provider, "precision": opened.precision, "device": device}
     for what, kind in (("graph alone", Session), ("graph alone, bound", BoundSession)):
         session = kind(opened.ort, **where)
-        measured = measure(session, artifact)
+        measured = check_parity(session, artifact)
         print(f"{name}, {what}, device {device}: {measured.error:.2g} standard deviations from PyTorch")
         yield from timed_batches(session, artifact, f"{what}, device {device}", floors, runs)
 

@@ -82,7 +82,7 @@ async def test_every_model_of_the_directory_is_loaded_and_measured(root):
         assert repository.index() == [Entry("tiny-bert", "1", "READY"), Entry("tiny-embedder", "1", "READY")]
         for model in repository.models():
             assert (model.provider, model.precision) == ("cpu", "fp32")
-            assert 0 < model.measured.maximum <= 1e-4
+            assert 0 < model.parity.maximum <= 1e-4
     assert not repository.ready
 
 

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from server.runtime.capture_lock import CAPTURE_LOCK, CaptureLock, beside_captures
+from server.runtime.capture_lock import CAPTURE_LOCK, CaptureLock, cuda_read_lock
 
 PATIENCE_S = 60
 
@@ -84,7 +84,7 @@ def test_an_error_leaves_the_lock(captures):
 
 def test_runs_on_a_cpu_do_not_wait(pool):
     def run():
-        with beside_captures("cpu"):
+        with cuda_read_lock("cpu"):
             return "done"
 
     with CAPTURE_LOCK.write():

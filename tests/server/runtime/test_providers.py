@@ -102,13 +102,13 @@ async def test_auto_gives_openvino_what_it_can_run_and_the_cpu_the_rest(artifact
 
 @pytest.mark.usefixtures("openvino_or_stand_in")
 async def test_a_model_that_is_out_of_tolerance_on_openvino_runs_on_the_cpu(artifacts, caplog, monkeypatch):
-    def measure(session, artifact):
+    def check_parity(session, artifact):
         if session.provider == "openvino":
             raise BadArtifact(f"{artifact.name} on openvino is off")
         return real(session, artifact)
 
-    real = sessions.measure
-    monkeypatch.setattr(sessions, "measure", measure)
+    real = sessions.check_parity
+    monkeypatch.setattr(sessions, "check_parity", check_parity)
     async with opened(artifacts, "tiny-vit", provider="auto") as repository:
         assert repository.get("tiny-vit").provider == "cpu"
     assert "tiny-vit on openvino is off; running on cpu instead" in caplog.text

@@ -10,7 +10,7 @@ from server.artifact import Artifact, read_artifact
 from server.config.settings import Settings
 from server.errors import BadArtifact, ProviderUnavailable
 from server.runtime.cuda import PROBE, cuda_problem
-from server.runtime.golden_check import measure
+from server.runtime.golden_check import check_parity
 from server.runtime.io_binding import BoundSession
 from server.runtime.open import open_session
 from server.runtime.providers import ProviderChoice, cpu_has_bf16, find_providers
@@ -25,7 +25,7 @@ def test_every_kind_of_model_gives_what_pytorch_gave(artifacts, name, record_pro
     artifact = read_artifact(artifacts / name / "1")
     session = open_session(artifact, CPU, Settings())
     assert (session.provider, session.precision) == ("cpu", "fp32")
-    measured = measure(session, artifact)
+    measured = check_parity(session, artifact)
     record_property("maximum error / standard deviation", measured.maximum)
     assert measured.measure == "maximum"
     assert measured.error == measured.maximum <= measured.tolerance == 1e-4
@@ -40,7 +40,7 @@ def test_a_graph_that_is_a_little_off_is_refused(artifacts, monkeypatch):
     cases[1].outputs["logits"][0, 0] += 8e-4 * deviation
     monkeypatch.setattr(Artifact, "golden", lambda self: cases)
     with pytest.raises(BadArtifact, match=r"found maximum 0.0008 standard deviations, expected at most 0.0001"):
-        measure(open_session(artifact, CPU, Settings()), artifact)
+        check_parity(open_session(artifact, CPU, Settings()), artifact)
 
 
 def test_an_answer_that_is_not_a_number_is_refused(artifacts, monkeypatch):
@@ -49,7 +49,7 @@ def test_an_answer_that_is_not_a_number_is_refused(artifacts, monkeypatch):
     cases[0].inputs["pixel_values"][0, 0, 0, 0] = np.nan
     monkeypatch.setattr(Artifact, "golden", lambda self: cases)
     with pytest.raises(BadArtifact, match="found maximum nan"):
-        measure(open_session(artifact, CPU, Settings()), artifact)
+        check_parity(open_session(artifact, CPU, Settings()), artifact)
 
 
 def test_a_graph_that_does_not_load_is_refused(artifacts, tmp_path):
@@ -72,7 +72,7 @@ def test_a_bound_session_gives_the_same_and_keeps_what_was_given(artifacts, name
     artifact = read_artifact(artifacts / name / "1")
     session = open_session(artifact, CPU, Settings())
     bound = BoundSession(session.ort, provider="cpu", precision="fp32")
-    assert measure(bound, artifact) == measure(session, artifact)
+    assert check_parity(bound, artifact) == check_parity(session, artifact)
     feeds = dict(artifact.golden()[0].inputs)
     name = "input_ids" if "input_ids" in feeds else "pixel_values"
     changed = feeds | {name: feeds[name][::-1].copy()}
@@ -142,7 +142,7 @@ def test_openvino_gives_what_pytorch_gave(artifacts, name, precision):
     (choice,) = find_providers(Settings(provider="openvino")).choices
     session = open_session(artifact, choice, Settings(), precision=precision)
     assert session.provider == "openvino"
-    assert measure(session, artifact).error > 0
+    assert check_parity(session, artifact).error > 0
 
 
 def test_the_probe_is_a_graph_that_doubles_a_number():

@@ -21,7 +21,7 @@ from server.batching.queue import Queue, Request, Reservation
 from server.batching.scheduler import NEVER, Budget, Scheduler, Waiting
 from server.batching.worker import Batch, BatchWorker, Collated, SessionProtocol, out_of_memory
 from server.errors import NotReady
-from server.observability.observer import NoOpObserver, Observer
+from server.observability.observer import Observer
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Batcher:
         budget: Budget,
         limits: Limits,
         max_delay_s: float = 0.0,
-        observer: Observer | None = None,
+        observer: Observer,
         in_flight: InFlight | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -45,7 +45,7 @@ class Batcher:
         self.slots = 0
         self.in_flight = in_flight or InFlight(f"{name} is being unloaded")
         self._shapes = budget.shapes
-        self._observer = observer or NoOpObserver()
+        self._observer = observer
         self._scheduler = Scheduler(budget, max_delay_s=max_delay_s)
         self._queue = Queue(name, self._scheduler, limits, self._observer)
         self.admission = self._queue.admission

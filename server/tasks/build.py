@@ -1,6 +1,6 @@
-"""Builds what a model answers with: the tokenizer or image decoder, the batcher or engine, and the tasks over them.
+"""Builds the handlers of a model: the tokenizer or image decoder, the batcher or engine, and the tasks that use them.
 
-server/tasks/registry.py says which builder belongs to which task.
+server/tasks/registry.py maps tasks to builders.
 """
 
 import logging
@@ -49,7 +49,7 @@ class Backend(Protocol):
     """Runs the requests of a model on the event loop, behind a queue."""
 
     admission: AdmissionQueue
-    slots: int  # continuations that can run together; 0 where nothing is generated
+    slots: int  # sequences that can run together; 0 for a batcher
 
     @property
     def waiting_inputs(self) -> int: ...
@@ -69,12 +69,12 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LoadContext:
-    """Everything that a task can be built from."""
+    """The parts from which a task is built."""
 
     artifact: Artifact
-    sessions: Sequence[Session]  # over the same graph, one for each device
+    sessions: Sequence[Session]  # of the same graph, one for each device
     settings: ModelSettings
-    memory_limit: int | None  # bytes of a GPU beside what the runtime takes; None: all that are free
+    memory_limit: int | None  # bytes of a GPU for the cache, without those for the runtime; None: all that are free
     prepare: Executor  # threads for work that would block the event loop
     images: DecodePool
     observer: Observer
@@ -84,13 +84,13 @@ class LoadContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Handlers:
-    """A model's task and tensor task, and the back-end under both."""
+    """The task and the tensor task of a model, and the back-end that both use."""
 
     task: Task
     raw: TensorTask
     counter: TokenCounter | None = None  # of models on text
     backend: Backend
-    golden_inputs: GoldenInputs = GoldenInputs()  # with which the tokenizer or image decoder was checked
+    golden_inputs: GoldenInputs = GoldenInputs()  # that the tokenizer or image decoder was checked with
 
 
 def build_text(task_class: type[TextTask], context: LoadContext) -> Handlers:
@@ -158,7 +158,7 @@ def _counter(context: LoadContext, encoder: TextEncoder) -> TokenCounter:
 
 
 def _batcher(context: LoadContext, *, max_tokens: int) -> Batcher:
-    """A batcher for inputs of up to `max_tokens`: the longest one fits into a batch unless a setting forbids it."""
+    """A batcher for inputs of up to `max_tokens` tokens. A batch can hold the longest, unless a setting forbids it."""
     settings, artifact = context.settings, context.artifact
     budget = _budget(context, max_tokens)
     for session in context.sessions:

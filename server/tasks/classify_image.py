@@ -16,8 +16,8 @@ from server.images.limits import MAX_PIXELS
 from server.images.preprocess import ImageDecoder
 from server.tasks.classification import Class, check_classes, ranked, score_function
 
-MAX_REQUEST_PIXELS = 20 * MAX_PIXELS  # over all images of a request: about ten seconds of decoding
-# Memory that reading a header can take: Pillow may fill the frame of a GIF or unpack the texts of a PNG.
+MAX_REQUEST_PIXELS = 20 * MAX_PIXELS  # in all images of a request: about ten seconds of decoding
+# The memory to read a header: Pillow may fill the frame of a GIF or unpack the texts of a PNG.
 HEADER_BYTES = 200_000_000
 
 
@@ -40,17 +40,17 @@ class ClassifyImage:
         context: RequestContext,
         field: str = "images",
     ) -> list[list[Class]]:
-        """For each image its `top_k` classes, most likely first; `function_to_apply` turns logits into scores."""
+        """The `top_k` classes of each image, most likely first. `function_to_apply` turns logits into scores."""
         count = check_classes(top_k, self.labels, inputs=len(images))
         scores = score_function(function_to_apply, self.function)
         async with self._batcher.reserve(len(images), context, field=field) as reservation:
-            rows = await self._rows(images, field)
-            answers = await self._batcher.run(rows, reservation)
+            items = await self._items(images, field)
+            answers = await self._batcher.run(items, reservation)
             logits = [answer["logits"] for answer in answers]
             return await ranked(logits, scores, self.labels, top_k=count, threads=self._prepare)
 
-    async def _rows(self, images: Sequence[bytes], field: str) -> list[ImageItem]:
-        """Check all headers before the first image is decoded; then decode in several threads."""
+    async def _items(self, images: Sequence[bytes], field: str) -> list[ImageItem]:
+        """Check the headers of all images, then decode the images in several threads."""
         headers = await self._pool.run(partial(self._headers, images, field), decoding_bytes=HEADER_BYTES)
 
         async def decoded(number: int, file: bytes, header: Header) -> ImageItem:

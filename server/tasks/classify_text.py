@@ -41,18 +41,18 @@ class ClassifyText:
         field: str = "texts",
         pair_field: str = "text_pairs",
     ) -> list[ClassifiedText]:
-        """For each text, or pair of texts, all of its classes or the first `top_k`."""
+        """The classes of each text or pair of texts, most likely first: all of them, or `top_k`."""
         count = check_classes(top_k, self.labels, inputs=len(texts))
         scores = score_function(function_to_apply, self.function)
         async with self._batcher.reserve(len(texts), context, field=field) as reservation:
             tokens = await self._encode(texts, pairs, truncate=truncate, field=field, pair_field=pair_field)
-            rows = [self._row(each, f"{pair_field}[{number}]") for number, each in enumerate(tokens)]
-            answers = await self._batcher.run(rows, reservation)
+            items = [self._item(each, f"{pair_field}[{number}]") for number, each in enumerate(tokens)]
+            answers = await self._batcher.run(items, reservation)
             logits = [answer["logits"] for answer in answers]
             classes = await ranked(logits, scores, self.labels, top_k=count, threads=self._prepare)
         return [ClassifiedText(found, each.usage) for found, each in zip(classes, tokens, strict=True)]
 
-    def _row(self, tokens: EncodedText, pair_field: str) -> TextItem:
+    def _item(self, tokens: EncodedText, pair_field: str) -> TextItem:
         if self._segments and tokens.token_type_ids.max() >= self._segments:
             raise InvalidRequest(pair_field, "a second text", f"none: the model knows {self._segments} segment")
         return TextItem(

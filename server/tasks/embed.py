@@ -1,4 +1,4 @@
-"""Embeddings of texts. The graph pools; the scaling to length 1 is here because a request can turn it off."""
+"""Embeddings of texts. The graph pools; vectors are scaled to length 1 here, because a request can turn this off."""
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -43,17 +43,16 @@ class Embed:
         context: RequestContext,
         field: str = "texts",
     ) -> Embeddings:
-        """Vectors of the model's width, or their first `dimensions`.
+        """A vector for each text: (n, width), or (n, dimensions) with the first `dimensions` of each vector.
 
-        `normalize` scales them to length 1, or not; None does what the model's manifest says.
-
-        `prompt_name` selects the model's prompt for all texts: None its default prompt, an empty name no prompt.
-        The first dimensions are only meaningful by themselves in models that are trained for it (Matryoshka).
+        `normalize` says whether to scale the vectors to length 1; None: as the manifest says. `prompt_name` selects a
+        prompt of the model for all texts; None: its default prompt, an empty name: no prompt. The first dimensions are
+        only meaningful by themselves in models that are trained for it (Matryoshka).
         """
         width = self._width(dimensions)
         async with self._batcher.reserve(len(texts), context, field=field) as reservation:
             tokens = await self._encode(texts, prompt_name=prompt_name, truncate=truncate, field=field)
-            rows = [
+            items = [
                 TextItem(
                     input_ids=each.input_ids,
                     token_type_ids=each.token_type_ids,
@@ -62,8 +61,8 @@ class Embed:
                 )
                 for each in tokens
             ]
-            answers = await self._batcher.run(rows, reservation)
-        vectors = np.array([answer["embedding"][:width] for answer in answers], np.float32).reshape(len(rows), width)
+            answers = await self._batcher.run(items, reservation)
+        vectors = np.array([answer["embedding"][:width] for answer in answers], np.float32).reshape(len(items), width)
         scaled = self.normalise if normalize is None else normalize
         return Embeddings(normalised(vectors) if scaled else vectors, [each.usage for each in tokens])
 

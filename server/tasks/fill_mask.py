@@ -21,11 +21,11 @@ from server.text.tokenizer import EncodedText, TextEncoder, TokenUsage
 
 TOP_OUTPUTS = ("top_scores", "top_ids", "logsumexp")  # the graph ranks the tokens itself
 ALL_OUTPUTS = ("logits", "logsumexp")
-MAX_SEQUENCE_TOKENS = 1 << 23  # over all filled-in texts of a response: 40 MB, and a few seconds to decode them
-MAX_CANDIDATES = 1 << 18  # of a response: a few seconds, too, however short the texts are
+MAX_SEQUENCE_TOKENS = 1 << 23  # in all filled-in texts of a response: 40 MB, and a few seconds to decode
+MAX_CANDIDATES = 1 << 18  # in a response: a few seconds to build, even for short texts
 
-CHUNK_TOKENS = 1 << 18  # of filled-in texts that a thread decodes without a pause: a fifth of a second
-TOKENS_PER_CANDIDATE = 16  # a candidate costs as much as so many tokens beside those of its text
+CHUNK_TOKENS = 1 << 18  # of filled-in texts that a thread decodes at once: a fifth of a second
+TOKENS_PER_CANDIDATE = 16  # the cost of building a candidate, in tokens, in addition to those of its text
 
 
 @dataclass(frozen=True)
@@ -84,16 +84,16 @@ class FillMask:
             outputs = TOP_OUTPUTS if target_ids is None and count <= self._max_top_ids else ALL_OUTPUTS
             tokens = await self._encode(texts, truncate=truncate, field=field)
             keep = everything if outputs is TOP_OUTPUTS else partial(rank, top_k=count, target_ids=target_ids)
-            rows = [self._row(each, outputs, keep, f"{field}[{number}]") for number, each in enumerate(tokens)]
-            check_size(rows, count)
-            answers = await self._batcher.run(rows, reservation)
-            masks = await self._filled(rows, answers, count)
+            items = [self._item(each, outputs, keep, f"{field}[{number}]") for number, each in enumerate(tokens)]
+            check_size(items, count)
+            answers = await self._batcher.run(items, reservation)
+            masks = await self._fill(items, answers, count)
         return [FilledText(found, each.usage) for found, each in zip(masks, tokens, strict=True)]
 
     async def _target_ids(self, targets: Sequence[str]) -> NDArray[np.int64]:
-        """The ids of targets, found in a thread.
+        """The ids (targets,), looked up in a thread.
 
-        InvalidRequest for a word that is no single token: the pipeline would warn and use the first of its tokens.
+        Raises InvalidRequest for a word that is not one token. The pipeline would warn and use its first token.
         """
         if len(targets) > self.vocabulary:
             raise InvalidRequest("targets", f"{len(targets)} words", f"at most {self.vocabulary}, all that there are")
@@ -104,7 +104,7 @@ class FillMask:
 
         return await asyncio.get_running_loop().run_in_executor(self._prepare, find)
 
-    def _row(self, tokens: EncodedText, outputs: tuple[str, ...], keep: Keep, field: str) -> TextItem:
+    def _item(self, tokens: EncodedText, outputs: tuple[str, ...], keep: Keep, field: str) -> TextItem:
         masks = np.flatnonzero(tokens.input_ids == self._mask_id)
         if not len(masks):
             where = " in what is left of it" if tokens.truncated else ""
@@ -118,43 +118,46 @@ class FillMask:
             keep=keep,
         )
 
-    async def _filled(self, rows: Sequence[TextItem], answers: Sequence[Outputs], top_k: int) -> list[list[FilledMask]]:
-        def fill(part: slice) -> list[list[FilledMask]]:
-            pairs = zip(rows[part], answers[part], strict=True)
-            return [self._masks(row, *best(answer, top_k)) for row, answer in pairs]
+    async def _fill(self, items: Sequence[TextItem], answers: Sequence[Outputs], top_k: int) -> list[list[FilledMask]]:
+        def fill(chunk: slice) -> list[list[FilledMask]]:
+            pairs = zip(items[chunk], answers[chunk], strict=True)
+            return [self._masks(item, *best(answer, top_k)) for item, answer in pairs]
 
-        sizes = [top_k * row.logit_positions * (row.tokens + TOKENS_PER_CANDIDATE) for row in rows]
+        sizes = [top_k * item.logit_positions * (item.tokens + TOKENS_PER_CANDIDATE) for item in items]
         return await offload_chunked(self._prepare, fill, sizes, max_size=CHUNK_TOKENS)
 
-    def _masks(self, row: TextItem, scores: NDArray[np.float32], ids: NDArray[np.int64]) -> list[FilledMask]:
-        """The masks of one text; scores and ids (masks, k)."""
+    def _masks(self, item: TextItem, scores: NDArray[np.float32], ids: NDArray[np.int64]) -> list[FilledMask]:
+        """The masks of one text, from their scores and ids (masks, k)."""
         return [
             FilledMask(
                 int(position),
                 [
                     Candidate(
-                        float(score), int(token), self._encoder.decode([int(token)]), self._with(row, position, token)
+                        float(score),
+                        int(token),
+                        self._encoder.decode([int(token)]),
+                        self._filled_in(item, position, token),
                     )
                     for score, token in zip(*ranked, strict=True)
                 ],
             )
-            for position, ranked in zip(row.selected, zip(scores, ids, strict=True), strict=True)
+            for position, ranked in zip(item.selected, zip(scores, ids, strict=True), strict=True)
         ]
 
-    def _with(self, row: TextItem, position: np.int64, token: np.int64) -> str:
-        """The text with a token in place of one mask, without special tokens unless one of them is another mask."""
-        ids = row.input_ids.copy()
+    def _filled_in(self, item: TextItem, position: np.int64, token: np.int64) -> str:
+        """The text with a token in place of one mask. Special tokens are removed, unless other masks are left."""
+        ids = item.input_ids.copy()
         ids[position] = token
         if self._encoder.pad_id is not None:
             ids = ids[ids != self._encoder.pad_id]
-        return self._encoder.decode(ids.tolist(), skip_special_tokens=row.logit_positions == 1)
+        return self._encoder.decode(ids.tolist(), skip_special_tokens=item.logit_positions == 1)
 
 
-def check_size(rows: Sequence[TextItem], top_k: int) -> None:
-    """Refuse a response that would take minutes to write: a few masks and a large `top_k` are enough."""
+def check_size(items: Sequence[TextItem], top_k: int) -> None:
+    """Raise InvalidRequest for a response that would take minutes to build, for example with a large `top_k`."""
     masks, tokens = (
-        sum(row.logit_positions for row in rows),
-        top_k * sum(row.logit_positions * row.tokens for row in rows),
+        sum(item.logit_positions for item in items),
+        top_k * sum(item.logit_positions * item.tokens for item in items),
     )
     found = f"{top_k} for each of {masks} masks, {tokens} tokens of filled-in texts"
     if tokens > MAX_SEQUENCE_TOKENS:
@@ -164,7 +167,7 @@ def check_size(rows: Sequence[TextItem], top_k: int) -> None:
 
 
 def max_top_ids(artifact: Artifact) -> int:
-    """The number of tokens that each graph of the model ranks itself."""
+    """The smallest number of top tokens that a graph of the model outputs."""
     return min(
         int(tensor.shape[-1])
         for graph in artifact.manifest.graphs
@@ -174,14 +177,14 @@ def max_top_ids(artifact: Artifact) -> int:
 
 
 def rank(outputs: Outputs, *, top_k: int, target_ids: NDArray[np.int64] | None) -> Outputs:
-    """Rank logits (masks, v) as the graph would: the `top_k` best tokens, out of the targets if there are any."""
+    """Rank logits (masks, v) like the graph: the `top_k` most likely tokens, only of the targets if there are any."""
     logits = outputs["logits"] if target_ids is None else outputs["logits"][:, target_ids]  # (masks, targets)
     if top_k < logits.shape[1]:
         order = np.sort(np.argpartition(-logits, top_k - 1, axis=-1)[:, :top_k], axis=-1)
     else:
         order = np.tile(np.arange(logits.shape[1]), (len(logits), 1))
     scores = np.take_along_axis(logits, order, axis=-1)
-    ranks = np.argsort(-scores, axis=-1, kind="stable")  # of two equally likely tokens the first
+    ranks = np.argsort(-scores, axis=-1, kind="stable")  # equally likely tokens by id
     ids = np.take_along_axis(order, ranks, axis=-1)
     return {
         "top_scores": np.take_along_axis(scores, ranks, axis=-1),
@@ -191,5 +194,5 @@ def rank(outputs: Outputs, *, top_k: int, target_ids: NDArray[np.int64] | None) 
 
 
 def best(ranked: Outputs, top_k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Probabilities over the whole vocabulary, and ids, of the most likely tokens: (masks, k) each."""
+    """The most likely tokens: their probabilities over the whole vocabulary, and their ids, (masks, k) each."""
     return np.exp(ranked["top_scores"][:, :top_k] - ranked["logsumexp"][:, None]), ranked["top_ids"][:, :top_k]

@@ -1,4 +1,4 @@
-"""Generation: streams the continuation of prompts until a stop string, a stop token or a limit; and logits of GPT."""
+"""Generation: streams the continuations of prompts until a stop string, a stop token or a limit; and logits of GPT."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -39,12 +39,12 @@ class Generate:
         context: RequestContext,
         field: str = "prompts",
     ) -> AsyncIterator[TextStream]:
-        """Stream the continuations of all prompts, or of none. Leaving the context ends those that are not finished.
+        """Stream the continuations of all prompts, or of none. On exit, unfinished continuations are cancelled.
 
         Raises the errors of `Engine.admit` on entry. `field` is the name of the prompts in errors.
         """
         with ExitStack() as stack:
-            with self._engine.in_flight.track():  # until the engine has admitted the prompts: it waits for them itself
+            with self._engine.in_flight.track():  # until the prompts are admitted; from then on the engine tracks them
                 with self._engine.reserve(len(prompts), field=field):
                     encode = partial(self._prompt_ids, prompts, field)
                     prompt_ids = await asyncio.get_running_loop().run_in_executor(self._prepare, encode)
@@ -60,7 +60,7 @@ class Generate:
         return DeltaBuilder(self._encoder.detokenizer(), StopStrings(stop, include=include_stop), sampling)
 
     def _prompt_ids(self, prompts: Sequence[Prompt], field: str) -> dict[str, Ids]:
-        """The ids of each prompt, by its name in errors. Runs in a thread."""
+        """The token ids (t,) of each prompt, by its name in errors. Runs in a thread."""
         names = [f"{field}[{number}]" for number in range(len(prompts))]
         return {name: self._ids(name, prompt) for name, prompt in zip(names, prompts, strict=True)}
 

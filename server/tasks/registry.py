@@ -1,4 +1,4 @@
-"""The tasks that the server knows: what a new task must add, in one table.
+"""The tasks that the server knows, in one table, to which a new task is added.
 
 server/rpc/ has an endpoint and a typed method for each of them, and server/client/ a command;
 tests/server/tasks/test_registry.py checks that they agree.
@@ -23,7 +23,7 @@ class TaskSpec:
     name: str  # in the manifest
     task_class: type[Task]
     build: Callable[[LoadContext], Handlers]
-    takes_text: bool  # so that its tokens can be counted
+    takes_text: bool  # then its tokens can be counted
     example: str  # arguments of `python -m server.client`; {image} stands for the path of a file
 
 

@@ -1,6 +1,6 @@
-"""Tensors in, tensors out: token ids or pixels to the outputs of the network, for encoders and vision models.
+"""Tensor tasks of encoders and vision models: from token ids or pixels to the outputs of the network.
 
-The inputs run in the same batches as those of the tasks; the padding of a request is removed and not computed.
+The inputs run in the same batches as those of the tasks. The padding of a request is removed before the run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,20 +41,20 @@ class RawText:
         if self.per_token:
             check_size(ids, self.text.vocabulary)
         async with self._batcher.reserve(len(ids), context, field="input_ids") as reservation:
-            rows = self._rows(ids, inputs)
+            items = self._items(ids, inputs)
             if self.per_token:
-                return {self.output: await self._logits(rows, ids.shape, reservation)}
-            output = np.stack([answer[self.output] for answer in await self._batcher.run(rows, reservation)])
+                return {self.output: await self._logits(items, ids.shape, reservation)}
+            output = np.stack([answer[self.output] for answer in await self._batcher.run(items, reservation)])
         return {self.output: normalised(output) if self.normalise else output}
 
-    async def _logits(self, rows: Sequence[TextItem], shape: tuple[int, ...], reservation: Reservation) -> Array:
-        """Logits (n, t, v). The threads that run the rows copy them into the array."""
+    async def _logits(self, items: Sequence[TextItem], shape: tuple[int, ...], reservation: Reservation) -> Array:
+        """The logits (n, t, v). The threads that run the batches copy the logits of each item into the array."""
         logits = np.zeros((*shape, self.text.vocabulary), np.float32)
-        copying = [replace(row, keep=partial(_copy_logits, target)) for row, target in zip(rows, logits, strict=True)]
+        copying = [replace(item, keep=partial(_copy_logits, out)) for item, out in zip(items, logits, strict=True)]
         await self._batcher.run(copying, reservation)
         return logits
 
-    def _rows(self, ids: NDArray[np.int64], inputs: Mapping[str, Array]) -> list[TextItem]:
+    def _items(self, ids: NDArray[np.int64], inputs: Mapping[str, Array]) -> list[TextItem]:
         lengths = read_lengths(ids, inputs, vocabulary=self.text.vocabulary)
         segments = read_segments(ids, lengths, inputs, segments=self.text.segments)
         return [
@@ -84,13 +84,13 @@ class RawImage:
         async with self._batcher.reserve(len(pixels), context, field="pixel_values") as reservation:
             if not np.isfinite(pixels).all():
                 raise InvalidRequest("pixel_values", "values that are not finite", "finite numbers")
-            rows = [ImageItem(pixel_values=image, outputs=("logits",)) for image in pixels.astype("f4", copy=False)]
-            answers = await self._batcher.run(rows, reservation)
+            items = [ImageItem(pixel_values=image, outputs=("logits",)) for image in pixels.astype("f4", copy=False)]
+            answers = await self._batcher.run(items, reservation)
         return {"logits": np.stack([answer["logits"] for answer in answers])}
 
 
 def _copy_logits(target: Array, outputs: Outputs) -> Outputs:
-    """Copy the logits of a row into the result of its request, and keep no other outputs."""
+    """Copy the logits of an item into the result of its request, and keep no other outputs."""
     target[: len(outputs["logits"])] = outputs["logits"]
     return {}
 
@@ -125,7 +125,7 @@ def read_segments(
 
 
 def check_size(ids: NDArray[np.int64], vocabulary: int) -> None:
-    """Refuse a request whose logits would take too much memory."""
+    """Raise InvalidRequest for ids (n, t) whose logits would need too much memory."""
     if ids.size * vocabulary > MAX_LOGITS:
         found = f"{len(ids)} x {ids.shape[1]} tokens of {vocabulary} logits each"
         raise InvalidRequest("input_ids", found, f"at most {MAX_LOGITS // vocabulary} tokens in a request")

@@ -41,7 +41,7 @@ class DeltaBuilder:
         self._detokenizer, self._stops, self._sampling = detokenizer, stops, sampling
 
     def build(self, output: TokenOutput) -> TextDelta:
-        """The delta of one token. It is the last one if it has a `finish_reason`, which a stop string may have set."""
+        """The delta of one token. The last one has a `finish_reason`, which may be due to a stop string."""
         ids = [] if output.token_id is None else [output.token_id]
         delta = TextDelta(
             text=self._text(ids, output),
@@ -74,7 +74,7 @@ class TextStream:
         self._error: Exception | None = None
 
     def push(self, number: int, output: TokenOutput | Exception) -> bool:
-        """Add a token of one continuation. True if a stop string has ended it: the engine must not continue it."""
+        """Add an output of a continuation; see `OutputCallback`. True if a stop string has ended the continuation."""
         self._arrived.set()
         try:
             if isinstance(output, Exception):

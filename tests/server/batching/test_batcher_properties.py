@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from server.admission.queue import Limits
 from server.batching.batcher import Batcher
 from server.batching.scheduler import Budget
+from server.observability.observer import NoOpObserver
 from tests.server.batching.test_batcher import Sums, ask, item, sums
 
 BUDGET = Budget(items=4, tokens=32, logit_positions=1, padding=0.5)
@@ -30,7 +31,7 @@ class Day:
 
     async def _pass(self, requests, opens):
         limits = Limits(requests=200, tokens=2000)
-        batcher = Batcher(self.sessions, name="sums", budget=BUDGET, limits=limits)
+        batcher = Batcher(self.sessions, name="sums", budget=BUDGET, limits=limits, observer=NoOpObserver())
         await batcher.start()
         tasks = []
         for number, (lengths, leaves, others) in enumerate(requests):

@@ -16,6 +16,7 @@ from server.batching.warm_up import warm_up
 from server.concurrency.stop_signal import StopSignal
 from server.config.settings import Settings
 from server.errors import NotReady
+from server.observability.observer import NoOpObserver
 from server.runtime.io_binding import BoundSession
 from server.runtime.open import open_session
 from server.runtime.providers import ProviderChoice
@@ -79,6 +80,7 @@ async def test_padded_batches_answer_as_single_inputs_do(name, bound):
         name=name,
         budget=budget_of(artifact, "cuda"),
         limits=Limits(requests=1000, tokens=100_000),
+        observer=NoOpObserver(),
     )
     await batcher.start()
     answers = await asyncio.gather(*(ask(batcher, [item]) for item in items))

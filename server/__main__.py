@@ -23,7 +23,7 @@ from server.observability.http import HttpServer
 from server.observability.observer import Observer
 from server.observability.prometheus import Metrics
 from server.repository.gauges import ModelMetrics
-from server.repository.listener import RepositoryListener
+from server.repository.listener import RepositoryListener, ServedModels
 from server.repository.repository import Repository
 from server.rpc.health import Health
 from server.rpc.server import build_server
@@ -81,10 +81,10 @@ class Reporter(RepositoryListener):
     def observer(self, name: str, version: str) -> Observer:
         return self._metrics.observe(name, version)
 
-    async def changed(self, repository: Repository) -> None:
-        await self._health.refresh(repository)
+    async def changed(self, served: ServedModels) -> None:
+        await self._health.refresh(served)
 
-    def gone(self, name: str, version: str) -> None:
+    def unloaded(self, name: str, version: str) -> None:
         self._metrics.forget(name, version)
 
 

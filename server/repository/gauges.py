@@ -1,4 +1,4 @@
-"""Gauges of the models that are served, read when Prometheus scrapes: an unloaded model disappears at once."""
+"""Gauges of the models that are served. They are read at each scrape, so an unloaded model disappears at once."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -31,7 +31,7 @@ QUEUES: dict[str, tuple[str, Callable[[Model], int]]] = {
 
 
 class ModelMetrics(Collector):
-    """Collects from the models that are served."""
+    """Collects the gauges of the models that are served."""
 
     def __init__(self, models: Callable[[], Sequence[Model]]) -> None:
         """`models` is called from other threads."""

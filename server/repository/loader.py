@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class ModelLoader:
-    """Loads in a thread of its own. The models share `prepare` and `images`, the pools for work before they run."""
+    """Loads models in its own thread. All models share `prepare` and `images`, the pools that prepare inputs."""
 
     def __init__(
         self, settings: Settings, listener: RepositoryListener, *, prepare: Executor, images: DecodePool
@@ -49,10 +49,10 @@ class ModelLoader:
         self._stop = StopSignal()
 
     async def load(self, directory: Path, old: Model | None) -> Model:
-        """A model that has started; the old one if nothing has changed.
+        """Load and start a model. Returns the old one if its manifest has not changed.
 
-        BadArtifact, ProviderUnavailable or NotEnoughMemory says why the last of the providers cannot run it. The log
-        says why the others could not.
+        Raises BadArtifact, ProviderUnavailable or NotEnoughMemory if no provider can run the model: with the reason of
+        the last provider; the log has those of the others.
         """
         artifact, providers = await self._in_thread(lambda: self._read(directory))
         if old is not None and artifact.manifest == old.artifact.manifest:
@@ -66,7 +66,7 @@ class ModelLoader:
         return await self._started(artifact, last)
 
     def stop(self) -> None:
-        """Load nothing more. A load in progress ends at its next step."""
+        """Load no more models. A load in progress stops at its next step."""
         self._stop.set()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
@@ -92,7 +92,7 @@ class ModelLoader:
     def _build(self, artifact: Artifact, choice: ProviderChoice, observer: Observer, in_flight: InFlight) -> Model:
         """Open sessions, check them with the golden inputs, build the task. Blocks.
 
-        BadArtifact, ProviderUnavailable or NotEnoughMemory; NotReady after a stop; and the runtime's own errors.
+        Raises BadArtifact, ProviderUnavailable or NotEnoughMemory, NotReady after a stop, and the runtime's own errors.
         """
         self._stop.check()
         task = artifact.manifest.task

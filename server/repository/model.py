@@ -1,4 +1,4 @@
-"""One version of one model, ready to answer requests."""
+"""One version of a model that is ready to answer requests."""
 
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -19,11 +19,11 @@ TaskT = TypeVar("TaskT")
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A checked session, and the tasks over it. `provider` and `precision` are those that the session computes with."""
+    """A checked session, and the tasks that use it."""
 
     artifact: Artifact
-    session: Session  # with several devices, the one that `parity` is about
-    parity: Parity  # of the session with the largest difference from PyTorch
+    session: Session  # of several devices, the session with the largest error
+    parity: Parity  # the errors of `session`
     handlers: Handlers = field(repr=False)
     prepare: Executor = field(repr=False)  # threads for work that would block the event loop
     in_flight: InFlight = field(repr=False)  # counts the requests of this model; its back-end shares it
@@ -40,11 +40,11 @@ class Model:
     def task(self) -> Task:
         return self.handlers.task
 
-    def task_as(self, task_class: type[TaskT]) -> TaskT:
-        """The task, which is of that class; WrongTask if it is another one."""
-        if not isinstance(self.task, task_class):
-            found = self.artifact.manifest.task
-            raise WrongTask(f"model {self.name}: found task {found}, expected {' or '.join(names_of(task_class))}")
+    def task_as(self, *task_classes: type[TaskT]) -> TaskT:
+        """The task, as one of these classes. Raises WrongTask if it has another class."""
+        if not isinstance(self.task, task_classes):
+            found, expected = self.artifact.manifest.task, " or ".join(names_of(*task_classes))
+            raise WrongTask(f"model {self.name}: found task {found}, expected {expected}")
         return self.task
 
     @property
@@ -82,8 +82,8 @@ class Model:
     async def drain(self) -> None:
         """Answer the requests in flight, then refuse all others.
 
-        To be called when the model can no longer be found: a request that found it before may still be on its way to
-        the back-end, which must not refuse it.
+        Call this after the model was removed from the repository. Requests that found the model before may not have
+        reached the back-end yet, which must not refuse them.
         """
         await self.in_flight.wait_idle()
         await self.backend.drain()

@@ -1,4 +1,4 @@
-"""The models that are served: which versions there are, which of them are ready; loading and unloading."""
+"""The models that are served: finds the model of a request, loads and unloads versions, and records their states."""
 
 import asyncio
 import logging
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from server.artifact import newest, versions
 from server.config.settings import EVERY_MODEL, Settings
-from server.errors import AffinityError, BadArtifact, InvalidRequest, ModelNotFound, NotReady, WrongTask
+from server.errors import AffinityError, BadArtifact, InvalidRequest, ModelNotFound, NotReady
 from server.host.cpus import usable_cpus
 from server.images.decode_pool import DecodePool
 from server.repository.listener import RepositoryListener
@@ -41,7 +41,8 @@ class Repository:
     def __init__(self, settings: Settings, listener: RepositoryListener | None = None) -> None:
         self._settings = settings
         self._listener = listener or RepositoryListener()
-        # Name → version → model, the lowest first. Inner tables are replaced, never changed: other threads read them.
+        # Name → version → model, the lowest version first. Inner dicts are replaced, not changed, as other threads read
+        # them.
         self._models: dict[str, dict[int, Model]] = {}
         self._entries: dict[tuple[str, int], Entry] = {}
         self._locks: dict[str, asyncio.Lock] = {}  # one load or unload of a model at a time
@@ -54,7 +55,7 @@ class Repository:
     # ---- finding models
 
     def get(self, name: str, version: str = "") -> Model:
-        """The model of that name, in the version named or in the newest that is served. ModelNotFound or NotReady."""
+        """The model of this name, in this version or in the newest that is served. Raises ModelNotFound or NotReady."""
         served = self._models.get(name, {})
         for model in reversed(served.values()):
             if version in ("", model.version):
@@ -62,23 +63,24 @@ class Repository:
         raise self._missing(name, version)
 
     def served(self, name: str, version: str = "") -> list[Model]:
-        """The version named, or all that are served, the lowest first. ModelNotFound or NotReady."""
+        """This version, or all versions that are served, the lowest first. Raises ModelNotFound or NotReady."""
         self.get(name, version)
         return [model for model in self._models[name].values() if version in ("", model.version)]
 
     @contextmanager
-    def use(self, name: str, version: str, task_class: type[TaskT]) -> Iterator[tuple[Model, TaskT]]:
-        """A model that does the task, found by `for_task`, and the task; the model is not unloaded meanwhile."""
-        model = self.for_task(name, version, task_class)
+    def use(self, name: str, version: str, *task_classes: type[TaskT]) -> Iterator[tuple[Model, TaskT]]:
+        """The model of `for_task` and its task. Unloading the model waits until the end of the block."""
+        model = self.for_task(name, version, *task_classes)
         with model.in_flight.track():
-            yield model, model.task_as(task_class)
+            yield model, model.task_as(*task_classes)
 
     def for_task(self, name: str, version: str, *task_classes: type[object]) -> Model:
-        """The model of that name if it does one of the tasks; without a name the only model that does."""
+        """The model of this name; without a name, the only model that serves one of the tasks.
+
+        Raises WrongTask if it serves none of them, ModelNotFound, NotReady, and InvalidRequest if a name is needed.
+        """
         model = self.get(name or self._only(task_classes), version)
-        if not isinstance(model.task, task_classes):
-            found, expected = model.artifact.manifest.task, " or ".join(names_of(*task_classes))
-            raise WrongTask(f"model {model.name}: found task {found}, expected {expected}")
+        model.task_as(*task_classes)
         return model
 
     def _only(self, task_classes: tuple[type[object], ...]) -> str:
@@ -107,11 +109,11 @@ class Repository:
         return [model for _, served in sorted(self._models.items()) for model in served.values()]
 
     def names(self) -> list[str]:
-        """Every model that was loaded, or tried, since the server started."""
+        """The name of each model that was loaded, or failed to load, since the server started."""
         return sorted({name for name, _ in self._entries})
 
     def index(self) -> list[Entry]:
-        """Every version of every model that is in the directory, or that was loaded or tried since the start."""
+        """Each version that is in the directory, or that was loaded or failed to load since the server started."""
         entries = {
             (name, number): Entry(name, str(number), UNAVAILABLE, self._why_not(name))
             for name in newest(self._settings.artifacts)
@@ -120,7 +122,7 @@ class Repository:
         return [entry for _, entry in sorted((entries | self._entries).items())]
 
     def _why_not(self, name: str) -> str:
-        """The reason why a version that was never tried is not served."""
+        """The reason why a version is not served that the repository has not tried to load."""
         if self._models.get(name):
             return f"not loaded; --set {name}.versions={self._settings.of(name).versions} says which ones are"
         return "not loaded"
@@ -128,7 +130,7 @@ class Repository:
     # ---- loading and unloading
 
     async def load_all(self) -> None:
-        """Load every model, or those that the settings name. Stops at the first failure."""
+        """Load all models, or those that the settings name. Stops at the first failure."""
         found = newest(self._settings.artifacts)
         names = self._settings.models or tuple(found)
         if not names:
@@ -147,7 +149,7 @@ class Repository:
         await self._listener.changed(self)
 
     async def load(self, name: str) -> None:
-        """Serve the versions that the settings choose among those in the directory: all of them, or nothing changes.
+        """Serve the versions in the directory that the settings choose. If one fails to load, nothing changes.
 
         A served version that has not changed on disk stays. A version that is no longer chosen is unloaded when all
         others are ready; its requests in flight are answered.
@@ -164,13 +166,13 @@ class Repository:
                     new[number] = await self._loader.load(directory, old.get(number))
             except BaseException as error:
                 self._note_failure(name, number, error, waiting=chosen.keys() - old.keys())
-                self._unload_all(new, but=old)
+                self._unload_all(new, keep=old)
                 await self._listener.changed(self)
                 raise
             self._models[name] = new
             for number in new:
                 self._note(name, number, READY)
-            self._unload_all(old, but=new)
+            self._unload_all(old, keep=new)
         await self._listener.changed(self)
 
     async def unload(self, name: str) -> None:
@@ -179,7 +181,7 @@ class Repository:
             raise self._missing(name, "")
         async with self._locks[name]:
             self.get(name)
-            unloads = self._unload_all(self._models.pop(name), but={})
+            unloads = self._unload_all(self._models.pop(name), keep={})
         await self._listener.changed(self)
         await asyncio.shield(asyncio.gather(*unloads))
 
@@ -197,7 +199,7 @@ class Repository:
         self._images.close()
 
     def _chosen(self, name: str) -> dict[int, Path]:
-        """The versions to serve → their directories. ModelNotFound if there are none, or not all that are named."""
+        """The directories of the versions to serve. Raises ModelNotFound if there are none, or a named one is missing."""
         root, wanted = self._settings.artifacts, self._settings.of(name).versions
         found = versions(root, name) if name in newest(root) else {}
         if not found:
@@ -210,17 +212,17 @@ class Repository:
         return {number: found[number] for number in wanted.choose(found)}
 
     def _note_failure(self, name: str, failed: int, error: BaseException, *, waiting: set[int]) -> None:
-        """Note for each version that waited why it is not loaded: one of them failed."""
+        """Note for each version in `waiting` why it is not loaded: version `failed` failed."""
         reason = str(error) if isinstance(error, AffinityError) else "could not be loaded"
         for number in waiting:
             self._note(name, number, UNAVAILABLE, reason if number == failed else f"version {failed}: {reason}")
-            self._listener.gone(name, str(number))
+            self._listener.unloaded(name, str(number))
 
-    def _unload_all(self, models: Mapping[int, Model], *, but: Mapping[int, Model]) -> list[asyncio.Task[None]]:
-        """Start to unload these models, except those that are also in `but`."""
+    def _unload_all(self, models: Mapping[int, Model], *, keep: Mapping[int, Model]) -> list[asyncio.Task[None]]:
+        """Start to unload these models, except those that are also in `keep`."""
         unloads = []
         for number, model in models.items():
-            if but.get(number) is not model:
+            if keep.get(number) is not model:
                 self._note_unload(model, UNLOADING)
                 unload = asyncio.create_task(self._unload(model))
                 self._draining[unload] = model
@@ -233,7 +235,7 @@ class Repository:
         self._note_unload(model, UNAVAILABLE, "unloaded")
         async with self._locks[model.name]:  # a load in progress may be about to serve the same version again
             if int(model.version) not in self._models.get(model.name, {}):
-                self._listener.gone(model.name, model.version)
+                self._listener.unloaded(model.name, model.version)
 
     def _note_unload(self, model: Model, state: str, reason: str = "") -> None:
         """Note the state of an unloaded version, unless it was never served or the same version is served again."""

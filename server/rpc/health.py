@@ -13,7 +13,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthServicer
 
 from server.errors import ModelNotFound
-from server.repository.repository import Repository
+from server.repository.listener import ServedModels
 from server.rpc.context import GrpcContext
 from server.rpc.services import OPEN_INFERENCE, TYPED
 
@@ -33,13 +33,13 @@ class Health(HealthServicer):  # type: ignore[misc]  # the library has no types
         self._changed = asyncio.Condition()
         self._stopped = False
 
-    async def refresh(self, repository: Repository) -> None:
+    async def refresh(self, served: ServedModels) -> None:
         """Set the state of every service and model, and notify the watchers."""
-        serves = repository.ready and not self._stopped
+        serves = served.ready and not self._stopped
         states = dict.fromkeys(SERVICES, SERVING if serves else NOT_SERVING)
-        states |= {MODEL_PREFIX + name: NOT_SERVING for name in repository.names()}
+        states |= {MODEL_PREFIX + name: NOT_SERVING for name in served.names()}
         if not self._stopped:
-            states |= {MODEL_PREFIX + model.name: SERVING for model in repository.models()}
+            states |= {MODEL_PREFIX + model.name: SERVING for model in served.models()}
         await self._publish(states)
 
     async def stop(self) -> None:

@@ -165,14 +165,15 @@ class AffinityService(AffinityServicer):
             )
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: GrpcContext) -> pb.CountTokensResponse:
-        model = self._repository.for_task(request.model, request.model_version, *TEXT_TASKS)
-        counter = model.counter
-        assert counter is not None, "a text model has a tokenizer; this is a bug"
-        texts = _inputs(model, "inputs", request.inputs)
-        prompt_name = request.prompt_name if request.HasField("prompt_name") else None
-        with model.in_flight.track():
+        with self._repository.use(request.model, request.model_version, *TEXT_TASKS) as (model, _):
+            counter = model.counter
+            assert counter is not None, "a text model has a tokenizer; this is a bug"
             tokens = await counter(
-                texts, request.text_pairs, prompt_name=prompt_name, field="inputs", pair_field="text_pairs"
+                _inputs(model, "inputs", request.inputs),
+                request.text_pairs,
+                **_optional(request, "prompt_name"),
+                field="inputs",
+                pair_field="text_pairs",
             )
         return pb.CountTokensResponse(
             model=model.name, model_version=model.version, tokens=tokens, max_tokens=counter.max_tokens

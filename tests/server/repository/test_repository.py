@@ -50,7 +50,7 @@ class VersionRecorder(RepositoryListener):
         self.observed.add((name, version))
         return super().observer(name, version)
 
-    def gone(self, name, version):
+    def unloaded(self, name, version):
         self.observed.discard((name, version))
 
 

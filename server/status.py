@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import grpc
 
 from server import errors
-from server.admission.queue import Gone
+from server.admission.queue import CancelReason
 
 RETRY_AFTER = "retry-after-ms"  # trailing metadata of RESOURCE_EXHAUSTED: how long to wait before a retry
 INTERNAL_TEXT = "internal error; the server's log has the details"
@@ -24,7 +24,7 @@ STATUS: dict[type[BaseException], grpc.StatusCode] = {
 }
 
 # gRPC cancels a call when its deadline expires and when its client disconnects.
-GONE: dict[Gone, grpc.StatusCode] = {
+CANCEL_STATUSES: dict[CancelReason, grpc.StatusCode] = {
     "expired": grpc.StatusCode.DEADLINE_EXCEEDED,
     "cancelled": grpc.StatusCode.CANCELLED,
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from server.status import GONE, STATUS
+from server.status import CANCEL_STATUSES, STATUS
 from tests.serving import ROOT, Served
 
 LONGEST_README = 170  # lines of the one at the top
@@ -111,7 +111,7 @@ def test_the_tables_of_settings_name_those_of_help() -> None:
 
 def test_the_table_of_errors_names_every_status() -> None:
     documented = [cell for cell in first_cells(section("server/README.md", "Errors")) if cell.isupper()]
-    answered = {status.name for status in (*STATUS.values(), *GONE.values())} | {"INTERNAL"}
+    answered = {status.name for status in (*STATUS.values(), *CANCEL_STATUSES.values())} | {"INTERNAL"}
     assert len(documented) == len(set(documented))
     assert set(documented) == answered
 

@@ -98,7 +98,7 @@ def train(
 ) -> float:
     """Run the schedule, from the saved state if there is one, and return the total minutes.
 
-    Tells the loss always, and the held-out score at intervals.
+    Prints the loss, and at intervals the held-out score.
     """
     torch.set_flush_denormal(True)  # denormal gradients would take most of the time
     set_attend(model, fused_attend)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from server.errors import DeadlineExceeded, InvalidRequest, Overloaded
 
-Gone = Literal["expired", "cancelled"]
+CancelReason = Literal["expired", "cancelled"]
 
 DEFAULT_PRIORITY = 5
 SECONDS_PER_PRIORITY = 1.0  # one level lower counts as arriving one second later, so no request starves
@@ -28,8 +28,8 @@ class RequestContext:
     def expired(self, now: float) -> bool:
         return self.deadline is not None and now >= self.deadline
 
-    def why_gone(self, now: float) -> Gone:
-        """Why a caller that leaves now did not wait for the answer."""
+    def cancel_reason(self, now: float) -> CancelReason:
+        """Why a call is cancelled that is cancelled now: by its deadline, or by its client."""
         return "expired" if self.deadline is not None and now >= self.deadline - self.leeway_s else "cancelled"
 
     def check_deadline(self, now: float) -> None:

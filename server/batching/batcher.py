@@ -109,7 +109,7 @@ class Batcher:
         try:
             await request.done
         except asyncio.CancelledError:
-            self._queue.drop(keys, reservation.why_gone(self._clock()))
+            self._queue.drop(keys, reservation.cancel_reason(self._clock()))
             raise
         except Exception:
             self._queue.drop(keys, "failed")

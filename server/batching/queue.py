@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from server.admission.queue import AdmissionQueue, Gone, Limits, RequestContext
+from server.admission.queue import AdmissionQueue, CancelReason, Limits, RequestContext
 from server.batching.collate import Item, Outputs
 from server.batching.scheduler import Scheduler, Waiting
 from server.errors import InvalidRequest, Overloaded
@@ -45,9 +45,9 @@ class Reservation:
     field: str  # the name of the inputs in the request
     timeout: asyncio.Timeout
 
-    def why_gone(self, now: float) -> Gone:
-        """Why a caller that leaves now did not wait for the answer."""
-        return "expired" if self.timeout.expired() else self.context.why_gone(now)
+    def cancel_reason(self, now: float) -> CancelReason:
+        """Like `RequestContext.cancel_reason`."""
+        return "expired" if self.timeout.expired() else self.context.cancel_reason(now)
 
 
 class Queue:

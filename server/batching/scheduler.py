@@ -118,7 +118,7 @@ class Scheduler:
     def take(self, planned: Sequence[Waiting] = ()) -> list[Waiting]:
         """Remove and return the next batch; empty if nothing is waiting.
 
-        Returns the planned batch unless one of its items is gone, another item is first by now, or a larger batch is
+        Returns the planned batch unless one of its items has left, another item is first by now, or a larger batch is
         possible.
         """
         batch = self.plan()

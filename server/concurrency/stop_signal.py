@@ -1,4 +1,4 @@
-"""Asks work in another thread to stop: the thread checks the signal between its steps."""
+"""A signal to stop work in another thread, which checks the signal between its steps."""
 
 import threading
 

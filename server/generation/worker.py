@@ -264,7 +264,7 @@ class Worker:
             expired = DeadlineExceeded("the deadline of the request passed before its last token was there")
             outputs.append((stream, last if stream.sequence.cancelled else expired))
             if stream.sequence.slot < 0:
-                reason = stream.sequence.context.why_gone(now)
+                reason = stream.sequence.context.cancel_reason(now)
                 observer_calls.append(partial(self._observer.dropped, reason))
             else:
                 observer_calls.append(self._finished(stream, last))

@@ -16,7 +16,7 @@ from server.admission.queue import RequestContext
 from server.observability.observer import Spent, Usage
 from server.observability.totals import Statistics
 from server.observability.triton_names import TritonNames
-from server.status import GONE, code_of
+from server.status import CANCEL_STATUSES, code_of
 
 SECONDS = tuple(50e-6 * 2**power for power in range(22))  # 50 µs … 105 s
 SIZES = tuple(float(2**power) for power in range(18))  # 1 … 131,072
@@ -138,7 +138,7 @@ class Metrics:
         try:
             yield tokens
         except (GeneratorExit, asyncio.CancelledError):
-            status = GONE[context.why_gone(time.monotonic())].name
+            status = CANCEL_STATUSES[context.cancel_reason(time.monotonic())].name
             raise
         except BaseException as error:
             status = code_of(error).name

@@ -199,7 +199,7 @@ class Repository:
         self._images.close()
 
     def _chosen(self, name: str) -> dict[int, Path]:
-        """The directories of the versions to serve. Raises ModelNotFound if there are none, or a named one is missing."""
+        """The directories of the versions to serve. Raises ModelNotFound if there are none, or one is missing."""
         root, wanted = self._settings.artifacts, self._settings.of(name).versions
         found = versions(root, name) if name in newest(root) else {}
         if not found:

@@ -14,7 +14,7 @@ import grpc
 
 from server.admission.in_flight import InFlight
 from server.rpc.context import GrpcContext, make_request_context
-from server.status import GONE, error_status
+from server.status import CANCEL_STATUSES, error_status
 
 Behaviour = Callable[[Any, GrpcContext], Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"  # None: there is no such method
@@ -94,7 +94,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     stack.enter_context(self._in_flight.track())
                 yield
         except asyncio.CancelledError:
-            code = GONE[request_context.why_gone(time.monotonic())]
+            code = CANCEL_STATUSES[request_context.cancel_reason(time.monotonic())]
             raise
         except grpc.aio.AbortError:
             code = context.code()

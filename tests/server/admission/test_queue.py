@@ -57,8 +57,8 @@ def test_a_negative_priority_is_refused():
 
 def test_who_leaves_shortly_before_the_deadline_leaves_because_of_it():
     context = RequestContext(deadline=5.0, leeway_s=0.25)
-    assert [context.why_gone(now) for now in (4.0, 4.8, 6.0)] == ["cancelled", "expired", "expired"]
-    assert RequestContext().why_gone(now=4.0) == "cancelled"
+    assert [context.cancel_reason(now) for now in (4.0, 4.8, 6.0)] == ["cancelled", "expired", "expired"]
+    assert RequestContext().cancel_reason(now=4.0) == "cancelled"
 
 
 def test_a_call_expires_at_its_deadline():

@@ -14,7 +14,7 @@ from server.generation.decoder import Decoder
 from server.generation.device_memory import HostMemory
 from server.runtime.capture_lock import CaptureLock
 from tests.continuations import greedy_of
-from tests.server.generation.test_engine import GREEDY, steps_of, tokens_of
+from tests.server.generation.engines import GREEDY, outputs_of, tokens_of
 
 
 class Recording(CapturingDecoder):
@@ -52,12 +52,12 @@ async def test_idle_rows_leave_kept_prompts_and_one_that_is_being_read_as_they_a
         engine = await engine_of(min_shared_tokens=4, decoder=kind, **slots)
         answers = await asyncio.gather(
             *(
-                steps_of(engine, prompt, seed=number % 7, max_tokens=3 + number % 11, logprobs=2, ignore_eos=True)
+                outputs_of(engine, prompt, seed=number % 7, max_tokens=3 + number % 11, logprobs=2, ignore_eos=True)
                 for number, prompt in enumerate(asked * 3)
             )
         )
-        found[kind] = [[(step.token_id, step.logprob, step.top) for step in steps] for steps in answers]
-        reused = sum(steps[-1].usage.cached_tokens for steps in answers)
+        found[kind] = [[(output.token_id, output.logprob, output.top) for output in outputs] for outputs in answers]
+        reused = sum(outputs[-1].usage.cached_tokens for outputs in answers)
         assert reused > 3 * 7 * 10
     assert found[CapturingDecoder] == found[Decoder]
 

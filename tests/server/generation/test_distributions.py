@@ -21,7 +21,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from tests.server.generation.test_engine import steps_of
+from tests.server.generation.engines import outputs_of
 
 REQUESTS, TOKENS = 96, 50
 PROMPT = [5, 17, 200, 17, 33, 8]
@@ -72,8 +72,8 @@ CASES = {
 async def test_draws_follow_the_distribution_of_transformers(engine_of, reference, asked, processors):
     engine = await engine_of(slots=16, end_ids=[END])
     sampling = {"top_k": 0, "max_tokens": TOKENS, "ignore_eos": True} | asked
-    answers = await asyncio.gather(*(steps_of(engine, PROMPT, seed=seed, **sampling) for seed in range(REQUESTS)))
-    drawn = np.array([[step.token_id for step in steps] for steps in answers])  # (requests, tokens)
+    answers = await asyncio.gather(*(outputs_of(engine, PROMPT, seed=seed, **sampling) for seed in range(REQUESTS)))
+    drawn = np.array([[output.token_id for output in outputs] for outputs in answers])  # (requests, tokens)
     probabilities = distributions(reference, drawn, LogitsProcessorList(processors))
     own = np.take_along_axis(probabilities, drawn[..., None], axis=2)[..., 0]
     assert own.min() > 0, "a token was drawn that transformers never draws"

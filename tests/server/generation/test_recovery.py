@@ -10,7 +10,7 @@ from server.generation.cuda_graphs import CapturingDecoder
 from server.generation.decoder import Decoder
 from server.generation.worker import StepFailed
 from tests.continuations import greedy_of
-from tests.server.generation.test_engine import GREEDY, steps_of, tokens_of
+from tests.server.generation.engines import GREEDY, outputs_of, tokens_of
 
 PROMPT = list(range(1, 31))
 
@@ -44,9 +44,9 @@ async def test_what_a_failed_decode_has_spoilt_is_never_used_again_and_what_it_h
     with pytest.raises(StepFailed):
         await tokens_of(engine, PROMPT, max_tokens=20, **GREEDY)
     for prompt, cached in ((PROMPT, 0), (other, len(other) - 2), (PROMPT, len(PROMPT) - 2)):
-        steps = await steps_of(engine, prompt, max_tokens=20, **GREEDY)
-        assert [step.token_id for step in steps] == greedy_of(reference, prompt, 20)
-        assert steps[-1].usage.cached_tokens == cached
+        outputs = await outputs_of(engine, prompt, max_tokens=20, **GREEDY)
+        assert [output.token_id for output in outputs] == greedy_of(reference, prompt, 20)
+        assert outputs[-1].usage.cached_tokens == cached
 
 
 class Halting(Decoder):
@@ -80,6 +80,6 @@ async def test_as_much_of_a_prompt_as_was_read_before_its_caller_left_is_used_ag
         await leaving
     decoder.go.release(100)
     for cached in (16, len(PROMPT) - 2):
-        steps = await steps_of(engine, PROMPT, max_tokens=20, **GREEDY)
-        assert [step.token_id for step in steps] == greedy_of(reference, PROMPT, 20)
-        assert steps[-1].usage.cached_tokens == cached
+        outputs = await outputs_of(engine, PROMPT, max_tokens=20, **GREEDY)
+        assert [output.token_id for output in outputs] == greedy_of(reference, PROMPT, 20)
+        assert outputs[-1].usage.cached_tokens == cached

@@ -13,7 +13,7 @@ from server.generation.replicas import EngineReplicas
 from server.generation.request import Sampling
 from server.observability.observer import NoOpObserver
 from tests.generating import generate, generate_all
-from tests.server.generation.test_engine import padded
+from tests.server.generation.engines import padded
 
 GREEDY = Sampling(temperature=0.0, ignore_eos=True, max_tokens=12)
 

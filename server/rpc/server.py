@@ -1,7 +1,5 @@
 """The gRPC server: every service on one port."""
 
-import os
-import socket
 from typing import Any
 
 import grpc
@@ -10,7 +8,7 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from protos.affinity_pb2_grpc import add_AffinityServicer_to_server
 from server.admission.in_flight import InFlight
 from server.config.settings import Settings
-from server.errors import AffinityError
+from server.host.listening import CannotListen, listen, spell
 from server.observability.prometheus import Metrics
 from server.repository.repository import Repository
 from server.rpc.affinity.servicer import AffinityService
@@ -33,14 +31,10 @@ TRACKED_PATHS = frozenset(
 KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 60_000, 20_000  # detects clients that vanish without closing the connection
 
 
-class PortTaken(AffinityError):
-    """The server cannot listen on the port."""
-
-
 def build_server(
     settings: Settings, repository: Repository, metrics: Metrics, health: Health, in_flight: InFlight
 ) -> tuple[grpc.aio.Server, int]:
-    """A server that listens once it is started, and its port. Raises PortTaken if the port is not available."""
+    """A server that listens once it is started, and its port. Raises CannotListen."""
     server = grpc.aio.server(
         interceptors=(CallInterceptor(metrics, in_flight, TRACKED_PATHS),), options=_options(settings)
     )
@@ -48,18 +42,24 @@ def build_server(
     add_open_inference_to_server(OpenInferenceService(settings, repository, metrics, in_flight), server)
     add_HealthServicer_to_server(health, server)
     enable_reflection(server)
-    _check_port(settings.host, settings.port)
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return server, server.add_insecure_port(f"{host}:{settings.port}")
+    return server, add_ports(server, settings.host, settings.port)
 
 
-def _check_port(host: str, port: int) -> None:
-    """Bind the port once before gRPC does, because gRPC writes its own lines to stderr if that fails."""
+def add_ports(server: grpc.aio.Server, host: str, port: int) -> int:
+    """Let gRPC listen on every address of the host, and return the port that they share.
+
+    The port is bound before gRPC does it, because gRPC writes its own lines to stderr if that fails.
+    """
+    bound = []
+    for taken in listen(host, port, flag="--port"):
+        with taken:
+            bound.append(taken.getsockname())
+    if len(bound) > 1:
+        port = bound[0][1]
     try:
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except OSError as error:
-        reason = os.strerror(error.errno or 0)
-        raise PortTaken(f"cannot listen on {host}:{port}: {reason}; --port chooses another") from error
+        return [server.add_insecure_port(spell(address, port)) for address in bound][0]
+    except RuntimeError as error:
+        raise CannotListen(f"cannot listen on port {port} of {host}: {error}; --port chooses another") from error
 
 
 def _options(settings: Settings) -> list[tuple[str, Any]]:

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from export import families, precisions
+from export import families, precisions, standard_output
 from export.artifact import store
 from export.errors import ExportError
 from export.inputs import samples
@@ -151,6 +151,8 @@ def main(arguments: list[str] | None = None) -> int:
             done.append(location)
     except ExportError as error:
         return report(error, FAILED)
+    except BrokenPipeError:  # of standard output
+        raise
     except OSError as error:
         return report(system_error(error, options.artifacts), FAILED)
     except KeyboardInterrupt:
@@ -245,4 +247,4 @@ def report(error: ExportError, status: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(standard_output.run(main))

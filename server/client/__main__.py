@@ -9,6 +9,7 @@ from typing import Any
 
 from server.client import DEFAULT_SERVER, CallFailed, Client, Unreachable
 from server.client.output import input_labels, note, note_truncated, print_classes, print_json, print_table, to_dict
+from server.host import standard_files
 
 START = "start one with: make serve  (or: python -m server)"
 MAX_VALUES_SHOWN = 6  # of a vector; --json prints all of them
@@ -48,6 +49,8 @@ def main(argv: Sequence[str]) -> int:
         return _fail(f"{error}; {START}")
     except CallFailed as error:
         return _fail(f"{error.code.name}: {error}")
+    except BrokenPipeError:  # of standard output
+        raise
     except (OSError, ValueError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
@@ -259,4 +262,4 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(standard_files.run(lambda: main(sys.argv[1:])))

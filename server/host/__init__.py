@@ -1,1 +1,4 @@
-"""The CPUs and memory available to this process, with control groups. Imports no other package of the server."""
+"""What the machine gives this process: CPUs and memory, within its control groups, addresses and standard files.
+
+Imports server.errors alone.
+"""

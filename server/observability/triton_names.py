@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric, UnknownMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client.registry import Collector, RestrictedRegistry
 
 from server.observability.totals import Statistics
 
@@ -67,6 +67,10 @@ class OwnNames(CollectorRegistry):
 
     def collect(self) -> Iterable[Metric]:
         return (family for family in self._everything.collect() if not family.name.startswith(PREFIX))
+
+    def restricted_registry(self, names: Iterable[str]) -> RestrictedRegistry:
+        """The families with samples of these names, for `name[]` in the query of a scrape."""
+        return self._everything.restricted_registry(name for name in names if not name.startswith(PREFIX))
 
 
 def _us(seconds: float) -> int:

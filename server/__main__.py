@@ -1,163 +1,65 @@
-"""`python -m server`: load the models, serve until Ctrl-C or SIGTERM, drain, exit."""
+"""`python -m server`: read the settings, prepare the logs, serve, exit."""
 
 import asyncio
 import logging
 import os
-import signal
 import sys
-from collections.abc import Coroutine, Sequence
-from contextlib import AsyncExitStack
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from contextlib import ExitStack
 
-import grpc
-import prometheus_client
-import uvloop
-
-from server.admission.in_flight import InFlight
-from server.config.cli import parse
+from server.config import cli
 from server.config.settings import Settings
 from server.errors import AffinityError
-from server.observability import logs
-from server.observability.http import HttpServer
-from server.observability.observer import Observer
-from server.observability.prometheus import Metrics
-from server.repository.gauges import ModelMetrics
-from server.repository.listener import RepositoryListener, ServedModels
-from server.repository.repository import Repository
-from server.rpc.health import Health
-from server.rpc.server import build_server
-from server.tasks.registry import TASKS
+from server.host import standard_files
+from server.observability import logs, native_lines
 
-STOPPING = "the server is stopping; ask another one, or come back later"
-GRACE_S = 1.0  # for the last responses to be sent, and for streams whose client is slow
-
-EXAMPLE_IMAGE = Path("models/pretrained/vit-digits/example.png")
+INTERRUPTED = 130  # the exit code of a process that Ctrl-C ended
 
 log = logging.getLogger("server")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the server. Returns the exit code: 0 after a requested stop, 1 if the server could not start."""
-    settings = parse(argv, os.environ)
-    logs.configure(settings.log_level, settings.log_format)
+    """Run the server. Returns the exit code: 0 after a requested stop, 1 if the server could not start.
+
+    Exits with code 2 if a setting is invalid.
+    """
+    with ExitStack() as stack:
+        if cli.wants_json(argv, os.environ):
+            stack.enter_context(native_lines.as_json(standard_files.STDERR))
+        settings = cli.parse(argv, os.environ)
+        logs.configure(settings.log_level, settings.log_format)
+        _report_ignored_variables()
+        try:
+            return _run(settings)
+        except AffinityError as error:
+            log.error("%s", error)
+            return 1
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except Exception:
+            log.critical("the server ended because of a fault of its own", exc_info=True)
+            return 1
+
+
+def _run(settings: Settings) -> int:
+    import prometheus_client  # these imports take a second, and native code can write to stderr in them
+    import uvloop
+
+    from server.serving import serve
+
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # omit the _created series
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(settings))
-    except AffinityError as error:
-        log.error("%s", error)
-        return 1
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(settings))
     return 0
 
 
-async def serve(settings: Settings) -> None:
-    """Start all parts, wait for a signal, stop them. Binds the ports before it loads the models."""
-    signals, metrics, health, in_flight = Signals(), Metrics(), Health(), InFlight(STOPPING)
-    repository = Repository(settings, Reporter(health, metrics))
-    metrics.registry.register(ModelMetrics(repository.models))
-    async with AsyncExitStack() as stack:  # stops the parts in reverse order of their start
-        http = HttpServer(
-            settings.host, settings.http_port, metrics.registry, lambda: repository.ready and not in_flight.closed
-        )
-        stack.callback(http.stop)
-        stack.push_async_callback(repository.drain)
-        server, port = build_server(settings, repository, metrics, health, in_flight)
-        stack.push_async_callback(server.stop, None)
-        await health.refresh(repository)
-        await server.start()
-        if await signals.unless_stopped(repository.load_all()):
-            _announce(settings, repository, port, http.port)
-            await signals.stop.wait()
-        await _drain(settings, server, repository, health, in_flight)
-
-
-class Reporter(RepositoryListener):
-    """Reports changes of the models to the health service and the metrics."""
-
-    def __init__(self, health: Health, metrics: Metrics) -> None:
-        self._health, self._metrics = health, metrics
-
-    def observer(self, name: str, version: str) -> Observer:
-        return self._metrics.observe(name, version)
-
-    async def changed(self, served: ServedModels) -> None:
-        await self._health.refresh(served)
-
-    def unloaded(self, name: str, version: str) -> None:
-        self._metrics.forget(name, version)
-
-
-class Signals:
-    """Handles Ctrl-C and SIGTERM: the first requests a stop, the second exits at once."""
-
-    def __init__(self) -> None:
-        self.stop = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, self._handle, number)
-
-    def _handle(self, number: int) -> None:
-        if self.stop.is_set():
-            os._exit(128 + number)
-        self.stop.set()
-
-    async def unless_stopped(self, work: Coroutine[Any, Any, Any]) -> bool:
-        """Run the work. Returns False if a stop was requested before it finished."""
-        task, stop = asyncio.create_task(work), asyncio.create_task(self.stop.wait())
-        await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
-        if not task.done():
-            task.cancel()
-            return False
-        task.result()
-        return True
-
-
-async def _drain(
-    settings: Settings, server: grpc.aio.Server, repository: Repository, health: Health, in_flight: InFlight
-) -> None:
-    """Refuse new requests and wait for those in flight; abort those that exceed the drain time."""
-    log.info(
-        "stopping: %d requests in flight have %g s to finish; Ctrl-C exits at once",
-        in_flight.count,
-        settings.drain_seconds,
-    )
-    in_flight.close()
-    await health.stop()
-    if not await in_flight.wait_idle(settings.drain_seconds):
-        log.warning("aborting %d requests that did not finish in time", in_flight.count)
-        repository.abort()
-    await server.stop(GRACE_S)
-    log.info("stopped")
-
-
-def _announce(settings: Settings, repository: Repository, port: int, http_port: int) -> None:
-    tasks = {model.name: model.artifact.manifest.task for model in repository.models()}
-    log.info(
-        "ready: %s; gRPC on %s:%d, metrics and health on http://%s:%d",
-        ", ".join(f"{name} ({task})" for name, task in sorted(tasks.items())),
-        settings.host,
-        port,
-        settings.host,
-        http_port,
-    )
-    if settings.log_format == "text":
-        print("\n".join(("try, in another terminal:", *_examples(set(tasks.values()), port), "")), flush=True)
-
-
-def _examples(tasks: set[str], port: int) -> list[str]:
-    """Up to three example commands for the tasks that are served."""
-    image = EXAMPLE_IMAGE if EXAMPLE_IMAGE.exists() else "some.png"
-    server = "" if port == Settings.port else f" --server 127.0.0.1:{port}"
-    commands = [spec.example.format(image=image) for name, spec in TASKS.items() if name in tasks]
-    return [f"  {_python()} -m server.client{server} {command}" for command in commands[:3]]
-
-
-def _python() -> str:
-    """The command for this Python: its relative path if it is below the current directory, else `python`."""
-    python = Path(sys.executable)
-    return str(python.relative_to(Path.cwd())) if python.is_relative_to(Path.cwd()) else "python"
+def _report_ignored_variables() -> None:
+    injected, unknown = cli.ignored_variables(os.environ)
+    if injected:
+        log.info("ignored, because they describe a Kubernetes service or a Docker link: %s", ", ".join(injected))
+    if unknown:
+        log.warning("ignored environment variables that are no settings: %s", ", ".join(unknown))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(standard_files.run(lambda: main(sys.argv[1:])))

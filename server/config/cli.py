@@ -5,12 +5,15 @@ Two tables define all settings: `OPTIONS` for the server, `MODEL_KEYS` for one m
 
 import argparse
 import contextlib
+import ipaddress
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from server.config import environment
 from server.config.settings import LOG_FORMATS, LOG_LEVELS, PROVIDERS, BadSetting, ModelSettings, Settings, version
 from server.config.version_policy import Versions
 
@@ -42,6 +45,16 @@ def _switch(text: str) -> bool:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _host(text: str) -> str:
+    host = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if ":" in host:
+        with contextlib.suppress(ValueError):
+            return str(ipaddress.IPv6Address(host))
+    elif host and not re.search(r"[\s/\[\]]", host):
+        return host
+    raise BadSetting(f"found {text!r}, expected an address or a name, without a port")
 
 
 def _versions(text: str) -> Versions:
@@ -95,7 +108,12 @@ OPTIONS = {
         Option("threads", _whole, "N", "compute threads; 0: one for each CPU available to the process"),
     ),
     "network": (
-        Option("host", str, "ADDRESS", "the address to listen on"),
+        Option(
+            "host",
+            _host,
+            "ADDRESS",
+            "the address to listen on, or a name with one or more; 0.0.0.0 or ::: all, IPv4 and IPv6",
+        ),
         Option("port", _whole, "PORT", "gRPC port; 0: any free port"),
         Option("http_port", _whole, "PORT", "HTTP port for metrics and health; 0: any free port"),
         Option("max_message_mb", _whole, "MB", "maximum size of a request"),
@@ -137,7 +155,9 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
         for option in (option for group in OPTIONS.values() for option in group):
             if (text := arguments[option.name]) is not None:
                 values[option.name] = _read(option.flag, option.read, text)
-            elif (text := environ.get(option.variable)) is not None:
+            elif (text := environ.get(option.variable)) is not None and not environment.is_injected(
+                option.variable, text
+            ):
                 values[option.name] = _read(option.variable, option.read, text)
         values["overrides"] = _overrides([("AFFINITY_SET", text) for text in _names(environ.get("AFFINITY_SET", ""))])
         for model, keys in _overrides([("--set", text) for text in arguments["set"]]).items():
@@ -145,6 +165,19 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
         return Settings(**values)
     except BadSetting as error:
         parser.error(str(error))
+
+
+def wants_json(argv: Sequence[str], environ: Mapping[str, str]) -> bool:
+    """Whether the log is to be JSON. Reads nothing else, and so works if other settings are invalid."""
+    formats = [environ.get("AFFINITY_LOG_FORMAT"), *(flag[13:] for flag in argv if flag.startswith("--log-format="))]
+    formats += [value for flag, value in zip(argv, argv[1:], strict=False) if flag == "--log-format"]
+    return [chosen for chosen in formats if chosen][-1:] == ["json"]
+
+
+def ignored_variables(environ: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Variables that look like settings and are ignored: those of services and links, then all others."""
+    known = {option.variable for options in OPTIONS.values() for option in options} | {"AFFINITY_SET"}
+    return environment.ignored(environ, known)
 
 
 def _read(source: str, read: Callable[[str], Any], text: str) -> Any:

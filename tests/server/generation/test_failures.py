@@ -9,13 +9,13 @@ import tritonclient.grpc.aio as triton_aio
 
 from protos.affinity_pb2 import GenerateRequest, Prompt, TokenIds
 from protos.affinity_pb2_grpc import AffinityStub
-from server.__main__ import Reporter
 from server.admission.in_flight import InFlight
 from server.config.settings import Settings
 from server.observability.prometheus import Metrics
 from server.repository.repository import Repository
 from server.rpc.health import Health
 from server.rpc.server import build_server
+from server.serving import Reporter
 from tests.continuations import request_of, tokens_of
 
 NARROW = [("grpc.http2.bdp_probe", 0)]  # else gRPC finds out that a network inside a machine holds megabytes

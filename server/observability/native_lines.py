@@ -1,0 +1,93 @@
+"""Turns the lines that native code writes to stderr (gRPC, ONNX Runtime, the C library, …) into JSON log lines.
+
+File descriptor 2 becomes a pipe to a second process, which runs this module. A thread would end with the server, and
+the last lines before a crash would be lost. The server writes its own log past the pipe.
+"""
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from server.host.standard_files import STDERR_NUMBER, STDIN_NUMBER, Output
+from server.observability.logs import Json, LineHandler
+
+LONGEST_LINE = 64 << 10  # bytes; longer lines are split
+FINISH_S = 5.0  # for the last lines, at the end
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+LEVELS = {
+    "V": logging.DEBUG,
+    "I": logging.INFO,
+    "W": logging.WARNING,
+    "E": logging.ERROR,
+    "F": logging.CRITICAL,
+}
+FORMATS = {  # logger → how its lines begin; the group is the level
+    "grpc": re.compile(r"([IWEF])\d{4} [\d:.]+ +\d+ \S+:\d+\] "),  # absl: E0102 03:04:05.678901 123 file.cc:45]
+    "onnxruntime": re.compile(r"\d{4}-\d\d-\d\d [\d:.]+ \[([VIWEF]):onnxruntime:"),
+}
+
+
+@contextmanager
+def as_json(stderr: Output) -> Iterator[None]:
+    """Send what is written to file descriptor 2 through the process, and `stderr` past it to where 2 led before."""
+    original = os.dup(STDERR_NUMBER)
+    lock = os.memfd_create("stderr")
+    read, write = os.pipe()
+    command = [sys.executable, "-m", __name__, str(lock)]
+    with subprocess.Popen(
+        command, stdin=read, stdout=original, stderr=original, pass_fds=[lock], start_new_session=True
+    ) as process:
+        os.close(read)
+        os.dup2(write, STDERR_NUMBER)
+        os.close(write)
+        stderr.descriptor = original
+        stderr.share(lock)
+        try:
+            yield
+        finally:
+            with suppress(OSError, ValueError):
+                sys.stderr.flush()
+            os.dup2(original, STDERR_NUMBER)  # the process reads to the end of the pipe and exits
+            try:
+                process.wait(FINISH_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def record_of(line: str) -> logging.LogRecord:
+    """The log record for one line: logger and level as it states them, else `stderr` and a warning."""
+    text = COLOUR.sub("", line)
+    for name, pattern in FORMATS.items():
+        if match := pattern.match(text):
+            return logging.LogRecord(name, LEVELS[match[1]], "", 0, text, None, None)
+    return logging.LogRecord("stderr", logging.WARNING, "", 0, text, None, None)
+
+
+def main(lock: int) -> None:
+    """Read lines from stdin to the end, and write them as JSON to stderr. Signals for the server do not end it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    handler = LineHandler(Output(STDERR_NUMBER, lock), Json())
+    for line in _lines():
+        if text := line.decode("utf-8", "replace").strip("\r\n"):
+            handler.emit(record_of(text))
+
+
+def _lines() -> Iterator[bytes]:
+    begun = b""
+    while chunk := os.read(STDIN_NUMBER, LONGEST_LINE):
+        *lines, begun = (begun + chunk).split(b"\n")
+        yield from lines
+        if len(begun) >= LONGEST_LINE:
+            yield begun
+            begun = b""
+    yield begun
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

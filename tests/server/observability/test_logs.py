@@ -1,0 +1,155 @@
+"""Every line of a JSON log is one JSON object, whichever code wrote it, and up to a crash none is lost."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from server.host.standard_files import Output
+from server.observability.logs import Json, LineHandler
+from server.observability.native_lines import record_of
+from tests.serving import ROOT
+
+PATIENCE_S = 60
+BEGIN = """
+import logging, os, sys, threading, warnings
+from server.host.standard_files import STDERR
+from server.observability import logs, native_lines
+
+log = logging.getLogger("server")
+with native_lines.as_json(STDERR):
+    logs.configure("info", "json")
+"""
+
+
+def lines_of(code):
+    """The exit status and the objects that a process writes to stderr."""
+    program = BEGIN + textwrap.indent(textwrap.dedent(code), "    ")
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=PATIENCE_S, check=False
+    )
+    lines = [json.loads(line) for line in done.stderr.decode().splitlines()]
+    assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+    return done.returncode, lines
+
+
+def messages(lines):
+    return [line["message"] for line in lines]
+
+
+def test_lines_of_native_code_become_objects():
+    code, lines = lines_of(r"""
+    os.write(2, b"from native code\n\nin parts, ")
+    os.write(2, b"and \xff without an end")
+    """)
+    assert code == 0
+    assert messages(lines) == ["from native code", "in parts, and \ufffd without an end"]
+    assert {line["logger"] for line in lines} == {"stderr"}
+
+
+@pytest.mark.parametrize(
+    "end", ["os.abort()", "os.kill(os.getpid(), 9)", "os._exit(7)", "import ctypes; ctypes.string_at(0)"]
+)
+def test_lines_before_a_crash_are_not_lost(end):
+    code, lines = lines_of(f"""
+    for number in range(2000):
+        os.write(2, b"native %d\\n" % number)
+        log.info("own %d", number)
+    os.write(2, b"the last")
+    {end}
+    """)
+    assert code != 0
+    assert messages(lines).count("the last") == 1
+    for kind in ("native", "own"):
+        assert [text for text in messages(lines) if text.startswith(kind)] == [f"{kind} {n}" for n in range(2000)]
+
+
+def test_long_lines_of_both_kinds_stay_whole():
+    code, lines = lines_of("""
+    def native():
+        for number in range(50):
+            os.write(2, b"n" * 20_000 + b"\\n")
+    thread = threading.Thread(target=native)
+    thread.start()
+    for number in range(50):
+        log.info("o" * 20_000)
+    thread.join()
+    """)
+    assert code == 0
+    assert sorted(messages(lines)) == ["n" * 20_000] * 50 + ["o" * 20_000] * 50
+
+
+def test_warnings_and_exceptions_of_python_become_objects():
+    code, lines = lines_of("""
+    warnings.warn("be careful", RuntimeWarning)
+    class Fragile:
+        def __del__(self):
+            raise ValueError("in a finaliser")
+    Fragile()
+    def fail():
+        raise ValueError("in a thread")
+    thread = threading.Thread(target=fail, name="worker")
+    thread.start()
+    thread.join()
+    logging.getLogger("asyncio").error("of a library")
+    logging.getLogger("other").info("of no interest")
+    log.info("%d", "not a number")
+    print("on stderr", file=sys.stderr)
+    raise ValueError("in the main thread")
+    """)
+    assert code == 1
+    found = " ".join(messages(lines))
+    for text in ("RuntimeWarning: be careful", "the thread worker", "of a library", "on stderr"):
+        assert text in found
+    assert "of no interest" not in found
+    tracebacks = " ".join(line.get("traceback", "") for line in lines)
+    for text in ("ValueError: in a finaliser", "ValueError: in a thread"):
+        assert text in tracebacks
+    assert "ValueError: in the main thread" in tracebacks + found
+
+
+@pytest.mark.parametrize(
+    ("line", "logger", "level"),
+    [
+        ("E0000 00:00:1764129000.123456   12345 chttp2_transport.cc:1182] GOAWAY", "grpc", "ERROR"),
+        ("I1126 04:00:00.123456 12 server.cc:9] started", "grpc", "INFO"),
+        (
+            "\x1b[0;93m2026-11-26 04:00:00.12 [W:onnxruntime:Default, file.cc:164 F] text\x1b[m",
+            "onnxruntime",
+            "WARNING",
+        ),
+        ("2026-11-26 04:00:00.12 [E:onnxruntime:, file.cc:1 F] text", "onnxruntime", "ERROR"),
+        ("free(): invalid pointer", "stderr", "WARNING"),
+        ("Error: something", "stderr", "WARNING"),
+    ],
+)
+def test_lines_keep_the_level_that_they_state(line, logger, level):
+    record = record_of(line)
+    assert (record.name, record.levelname) == (logger, level)
+    assert "\x1b" not in record.getMessage()
+
+
+def test_lost_lines_are_counted():
+    read, write = os.pipe()
+    handler = LineHandler(Output(write), Json())
+    record = logging.LogRecord("server", logging.INFO, "", 0, "x" * 3000, None, None)
+    written = 0
+    while not handler.lost:
+        handler.emit(record)
+        written += 1
+    handler.emit(record)
+    received = b""
+    while received.count(b"\n") < written - 1:
+        received += os.read(read, 1 << 16)
+    handler.emit(record)
+    received += os.read(read, 1 << 16)
+    os.close(read)
+    os.close(write)
+    report, line = map(json.loads, received.splitlines()[-2:])
+    assert report["message"] == "2 lines before this one were lost: stderr could not be written"
+    assert line["message"] == "x" * 3000
+    assert handler.lost == 0

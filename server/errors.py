@@ -7,12 +7,28 @@ AffinityError
 ├── Overloaded          the queue is full; `retry_after_s` says when to retry
 ├── NotReady            starting, loading or draining
 ├── DeadlineExceeded    the deadline passed before the answer was ready
+├── SlowClient          the client did not read its responses for too long
 ├── BadArtifact         an artifact that cannot be served
 ├── ProviderUnavailable an execution provider that was required and cannot run here
 └── NotEnoughMemory     the model or the request does not fit into memory
 """
 
 FOUND_SHOWN = 200  # characters; gRPC drops responses whose error text is too long
+
+
+def drop_tracebacks(error: BaseException) -> None:
+    """Drop the tracebacks of an error that was handled, and those of its causes.
+
+    The frames of a traceback refer to the request and the model. Futures, and objects of those frames, refer to the
+    error: without this a failed request would keep its model in memory until the garbage collector finds the cycle.
+    """
+    errors, done = [error], set()
+    while errors:
+        error = errors.pop()
+        if id(error) not in done:
+            done.add(id(error))
+            error.__traceback__ = None
+            errors += [cause for cause in (error.__cause__, error.__context__) if cause is not None]
 
 
 class AffinityError(Exception):
@@ -51,6 +67,10 @@ class NotReady(AffinityError):
 
 class DeadlineExceeded(AffinityError):
     """The deadline passed before the answer was ready."""
+
+
+class SlowClient(AffinityError):
+    """The client did not read its responses for too long."""
 
 
 class BadArtifact(AffinityError):

@@ -18,15 +18,17 @@ STATUS: dict[type[BaseException], grpc.StatusCode] = {
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.NotReady: grpc.StatusCode.UNAVAILABLE,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.SlowClient: grpc.StatusCode.ABORTED,
     errors.BadArtifact: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ProviderUnavailable: grpc.StatusCode.FAILED_PRECONDITION,
     errors.NotEnoughMemory: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
-# gRPC cancels a call when its deadline expires and when its client disconnects.
+# gRPC cancels a call when its deadline expires and when its client disconnects, the server when its client is slow.
 CANCEL_STATUSES: dict[CancelReason, grpc.StatusCode] = {
     "expired": grpc.StatusCode.DEADLINE_EXCEEDED,
     "cancelled": grpc.StatusCode.CANCELLED,
+    "slow_client": grpc.StatusCode.ABORTED,
 }
 
 log = logging.getLogger(__name__)

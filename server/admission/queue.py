@@ -1,25 +1,33 @@
 """Admission control and request order, for encoders and generation alike. Pure: the time is an argument."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from server.errors import DeadlineExceeded, InvalidRequest, Overloaded
 
-CancelReason = Literal["expired", "cancelled"]
+CancelReason = Literal["expired", "cancelled", "slow_client"]
 
 DEFAULT_PRIORITY = 5
 SECONDS_PER_PRIORITY = 1.0  # one level lower counts as arriving one second later, so no request starves
 MIN_RETRY_S, MAX_RETRY_S = 0.05, 30.0
 
 
+@dataclass(eq=False)
+class Cancellation:
+    """Why the server itself cancelled a call, or None. All requests of the call share it."""
+
+    reason: CancelReason | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class RequestContext:
-    """Deadline and priority of one request."""
+    """Deadline and priority of one request, and the cancellation of its call."""
 
     deadline: float | None = None  # on time.monotonic()'s clock
     leeway_s: float = 0.0  # a caller that leaves this long before its deadline counts as expired
     priority: int = 0  # 1 is the highest, 0 means the default
+    cancellation: Cancellation = field(default_factory=Cancellation, compare=False)
 
     def __post_init__(self) -> None:
         if self.priority < 0:
@@ -29,7 +37,9 @@ class RequestContext:
         return self.deadline is not None and now >= self.deadline
 
     def cancel_reason(self, now: float) -> CancelReason:
-        """Why a call is cancelled that is cancelled now: by its deadline, or by its client."""
+        """Why a call is cancelled that is cancelled now: by its deadline, by its client, or by the server."""
+        if self.cancellation.reason is not None:
+            return self.cancellation.reason
         return "expired" if self.deadline is not None and now >= self.deadline - self.leeway_s else "cancelled"
 
     def check_deadline(self, now: float) -> None:

@@ -70,6 +70,7 @@ class Settings:
     http_port: int = 8002
     max_message_mb: int = 64
     drain_seconds: float = 30.0
+    slow_client_seconds: float = 30.0
     log_level: str = "info"
     log_format: str = "text"
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # model, or *, → key → value
@@ -86,6 +87,7 @@ class Settings:
             ("gpu_memory_mb", 0),
             ("max_message_mb", 1),
             ("drain_seconds", 0),
+            ("slow_client_seconds", 0),
         ):
             if getattr(self, name) < minimum:
                 raise BadSetting(f"{name}: found {getattr(self, name)}, expected at least {minimum}")

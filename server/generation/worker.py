@@ -220,7 +220,9 @@ class Worker:
             tokens=step.tokens,
             seconds=now - started,
         )
-        finished = [self._finished(stream, output) for stream, output in outputs if output.finish_reason]
+        finished = [
+            self._finished(stream, output, output.finish_reason) for stream, output in outputs if output.finish_reason
+        ]
         self._send(outputs, [ran, *finished])
 
     def _remove_running(self) -> list[Stream]:
@@ -263,19 +265,19 @@ class Worker:
             last = stream.cancelled(now)
             expired = DeadlineExceeded("the deadline of the request passed before its last token was there")
             outputs.append((stream, last if stream.sequence.cancelled else expired))
+            reason = stream.sequence.context.cancel_reason(now)
             if stream.sequence.slot < 0:
-                reason = stream.sequence.context.cancel_reason(now)
                 observer_calls.append(partial(self._observer.dropped, reason))
             else:
-                observer_calls.append(self._finished(stream, last))
+                ended = "slow_client" if reason == "slow_client" else "cancelled"
+                observer_calls.append(self._finished(stream, last, ended))
         self._send(outputs, observer_calls)
 
-    def _finished(self, stream: Stream, last: TokenOutput) -> ObserverCall:
-        """The observer call for a stream that had a slot and has ended."""
+    def _finished(self, stream: Stream, last: TokenOutput, reason: str) -> ObserverCall:
+        """The observer call for a stream that had a slot and has ended for a reason."""
 
         def finished() -> None:  # called after the stream has received its last output, and so may have been stopped
-            reason = "stop" if stream.stopped else last.finish_reason
-            self._observer.finished(reason=reason, usage=last.usage)
+            self._observer.finished(reason="stop" if stream.stopped else reason, usage=last.usage)
 
         return finished
 

@@ -51,7 +51,7 @@ class Observer(Protocol):
         """A batch of `items` items, or a step of as many sequences, failed."""
 
     def dropped(self, reason: str) -> None:
-        """An item left the queue without running. Reasons: cancelled, expired, failed."""
+        """An item left the queue without running. Reasons: cancelled, expired, slow_client, failed."""
 
     def refused(self, reason: str) -> None:
         """A request was refused. Reasons: overloaded."""
@@ -63,7 +63,7 @@ class Observer(Protocol):
         """
 
     def finished(self, *, reason: str, usage: Usage) -> None:
-        """A sequence that had a slot has ended. Reasons: stop, length, cancelled (or deadline exceeded)."""
+        """A sequence that had a slot has ended. Reasons: stop, length, slow_client, cancelled (or expired)."""
 
 
 class NoOpObserver:

@@ -42,12 +42,15 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "affinity_prompt_tokens": ("Prompt tokens.", ()),
     "affinity_cached_prompt_tokens": ("Prompt tokens whose keys and values were in the prefix cache.", ()),
     "affinity_generated_tokens": ("Generated tokens.", ()),
-    "affinity_finished_generations": ("Sequences that finished, by reason.", ("stop", "length", "cancelled")),
+    "affinity_finished_generations": (
+        "Sequences that finished, by reason.",
+        ("stop", "length", "cancelled", "slow_client"),
+    ),
     "affinity_padding_tokens": ("Padding in batches, in tokens.", ()),
     "affinity_failed_rows": ("Inputs whose batch failed.", ()),
     "affinity_dropped_rows": (
         "Inputs that left the queue without running, by reason.",
-        ("cancelled", "expired", "failed"),
+        ("cancelled", "expired", "slow_client", "failed"),
     ),
     "affinity_refused_requests": ("Requests that were refused, by reason.", ("overloaded",)),
 }
@@ -56,6 +59,7 @@ TRITON_REASONS = {  # by status code; all others are OTHER
     "UNAVAILABLE": "REJECTED",
     "DEADLINE_EXCEEDED": "REJECTED",
     "CANCELLED": "CANCELED",
+    "ABORTED": "CANCELED",
     "INTERNAL": "BACKEND",
 }
 

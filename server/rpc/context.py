@@ -1,15 +1,26 @@
 """Conversion of gRPC's context of a call to the RequestContext that the tasks use."""
 
 import time
+from contextvars import ContextVar
 from typing import Any
 
 import grpc
 
-from server.admission.queue import RequestContext
+from server.admission.queue import Cancellation, RequestContext
 
 GrpcContext = grpc.aio.ServicerContext[Any, Any]
 
 ROUNDING, TRANSIT_S = 0.01, 0.1
+
+# Of the call that this task, or the task that created it, runs.
+_CANCELLATION: ContextVar[Cancellation | None] = ContextVar("_CANCELLATION", default=None)
+
+
+def cancellation_of_call() -> Cancellation:
+    """Make the cancellation of the call that the current task runs. Its request contexts share it from now on."""
+    cancellation = Cancellation()
+    _CANCELLATION.set(cancellation)
+    return cancellation
 
 
 def make_request_context(context: GrpcContext, *, priority: int = 0, timeout_us: int = 0) -> RequestContext:
@@ -22,7 +33,12 @@ def make_request_context(context: GrpcContext, *, priority: int = 0, timeout_us:
     remaining_s: float | None = context.time_remaining()
     limits_s = [limit for limit in (remaining_s, timeout_us / 1e6 or None) if limit is not None]
     deadline = time.monotonic() + min(limits_s) if limits_s else None
-    return RequestContext(deadline=deadline, leeway_s=_leeway_s(remaining_s or 0.0), priority=priority)
+    return RequestContext(
+        deadline=deadline,
+        leeway_s=_leeway_s(remaining_s or 0.0),
+        priority=priority,
+        cancellation=_CANCELLATION.get() or Cancellation(),
+    )
 
 
 def _leeway_s(remaining_s: float) -> float:

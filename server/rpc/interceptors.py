@@ -13,8 +13,10 @@ from typing import Any, Protocol, TypeAlias
 import grpc
 
 from server.admission.in_flight import InFlight
-from server.rpc.context import GrpcContext, make_request_context
-from server.status import CANCEL_STATUSES, error_status
+from server.errors import drop_tracebacks
+from server.rpc.context import GrpcContext, cancellation_of_call, make_request_context
+from server.rpc.response_writer import ResponseWriter
+from server.status import CANCEL_STATUSES, ErrorStatus, code_of, error_status
 
 Behaviour = Callable[[Any, GrpcContext], Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"  # None: there is no such method
@@ -38,11 +40,22 @@ class CallListener(Protocol):
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """One interceptor for all four kinds of calls."""
 
-    def __init__(self, listener: CallListener, in_flight: InFlight, tracked_paths: frozenset[str]) -> None:
-        """A stopping server waits for calls of `tracked_paths` to finish and refuses new ones."""
+    def __init__(
+        self,
+        listener: CallListener,
+        in_flight: InFlight,
+        tracked_paths: frozenset[str],
+        *,
+        slow_client_seconds: float = 0.0,
+    ) -> None:
+        """A stopping server waits for calls of `tracked_paths` to finish and refuses new ones.
+
+        A stream whose client has read nothing for `slow_client_seconds` is aborted; 0: never.
+        """
         self._listener = listener
         self._in_flight = in_flight
         self._tracked_paths = tracked_paths
+        self._slow_client_seconds = slow_client_seconds
 
     async def intercept_service(
         self,
@@ -70,6 +83,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _streaming(self, kind: str, path: str, inner: Behaviour) -> Behaviour:
         async def behaviour(request: Any, context: GrpcContext) -> None:
+            writer = ResponseWriter(context, cancellation_of_call(), slow_client_seconds=self._slow_client_seconds)
             async with self._observed(kind, path, context):
                 if not inspect.isasyncgenfunction(inner):
                     await inner(request, context)
@@ -77,12 +91,24 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 # write() instead of yield: the generator is then closed as soon as the client disconnects.
                 async with aclosing(inner(request, context)) as responses:
                     async for response in responses:
-                        await context.write(response)
+                        await writer.write(response)
 
         return behaviour
 
     @asynccontextmanager
     async def _observed(self, kind: str, path: str, context: GrpcContext) -> AsyncIterator[None]:
+        try:
+            async with self._measured(kind, path, context):
+                yield
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            status = error_status(error, path=path)
+            drop_tracebacks(error)
+            await _abort(context, status)
+
+    @asynccontextmanager
+    async def _measured(self, kind: str, path: str, context: GrpcContext) -> AsyncIterator[None]:
         _, service, method = path.split("/")
         self._listener.call_started(kind, service, method)
         request_context = make_request_context(context)
@@ -100,8 +126,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             code = context.code()
             raise
         except Exception as error:
-            status = error_status(error, path=path)
-            code = status.code
-            await context.abort(status.code, status.text, status.trailers)
+            code = code_of(error)
+            raise
         finally:
             self._listener.call_ended(kind, service, method, code.name, time.perf_counter() - started)
+
+
+async def _abort(context: GrpcContext, status: ErrorStatus) -> None:
+    """End the call with an error, when the client has read what was sent before.
+
+    gRPC stores its exception in the call, which the traceback refers to, and raises it again after the handler.
+    """
+    try:
+        await context.abort(status.code, status.text, status.trailers)
+    except grpc.aio.AbortError as aborted:
+        drop_tracebacks(aborted)

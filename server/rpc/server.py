@@ -36,7 +36,10 @@ def build_server(
 ) -> tuple[grpc.aio.Server, int]:
     """A server that listens once it is started, and its port. Raises CannotListen."""
     server = grpc.aio.server(
-        interceptors=(CallInterceptor(metrics, in_flight, TRACKED_PATHS),), options=_options(settings)
+        interceptors=(
+            CallInterceptor(metrics, in_flight, TRACKED_PATHS, slow_client_seconds=settings.slow_client_seconds),
+        ),
+        options=_options(settings),
     )
     add_AffinityServicer_to_server(AffinityService(repository, metrics), server)
     add_open_inference_to_server(OpenInferenceService(settings, repository, metrics, in_flight), server)
@@ -71,5 +74,5 @@ def _options(settings: Settings) -> list[tuple[str, Any]]:
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),  # keepalive pings wait for 60 s without it
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_ping_strikes", 0),  # no limit: otherwise clients that ping every 10 s are disconnected
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # allows clients to ping idle connections
     ]

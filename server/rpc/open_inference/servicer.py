@@ -16,7 +16,7 @@ import grpc
 from protos import open_inference_pb2 as oip
 from server.admission.in_flight import InFlight
 from server.config.settings import Settings
-from server.errors import AffinityError, InvalidRequest, ModelNotFound, NotReady
+from server.errors import AffinityError, InvalidRequest, ModelNotFound, NotReady, drop_tracebacks
 from server.observability.prometheus import Metrics
 from server.repository.repository import Model, Repository
 from server.rpc.context import GrpcContext, make_request_context
@@ -164,6 +164,7 @@ class OpenInferenceService:
                 if errors_end_stream:
                     raise
                 status = error_status(error, path=f"/{OPEN_INFERENCE}/{STREAM}")
+                drop_tracebacks(error)
                 failed = oip.ModelInferResponse(model_name=request.model_name, id=request.id)
                 yield oip.ModelStreamInferResponse(error_message=status.text, infer_response=failed)
 

@@ -22,10 +22,10 @@ NARROW = [("grpc.http2.bdp_probe", 0)]  # else gRPC finds out that a network ins
 
 
 @asynccontextmanager
-async def listening(root, calls=None):
+async def listening(root, calls=None, metrics=None, **settings):
     """The address of a server in this process, and the engine behind it. `calls` are told what is under way."""
-    settings = Settings(artifacts=root, models=("tiny-gpt",), provider="cpu", threads=1, port=0)
-    metrics, health = Metrics(), Health()
+    settings = Settings(artifacts=root, models=("tiny-gpt",), provider="cpu", threads=1, port=0, **settings)
+    metrics, health = metrics or Metrics(), Health()
     repository = Repository(settings, Reporter(health, metrics))
     calls = calls or InFlight("the server is stopping")
     server, port = build_server(settings, repository, metrics, health, calls)

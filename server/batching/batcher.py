@@ -141,6 +141,7 @@ class Batcher:
             if self._loop is not None:
                 self._loop.cancel()
                 await asyncio.gather(self._loop, return_exceptions=True)
+                self._loop = None  # its traceback refers to this batcher, and so to the sessions
             for worker in self._workers:
                 worker.close()
             self._ahead.shutdown(wait=False)

@@ -76,9 +76,10 @@ class TextStream:
     def push(self, number: int, output: TokenOutput | Exception) -> bool:
         """Add an output of a continuation; see `OutputCallback`. True if a stop string has ended the continuation."""
         self._arrived.set()
+        if isinstance(output, Exception):
+            self._error = self._error or output  # raised in the reader
+            return False
         try:
-            if isinstance(output, Exception):
-                raise output
             delta = self._builders[number].build(output)
         except Exception as error:  # raised in the reader, not in the engine
             self._error = error

@@ -1,4 +1,4 @@
-"""A tiny GPT with random weights, exported as users export theirs, and the same in transformers to compare with."""
+"""A tiny GPT with random weights, exported with the export command, and the same model in transformers."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -35,7 +35,7 @@ def session(artifact):
 @pytest.fixture(scope="session")
 def reference(checkpoints):
     """The same model in transformers."""
-    torch.set_num_threads(1)  # there is too little to compute for more
+    torch.set_num_threads(1)  # the model is too small for more
     return transformers.GPT2LMHeadModel.from_pretrained(checkpoints["tiny-gpt"]).eval()
 
 
@@ -77,7 +77,7 @@ def prepare():
 
 @pytest.fixture
 def prompts(vocabulary):
-    """Random prompts of random lengths, without the token that ends a text."""
+    """Makes random prompts of random lengths, without the end token 0."""
     random = np.random.default_rng(0)
 
     def make(count, *, longest=40):

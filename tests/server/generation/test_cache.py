@@ -1,4 +1,4 @@
-"""Slots in memory: reading in any chunks is reading at once, and a request does not notice that it moved."""
+"""The slots of the cache: prefill in chunks, decoding of several slots, copies, and growth."""
 
 import numpy as np
 import pytest
@@ -18,18 +18,18 @@ def decoder(session, context_length):
 
 
 @pytest.mark.parametrize("chunks", [[20], [8, 8, 4], [3, 17], [1, 2, 17], [18, 2]], ids=str)
-def test_a_prompt_read_in_chunks_gives_what_it_gives_at_once(decoder, chunks):
-    ids, read = np.arange(1, 21), 0
+def test_prefill_in_chunks_gives_the_logits_of_prefill_at_once(decoder, chunks):
+    ids, start = np.arange(1, 21), 0
     for length in chunks:
-        scores = decoder.prefill(2, ids[read : read + length], read)
-        read += length
+        scores = decoder.prefill(2, ids[start : start + length], start)
+        start += length
     expected = after(decoder, ids)
     assert np.abs(scores.logits([0])[0] - expected).max() < 1e-5
     assert scores.logsumexp[0] == pytest.approx(np.log(np.exp(expected).sum()), abs=1e-5)
     assert scores.top_ids[0].tolist() == np.argsort(-expected, kind="stable")[: decoder.graph_top_k].tolist()
 
 
-def test_rows_of_different_lengths_decode_together(decoder, prompts):
+def test_sequences_of_different_lengths_decode_together(decoder, prompts):
     texts = prompts(4)
     for slot, text in enumerate(texts):
         if len(text) > 1:
@@ -40,21 +40,21 @@ def test_rows_of_different_lengths_decode_together(decoder, prompts):
         assert np.abs(row - after(decoder, text)).max() < 1e-5
 
 
-def test_a_moved_slot_decodes_as_if_it_had_not_moved(decoder):
+def test_a_copied_slot_decodes_like_the_original(decoder):
     ids = np.arange(1, 12)
     decoder.prefill(3, ids[:-1], 0)
-    decoder.prefill(0, np.arange(20, 50), 0)  # what lay there before
+    decoder.prefill(0, np.arange(20, 50), 0)  # older contents of slot 0
     decoder.cache.copy(source=3, target=0, tokens=10)
     scores = decoder.decode(ids[-1:], np.array([11], np.int32))
     assert np.abs(scores.logits([0])[0] - after(decoder, ids)).max() < 1e-5
 
 
-def test_a_slot_takes_the_memory_it_says(decoder, context_length):
+def test_the_size_of_a_slot_is_that_of_its_keys_and_values(decoder, context_length):
     layout = decoder.cache.layout
     assert layout.bytes(1) == 2 * layout.layers * layout.heads * context_length * layout.head_width * 4
 
 
-def test_an_empty_batch_is_caught_before_it_kills_the_process(decoder):
+def test_an_empty_batch_fails_before_it_reaches_the_runtime(decoder):
     with pytest.raises(AssertionError, match="bug"):
         decoder.decode(np.zeros(0, np.int64), np.zeros(0, np.int32))
 
@@ -66,7 +66,7 @@ def test_decoding_gives_the_golden_logits(session, artifact):
     assert check_decoding(session, artifact) < 1e-4
 
 
-def test_decoding_that_is_off_is_refused(session, artifact, monkeypatch):
+def test_decoding_out_of_tolerance_is_refused(session, artifact, monkeypatch):
     monkeypatch.setattr(Decoder, "decode", lambda self, ids, lengths: decode(self, ids[::-1].copy(), lengths))
     with pytest.raises(BadArtifact, match="decoding step by step is off"):
         check_decoding(session, artifact)
@@ -75,7 +75,7 @@ def test_decoding_that_is_off_is_refused(session, artifact, monkeypatch):
 decode = Decoder.decode
 
 
-def test_more_slots_leave_what_the_others_hold(decoder):
+def test_growing_keeps_the_contents_of_slots(decoder):
     ids = np.arange(1, 12)
     decoder.prefill(3, ids[:-1], 0)
     decoder.grow(12)
@@ -88,15 +88,15 @@ def test_more_slots_leave_what_the_others_hold(decoder):
     assert np.abs(found - after(decoder, ids)).max() < 1e-5
 
 
-def test_a_cache_that_does_not_fit_says_how_many_slots_would(session, context_length):
+def test_the_error_for_a_cache_that_does_not_fit_says_how_many_slots_would_fit(session, context_length):
     layout = layout_of(session, slots=8, max_slots=16, capacity=context_length)
     with pytest.raises(NotEnoughMemory, match="found 8 slots of 64 tokens, .* expected at most 5"):
-        SlotCache(layout, Little(int(5.9 * layout.bytes(1))))
+        SlotCache(layout, LimitedMemory(int(5.9 * layout.bytes(1))))
 
 
-def test_a_cache_that_cannot_grow_stays_as_it_is(session, context_length):
+def test_a_cache_that_cannot_grow_keeps_its_slots_and_their_contents(session, context_length):
     layout = layout_of(session, slots=4, max_slots=16, capacity=context_length)
-    decoder = Decoder(session, SlotCache(layout, Little(6 * layout.bytes(1))))
+    decoder = Decoder(session, SlotCache(layout, LimitedMemory(6 * layout.bytes(1))))
     with pytest.raises(NotEnoughMemory, match="found 16 slots"):
         decoder.grow(16)
     assert decoder.cache.slots == 4
@@ -107,17 +107,17 @@ def test_a_cache_that_cannot_grow_stays_as_it_is(session, context_length):
 
 
 def after(decoder, ids):
-    """The logits after a whole text, read apart from the slots."""
+    """The logits (vocabulary,) after a whole text, computed without the cache."""
     ((logits,),) = decoder.forward([ids], len(ids))
     return logits[-1]
 
 
-class Little(HostMemory):
-    """So many bytes can be had."""
+class LimitedMemory(HostMemory):
+    """Has so many usable bytes."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, usable: int) -> None:
         super().__init__()
-        self.room = int(room / (1 - RUNTIME_SHARE)) + 1
+        self._available = int(usable / (1 - RUNTIME_SHARE)) + 1
 
     def available(self) -> int:
-        return self.room
+        return self._available

@@ -1,7 +1,8 @@
-"""What the engine draws, on a real graph, follows the distributions that transformers' own processors give.
+"""The tokens of the engine, on a real graph, follow the distributions of transformers' logits processors.
 
-Every token is drawn from a distribution of its own, because what came before it differs. Spread over the interval that
-is its token's in the sum of the probabilities, all draws together are uniform, if and only if they follow theirs.
+Each token has a distribution of its own, because the tokens before it differ. So each token is mapped to a random point
+of its interval in the cumulative distribution: if and only if the tokens follow their distributions, these points are
+uniform in [0, 1).
 """
 
 import asyncio
@@ -25,36 +26,36 @@ from tests.server.generation.engines import outputs_of
 
 REQUESTS, TOKENS = 96, 50
 PROMPT = [5, 17, 200, 17, 33, 8]
-END = 17  # ends a text; the prompt has it, so that it is likely to be penalised, too
+END = 17  # the end token; the prompt contains it, so that it is penalised, too
 BINS = 24
 BIAS = {5: 4.0, 8: -3.0, 301: 6.0}
 
-# What is asked, on top of the whole vocabulary at temperature 1; and the same in transformers, in its order.
+# Parameters that differ from the whole vocabulary at temperature 1, and the processors of transformers in its order.
 CASES = {
-    "nothing": ({}, []),
+    "defaults": ({}, []),
     "cold": ({"temperature": 0.6}, [TemperatureLogitsWarper(0.6)]),
     "hot": ({"temperature": 1.7}, [TemperatureLogitsWarper(1.7)]),
-    "the likeliest few": ({"top_k": 7}, [TopKLogitsWarper(7)]),
+    "top_k": ({"top_k": 7}, [TopKLogitsWarper(7)]),
     "more than the graph ranks": ({"top_k": 150}, [TopKLogitsWarper(150)]),
-    "a nucleus": ({"top_p": 0.8}, [TopPLogitsWarper(0.8)]),
-    "not too unlikely": ({"min_p": 0.1}, [MinPLogitsWarper(0.1)]),
+    "top_p": ({"top_p": 0.8}, [TopPLogitsWarper(0.8)]),
+    "min_p": ({"min_p": 0.1}, [MinPLogitsWarper(0.1)]),
     "no repetition": ({"repetition_penalty": 1.6}, [RepetitionPenaltyLogitsProcessor(1.6)]),
     "repetition": (
         {"repetition_penalty": 0.7, "top_k": 50},
         [RepetitionPenaltyLogitsProcessor(0.7), TopKLogitsWarper(50)],
     ),
-    "biased": (
+    "logit_bias": (
         {"logit_bias": BIAS, "top_k": 20},
         [SequenceBiasLogitsProcessor({(token,): bias for token, bias in BIAS.items()}), TopKLogitsWarper(20)],
     ),
-    "not yet": (
+    "min_tokens": (
         {"min_tokens": TOKENS, "logit_bias": {END: 8.0}, "ignore_eos": False},
         [
             SequenceBiasLogitsProcessor({(END,): 8.0}),
             MinNewTokensLengthLogitsProcessor(len(PROMPT), TOKENS, END),
         ],
     ),
-    "everything at once": (
+    "all at once": (
         {"repetition_penalty": 1.3, "logit_bias": BIAS, "temperature": 1.4, "top_k": 40, "top_p": 0.9, "min_p": 0.03},
         [
             RepetitionPenaltyLogitsProcessor(1.3),
@@ -68,27 +69,27 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("asked", "processors"), CASES.values(), ids=CASES.keys())
-async def test_draws_follow_the_distribution_of_transformers(engine_of, reference, asked, processors):
+@pytest.mark.parametrize(("changes", "processors"), CASES.values(), ids=CASES.keys())
+async def test_tokens_follow_the_distribution_of_transformers(engine_of, reference, changes, processors):
     engine = await engine_of(slots=16, end_ids=[END])
-    sampling = {"top_k": 0, "max_tokens": TOKENS, "ignore_eos": True} | asked
+    sampling = {"top_k": 0, "max_tokens": TOKENS, "ignore_eos": True} | changes
     answers = await asyncio.gather(*(outputs_of(engine, PROMPT, seed=seed, **sampling) for seed in range(REQUESTS)))
-    drawn = np.array([[output.token_id for output in outputs] for outputs in answers])  # (requests, tokens)
-    probabilities = distributions(reference, drawn, LogitsProcessorList(processors))
-    own = np.take_along_axis(probabilities, drawn[..., None], axis=2)[..., 0]
-    assert own.min() > 0, "a token was drawn that transformers never draws"
+    tokens = np.array([[output.token_id for output in outputs] for outputs in answers])  # (requests, tokens)
+    probabilities = distributions(reference, tokens, LogitsProcessorList(processors))
+    own = np.take_along_axis(probabilities, tokens[..., None], axis=2)[..., 0]
+    assert own.min() > 0, "a token that has probability 0 in transformers"
     likelier = np.where(probabilities > own[..., None], probabilities, 0).sum(axis=2)
-    places = likelier + own * np.random.default_rng(0).random(own.shape)
-    counts, expected = np.histogram(places, BINS, (0, 1))[0], places.size / BINS
+    points = likelier + own * np.random.default_rng(0).random(own.shape)
+    counts, expected = np.histogram(points, BINS, (0, 1))[0], points.size / BINS
     chi_square, freedom = float(((counts - expected) ** 2 / expected).sum()), BINS - 1
     assert counts.sum() == REQUESTS * TOKENS
     assert chi_square < freedom + 4.5 * math.sqrt(2 * freedom)
 
 
-def distributions(model, drawn: np.ndarray, processors: LogitsProcessorList) -> np.ndarray:
-    """The probabilities (requests, tokens, vocabulary) of each drawn token, given those before it."""
-    ids = torch.tensor(np.concatenate([np.tile(PROMPT, (len(drawn), 1)), drawn], axis=1))
+def distributions(model, tokens: np.ndarray, processors: LogitsProcessorList) -> np.ndarray:
+    """The distributions (requests, tokens, vocabulary) of the tokens (requests, tokens), given those before them."""
+    ids = torch.tensor(np.concatenate([np.tile(PROMPT, (len(tokens), 1)), tokens], axis=1))
     with torch.inference_mode():
         logits = model(ids).logits
-        scores = [processors(ids[:, :read], logits[:, read - 1]) for read in range(len(PROMPT), ids.shape[1])]
+        scores = [processors(ids[:, :end], logits[:, end - 1]) for end in range(len(PROMPT), ids.shape[1])]
         return torch.stack(scores, dim=1).double().softmax(-1).numpy()

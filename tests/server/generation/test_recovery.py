@@ -1,4 +1,4 @@
-"""What a step that failed, or a prompt that was never read to its end, leaves in the cache: nothing that misleads."""
+"""The prefix cache after a failed step, and after a prompt that was cancelled during its prefill."""
 
 import asyncio
 import threading
@@ -15,8 +15,8 @@ from tests.server.generation.engines import GREEDY, outputs_of, tokens_of
 PROMPT = list(range(1, 31))
 
 
-class Treacherous(CapturingDecoder):
-    """A decode step that fails leaves the keys and values of another text where those of its requests were."""
+class CorruptingDecoder(CapturingDecoder):
+    """A failing decode step overwrites the slots of its sequences with another text."""
 
     failing = False
 
@@ -26,14 +26,14 @@ class Treacherous(CapturingDecoder):
         self.failing = False
         for slot in range(self.running):
             self.prefill(slot, np.full(40, 77), 0)
-        raise RuntimeError("the memory is gone")
+        raise RuntimeError("a failed step")
 
 
-async def test_what_a_failed_decode_has_spoilt_is_never_used_again_and_what_it_has_not_is(engine_of, reference):
+async def test_the_prompts_of_a_failed_step_are_not_reused_and_other_prompts_are(engine_of, reference):
     decoders = []
 
     def make(*arguments):
-        decoders.append(Treacherous(*arguments))
+        decoders.append(CorruptingDecoder(*arguments))
         return decoders[0]
 
     engine = await engine_of(slots=4, decoder=make, min_shared_tokens=4)
@@ -49,8 +49,8 @@ async def test_what_a_failed_decode_has_spoilt_is_never_used_again_and_what_it_h
         assert outputs[-1].usage.cached_tokens == cached
 
 
-class Halting(Decoder):
-    """Reads prompts only as far as it is let, chunk by chunk."""
+class HeldPrefillDecoder(Decoder):
+    """Waits before each chunk of a prompt until the test releases it."""
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
@@ -62,18 +62,18 @@ class Halting(Decoder):
         return super().prefill(*arguments)
 
 
-async def test_as_much_of_a_prompt_as_was_read_before_its_caller_left_is_used_again(engine_of, reference):
+async def test_the_computed_part_of_a_cancelled_prompt_is_reused(engine_of, reference):
     decoders = []
 
     def make(*arguments):
-        decoders.append(Halting(*arguments))
+        decoders.append(HeldPrefillDecoder(*arguments))
         return decoders[0]
 
     engine = await engine_of(slots=2, chunk_tokens=8, decoder=make, min_shared_tokens=4)
     (decoder,) = decoders
     leaving = asyncio.create_task(tokens_of(engine, PROMPT, max_tokens=5, **GREEDY))
     decoder.go.release()
-    for _ in range(2):  # the first chunk is read, the second is about to be
+    for _ in range(2):  # the first chunk is computed, the second waits
         await asyncio.to_thread(decoder.arrived.acquire)
     leaving.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -1,4 +1,4 @@
-"""Engines on several devices share the requests; here they are two on the CPU."""
+"""Requests are distributed over engines on several devices; here over two engines on the CPU."""
 
 import asyncio
 from collections import defaultdict
@@ -22,7 +22,9 @@ async def tokens_of(engine, prompt):
     return [step.token_id async for step in generate(engine, prompt, GREEDY)]
 
 
-class Listener(NoOpObserver):
+class EndRecorder(NoOpObserver):
+    """Records the finish reasons."""
+
     def __init__(self):
         self.endings = []
 
@@ -31,34 +33,34 @@ class Listener(NoOpObserver):
 
 
 @pytest.fixture
-def listeners():
-    return Listener(), Listener()
+def observers():
+    return EndRecorder(), EndRecorder()
 
 
 @pytest.fixture
-async def engines(engine_of, listeners):
-    return [await engine_of(slots=4, observer=listener) for listener in listeners]
+async def engines(engine_of, observers):
+    return [await engine_of(slots=4, observer=observer) for observer in observers]
 
 
-async def test_requests_go_to_the_engine_with_the_least_to_do(engines, listeners, prompts):
+async def test_requests_go_to_the_least_loaded_engine(engines, observers, prompts):
     both, asked = EngineReplicas(engines), prompts(8)
     answers = await asyncio.gather(*(tokens_of(both, prompt) for prompt in asked))
-    assert [len(listener.endings) for listener in listeners] == [4, 4]
+    assert [len(observer.endings) for observer in observers] == [4, 4]
     assert answers == [await tokens_of(engines[0], prompt) for prompt in asked]
 
 
-async def test_the_prompts_of_one_request_are_spread_over_the_engines(engines, listeners, prompts):
+async def test_the_prompts_of_one_request_are_distributed_over_the_engines(engines, observers, prompts):
     both, asked = EngineReplicas(engines), {str(number): prompt for number, prompt in enumerate(prompts(6))}
     with both.reserve(6, field="prompts"):
         assert [engine.waiting_inputs for engine in engines] == [3, 3]
     found = defaultdict(list)
     async for name, step in generate_all(both, asked, GREEDY):
         found[name].append(step.token_id)
-    assert [len(listener.endings) for listener in listeners] == [3, 3]
+    assert [len(observer.endings) for observer in observers] == [3, 3]
     assert found == {name: await tokens_of(engines[0], prompt) for name, prompt in asked.items()}
 
 
-async def test_whole_texts_give_the_same_on_any(engines, prompts):
+async def test_logits_are_equal_on_all_engines(engines, prompts):
     texts = padded(prompts(3))
     found, expected = (
         await EngineReplicas(engines).logits(*texts, RequestContext()),
@@ -67,7 +69,7 @@ async def test_whole_texts_give_the_same_on_any(engines, prompts):
     assert np.array_equal(found, expected)
 
 
-async def test_giving_up_ends_what_is_under_way(engines, prompts):
+async def test_abort_cancels_the_requests_of_all_engines(engines, prompts):
     both = EngineReplicas(engines)
     endless = replace(GREEDY, max_tokens=50)
 
@@ -80,7 +82,7 @@ async def test_giving_up_ends_what_is_under_way(engines, prompts):
     assert set(await asyncio.gather(*running)) == {"cancelled"}
 
 
-async def test_draining_answers_who_is_in_on_every_engine_and_lets_in_nobody(engines, prompts):
+async def test_draining_finishes_the_requests_of_all_engines_and_refuses_new_ones(engines, prompts):
     both = EngineReplicas(engines)
     await both.start()
     running = [asyncio.create_task(tokens_of(both, prompt)) for prompt in prompts(6)]

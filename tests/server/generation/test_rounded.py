@@ -1,4 +1,4 @@
-"""Generation from weights in 8 and 4 bits, through gRPC: the tokens that the graph gives, run on whole texts."""
+"""Generation from weights in 8 and 4 bits, over gRPC, compared with runs of the graph over whole texts."""
 
 import numpy as np
 import onnxruntime
@@ -11,20 +11,20 @@ from tests.continuations import continued, tokens_of
 from tests.serving import served
 
 COUNT = 20
-ROUNDED = {"int8-weights": [], "int4-weights": ["--head-precision", "int4"]}
+OPTIONS = {"int8-weights": [], "int4-weights": ["--head-precision", "int4"]}
 
 
-@pytest.fixture(scope="module", params=ROUNDED)
-def rounded(request, checkpoints, tmp_path_factory):
-    """The precision, and the artifact as the command exports it."""
+@pytest.fixture(scope="module", params=OPTIONS)
+def quantised(request, checkpoints, tmp_path_factory):
+    """A precision, and the exported artifact."""
     root = tmp_path_factory.mktemp(request.param)
-    options = ["--target", f"cpu={request.param}", *ROUNDED[request.param], "--tolerance", "0.5"]
+    options = ["--target", f"cpu={request.param}", *OPTIONS[request.param], "--tolerance", "0.5"]
     assert main([str(checkpoints["tiny-gpt"]), "--artifacts", str(root), *options]) == 0
     return request.param, read_artifact(root / "tiny-gpt" / "1")
 
 
 def logits_of(session: onnxruntime.InferenceSession, ids: np.ndarray) -> np.ndarray:
-    """The logits (t, vocabulary) after each token of a text (t,), by one run without a past."""
+    """The logits (t, vocabulary) after each token of a text (t,), from one run without a past."""
     feeds = {
         "input_ids": ids[None],
         "position_ids": np.arange(len(ids))[None],
@@ -40,8 +40,8 @@ def logits_of(session: onnxruntime.InferenceSession, ids: np.ndarray) -> np.ndar
     return session.run(["logits"], feeds)[0]
 
 
-async def test_greedy_tokens_from_rounded_weights_are_those_of_their_graph(rounded, prompts):
-    precision, artifact = rounded
+async def test_greedy_tokens_of_quantised_weights_have_the_highest_logits_of_their_graph(quantised, prompts):
+    precision, artifact = quantised
     session = onnxruntime.InferenceSession(
         artifact.path(artifact.graph("cpu").file), providers=["CPUExecutionProvider"]
     )
@@ -50,9 +50,9 @@ async def test_greedy_tokens_from_rounded_weights_are_those_of_their_graph(round
         with Client(running.target) as client:
             assert {model.precision for model in client.models()} == {precision}
         found = await continued(running.target, asked, model="tiny-gpt", max_tokens=COUNT, temperature=0)
-    for ids, pieces in zip(asked, found, strict=True):
-        tokens = tokens_of(pieces)
+    for ids, responses in zip(asked, found, strict=True):
+        tokens = tokens_of(responses)
         assert len(tokens) == COUNT
         logits = logits_of(session, np.array([*ids, *tokens]))[len(ids) - 1 : -1]  # (tokens, vocabulary)
-        missed = logits.max(axis=1) - np.take_along_axis(logits, np.array(tokens)[:, None], axis=1)[:, 0]
-        assert missed.max() <= 1e-3 * logits.std(), "not the likeliest, nor as likely but for rounding"
+        difference = logits.max(axis=1) - np.take_along_axis(logits, np.array(tokens)[:, None], axis=1)[:, 0]
+        assert difference.max() <= 1e-3 * logits.std(), "not the most likely token, nor equal to it but for rounding"

@@ -1,4 +1,4 @@
-"""Tokens from scores: each row against a reference that does one thing after the other on the whole vocabulary."""
+"""The sampler, compared with a reference that handles one sequence, step by step, on the whole vocabulary."""
 
 import math
 from dataclasses import replace
@@ -19,7 +19,7 @@ PROMPT = np.array([3, 4, 5, 5])
 
 
 def scores_of(logits: np.ndarray, graph_top_k: int = GRAPH_TOP_K) -> Scores:
-    """What a graph gives for these logits (n, vocabulary)."""
+    """The outputs of a graph with these logits (n, vocabulary)."""
     logits = logits.astype(np.float32)
     ids = np.argsort(-logits, axis=1, kind="stable")[:, :graph_top_k]
     largest = logits.max(axis=1)
@@ -34,16 +34,16 @@ def without_logits(scores: Scores) -> Scores:
     return Scores(scores.top_scores, scores.top_ids, scores.logsumexp, refuse)
 
 
-def draws_of(sampling: Sampling) -> SamplingState:
+def state_of(sampling: Sampling) -> SamplingState:
     return SamplingState(sampling, PROMPT, vocabulary=VOCABULARY, end_ids=[END])
 
 
-def sampler_of(*rows: SamplingState, graph_top_k: int = GRAPH_TOP_K) -> Sampler:
-    return Sampler(rows, graph_top_k=graph_top_k, vocabulary=VOCABULARY)
+def sampler_of(*states: SamplingState, graph_top_k: int = GRAPH_TOP_K) -> Sampler:
+    return Sampler(states, graph_top_k=graph_top_k, vocabulary=VOCABULARY)
 
 
 def reference(logits: np.ndarray, sampling: Sampling, generated: list[int]) -> dict[int, float]:
-    """Token → probability of being chosen, one step after the other."""
+    """The probability of each token that may be sampled."""
     scores = {token: float(np.float32(score)) for token, score in enumerate(logits)}
     for token in {*PROMPT.tolist(), *generated}:
         penalty = sampling.repetition_penalty
@@ -76,23 +76,23 @@ CASES = {
     "greedy": {"temperature": 0},
     "cold": {"temperature": 0.3},
     "hot": {"temperature": 3.0},
-    "few": {"top_k": 5},
-    "all": {"top_k": 0},
+    "top_k": {"top_k": 5},
+    "whole vocabulary": {"top_k": 0},
     "more than the graph ranks": {"top_k": 30},
-    "nucleus": {"top_p": 0.7},
-    "nucleus of all": {"top_k": 0, "top_p": 0.9},
-    "not too unlikely": {"min_p": 0.2},
-    "not too unlikely of all": {"top_k": 0, "min_p": 0.05},
-    "everything at once": {"top_k": 12, "top_p": 0.9, "min_p": 0.05, "temperature": 1.5},
+    "top_p": {"top_p": 0.7},
+    "top_p of the whole vocabulary": {"top_k": 0, "top_p": 0.9},
+    "min_p": {"min_p": 0.2},
+    "min_p of the whole vocabulary": {"top_k": 0, "min_p": 0.05},
+    "all at once": {"top_k": 12, "top_p": 0.9, "min_p": 0.05, "temperature": 1.5},
     "repetition": {"repetition_penalty": 1.8},
-    "encouraged repetition": {"repetition_penalty": 0.5},
+    "repetition below 1": {"repetition_penalty": 0.5},
     "frequency": {"frequency_penalty": 1.5},
     "presence": {"presence_penalty": 1.5, "top_k": 4},
-    "encouraged presence": {"presence_penalty": -2.0},
-    "favoured": {"logit_bias": {11: 4.0, 12: -3.0}},
-    "discouraged": {"logit_bias": {11: -4.0}, "top_k": 10},
-    "greedy but discouraged": {"logit_bias": dict.fromkeys(range(0, 60, 2), -50.0), "temperature": 0},
-    "not yet": {"min_tokens": 6, "top_k": 8},
+    "negative presence": {"presence_penalty": -2.0},
+    "positive bias": {"logit_bias": {11: 4.0, 12: -3.0}},
+    "negative bias": {"logit_bias": {11: -4.0}, "top_k": 10},
+    "greedy with negative bias": {"logit_bias": dict.fromkeys(range(0, 60, 2), -50.0), "temperature": 0},
+    "min_tokens": {"min_tokens": 6, "top_k": 8},
 }
 
 
@@ -102,19 +102,19 @@ def logits() -> np.ndarray:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_draws_follow_the_reference_distribution(case, logits):
-    draws = 4000
-    rows = [draws_of(Sampling(**{"top_k": 10, **CASES[case]}, max_tokens=9, seed=seed)) for seed in range(draws)]
+def test_samples_follow_the_reference_distribution(case, logits):
+    samples = 4000
+    states = [state_of(Sampling(**{"top_k": 10, **CASES[case]}, max_tokens=9, seed=seed)) for seed in range(samples)]
     generated = [11, 11, 20]
-    for row in rows:
+    for state in states:
         for token in generated:
-            row.record(token)
-    expected = reference(logits, rows[0].sampling, generated)
-    found = [chosen.token_id for chosen in sampler_of(*rows).sample(scores_of(np.tile(logits, (draws, 1))))]
+            state.record(token)
+    expected = reference(logits, states[0].sampling, generated)
+    found = [chosen.token_id for chosen in sampler_of(*states).sample(scores_of(np.tile(logits, (samples, 1))))]
     counts = np.bincount(found, minlength=VOCABULARY)
     assert set(np.flatnonzero(counts)) <= set(expected)
-    wanted = np.array([expected.get(token, 0.0) for token in range(VOCABULARY)]) * draws
-    often = wanted >= 5  # the test is no good for rare tokens; together they are one more class
+    wanted = np.array([expected.get(token, 0.0) for token in range(VOCABULARY)]) * samples
+    often = wanted >= 5  # the test needs frequent tokens; the rare ones form one more class
     wanted = np.append(wanted[often], max(wanted[~often].sum(), 1e-9))
     counts = np.append(counts[often], counts[~often].sum())
     chi_square, freedom = float(((counts - wanted) ** 2 / wanted).sum()), max(len(wanted) - 1, 1)
@@ -140,8 +140,8 @@ LOGITS = arrays.arrays(np.float32, VOCABULARY, elements=st.integers(-40, 40).map
 
 @settings(deadline=None)  # a busy machine is no error
 @given(rows=st.lists(st.tuples(SAMPLING, LOGITS), min_size=1, max_size=6), steps=st.integers(1, 4))
-def test_a_row_chooses_the_same_alone_and_among_others_and_only_what_the_reference_allows(rows, steps):
-    together, alone = [draws_of(sampling) for sampling, _ in rows], [draws_of(sampling) for sampling, _ in rows]
+def test_a_sequence_gets_the_same_tokens_alone_and_in_a_batch_and_only_possible_ones(rows, steps):
+    together, alone = [state_of(sampling) for sampling, _ in rows], [state_of(sampling) for sampling, _ in rows]
     sampler = sampler_of(*together)
     generated: list[list[int]] = [[] for _ in rows]
     for _ in range(steps):
@@ -155,7 +155,7 @@ def test_a_row_chooses_the_same_alone_and_among_others_and_only_what_the_referen
 
 
 def _on_the_border(logits, sampling, generated):
-    """Tokens that rounding may let in: those that limits wider by a hair allow, and equals of the last."""
+    """Tokens that rounding may allow: those within slightly wider limits, and ties with the last."""
     loose = replace(sampling, top_p=min(1.0, sampling.top_p + 1e-5), min_p=max(0.0, sampling.min_p - 1e-5))
     return set(reference(logits, loose, generated)) | set(_ties(logits, sampling, generated))
 
@@ -168,42 +168,44 @@ def _ties(logits, sampling, generated):
 
 @pytest.mark.parametrize(
     "case",
-    ["defaults", "greedy", "nucleus", "repetition", "frequency", "discouraged", "not yet", "everything at once"],
+    ["defaults", "greedy", "top_p", "repetition", "frequency", "negative bias", "min_tokens", "all at once"],
 )
-def test_most_requests_need_no_logits(case, logits):
-    row = draws_of(Sampling(**{"top_k": 10, **CASES[case]}, max_tokens=9))
+def test_most_parameters_need_no_logits(case, logits):
+    row = state_of(Sampling(**{"top_k": 10, **CASES[case]}, max_tokens=9))
     sampler_of(row).sample(without_logits(scores_of(logits[None])))
 
 
-@pytest.mark.parametrize("case", ["all", "more than the graph ranks", "favoured", "encouraged repetition"])
-def test_logits_are_fetched_where_the_likeliest_do_not_suffice(case, logits):
-    row = draws_of(Sampling(**{"top_k": 10, **CASES[case]}, max_tokens=9))
+@pytest.mark.parametrize(
+    "case", ["whole vocabulary", "more than the graph ranks", "positive bias", "repetition below 1"]
+)
+def test_logits_are_fetched_where_the_top_tokens_do_not_suffice(case, logits):
+    row = state_of(Sampling(**{"top_k": 10, **CASES[case]}, max_tokens=9))
     with pytest.raises(AssertionError, match="fetched"):
         sampler_of(row).sample(without_logits(scores_of(logits[None])))
 
 
-def test_logits_are_fetched_when_all_the_likeliest_are_discouraged(logits):
-    likeliest = np.argsort(-logits)[: GRAPH_TOP_K + 2]
-    row = draws_of(Sampling(temperature=0, logit_bias=dict.fromkeys(likeliest.tolist(), -50.0)))
+def test_logits_are_fetched_if_all_top_tokens_have_a_negative_bias(logits):
+    top_tokens = np.argsort(-logits)[: GRAPH_TOP_K + 2]
+    row = state_of(Sampling(temperature=0, logit_bias=dict.fromkeys(top_tokens.tolist(), -50.0)))
     (chosen,) = sampler_of(row).sample(scores_of(logits[None]))
     assert chosen.token_id == np.argsort(-logits)[GRAPH_TOP_K + 2]
 
 
-def test_a_graph_that_ranks_the_whole_vocabulary_leaves_nothing_to_fetch(logits):
-    row = draws_of(Sampling(top_k=0, logit_bias={2: 3.0}, logprobs=20))
+def test_no_logits_are_fetched_if_the_graph_ranks_the_whole_vocabulary(logits):
+    row = state_of(Sampling(top_k=0, logit_bias={2: 3.0}, logprobs=20))
     scores = without_logits(scores_of(logits[None], graph_top_k=VOCABULARY))
     assert len(sampler_of(row, graph_top_k=VOCABULARY).sample(scores)[0].top) == 20
 
 
-def test_of_equal_scores_the_lowest_id_is_the_likeliest():
-    (chosen,) = sampler_of(draws_of(Sampling(temperature=0))).sample(scores_of(np.zeros((1, VOCABULARY))))
+def test_greedy_sampling_takes_the_lowest_id_of_equal_scores():
+    (chosen,) = sampler_of(state_of(Sampling(temperature=0))).sample(scores_of(np.zeros((1, VOCABULARY))))
     assert chosen.token_id == 0
 
 
 @pytest.mark.parametrize("count", [1, 5, GRAPH_TOP_K])
-@pytest.mark.parametrize("case", ["hot", "all", "favoured"])
+@pytest.mark.parametrize("case", ["hot", "whole vocabulary", "positive bias"])
 def test_log_probabilities_are_those_of_the_model(case, count, logits):
-    row = draws_of(Sampling(**{**CASES[case]}, logprobs=count, seed=1))
+    row = state_of(Sampling(**{**CASES[case]}, logprobs=count, seed=1))
     (chosen,) = sampler_of(row).sample(scores_of(logits[None]))
     expected = logits - np.log(np.exp(logits).sum())
     assert chosen.logprob == pytest.approx(expected[chosen.token_id], abs=1e-5)
@@ -211,24 +213,24 @@ def test_log_probabilities_are_those_of_the_model(case, count, logits):
     assert [logprob for _, logprob in chosen.top] == pytest.approx(sorted(expected)[: -count - 1 : -1], abs=1e-5)
 
 
-def test_a_seed_gives_the_same_tokens_and_another_gives_others(logits):
+def test_equal_seeds_give_equal_tokens_and_others_give_others(logits):
     def tokens(seed):
-        row = draws_of(Sampling(seed=seed, max_tokens=30, temperature=2.0))
+        row = state_of(Sampling(seed=seed, max_tokens=30, temperature=2.0))
         sampler = sampler_of(row)
         return [sampler.sample(scores_of(logits[None]))[0].token_id for _ in range(30)]
 
     assert tokens(5) == tokens(5) != tokens(6)
 
 
-def test_without_a_seed_one_is_drawn_and_told():
-    seeds = {draws_of(Sampling()).seed for _ in range(20)}
+def test_without_a_seed_a_random_one_is_chosen():
+    seeds = {state_of(Sampling()).seed for _ in range(20)}
     assert len(seeds) == 20
 
 
 @pytest.mark.parametrize("top_k", [5, 0])
 @pytest.mark.parametrize("temperature", [1e-300, 1e-46, 1e39, 1e300])
-def test_extreme_temperatures_stay_numbers(temperature, top_k, logits):
-    row = draws_of(Sampling(temperature=temperature, top_k=top_k, min_tokens=20, max_tokens=20, seed=1))
+def test_extreme_temperatures_give_valid_tokens(temperature, top_k, logits):
+    row = state_of(Sampling(temperature=temperature, top_k=top_k, min_tokens=20, max_tokens=20, seed=1))
     sampler, best = sampler_of(row), [token for token in np.argsort(-logits) if token != END]
     chosen = {sampler.sample(scores_of(logits[None]))[0].token_id for _ in range(20)}
     if temperature < 1:
@@ -252,7 +254,7 @@ EXTREMES = {
 
 
 def unchecked(**values) -> Sampling:
-    """Parameters beyond what a request may have."""
+    """Parameters that the checks of a request would refuse."""
     sampling = Sampling(max_tokens=20, min_tokens=20, seed=1)
     for name, value in values.items():
         object.__setattr__(sampling, name, value)
@@ -266,7 +268,7 @@ def test_extreme_parameters_choose_the_same_valid_tokens_each_time_without_a_war
     scores = scores_of((logits / np.abs(logits).max() * scale)[None])
     runs = []
     for graph_top_k in (GRAPH_TOP_K, GRAPH_TOP_K, VOCABULARY):
-        sampler = sampler_of(draws_of(unchecked(**{**EXTREMES[case], **drawn})), graph_top_k=graph_top_k)
+        sampler = sampler_of(state_of(unchecked(**{**EXTREMES[case], **drawn})), graph_top_k=graph_top_k)
         scores = scores_of(scores.logits([0]), graph_top_k=graph_top_k)
         runs.append([sampler.sample(scores)[0] for _ in range(12)])
     assert [chosen.token_id for chosen in runs[0]] == [chosen.token_id for chosen in runs[1]]

@@ -1,4 +1,4 @@
-"""Decisions as tables: no clock, no thread, no tensor. What must hold on any day is in test_scheduler_days.py."""
+"""Decisions of the scheduler, as tables. Properties of any sequence of events are in test_scheduler_properties.py."""
 
 import itertools
 
@@ -23,17 +23,17 @@ def scheduler(slots=4, chunk_tokens=8, limits=PLENTY, min_shared_tokens=3, max_s
     )
 
 
-NEVER_SEEN = itertools.count(1000)  # tokens
+UNIQUE_TOKENS = itertools.count(1000)
 
 
 def request(prompt: int | list[int] = 4, tokens=10, *, arrived=0.0, **context) -> SequenceState:
-    """A request with this prompt, or with one of this length that shares nothing with any other."""
-    ids = [next(NEVER_SEEN)] * prompt if isinstance(prompt, int) else prompt
+    """A sequence with this prompt, or with one of this length that has no common prefix with others."""
+    ids = [next(UNIQUE_TOKENS)] * prompt if isinstance(prompt, int) else prompt
     return SequenceState(prompt=np.array(ids), max_tokens=tokens, context=RequestContext(**context), arrived=arrived)
 
 
 def run(plans: Scheduler, now=1.0) -> Prefill | Decode | None:
-    """One step, in which nobody ends."""
+    """Run one step in which no sequence ends."""
     step = plans.plan(now).step
     if step:
         plans.advance(step)
@@ -41,18 +41,18 @@ def run(plans: Scheduler, now=1.0) -> Prefill | Decode | None:
 
 
 def decoding(plans: Scheduler, *sequences: SequenceState) -> None:
-    """Bring requests to where they decode."""
+    """Submit sequences, and run their prefills."""
     for sequence in sequences:
         plans.submit(sequence)
     while len(plans.decoding) < len(sequences):
         run(plans)
 
 
-def test_without_requests_there_is_nothing_to_do():
+def test_an_idle_scheduler_has_an_empty_plan():
     assert scheduler().plan(0.0) == Plan()
 
 
-def test_a_short_prompt_is_read_at_once_and_then_decoded():
+def test_a_short_prompt_is_prefilled_at_once_and_then_decoded():
     plans, only = scheduler(), request(prompt=4)
     plans.submit(only)
     assert run(plans) == Prefill(only, 0, 4)
@@ -60,20 +60,20 @@ def test_a_short_prompt_is_read_at_once_and_then_decoded():
     assert only.computed_tokens == 5
 
 
-def test_a_long_prompt_is_read_in_chunks():
+def test_a_long_prompt_is_prefilled_in_chunks():
     plans = scheduler(chunk_tokens=8)
     plans.submit(long := request(prompt=20))
     assert [run(plans) for _ in range(3)] == [Prefill(long, 0, 8), Prefill(long, 8, 16), Prefill(long, 16, 20)]
 
 
 @pytest.mark.parametrize(
-    ("remaining", "longest", "length"), [(1, 8, 1), (7, 8, 7), (8, 8, 8), (9, 8, 7), (10, 8, 8), (4, 3, 2)]
+    ("remaining", "max_tokens", "length"), [(1, 8, 1), (7, 8, 7), (8, 8, 8), (9, 8, 7), (10, 8, 8), (4, 3, 2)]
 )
-def test_a_chunk_never_leaves_a_single_token(remaining, longest, length):
-    assert chunk_length(remaining, longest) == length
+def test_a_chunk_never_leaves_a_single_token(remaining, max_tokens, length):
+    assert chunk_length(remaining, max_tokens) == length
 
 
-def test_streams_and_prompts_alternate():
+def test_decode_steps_and_prefills_alternate():
     plans, streaming = scheduler(chunk_tokens=8), request()
     decoding(plans, streaming)
     run(plans)
@@ -81,7 +81,7 @@ def test_streams_and_prompts_alternate():
     assert [type(run(plans)) for _ in range(6)] == [Prefill, Decode, Prefill, Decode, Prefill, Decode]
 
 
-def test_of_tiny_prompts_too_only_a_few_are_read_between_two_steps():
+def test_only_a_few_tiny_prompts_are_prefilled_between_two_decode_steps():
     plans = scheduler(slots=40, chunk_tokens=64)
     decoding(plans, request())
     run(plans)
@@ -91,7 +91,7 @@ def test_of_tiny_prompts_too_only_a_few_are_read_between_two_steps():
     assert kinds == "ppppdppppd"
 
 
-def test_several_short_prompts_are_read_between_two_steps_up_to_a_chunk():
+def test_short_prompts_are_prefilled_between_two_decode_steps_up_to_a_chunk():
     plans = scheduler(chunk_tokens=8)
     decoding(plans, request())
     run(plans)
@@ -100,7 +100,7 @@ def test_several_short_prompts_are_read_between_two_steps_up_to_a_chunk():
     assert [type(run(plans)) for _ in range(5)] == [Prefill, Prefill, Decode, Prefill, Decode]
 
 
-def test_requests_come_in_by_arrival_and_a_higher_priority_is_worth_some_seconds():
+def test_requests_start_in_order_of_arrival_and_priority():
     plans = scheduler(slots=1)
     usual, later, urgent, much_later = (
         request(arrived=0.0),
@@ -119,7 +119,7 @@ def test_requests_come_in_by_arrival_and_a_higher_priority_is_worth_some_seconds
     assert order == [urgent, usual, later, much_later]
 
 
-def test_the_last_slot_moves_into_the_hole_that_an_ended_request_leaves():
+def test_the_last_slot_moves_into_the_gap_of_an_ended_sequence():
     plans, first, second, third = scheduler(slots=3), request(prompt=4), request(prompt=5), request(prompt=6)
     decoding(plans, first, second, third)
     run(plans)
@@ -129,15 +129,15 @@ def test_the_last_slot_moves_into_the_hole_that_an_ended_request_leaves():
     assert plan.step == Decode((third, second))
 
 
-def test_nothing_moves_when_the_last_ends():
+def test_nothing_moves_when_the_last_slot_ends():
     plans, first, second = scheduler(), request(), request()
     decoding(plans, first, second)
     plans.finish(second)
     assert plans.plan(1.0).copies == ()
 
 
-@pytest.mark.parametrize("steps", [0, 1, 3], ids=["waiting", "reading", "decoding"])
-def test_a_cancelled_request_is_gone_by_the_next_step(steps):
+@pytest.mark.parametrize("steps", [0, 1, 3], ids=["waiting", "prefilling", "decoding"])
+def test_a_cancelled_sequence_is_removed_before_the_next_step(steps):
     plans, leaving = scheduler(chunk_tokens=8), request(prompt=12)
     plans.submit(leaving)
     for _ in range(steps):
@@ -148,8 +148,8 @@ def test_a_cancelled_request_is_gone_by_the_next_step(steps):
     assert plans.admission.requests == plans.admission.tokens == 0
 
 
-@pytest.mark.parametrize("steps", [0, 1, 3], ids=["waiting", "reading", "decoding"])
-def test_a_request_whose_time_is_up_is_gone_by_the_next_step(steps):
+@pytest.mark.parametrize("steps", [0, 1, 3], ids=["waiting", "prefilling", "decoding"])
+def test_an_expired_sequence_is_removed_before_the_next_step(steps):
     plans, leaving, staying = scheduler(chunk_tokens=8), request(prompt=12, deadline=5.0), request(deadline=9.0)
     plans.submit(leaving)
     plans.submit(staying)
@@ -160,7 +160,7 @@ def test_a_request_whose_time_is_up_is_gone_by_the_next_step(steps):
     assert plans.plan(9.0).expired == (staying,)
 
 
-def test_cancelling_what_has_ended_does_nothing():
+def test_cancelling_an_ended_sequence_has_no_effect():
     plans, ended = scheduler(), request()
     decoding(plans, ended)
     plans.finish(ended)
@@ -168,7 +168,7 @@ def test_cancelling_what_has_ended_does_nothing():
     assert plans.plan(1.0) == Plan()
 
 
-def test_a_request_that_fails_while_its_prompt_is_read_frees_the_way():
+def test_the_next_prompt_follows_one_that_ends_during_its_prefill():
     plans, failing, next_one = scheduler(), request(), request()
     plans.submit(failing)
     plans.submit(next_one)
@@ -178,7 +178,7 @@ def test_a_request_that_fails_while_its_prompt_is_read_frees_the_way():
 
 
 @pytest.mark.parametrize("limits", [Limits(requests=2, tokens=1000), Limits(requests=1000, tokens=30)])
-def test_a_full_queue_refuses(limits):
+def test_a_full_queue_refuses_sequences(limits):
     plans = scheduler(limits=limits)
     plans.submit(request(prompt=4, tokens=10))
     plans.submit(request(prompt=4, tokens=10))
@@ -188,25 +188,25 @@ def test_a_full_queue_refuses(limits):
     plans.submit(request(prompt=4, tokens=10))
 
 
-def test_what_can_never_wait_is_refused_for_good():
+def test_a_sequence_larger_than_the_queue_is_an_invalid_request():
     with pytest.raises(InvalidRequest, match="prompt"):
         scheduler(limits=Limits(requests=10, tokens=10)).submit(request(prompt=8, tokens=8))
 
 
-# ---- prompts that were read before
+# ---- the prefix cache
 
 LONG = [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 def finished(plans: Scheduler, *sequences: SequenceState) -> None:
-    """Bring requests in and to their end, one after the other."""
+    """Submit and finish sequences, one after the other."""
     for sequence in sequences:
         decoding(plans, sequence)
         plans.finish(sequence)
         plans.plan(1.0)
 
 
-def test_what_a_prompt_shares_with_a_running_one_is_copied_and_not_read():
+def test_a_common_prefix_with_a_running_sequence_is_copied():
     plans, first, second = scheduler(), request(LONG), request([*LONG[:5], 9, 9, 9])
     decoding(plans, first)
     run(plans)
@@ -217,7 +217,7 @@ def test_what_a_prompt_shares_with_a_running_one_is_copied_and_not_read():
     assert second.cached_tokens == 5
 
 
-def test_the_prompt_of_a_finished_request_is_used_again():
+def test_the_prompt_of_a_finished_sequence_is_reused():
     plans, again = scheduler(), request([*LONG, 9, 9])
     finished(plans, request(LONG))
     plans.submit(again)
@@ -225,21 +225,21 @@ def test_the_prompt_of_a_finished_request_is_used_again():
     assert (plan.step, again.cached_tokens) == (Prefill(again, 8, 10), 8)
 
 
-def test_the_last_two_tokens_are_always_read_anew():
+def test_the_last_two_tokens_of_a_prompt_are_always_prefilled():
     plans, same = scheduler(), request(LONG)
     finished(plans, request(LONG))
     plans.submit(same)
     assert plans.plan(1.0).step == Prefill(same, 6, 8)
 
 
-def test_too_little_in_common_is_not_worth_a_copy():
+def test_a_short_common_prefix_is_not_copied():
     plans, other = scheduler(), request([1, 2, 9, 9, 9, 9])
     finished(plans, request(LONG))
     plans.submit(other)
     assert (plans.plan(1.0).step, other.cached_tokens) == (Prefill(other, 0, 6), 0)
 
 
-def test_the_least_recently_used_prompt_goes_first():
+def test_the_least_recently_used_prompt_is_dropped_first():
     plans = scheduler(slots=3)
     one, two, three = ([token] * 6 for token in (1, 2, 3))
     finished(plans, request(one), request(two), request(three), request(one))
@@ -248,7 +248,7 @@ def test_the_least_recently_used_prompt_goes_first():
     assert kept == [1, 3, 4]
 
 
-def test_a_kept_prompt_makes_way_once_and_not_for_everybody_who_comes():
+def test_a_cached_prompt_moves_only_once():
     plans, first = scheduler(slots=8), request(LONG)
     decoding(plans, first)
     plans.finish(first)
@@ -262,7 +262,7 @@ def test_a_kept_prompt_makes_way_once_and_not_for_everybody_who_comes():
     assert copies == [Copy(source=0, target=7, tokens=8)]
 
 
-def test_the_prompt_of_who_has_ended_makes_way_for_who_moves_and_is_kept_elsewhere():
+def test_a_cached_prompt_moves_when_its_slot_is_needed():
     plans, first, second = scheduler(), request(LONG), request()
     decoding(plans, first, second)
     plans.finish(first)
@@ -275,7 +275,7 @@ def test_the_prompt_of_who_has_ended_makes_way_for_who_moves_and_is_kept_elsewhe
     assert again.cached_tokens == 8
 
 
-def test_a_failed_step_leaves_nothing_to_use_again():
+def test_the_prompt_of_a_failed_step_is_not_reused():
     plans, failing, same = scheduler(), request(LONG), request(LONG)
     decoding(plans, failing)
     plans.fail(failing)

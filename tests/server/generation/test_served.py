@@ -1,4 +1,4 @@
-"""Generation on a real server, through gRPC."""
+"""Generation on a real server, over gRPC."""
 
 import asyncio
 import re
@@ -17,7 +17,7 @@ GREEDY = {"model": "tiny-gpt", "temperature": 0}
 
 @pytest.fixture(scope="module")
 def serve(exported):
-    """Makes servers of the tiny GPT with settings of its own."""
+    """Makes servers of the tiny GPT with these settings."""
     root = exported("tiny-gpt").parents[1]
 
     def make(*settings: str):
@@ -33,26 +33,22 @@ def server(serve):
         yield running
 
 
-async def test_greedy_tokens_are_those_of_transformers_for_50_prompts_that_come_at_random_times(
-    server, prompts, reference
-):
+async def test_greedy_tokens_equal_those_of_transformers_for_50_prompts_at_random_times(server, prompts, reference):
     asked = prompts(50)
     found = await continued(server.target, asked, max_tokens=20, **GREEDY)
-    assert [tokens_of(pieces) for pieces in found] == [greedy_of(reference, ids, 20) for ids in asked]
+    assert [tokens_of(responses) for responses in found] == [greedy_of(reference, ids, 20) for ids in asked]
 
 
 @pytest.mark.parametrize(("switch", "least", "most"), [("on", 300, 1000), ("off", 0, 0)])
-async def test_prompts_that_begin_alike_are_read_once_if_the_prefix_cache_is_on(
-    serve, prompts, reference, switch, least, most
-):
+async def test_common_prefixes_are_cached_if_the_prefix_cache_is_on(serve, prompts, reference, switch, least, most):
     asked = [np.concatenate([np.arange(1, 31), own[:20]]) for own in prompts(20)]
     with serve(f"prefix_cache={switch}") as running:
         found = await continued(running.target, asked, max_tokens=5, **GREEDY)
-    assert [tokens_of(pieces) for pieces in found] == [greedy_of(reference, ids, 5) for ids in asked]
-    assert least <= sum(pieces[-1].usage.cached_tokens for pieces in found) <= most
+    assert [tokens_of(responses) for responses in found] == [greedy_of(reference, ids, 5) for ids in asked]
+    assert least <= sum(responses[-1].usage.cached_tokens for responses in found) <= most
 
 
-async def test_who_has_a_higher_priority_comes_before_those_who_wait(serve):
+async def test_a_request_with_a_higher_priority_starts_before_waiting_ones(serve):
     ended = []
 
     async def ask(stub, name, *, prompts=1, begun=None, **asked):
@@ -71,7 +67,7 @@ async def test_who_has_a_higher_priority_comes_before_those_who_wait(serve):
     assert ended == [1, "many", 9]
 
 
-def test_the_start_says_how_much_memory_texts_will_take(serve):
+def test_the_server_logs_the_memory_of_the_cache_at_start(serve):
     with serve("slots=12") as running:
         expected = (
             r"tiny-gpt: 8 slots of 64 tokens, .* MB each: .* MB of keys and values at first, at most .* in 12 slots"
@@ -79,7 +75,7 @@ def test_the_start_says_how_much_memory_texts_will_take(serve):
         assert re.search(expected, running.banner), running.banner
 
 
-def test_more_slots_than_memory_end_the_start_with_how_many_would_fit(serve):
+def test_the_server_does_not_start_with_more_slots_than_memory_and_says_how_many_would_fit(serve):
     with (
         pytest.raises(
             AssertionError, match=r"tiny-gpt: found 100000000 slots .* expected at most [0-9]+: there is room"

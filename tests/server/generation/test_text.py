@@ -1,4 +1,4 @@
-"""Text while it comes: whole characters only, and nothing beyond a stop string, however the tokens cut it."""
+"""The detokenizer and stop strings: whole characters only, and no text after a stop string."""
 
 import pytest
 from hypothesis import given
@@ -14,7 +14,7 @@ END = 256
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    """One token for each byte, and a special one."""
+    """A tokenizer with one token for each byte, and a special token."""
     bytewise = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(ALPHABET)}, merges=[]))
     bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bytewise.decoder = decoders.ByteLevel()
@@ -22,37 +22,37 @@ def tokenizer() -> Tokenizer:
     return bytewise
 
 
-def pieces(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+def deltas(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
     detokenizer = Detokenizer(tokenizer)
     return [*(detokenizer.push(token) for token in ids), detokenizer.flush()]
 
 
 @given(text=st.text(max_size=30))
-def test_pieces_are_whole_characters_and_together_the_text(tokenizer, text):
-    found = pieces(tokenizer, tokenizer.encode(text).ids)
+def test_deltas_are_whole_characters_and_together_the_text(tokenizer, text):
+    found = deltas(tokenizer, tokenizer.encode(text).ids)
     assert "".join(found) == text
-    assert all("\ufffd" not in piece or "\ufffd" in text for piece in found)
+    assert all("\ufffd" not in delta or "\ufffd" in text for delta in found)
 
 
 @given(ids=st.lists(st.integers(0, END), max_size=60))
-def test_random_tokens_give_what_decoding_them_all_gives(tokenizer, ids):
-    found = "".join(pieces(tokenizer, ids))
+def test_deltas_of_random_tokens_are_together_the_decoded_text(tokenizer, ids):
+    found = "".join(deltas(tokenizer, ids))
     assert found == tokenizer.decode(ids, skip_special_tokens=True)
     found.encode()  # valid UTF-8, whatever the bytes were
 
 
-def test_half_a_character_waits_for_the_other_half(tokenizer):
+def test_an_incomplete_character_waits_for_its_other_bytes(tokenizer):
     first, second = tokenizer.encode("é").ids
     detokenizer = Detokenizer(tokenizer)
     assert (detokenizer.push(first), detokenizer.push(second)) == ("", "é")
 
 
-def test_half_a_character_at_the_end_becomes_the_replacement_character(tokenizer):
-    assert pieces(tokenizer, tokenizer.encode("aé").ids[:-1]) == ["a", "", "\ufffd"]
+def test_an_incomplete_character_at_the_end_becomes_the_replacement_character(tokenizer):
+    assert deltas(tokenizer, tokenizer.encode("aé").ids[:-1]) == ["a", "", "\ufffd"]
 
 
 def first_stop(text: str, stops: list[str], after: int) -> tuple[int, str] | None:
-    """Where the first stop string to be complete ends, beyond so many characters; and the longest that ends there."""
+    """The first end of a stop string after `after` characters, and the longest stop string that ends there."""
     ends = (end for end in range(after + 1, len(text) + 1) if any(text[:end].endswith(stop) for stop in stops))
     end = next(ends, None)
     return None if end is None else (end, max((stop for stop in stops if text[:end].endswith(stop)), key=len))
@@ -67,7 +67,7 @@ FEW_LETTERS = st.text("ab", max_size=12)
     include=st.booleans(),
     early=st.integers(0, 3),
 )
-def test_what_is_shown_is_the_text_up_to_the_first_stop_wherever_tokens_end(chunks, stops, include, early):
+def test_the_output_is_the_text_up_to_the_first_stop_string(chunks, stops, include, early):
     matcher, skipped = StopStrings(stops, include=include), "".join(chunks[:early])
     shown = "".join([*map(matcher.skip, chunks[:early]), *map(matcher.push, chunks[early:]), matcher.flush()])
     text = "".join(chunks)
@@ -79,7 +79,7 @@ def test_what_is_shown_is_the_text_up_to_the_first_stop_wherever_tokens_end(chun
 
 
 @given(chunks=st.lists(FEW_LETTERS, max_size=8), stop=st.text("ab", min_size=1, max_size=4))
-def test_no_more_is_held_back_than_may_begin_a_stop(chunks, stop):
+def test_only_a_possible_beginning_of_a_stop_string_is_held_back(chunks, stop):
     matcher, shown, text = StopStrings([stop], include=False), "", ""
     for chunk in chunks:
         shown, text = shown + matcher.push(chunk), text + chunk
@@ -89,7 +89,7 @@ def test_no_more_is_held_back_than_may_begin_a_stop(chunks, stop):
         assert stop.startswith(text[len(shown) :])
 
 
-def test_without_stops_text_passes_at_once():
+def test_without_stop_strings_no_text_is_held_back():
     assert StopStrings([], include=False).push("abc") == "abc"
 
 
@@ -97,6 +97,6 @@ def test_without_stops_text_passes_at_once():
     ("stops", "message"),
     [(["a", ""], r"stop\[1\]: found an empty string"), (["x"] * 17, "stop: found 17 strings, expected at most 16")],
 )
-def test_stops_that_make_no_sense_are_refused(stops, message):
+def test_invalid_stop_strings_are_refused(stops, message):
     with pytest.raises(InvalidRequest, match=message):
         StopStrings(stops, include=False)

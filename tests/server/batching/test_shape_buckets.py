@@ -20,7 +20,7 @@ from server.observability.observer import NoOpObserver
 from server.runtime.io_binding import BoundSession
 from server.runtime.open import open_session
 from server.runtime.providers import ProviderChoice
-from tests.server.batching.test_batcher import ask
+from tests.server.batching.fakes import run_items
 
 OUTPUTS = {
     "tiny-bert": ("top_scores", "top_ids", "logsumexp"),
@@ -83,7 +83,7 @@ async def test_padded_batches_answer_as_single_inputs_do(name, bound):
         observer=NoOpObserver(),
     )
     await batcher.start()
-    answers = await asyncio.gather(*(ask(batcher, [item]) for item in items))
+    answers = await asyncio.gather(*(run_items(batcher, [item]) for item in items))
     await batcher.drain()
     for item, (answer,) in zip(items, answers, strict=True):
         alone = session.run(collate([item], session.input_names), item.outputs)

@@ -17,6 +17,7 @@ from server.tasks.classify_image import ClassifyImage
 from server.tasks.embed import Embed
 from server.tasks.fill_mask import FillMask
 from server.tasks.generate import Generate
+from tests.server.batching.fakes import EventRecorder
 from tests.server.conftest import opened
 
 CONTEXT = RequestContext()
@@ -64,16 +65,14 @@ class HealthListener(RepositoryListener):
         await self.health.refresh(repository)
 
 
-class NotesListener(RepositoryListener):
-    """Takes notes of what happens inside each version."""
+class EventsListener(RepositoryListener):
+    """Records the events of each version."""
 
     def __init__(self):
-        self.notes = {}
+        self.events = {}
 
     def observer(self, name, version):
-        from tests.server.batching.test_batcher import Notes
-
-        return self.notes.setdefault((name, version), Notes())
+        return self.events.setdefault((name, version), EventRecorder())
 
 
 async def test_every_model_of_the_directory_is_loaded_and_measured(root):
@@ -344,11 +343,11 @@ def versions(name, text):
 
 
 async def test_events_of_a_version_reach_its_own_observer(root):
-    listener = NotesListener()
+    listener = EventsListener()
     async with opened(root, listener=listener) as repository:
         await repository.get("tiny-embedder").task(["a text", "another one"], context=CONTEXT)
-    assert sum(facts["items"] for facts in listener.notes["tiny-embedder", "1"].batches) == 2
-    assert listener.notes["tiny-bert", "1"].batches == []
+    assert sum(facts["items"] for facts in listener.events["tiny-embedder", "1"].batches) == 2
+    assert listener.events["tiny-bert", "1"].batches == []
 
 
 @pytest.mark.usefixtures("openvino_or_stand_in")

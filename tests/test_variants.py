@@ -98,7 +98,7 @@ def test_poolings_and_layers_give_vectors_of_any_length_unless_asked_otherwise(c
 
 @pytest.mark.parametrize("name", ["deit", "deit-with-teacher", "odd-vit", "multi-label-vit"])
 def test_images_are_classified_as_the_pipeline_classifies_them(name, checkpoints, stub, tmp_path) -> None:
-    from tests.server.images.test_images import FILES
+    from tests.server.images.files import FILES
 
     processor = transformers.AutoImageProcessor.from_pretrained(checkpoints[name], backend="pil")
     kind = transformers.AutoConfig.from_pretrained(checkpoints[name]).architectures[0]
@@ -131,7 +131,7 @@ def test_plain_tensors_give_the_logits_of_transformers(name, checkpoints, target
 @pytest.mark.parametrize(("name", "size"), [("odd-vit", 48), ("deit", 48)])
 def test_a_vit_looks_at_larger_images_where_it_is_asked_to(name, size, checkpoints, tmp_path) -> None:
     """Preprocessing grows in proportion."""
-    from tests.server.images.test_images import FILES
+    from tests.server.images.files import FILES
 
     root = tmp_path / "artifacts"
     command = [str(checkpoints[name]), "--artifacts", str(root), "--target", "cpu", "--image-size", str(size)]

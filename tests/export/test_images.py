@@ -17,7 +17,7 @@ from export.inputs.images.processor_table import PROCESSORS
 from protos.manifest_pb2 import ImageInput, Size
 from server.errors import InvalidRequest
 from server.images.preprocess import ImageDecoder
-from tests.server.images.test_images import FILES, file_of, picture
+from tests.server.images.files import FILES, file_of, picture
 
 # As published with google/vit-base-patch16-224, facebook/deit-base-distilled-patch16-224 and timm/mixer_b16_224.
 VIT = {"do_normalize": True, "do_resize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": 224}

@@ -12,7 +12,7 @@ import pytest
 from protos import affinity_pb2 as pb
 from protos.affinity_pb2_grpc import AffinityStub
 from server.status import RETRY_AFTER
-from tests.server.images.test_images import file_of, picture
+from tests.server.images.files import file_of, picture
 from tests.server.tasks.test_tasks import WORDS
 from tests.serving import served
 

@@ -8,7 +8,7 @@ import pytest
 
 from protos import affinity_pb2 as pb
 from protos.affinity_pb2_grpc import AffinityStub
-from tests.server.images.test_images import FILES, jpeg_claiming, png_chunk, png_header
+from tests.server.images.files import FILES, jpeg_claiming, png_chunk, png_header
 
 EXPECTED = {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT}
 

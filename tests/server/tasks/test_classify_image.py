@@ -11,7 +11,7 @@ from server.host.cpus import usable_cpus
 from server.images.decode_pool import DecodePool
 from server.images.preprocess import ImageDecoder
 from server.tasks.classify_image import ClassifyImage
-from tests.server.images.test_images import FILES, file_of, picture
+from tests.server.images.files import FILES, file_of, picture
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

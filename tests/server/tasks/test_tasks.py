@@ -17,7 +17,7 @@ from server.errors import DeadlineExceeded, InvalidRequest
 from server.tasks.embed import Embeddings
 from server.tasks.fill_mask import FilledText
 from tests.server.conftest import opened
-from tests.server.images.test_images import FILES, picture
+from tests.server.images.files import FILES, picture
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

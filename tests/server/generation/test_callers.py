@@ -24,15 +24,16 @@ class CancellationBarrier:
     """From the event `left` on, decode steps wait until all running sequences are cancelled. Counts these steps."""
 
     def __init__(self, engine):
-        self.steps_after, self.left = 0, threading.Event()
+        self.steps_after, self.left, self.started = 0, threading.Event(), threading.Event()
         self._engine, self._decode = engine, decoder_of(engine).decode
-        self._waiting = threading.Event()
+        self._never = threading.Event()
         decoder_of(engine).decode = self.decode
 
     def decode(self, *arguments):
         if self.left.is_set():
+            self.started.set()
             while not all(sequence.cancelled for sequence in self._engine._worker._scheduler.running):
-                self._waiting.wait(0.001)
+                self._never.wait(0.001)
             self.steps_after += 1
         return self._decode(*arguments)
 
@@ -68,7 +69,8 @@ async def test_killing_a_client_frees_its_slot_before_the_next_step(root, refere
         asked = ["--server", address, "--min-tokens", "60", "--max-tokens", "60", "A list is"]
         command = [sys.executable, "-m", "server.client", "generate", *asked]
         client = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
-        assert await client.stdout.read(1)  # the first token has arrived, and the step for the second waits
+        assert await client.stdout.read(1)  # the first token
+        assert await asyncio.to_thread(barrier.started.wait, 30)  # the step for the second token
         client.kill()
         await client.communicate()
         await engine._worker.idle()

@@ -1,5 +1,6 @@
 """Failing steps, cancelled calls and slow readers, over gRPC."""
 
+import asyncio
 import threading
 from contextlib import asynccontextmanager
 
@@ -73,18 +74,21 @@ async def test_a_failed_step_is_an_internal_error_and_the_next_request_is_answer
 
 async def test_a_cancelled_call_frees_its_slot_before_the_next_step(root):
     async with serving(root) as (stub, engine):
-        decode, steps, waiting = decoder_of(engine).decode, [], threading.Event()
+        decode, steps = decoder_of(engine).decode, []
+        started, never = threading.Event(), threading.Event()
 
         def decode_when_cancelled(*arguments):
+            started.set()
             (sequence,) = engine._worker._scheduler.running
             while not sequence.cancelled:
-                waiting.wait(0.001)
+                never.wait(0.001)
             steps.append(sequence)
             return decode(*arguments)
 
         decoder_of(engine).decode = decode_when_cancelled
         call = stub.Generate(request_of([1, 2, 3], max_tokens=50))
         await call.read()
+        assert await asyncio.to_thread(started.wait, 30)
         call.cancel()
         await engine._worker.idle()
         assert len(steps) == 1

@@ -19,7 +19,7 @@ from server.admission.in_flight import InFlight
 from server.observability.prometheus import Metrics
 from server.rpc.response_writer import time_to_read_s
 from tests.continuations import greedy_of, request_of, tokens_of
-from tests.server.generation.test_failures import NARROW, decoder_of, listening, much
+from tests.server.generation.test_failures import NARROW, decoder_of, large_request, listening
 from tests.serving import ROOT, served
 
 FREE_STEPS = 50  # of up to 60: what they give fills a window
@@ -27,10 +27,10 @@ FREE_STEPS = 50  # of up to 60: what they give fills a window
 READER = """
 import sys, grpc
 from protos.affinity_pb2_grpc import AffinityStub
-from tests.server.generation.test_failures import NARROW, much
+from tests.server.generation.test_failures import NARROW, large_request
 
 with grpc.insecure_channel(sys.argv[1], NARROW) as channel:
-    stream = AffinityStub(channel).Generate(much())
+    stream = AffinityStub(channel).Generate(large_request())
     next(stream)
     print("reading", flush=True)
     sys.stdin.readline()
@@ -67,7 +67,7 @@ class Endless:
 
 def generate(channel):
     """A call of the typed service."""
-    return AffinityStub(channel).Generate(much())
+    return AffinityStub(channel).Generate(large_request())
 
 
 def infer(channel):

@@ -5,15 +5,15 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 
 from server.config import cli
-from server.config.settings import Settings
+from server.config.settings import BadSetting, Settings
 from server.errors import AffinityError
 from server.host import standard_files
 from server.observability import logs, native_lines
 
-INTERRUPTED = 130  # the exit code of a process that Ctrl-C ended
+MISUSED, INTERRUPTED = 2, 130  # exit codes, as shells and argparse have them
 
 log = logging.getLogger("server")
 
@@ -21,12 +21,16 @@ log = logging.getLogger("server")
 def main(argv: Sequence[str]) -> int:
     """Run the server. Returns the exit code: 0 after a requested stop, 1 if the server could not start.
 
-    Exits with code 2 if a setting is invalid.
+    It is 2 if a setting is invalid.
     """
-    with ExitStack() as stack:
-        if cli.wants_json(argv, os.environ):
-            stack.enter_context(native_lines.as_json(standard_files.STDERR))
-        settings = cli.parse(argv, os.environ)
+    as_json = cli.wants_json(argv, os.environ)
+    with native_lines.as_json(standard_files.STDERR) if as_json else nullcontext():
+        logs.configure("info", "json" if as_json else "text")  # for errors of settings
+        try:
+            settings = cli.parse(argv, os.environ)
+        except BadSetting as error:
+            log.error("%s; --help explains the settings", error)
+            return MISUSED
         logs.configure(settings.log_level, settings.log_format)
         _report_ignored_variables()
         try:

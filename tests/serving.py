@@ -14,6 +14,12 @@ ROOT = Path(__file__).parents[1]
 READY = re.compile(r"gRPC on \S+:(\d+), metrics and health on http://\S+:(\d+)")
 
 
+def own_address() -> str:
+    """A loopback address of this process alone: no other process takes its ports."""
+    process = os.getpid()
+    return f"127.{100 + (process >> 16) % 100}.{(process >> 8) % 256}.{process % 256}"
+
+
 @dataclass(frozen=True)
 class Served:
     """A server in a process of its own."""

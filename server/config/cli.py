@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from server.config import environment
 from server.config.settings import LOG_FORMATS, LOG_LEVELS, PROVIDERS, BadSetting, ModelSettings, Settings, version
@@ -148,24 +148,22 @@ MODEL_KEYS: dict[str, tuple[Callable[[str], Any], str]] = {
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
-    """Read the settings: flags, then environment variables, then defaults. Exits if they are invalid."""
-    parser = _parser()
-    arguments = vars(parser.parse_args(argv))
+    """Read the settings: flags, then environment variables, then defaults. Raises BadSetting.
+
+    Exits only for --help and --version.
+    """
+    arguments = vars(_parser().parse_args(argv))
     values: dict[str, Any] = {}
-    try:
-        for option in (option for group in OPTIONS.values() for option in group):
-            if (text := arguments[option.name]) is not None:
-                values[option.name] = _read(option.flag, option.read, text)
-            elif (text := environ.get(option.variable)) is not None and not environment.is_injected(
-                option.variable, text
-            ):
-                values[option.name] = _read(option.variable, option.read, text)
-        values["overrides"] = _overrides([("AFFINITY_SET", text) for text in _names(environ.get("AFFINITY_SET", ""))])
-        for model, keys in _overrides([("--set", text) for text in arguments["set"]]).items():
-            values["overrides"][model] = {**values["overrides"].get(model, {}), **keys}
-        return Settings(**values)
-    except BadSetting as error:
-        parser.error(str(error))
+    for option in (option for group in OPTIONS.values() for option in group):
+        variable = environ.get(option.variable)
+        if (text := arguments[option.name]) is not None:
+            values[option.name] = _read(option.flag, option.read, text)
+        elif variable is not None and not environment.is_injected(option.variable, variable):
+            values[option.name] = _read(option.variable, option.read, variable)
+    values["overrides"] = _overrides([("AFFINITY_SET", text) for text in _names(environ.get("AFFINITY_SET", ""))])
+    for model, keys in _overrides([("--set", text) for text in arguments["set"]]).items():
+        values["overrides"][model] = {**values["overrides"].get(model, {}), **keys}
+    return Settings(**values)
 
 
 def wants_json(argv: Sequence[str], environ: Mapping[str, str]) -> bool:
@@ -209,11 +207,16 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise BadSetting(message)
+
+
 def _parser() -> argparse.ArgumentParser:
     defaults = {known.name: known.default for known in fields(Settings)}
     model_defaults = {known.name: known.default for known in fields(ModelSettings)}
     keys = "\n".join(f"  {key:19} {text} ({_plain(model_defaults[key])})" for key, (_, text) in MODEL_KEYS.items())
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m server",
         description="Serve exported models over gRPC. Ctrl-C lets requests in flight finish, then exits.",
         epilog=f"keys of --set, with defaults:\n{keys}\n\n"

@@ -36,7 +36,7 @@ def listen(host: str, port: int, *, flag: str) -> list[socket.socket]:
                 opened.close()
             if sockets and port == 0 and error.errno == errno.EADDRINUSE and attempt + 1 < ATTEMPTS:
                 continue
-            option = "--host" if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) else flag
+            option = flag if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
             name = "" if spell(address, port) == with_port(host, port) else f" ({host})"
             reason = os.strerror(error.errno or 0)
             raise CannotListen(

@@ -8,6 +8,7 @@ import pytest
 
 from server.host.listening import CannotListen, listen, resolve, spell
 from server.rpc.server import add_ports
+from tests.serving import own_address
 
 
 def ipv6() -> bool:
@@ -19,7 +20,7 @@ def ipv6() -> bool:
 
 
 needs_ipv6 = pytest.mark.skipif(not ipv6(), reason="this machine has no IPv6")
-V4, V6 = ("127.0.0.1", 0), ("::1", 0, 0, 0)
+V4, V6 = (own_address(), 0), ("::1", 0, 0, 0)
 
 
 def known_as(monkeypatch, *addresses):
@@ -62,7 +63,7 @@ def test_a_name_with_several_addresses_has_one_port_on_each(monkeypatch):
     known_as(monkeypatch, V4, V6, V4)
     with ExitStack() as stack:
         names = [stack.enter_context(opened).getsockname() for opened in listen("both", 0, flag="--port")]
-    assert [name[0] for name in names] == ["127.0.0.1", "::1"]
+    assert [name[0] for name in names] == [V4[0], V6[0]]
     assert names[0][1] == names[1][1]
 
 
@@ -73,7 +74,7 @@ async def test_grpc_listens_on_each_address_of_a_name(monkeypatch):
     port = add_ports(server, "both", 0)
     await server.start()
     try:
-        for target in (f"127.0.0.1:{port}", f"[::1]:{port}"):
+        for target in (f"{V4[0]}:{port}", f"[::1]:{port}"):
             async with grpc.aio.insecure_channel(target) as channel:
                 await channel.channel_ready()
     finally:
@@ -89,7 +90,7 @@ def test_an_address_that_is_not_available_is_named(monkeypatch):
             listen("both", port, flag="--http-port")
     expected = rf"cannot listen on [::1]:{port} (both): Address already in use; --http-port chooses another"
     assert str(error.value) == expected
-    with socket.create_server(("127.0.0.1", port)):  # the other address is free again
+    with socket.create_server((V4[0], port)):  # the other address is free again
         pass
 
 
@@ -122,6 +123,6 @@ def test_without_ipv6_its_loopback_address_is_left_out(monkeypatch):
     assert resolve("::") == [("0.0.0.0", 0)]
 
 
-@pytest.mark.parametrize(("address", "spelt"), [(V4, "127.0.0.1:80"), (V6, "[::1]:80")])
+@pytest.mark.parametrize(("address", "spelt"), [(("127.0.0.1", 0), "127.0.0.1:80"), (V6, "[::1]:80")])
 def test_addresses_are_spelt_as_in_urls(address, spelt):
     assert spell(address, 80) == spelt

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from server.host.listening import CannotListen
 from server.observability.http import HttpServer
+from tests.serving import own_address
 
 PATIENCE_S = 30
 PATHS = ("/metrics", "/metrics/own", "/livez", "/readyz")
@@ -286,12 +287,13 @@ def test_a_fault_of_a_collector_is_an_internal_error(caplog):
 
 
 def test_a_port_is_free_again_after_a_stop_with_open_connections():
-    with serving() as server, socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as client:
+    host = own_address()
+    with serving(host=host) as server, socket.create_connection((host, server.port), timeout=PATIENCE_S) as client:
         client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
         assert client.recv(1 << 16).endswith(b"alive\n")
         port = server.port
-        with pytest.raises(CannotListen, match=f"cannot listen on 127.0.0.1:{port}: .*; --http-port chooses another"):
-            HttpServer("127.0.0.1", port, registry(), lambda: True)
+        with pytest.raises(CannotListen, match=f"cannot listen on {host}:{port}: .*; --http-port chooses another"):
+            HttpServer(host, port, registry(), lambda: True)
         server.stop()
         assert client.recv(1) == b""
-        HttpServer("127.0.0.1", port, registry(), lambda: True).stop()
+        HttpServer(host, port, registry(), lambda: True).stop()

@@ -1,6 +1,14 @@
 """The gRPC server and its connections."""
 
 import asyncio
+import re
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc._cython import cygrpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from server.admission.in_flight import InFlight
 from server.config.settings import Settings
@@ -8,25 +16,92 @@ from server.observability.prometheus import Metrics
 from server.repository.repository import Repository
 from server.rpc.health import Health
 from server.rpc.server import build_server
+from tests.frames import ACK, GOAWAY, PING, PREFACE, SETTINGS, frame, relay
+from tests.serving import ROOT
 
-# The preface of a connection, an empty SETTINGS frame, and an acknowledgement of the server's settings: a client that
-# does not send the acknowledgement is disconnected after 60 s for that reason.
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000" + "000000040100000000")
+# A client that does not acknowledge the server's settings is disconnected after 60 s for that reason.
+HELLO = PREFACE + frame(SETTINGS) + frame(SETTINGS, flags=ACK)
+
+PINGING = [
+    ("grpc.keepalive_time_ms", 20),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+PINGS = 120 // 10  # of a client that pings every ten seconds for two minutes
+
+
+@asynccontextmanager
+async def serving(tmp_path):
+    """The port of a server without models."""
+    settings = Settings(artifacts=tmp_path, port=0)
+    repository, metrics = Repository(settings), Metrics()
+    server, port = build_server(settings, repository, metrics, Health(), InFlight("stopping"))
+    await server.start()
+    try:
+        yield port
+    finally:
+        await server.stop(None)
+        await repository.drain()
 
 
 async def test_a_silent_client_is_disconnected(tmp_path, monkeypatch):
     monkeypatch.setattr("server.rpc.server.KEEPALIVE_MS", 50)
     monkeypatch.setattr("server.rpc.server.KEEPALIVE_TIMEOUT_MS", 50)
-    settings = Settings(artifacts=tmp_path, port=0)
-    repository, metrics = Repository(settings), Metrics()
-    server, port = build_server(settings, repository, metrics, Health(), InFlight("stopping"))
-    await server.start()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        writer.write(PREFACE)
+    async with serving(tmp_path) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HELLO)
         received = await asyncio.wait_for(reader.read(), 20)  # until the server closes the connection
         assert b"ping_timeout" in received
-    finally:
         writer.close()
-        await server.stop(None)
-        await repository.drain()
+        await writer.wait_closed()
+
+
+@pytest.mark.parametrize("calls", ["with a call in flight", "without a call"])
+async def test_a_client_that_pings_keeps_its_connection(tmp_path, calls):
+    pings, enough, kinds = 0, asyncio.Event(), set()
+
+    def from_client(kind, flags, payload):
+        nonlocal pings
+        pings += kind == PING and not flags & ACK
+        if pings >= PINGS:
+            enough.set()
+
+    async with (
+        serving(tmp_path) as port,
+        relay(port, from_client=from_client, from_server=lambda kind, *_: kinds.add(kind)) as relayed,
+        grpc.aio.insecure_channel(f"127.0.0.1:{relayed}", options=PINGING) as channel,
+    ):
+        health = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest()
+        await health.Check(request)
+        watch = health.Watch(request) if calls == "with a call in flight" else None
+        if watch:
+            await watch.read()
+        await asyncio.wait_for(enough.wait(), 60)
+        await health.Check(request)
+        assert GOAWAY not in kinds
+        if watch:
+            assert not watch.done()
+            watch.cancel()
+
+
+async def test_no_number_of_pings_is_too_many(tmp_path):
+    """More than any interval allows: each ping is sent as soon as the one before it is acknowledged."""
+    async with serving(tmp_path) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HELLO)
+        for number in range(100):
+            payload = number.to_bytes(8, "big")
+            writer.write(frame(PING, payload))
+            await asyncio.wait_for(reader.readuntil(frame(PING, payload, flags=ACK)), 30)
+        writer.close()
+        await writer.wait_closed()
+
+
+def test_grpc_knows_every_option_that_is_set():
+    """gRPC ignores unknown options silently."""
+    files = (file for package in ("server", "tests") for file in (ROOT / package).rglob("*.py"))
+    names = {name for file in files for name in re.findall(r'\("(grpc\.[\w.]+)", ', file.read_text())}
+    assert "grpc.keepalive_time_ms" in names
+    core = Path(cygrpc.__file__).read_bytes()
+    assert [name for name in sorted(names) if b"\0" + name.encode() + b"\0" not in core] == []

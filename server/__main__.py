@@ -24,8 +24,8 @@ def main(argv: Sequence[str]) -> int:
     It is 2 if a setting is invalid.
     """
     as_json = cli.wants_json(argv, os.environ)
+    logs.configure("info", "json" if as_json else "text")  # for errors of settings
     with native_lines.as_json(standard_files.STDERR) if as_json else nullcontext():
-        logs.configure("info", "json" if as_json else "text")  # for errors of settings
         try:
             settings = cli.parse(argv, os.environ)
         except BadSetting as error:

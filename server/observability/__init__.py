@@ -1,4 +1,4 @@
 """Monitoring: events and totals, Prometheus metrics, Triton's metric names, HTTP, logs.
 
-Imports server.status, server.admission and server.errors.
+Imports server.status, server.admission, server.host and server.errors.
 """

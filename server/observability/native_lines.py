@@ -7,17 +7,21 @@ the last lines before a crash would be lost. The server writes its own log past 
 import logging
 import os
 import re
+import select
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from server.host.standard_files import STDERR_NUMBER, STDIN_NUMBER, Output
+from server.host.standard_files import STDERR_NUMBER, STDIN_NUMBER, STDOUT_NUMBER, Output
 from server.observability.logs import Json, LineHandler
 
 LONGEST_LINE = 64 << 10  # bytes; longer lines are split
+LOCK_NUMBER, ACKNOWLEDGE_NUMBER = 3, 4  # descriptors in the process
+MARK = b"\x00all lines before this one have been written"
 FINISH_S = 5.0  # for the last lines, at the end
+log = logging.getLogger("server")
+
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 LEVELS = {
     "V": logging.DEBUG,
@@ -34,29 +38,43 @@ FORMATS = {  # logger → how its lines begin; the group is the level
 
 @contextmanager
 def as_json(stderr: Output) -> Iterator[None]:
-    """Send what is written to file descriptor 2 through the process, and `stderr` past it to where 2 led before."""
+    """Send what is written to file descriptor 2 through the process, and `stderr` past it to where 2 led before.
+
+    The process reads until this one has ended, because native code can write at the very end. On the way out, this
+    context waits for the lines that were written in it.
+    """
+    try:
+        acknowledged = _start(stderr)
+    except OSError as error:
+        log.warning("lines of native code will not be JSON, because the process for them did not start: %s", error)
+        yield
+        return
+    try:
+        yield
+    finally:
+        with suppress(OSError, ValueError):  # the process has ended
+            sys.stderr.flush()
+            os.write(STDERR_NUMBER, b"\n" + MARK + b"\n")
+        select.select([acknowledged], [], [], FINISH_S)
+
+
+def _start(stderr: Output) -> int:
+    """Start the process. Returns the descriptor that can be read when it has met MARK, or has ended."""
     original = os.dup(STDERR_NUMBER)
     lock = os.memfd_create("stderr")
+    acknowledged, acknowledge = os.pipe()
     read, write = os.pipe()
-    command = [sys.executable, "-m", __name__, str(lock)]
-    with subprocess.Popen(
-        command, stdin=read, stdout=original, stderr=original, pass_fds=[lock], start_new_session=True
-    ) as process:
-        os.close(read)
-        os.dup2(write, STDERR_NUMBER)
-        os.close(write)
-        stderr.descriptor = original
-        stderr.share(lock)
-        try:
-            yield
-        finally:
-            with suppress(OSError, ValueError):
-                sys.stderr.flush()
-            os.dup2(original, STDERR_NUMBER)  # the process reads to the end of the pipe and exits
-            try:
-                process.wait(FINISH_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    files = [(read, STDIN_NUMBER), (original, STDOUT_NUMBER), (original, STDERR_NUMBER)]
+    files += [(lock, LOCK_NUMBER), (acknowledge, ACKNOWLEDGE_NUMBER)]  # last: they may replace the numbers before
+    actions = [(os.POSIX_SPAWN_DUP2, source, target) for source, target in files]
+    os.posix_spawn(sys.executable, [sys.executable, "-m", __name__], os.environ, file_actions=actions, setsid=True)
+    for descriptor in (read, acknowledge):
+        os.close(descriptor)
+    os.dup2(write, STDERR_NUMBER)
+    os.close(write)
+    stderr.descriptor = original
+    stderr.share(lock)
+    return acknowledged
 
 
 def record_of(line: str) -> logging.LogRecord:
@@ -68,13 +86,15 @@ def record_of(line: str) -> logging.LogRecord:
     return logging.LogRecord("stderr", logging.WARNING, "", 0, text, None, None)
 
 
-def main(lock: int) -> None:
+def main() -> None:
     """Read lines from stdin to the end, and write them as JSON to stderr. Signals for the server do not end it."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    handler = LineHandler(Output(STDERR_NUMBER, lock), Json())
+    handler = LineHandler(Output(STDERR_NUMBER, LOCK_NUMBER), Json())
     for line in _lines():
-        if text := line.decode("utf-8", "replace").strip("\r\n"):
+        if line == MARK:
+            os.write(ACKNOWLEDGE_NUMBER, b"\n")
+        elif text := line.decode("utf-8", "replace").strip("\r\n"):
             handler.emit(record_of(text))
 
 
@@ -90,4 +110,4 @@ def _lines() -> Iterator[bytes]:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main()

@@ -21,14 +21,14 @@ from server.host.standard_files import STDERR
 from server.observability import logs, native_lines
 
 log = logging.getLogger("server")
+logs.configure("info", "json")
 with native_lines.as_json(STDERR):
-    logs.configure("info", "json")
 """
 
 
-def lines_of(code):
+def lines_of(code, before=""):
     """The exit status and the objects that a process writes to stderr."""
-    program = BEGIN + textwrap.indent(textwrap.dedent(code), "    ")
+    program = BEGIN.replace("with native", f"{before}\nwith native") + textwrap.indent(textwrap.dedent(code), "    ")
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=PATIENCE_S, check=False
     )
@@ -66,6 +66,38 @@ def test_lines_before_a_crash_are_not_lost(end):
     assert messages(lines).count("the last") == 1
     for kind in ("native", "own"):
         assert [text for text in messages(lines) if text.startswith(kind)] == [f"{kind} {n}" for n in range(2000)]
+
+
+def test_lines_at_the_very_end_become_objects():
+    code, lines = lines_of("""
+    import atexit
+    atexit.register(os.write, 2, b"at exit")
+    os.write(2, b"before, ")
+    """)
+    assert code == 0
+    assert messages(lines) == ["before, ", "at exit"]
+
+
+def test_lines_written_before_the_end_are_there_when_it_comes():
+    read, write = os.pipe()
+    program = BEGIN + "    os.write(2, b'a line')\nos.write(int(sys.argv[1]), b'left')\nsys.stdin.read()"
+    command = [sys.executable, "-c", program, str(write)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=[write]
+    ) as process:
+        assert os.read(read, 4) == b"left"
+        os.set_blocking(process.stderr.fileno(), False)
+        assert json.loads(process.stderr.read())["message"] == "a line"
+        process.stdin.close()
+    os.close(read)
+    os.close(write)
+
+
+def test_a_process_that_does_not_start_is_a_warning(tmp_path):
+    code, lines = lines_of("pass", before=f"sys.executable = {str(tmp_path / 'nothing')!r}")
+    assert code == 0
+    [line] = lines
+    assert line["message"].startswith("lines of native code will not be JSON")
 
 
 def test_long_lines_of_both_kinds_stay_whole():

@@ -36,6 +36,11 @@ class RequestContext:
     def expired(self, now: float) -> bool:
         return self.deadline is not None and now >= self.deadline
 
+    @property
+    def answer_by(self) -> float:
+        """When the answer has to leave the server, so that it reaches the client in time; infinity: no deadline."""
+        return math.inf if self.deadline is None else self.deadline - self.leeway_s
+
     def cancel_reason(self, now: float) -> CancelReason:
         """Why a call is cancelled that is cancelled now: by its deadline, by its client, or by the server."""
         if self.cancellation.reason is not None:

@@ -16,9 +16,11 @@ from contextlib import asynccontextmanager
 from server.admission.deadline import within_deadline
 from server.admission.in_flight import InFlight
 from server.admission.queue import Limits, RequestContext
+from server.batching.calls import NEVER, Waiting
 from server.batching.collate import Item, Outputs
+from server.batching.forecast import Forecast
 from server.batching.queue import Queue, Request, Reservation
-from server.batching.scheduler import NEVER, Budget, Scheduler, Waiting
+from server.batching.scheduler import Budget, Scheduler, work_of
 from server.batching.worker import Batch, BatchWorker, Collated, SessionProtocol, out_of_memory
 from server.errors import NotReady
 from server.observability.observer import Observer
@@ -37,6 +39,7 @@ class Batcher:
         budget: Budget,
         limits: Limits,
         max_delay_s: float = 0.0,
+        max_queue_s: float = 30.0,
         observer: Observer,
         in_flight: InFlight | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -47,7 +50,9 @@ class Batcher:
         self._shapes = budget.shapes
         self._observer = observer
         self._scheduler = Scheduler(budget, max_delay_s=max_delay_s)
-        self._queue = Queue(name, self._scheduler, limits, self._observer)
+        self._forecast = Forecast(name, self._scheduler, workers=len(sessions), max_queue_s=max_queue_s)
+        self._queue = Queue(name, self._scheduler, self._forecast, limits, self._observer)
+        self._max_queue_s = max_queue_s
         self.admission = self._queue.admission
         self._workers = [
             BatchWorker(session, f"{name}-{number}", self._shapes, clock) for number, session in enumerate(sessions)
@@ -73,39 +78,55 @@ class Batcher:
     def running_inputs(self) -> int:
         return self._queue.running
 
+    @property
+    def predicted_wait_s(self) -> float:
+        """The predicted time until an input that arrives now would run."""
+        return self._forecast.predict(items=1, preparing=self._queue.preparing, now=self._clock()).wait_s
+
     @asynccontextmanager
     async def reserve(
         self, inputs: int, context: RequestContext, *, field: str = "inputs"
     ) -> AsyncIterator[Reservation]:
         """Reserve queue capacity for the inputs of a request before they are prepared.
 
-        Raises InvalidRequest if so many inputs can never fit, Overloaded if they do not fit now, and DeadlineExceeded
-        when the deadline passes inside the block.
+        Raises InvalidRequest if so many inputs can never fit, Overloaded if they do not fit now or are predicted to be
+        answered too late, and DeadlineExceeded when the deadline passes inside the block.
         """
         with self.in_flight.track():
             now = self._clock()
             context.check_deadline(now)
-            self._queue.admit(requests=inputs, tokens=0, field=field)
+            predicted = self._queue.reserve(inputs, context, now, field=field)
             async with within_deadline(context, now) as timeout:
                 reservation = Reservation(inputs, context, field, timeout)
                 try:
                     yield reservation
                 finally:
                     self.admission.release(requests=reservation.inputs, tokens=0)
+                    self._learn(reservation, self._clock() - now - predicted.finish_s)
+
+    def _learn(self, reservation: Reservation, late_s: float) -> None:
+        """Learn from a request that is answered, or has expired, so much later than predicted."""
+        if reservation.answered is not None:
+            self._forecast.answered(self._clock() - reservation.answered)
+        if reservation.answered is not None or reservation.timeout.expired():
+            self._forecast.error.record(late_s)
 
     async def run(self, items: Sequence[Item], reservation: Reservation) -> list[Outputs]:
         """Run the items of a reservation, and return the requested outputs of each item, in order.
 
-        The items take over the reservation. Raises InvalidRequest if their tokens can never fit, Overloaded if they do
-        not fit now.
+        The items take over the reservation. Raises InvalidRequest if their tokens can never fit; Overloaded if they do
+        not fit now, are predicted to be answered too late, or have waited for too long.
         """
         if not items:
             return []
-        now = self._clock()
-        request = Request(items, [None] * len(items), len(items), asyncio.get_running_loop().create_future())
-        self._admit(items, reservation)
+        now, loop = self._clock(), asyncio.get_running_loop()
+        request = Request(items, [None] * len(items), len(items), loop.create_future())
+        self._queue.admit(items, reservation, now)
         keys = self._queue.wait(request, reservation.context, now)
         self._arrived.set()
+        patience = None
+        if reservation.context.deadline is None:
+            patience = loop.call_later(self._max_queue_s, self._refuse_waiting, keys)
         try:
             await request.done
         except asyncio.CancelledError:
@@ -114,16 +135,15 @@ class Batcher:
         except Exception:
             self._queue.drop(keys, "failed")
             raise
-        self._observer.answered(request.spent(self._clock() - now))
+        finally:
+            if patience is not None:
+                patience.cancel()
+        reservation.answered = self._clock()
+        self._observer.answered(request.spent(reservation.answered - now))
         return [answer for answer in request.answers if answer is not None]
 
-    def _admit(self, items: Sequence[Item], reservation: Reservation) -> None:
-        assert reservation.inputs == len(items), (
-            f"reserved {reservation.inputs} inputs, found {len(items)} items; this is a bug"
-        )
-        self._queue.check(items, reservation.field)
-        self._queue.admit(requests=0, tokens=sum(item.tokens for item in items), field=reservation.field)
-        reservation.inputs = 0
+    def _refuse_waiting(self, keys: range) -> None:
+        self._queue.refuse_waiting(keys, self._clock())
 
     async def start(self) -> None:
         for worker in self._workers:
@@ -157,7 +177,9 @@ class Batcher:
             await self._until_due()
             planned, collated = await self._plan_ahead() if self._free.empty() else ([], None)
             worker = await self._free.get()
-            chosen = self._queue.take(planned, self._clock())
+            now = self._clock()
+            self._queue.refuse_late(now)
+            chosen = self._queue.take(planned, now)
             if not chosen:
                 self._free.put_nowait(worker)
                 continue
@@ -175,7 +197,7 @@ class Batcher:
 
     async def _plan_ahead(self) -> tuple[list[Waiting], Collated | None]:
         """The next batch, collated ahead of time. None if collating fails: the worker retries and reports the error."""
-        planned = self._scheduler.plan()
+        planned = self._scheduler.plan(self._clock())
         items, collate = self._queue.items(planned), self._workers[0].collate
         try:
             return planned, await asyncio.get_running_loop().run_in_executor(self._ahead, collate, items)
@@ -196,20 +218,24 @@ class Batcher:
         try:
             await self._answer(worker, batch)
         finally:
+            worker.busy_since = self._clock() if len(self._scheduler) and not self._scheduler.max_delay_s else None
             self._free.put_nowait(worker)
 
     async def _answer(self, worker: BatchWorker, batch: Batch) -> None:
         """Run a batch and deliver the answers. Never raises: a failure goes to the callers of this batch."""
-        begun = self._clock()
+        begun, pace = self._clock(), self._scheduler.pace
+        pace.start(worker, work_of(batch.members), begun if worker.busy_since is None else worker.busy_since)
         try:
             result = await worker.run(batch)
         except Exception as error:
+            pace.finish(worker, self._clock(), failed=True)
             if out_of_memory(error) and len(batch.items) > 1:
                 await self._answer_halves(worker, batch)
             else:
                 log.error("%s: a batch of %d items failed", self.name, len(batch.items), exc_info=error)
                 self._queue.fail(batch.members, error)
             return
+        pace.finish(worker, self._clock())
         self._observer.batch(
             items=len(batch.items),
             tokens=batch.tokens,

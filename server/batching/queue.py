@@ -1,12 +1,15 @@
 """The queue of a batcher: admits items, drops them, and maps each answer to its request."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from server.admission.queue import AdmissionQueue, CancelReason, Limits, RequestContext
+from server.batching.calls import Call, Waiting
 from server.batching.collate import Item, Outputs
-from server.batching.scheduler import Scheduler, Waiting
+from server.batching.forecast import Forecast, Prediction
+from server.batching.scheduler import Scheduler
 from server.errors import InvalidRequest, Overloaded
 from server.observability.observer import Observer, Spent
 
@@ -44,6 +47,7 @@ class Reservation:
     context: RequestContext
     field: str  # the name of the inputs in the request
     timeout: asyncio.Timeout
+    answered: float | None = None  # when its last batch ended
 
     def cancel_reason(self, now: float) -> CancelReason:
         """Like `RequestContext.cancel_reason`."""
@@ -53,9 +57,10 @@ class Reservation:
 class Queue:
     """Holds items from arrival to answer. Each has a key, and waits until it is taken into a batch."""
 
-    def __init__(self, name: str, scheduler: Scheduler, limits: Limits, observer: Observer) -> None:
+    def __init__(self, name: str, scheduler: Scheduler, forecast: Forecast, limits: Limits, observer: Observer) -> None:
         self.admission = AdmissionQueue(name, limits)
         self.scheduler = scheduler
+        self.forecast = forecast
         self._observer = observer
         self._owners: dict[int, tuple[Request, int]] = {}  # key → request, and number of the item in it
         self._keys = 0
@@ -65,10 +70,45 @@ class Queue:
         """The number of items that were taken and are not answered yet."""
         return len(self._owners) - len(self.scheduler)
 
-    def admit(self, *, requests: int, tokens: int, field: str) -> None:
-        """Take queue capacity. Raises InvalidRequest if it can never fit, Overloaded if it does not fit now."""
+    @property
+    def preparing(self) -> int:
+        """The number of inputs that were accepted and are no items yet."""
+        return self.admission.requests - len(self.scheduler)
+
+    def reserve(self, inputs: int, context: RequestContext, now: float, *, field: str) -> Prediction:
+        """Take queue capacity for inputs, and predict when they are done.
+
+        Raises InvalidRequest if so many can never fit; Overloaded if they do not fit now, or would be done too late.
+        """
+        with self._counting_refusals():
+            self.admission.limits.check(requests=inputs, field=field)
+            found = self.forecast.check(context, items=inputs, preparing=self.preparing, now=now)
+            self.admission.acquire(requests=inputs, tokens=0, field=field)
+        return found
+
+    def admit(self, items: Sequence[Item], reservation: Reservation, now: float) -> None:
+        """Take queue capacity for the tokens of the items of a reservation. Raises as `reserve` does."""
+        assert reservation.inputs == len(items), (
+            f"reserved {reservation.inputs} inputs, found {len(items)} items; this is a bug"
+        )
+        length, tokens = self.scheduler.budget.shapes.length, sum(item.tokens for item in items)
+        self.check(items, reservation.field)
+        self.admission.limits.check(requests=len(items), tokens=tokens, field=reservation.field)
+        with self._counting_refusals():
+            self.forecast.check(
+                reservation.context,
+                items=len(items),
+                preparing=self.preparing - len(items),
+                work=sum(length(item.tokens) for item in items),
+                now=now,
+            )
+            self.admission.acquire(requests=0, tokens=tokens, field=reservation.field)
+        reservation.inputs = 0
+
+    @contextmanager
+    def _counting_refusals(self) -> Iterator[None]:
         try:
-            self.admission.acquire(requests=requests, tokens=tokens, field=field)
+            yield
         except Overloaded:
             self._observer.refused("overloaded")
             raise
@@ -88,19 +128,40 @@ class Queue:
         keys = range(self._keys, self._keys + len(request.items))
         self._keys = keys.stop
         rank, length = context.rank(now), self.scheduler.budget.shapes.length
+        deadline = context.answer_by - self.forecast.tail_s
         for number, (key, item) in enumerate(zip(keys, request.items, strict=True)):
             self._owners[key] = request, number
-            self.scheduler.add(
-                Waiting(
-                    key=key,
-                    tokens=item.tokens,
-                    length=length(item.tokens),
-                    logit_positions=item.logit_positions,
-                    rank=rank,
-                    arrived=now,
-                )
+            waiting = Waiting(
+                key=key,
+                tokens=item.tokens,
+                length=length(item.tokens),
+                logit_positions=item.logit_positions,
+                rank=rank,
+                arrived=now,
+                deadline=deadline,
+                call=keys.start,
             )
+            self.forecast.item_arrived(waiting.length)
+            self.scheduler.add(waiting)
         return keys
+
+    def refuse_late(self, now: float) -> None:
+        """Refuse the waiting requests that cannot be answered before their deadlines any more."""
+        for call in self.forecast.late_calls(now):
+            self._refuse(call, f"the deadline in {max(0.0, call.deadline - now):.1f} s is too near", now)
+
+    def refuse_waiting(self, keys: range, now: float) -> None:
+        """Refuse a request of which nothing has run yet; it waits for longer than a setting allows."""
+        for call in self.scheduler.calls:
+            if len(call.keys) == len(keys) and keys.start in call.keys:
+                self._refuse(call, "the request has waited for too long", now)
+                return
+
+    def _refuse(self, call: Call, reason: str, now: float) -> None:
+        request, _ = self._owners[min(call.keys)]
+        self.drop(list(call.keys), "overloaded")
+        retry_after_s = self.forecast.predict(items=1, preparing=self.preparing, now=now).wait_s
+        request.fail(Overloaded(f"{self.admission.name} is overloaded: {reason}", retry_after_s=retry_after_s))
 
     def drop(self, keys: Sequence[int], reason: str) -> None:
         """Remove the waiting items of a caller that left. Running items finish, and their outputs are discarded."""
@@ -116,7 +177,7 @@ class Queue:
 
     def take(self, planned: Sequence[Waiting], now: float) -> list[Waiting]:
         """Take the next batch out of the queue. Empty if no items are left."""
-        members = self.scheduler.take(planned)
+        members = self.scheduler.take(now, planned)
         for member in members:
             self.admission.release(requests=1, tokens=member.tokens, waited_s=now - member.arrived)
         return members

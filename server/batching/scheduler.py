@@ -3,33 +3,20 @@
 A batch starts with the item of the lowest rank and is filled with the items nearest to it in length: its cost is the
 longest length times the number of items, so items of very different lengths would waste it on padding. Every batch
 takes the item of the lowest rank, so an item waits for at most as many batches as there are items before it.
+
+A call with more items than fit into a batch is served a batch at a time: after each, its other items queue behind the
+calls that have arrived meanwhile. So a call of one item waits for at most one batch of each call before it. (Deficit
+round robin, Shreedhar and Varghese 1995, with a batch as the quantum.)
+
+A batch takes an item only if the whole batch is predicted to end before the deadline of each of its items.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from server.admission.pace import Pace
+from server.batching.calls import NEVER, Calls, Waiting
 from server.batching.shape_buckets import EXACT, Shapes
-
-NEVER = float("inf")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Waiting:
-    """A waiting item, as the scheduler sees it."""
-
-    key: int  # unique; the order of arrival among items of the same rank
-    tokens: int
-    length: int = 0  # its padded length in a batch of its own; at least its tokens
-    logit_positions: int = 0  # positions at which the language head is computed
-    rank: float = 0.0  # lowest first: server.admission.RequestContext.rank
-    arrived: float = 0.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "length", max(self.length, self.tokens))
-
-    @property
-    def turn(self) -> tuple[float, int]:
-        return self.rank, self.key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,15 +40,19 @@ class Budget:
 
 @dataclass
 class _Batch:
-    """A batch while it is being filled."""
+    """A batch while it is being filled. It has to end at `deadline`."""
 
     budget: Budget
+    pace: Pace
+    now: float
     members: list[Waiting] = field(default_factory=list)
     longest: int = 0
-    lengths: int = 0  # sum over all items: their cost without padding each other
+    lengths: int = 0
     logit_positions: int = 0
+    deadline: float = NEVER
 
     def takes(self, item: Waiting) -> bool:
+        """Whether the batch with this item stays within the budget, and ends in time for all of its items."""
         budget, items, longest = self.budget, len(self.members) + 1, max(self.longest, item.length)
         padded = items * longest
         if items > budget.items or self.logit_positions + item.logit_positions > budget.logit_positions:
@@ -70,11 +61,17 @@ class _Batch:
             return False
         return padded <= budget.free_tokens or padded - self.lengths - item.length <= budget.padding * padded
 
+    def in_time(self, item: Waiting) -> bool:
+        """Whether the batch with this item ends before the deadline of each of its items."""
+        padded = (len(self.members) + 1) * max(self.longest, item.length)
+        return self.now + self.pace.seconds(padded) <= min(self.deadline, item.deadline)
+
     def add(self, item: Waiting) -> None:
         self.members.append(item)
         self.longest = max(self.longest, item.length)
         self.lengths += item.length
         self.logit_positions += item.logit_positions
+        self.deadline = min(self.deadline, item.deadline)
 
 
 class Scheduler:
@@ -83,13 +80,15 @@ class Scheduler:
     >>> scheduler = Scheduler(Budget(items=8, tokens=64, logit_positions=64))
     >>> for key, tokens in enumerate((16, 3, 15, 16)):
     ...     scheduler.add(Waiting(key=key, tokens=tokens))
-    >>> [item.key for item in scheduler.take()], [item.key for item in scheduler.take()]
+    >>> [item.key for item in scheduler.take(0.0)], [item.key for item in scheduler.take(0.0)]
     ([0, 3, 2], [1])
     """
 
-    def __init__(self, budget: Budget, *, max_delay_s: float = 0.0) -> None:
+    def __init__(self, budget: Budget, *, max_delay_s: float = 0.0, pace: Pace | None = None) -> None:
         self.budget = budget
         self.max_delay_s = max_delay_s
+        self.pace = pace or Pace()
+        self.calls = Calls(quantum=budget.tokens, pace=self.pace)
         self._waiting: dict[int, Waiting] = {}
 
     def __len__(self) -> int:
@@ -102,45 +101,54 @@ class Scheduler:
         )
         assert item.key not in self._waiting, f"{item} is waiting already; this is a bug"
         self._waiting[item.key] = item
+        self.calls.add(item)
 
     def drop(self, key: int) -> Waiting | None:
         """Remove and return an item; None if it is not waiting."""
-        return self._waiting.pop(key, None)
+        if (item := self._waiting.pop(key, None)) is not None:
+            self.calls.remove(item)
+        return item
 
     def due(self, now: float) -> float:
         """The number of seconds until the next batch is due: 0 for now, infinity if nothing is waiting."""
         if not self._waiting:
             return NEVER
-        if self.max_delay_s <= 0 or self._full(self.plan()):
+        if self.max_delay_s <= 0 or self._full(self.plan(now)):
             return 0.0
         return max(0.0, min(item.arrived for item in self._waiting.values()) + self.max_delay_s - now)
 
-    def take(self, planned: Sequence[Waiting] = ()) -> list[Waiting]:
+    def take(self, now: float, planned: Sequence[Waiting] = ()) -> list[Waiting]:
         """Remove and return the next batch; empty if nothing is waiting.
 
-        Returns the planned batch unless one of its items has left, another item is first by now, or a larger batch is
-        possible.
+        Returns the planned batch unless one of its items is gone or would be late, another item is first by now, or a
+        larger batch is possible.
         """
-        batch = self.plan()
-        if self._is_as_good(planned, batch):
+        batch = self.plan(now)
+        if self._is_as_good(planned, batch, now):
             batch = list(planned)
         for item in batch:
             del self._waiting[item.key]
+        self.calls.take(batch, now)
         return batch
 
-    def _is_as_good(self, planned: Sequence[Waiting], batch: Sequence[Waiting]) -> bool:
+    def _is_as_good(self, planned: Sequence[Waiting], batch: Sequence[Waiting], now: float) -> bool:
         same_leader = list(planned[:1]) == list(batch[:1])
-        return same_leader and self._all_wait(planned) and tokens_of(planned) >= tokens_of(batch)
+        return (
+            same_leader
+            and all(item.key in self._waiting for item in planned)
+            and tokens_of(planned) >= tokens_of(batch)
+            and (len(planned) < 2 or self._in_time(planned, now))
+        )
 
-    def _all_wait(self, items: Sequence[Waiting]) -> bool:
-        return all(item.key in self._waiting for item in items)
+    def _in_time(self, batch: Sequence[Waiting], now: float) -> bool:
+        return now + self.pace.seconds(work_of(batch)) <= min(item.deadline for item in batch)
 
-    def plan(self) -> list[Waiting]:
+    def plan(self, now: float) -> list[Waiting]:
         """The batch that `take` would return now, the item of the lowest rank first."""
         if not self._waiting:
             return []
-        leader = min(self._waiting.values(), key=lambda item: item.turn)
-        batch = _Batch(self.budget)
+        leader = min(self._waiting.values(), key=self.calls.turn)
+        batch = _Batch(self.budget, self.pace, now)
         batch.add(leader)
         # Both lists end with the item nearest in length, and among equals with the one whose turn is first.
         shorter, longer = self._neighbours(leader)
@@ -149,19 +157,22 @@ class Scheduler:
                 not longer or _padding(batch, shorter[-1]) <= _padding(batch, longer[-1])
             )
             side = shorter if shorter_first else longer
-            if batch.takes(side[-1]):
-                batch.add(side.pop())
-            else:
+            if not batch.takes(side[-1]):
                 side.clear()  # the remaining ones are even farther away
+                continue
+            item = side.pop()
+            if batch.in_time(item):
+                batch.add(item)
         return batch.members
 
     def _neighbours(self, leader: Waiting) -> tuple[list[Waiting], list[Waiting]]:
         """The other items, shorter and longer than the leader, the nearest in length last."""
+        turn = self.calls.turn
         others = [item for item in self._waiting.values() if item is not leader]
         shorter = [item for item in others if item.length < leader.length]
         longer = [item for item in others if item.length >= leader.length]
-        shorter.sort(key=lambda item: (-item.length, item.turn), reverse=True)
-        longer.sort(key=lambda item: (item.length, item.turn), reverse=True)
+        shorter.sort(key=lambda item: (-item.length, turn(item)), reverse=True)
+        longer.sort(key=lambda item: (item.length, turn(item)), reverse=True)
         return shorter, longer
 
     def _full(self, batch: list[Waiting]) -> bool:
@@ -172,6 +183,11 @@ class Scheduler:
 
 def tokens_of(items: Sequence[Waiting]) -> int:
     return sum(item.tokens for item in items)
+
+
+def work_of(items: Sequence[Waiting]) -> int:
+    """The tokens of a batch, padding between its items included."""
+    return len(items) * max(item.length for item in items)
 
 
 def _padding(batch: _Batch, item: Waiting) -> int:

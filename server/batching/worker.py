@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from server.arrays import Array
+from server.batching.calls import Waiting
 from server.batching.collate import Item, Outputs, collate, split, wanted
-from server.batching.scheduler import Waiting, tokens_of
+from server.batching.scheduler import tokens_of
 from server.batching.shape_buckets import Shapes
 from server.observability.observer import Spent
 
@@ -65,6 +66,7 @@ class BatchWorker:
     """Runs one batch at a time."""
 
     def __init__(self, session: SessionProtocol, name: str, shapes: Shapes, clock: Callable[[], float]) -> None:
+        self.busy_since: float | None = None  # since its last batch, if others waited then
         self._session = session
         self._shapes = shapes
         self._clock = clock

@@ -134,6 +134,7 @@ MODEL_KEYS: dict[str, tuple[Callable[[str], Any], str]] = {
     "max_delay_seconds": (_number, "maximum time that an input waits for a larger batch"),
     "max_queue_requests": (_whole, "maximum number of waiting inputs; further requests are refused"),
     "max_queue_tokens": (_whole, "maximum number of waiting tokens; 0: max_queue_requests inputs of full length"),
+    "max_queue_seconds": (_number, "maximum time that a request without a deadline waits before it is refused"),
     "slots": (_whole, "sequences that are generated concurrently; 0: default of the provider"),
     "capacity": (
         _whole,

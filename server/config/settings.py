@@ -32,6 +32,7 @@ class ModelSettings:
     max_delay_seconds: float = 0.0
     max_queue_requests: int = 1024
     max_queue_tokens: int = 0
+    max_queue_seconds: float = 30.0
     slots: int = 0
     capacity: int = 0
     max_prefill_tokens: int = 0
@@ -47,6 +48,7 @@ class ModelSettings:
             "max_batch_tokens",
             "max_delay_seconds",
             "max_queue_tokens",
+            "max_queue_seconds",
             "slots",
             "capacity",
             "max_prefill_tokens",

@@ -4,40 +4,31 @@ Knows arrays and plain values only. The decisions are in scheduler.py, the work 
 """
 
 import asyncio
-import logging
+import math
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 import numpy as np
 
 from server.admission.deadline import within_deadline
 from server.admission.in_flight import InFlight
-from server.admission.queue import AdmissionQueue, Limits, RequestContext
+from server.admission.queue import AdmissionQueue, RequestContext
 from server.arrays import Floats, Ids
 from server.concurrency.weighted_semaphore import WeightedSemaphore
-from server.config.settings import ModelSettings
-from server.errors import InvalidRequest, NotEnoughMemory, NotReady, Overloaded
-from server.generation.cache import SlotCache, check_memory, megabytes, usable_bytes
-from server.generation.cuda_graphs import decoder_of, layout_of, memory_of
+from server.errors import InvalidRequest, NotReady, Overloaded
 from server.generation.decoder import Decoder
+from server.generation.forecast import Forecast
 from server.generation.request import Sampling
 from server.generation.runner import Runner
 from server.generation.sampler import SamplingState
-from server.generation.scheduler import Scheduler, SequenceState
+from server.generation.scheduler import Scheduler
+from server.generation.sequence import SequenceState
 from server.generation.stream import Stream, TokensPrompt
 from server.generation.worker import Clock, Worker
 from server.observability.observer import Observer, Spent
-from server.runtime.session import Session
 
-log = logging.getLogger(__name__)
-
-MAX_SLOTS = {"cuda": 128}  # by provider
-INITIAL_SLOTS = 8
-CHUNK_TOKENS = {"cuda": 512}  # of a prompt, in one run
-FORWARD_TOKENS = {"cuda": 1024}  # of whole texts, with padding, in one run between two steps
-DEFAULT_MAX_SLOTS, DEFAULT_CHUNK_TOKENS, DEFAULT_FORWARD_TOKENS = 32, 64, 64  # of other providers
+DEFAULT_FORWARD_TOKENS = 64  # of whole texts, with padding, in one run between two steps
 MAX_LOGITS = 1 << 26  # numbers, in all results of `Engine.logits` that are being computed: 256 MiB
 MIN_SHARED_TOKENS = 16  # a shorter common prefix of two prompts is processed again instead of copied
 
@@ -55,6 +46,7 @@ class Engine:
         *,
         admission: AdmissionQueue,
         chunk_tokens: int,
+        max_queue_s: float = math.inf,
         forward_tokens: int = DEFAULT_FORWARD_TOKENS,
         end_ids: Collection[int] = (),
         min_shared_tokens: int = MIN_SHARED_TOKENS,
@@ -70,17 +62,17 @@ class Engine:
         self._forward_tokens = forward_tokens
         self._logits = WeightedSemaphore(MAX_LOGITS)
         self._end_ids = frozenset(end_ids)
-        self._observer = observer
+        self._observer, self._clock = observer, clock
         scheduler = Scheduler(
             admission,
+            Forecast(admission.name, max_queue_s=max_queue_s),
             slots=layout.slots,
             max_slots=layout.max_slots,
             chunk_tokens=chunk_tokens,
             min_shared_tokens=min_shared_tokens,
             padded_batch_size=decoder.padded_batch_size,
         )
-        self._worker = Worker(Runner(decoder), scheduler, observer=self._observer, clock=clock)
-        self._clock = clock
+        self._worker = Worker(Runner(decoder), scheduler, observer=observer, clock=clock)
         self.in_flight = in_flight or InFlight(f"{admission.name} is being unloaded")
         self._accepting = False
 
@@ -95,6 +87,11 @@ class Engine:
     @property
     def running_inputs(self) -> int:
         return self._worker.running_inputs
+
+    @property
+    def predicted_wait_s(self) -> float:
+        """The predicted time until the first token of a short prompt that arrives now."""
+        return self._worker.predicted_wait_s
 
     async def start(self) -> None:
         """Warm up, and accept requests from then on."""
@@ -226,71 +223,3 @@ def padded_batches(texts: Sequence[Ids], max_tokens: int) -> Iterator[list[Ids]]
         batch.append(text)
     if batch:
         yield batch
-
-
-def open_engine(
-    session: Session,
-    settings: ModelSettings,
-    *,
-    name: str,
-    context_length: int,
-    end_ids: Collection[int],
-    device: int = 0,
-    memory_limit: int | None = None,
-    observer: Observer,
-    in_flight: InFlight | None = None,
-) -> Engine:
-    """An engine over a session. `context_length` is the number of positions that the model knows.
-
-    `memory_limit` is the number of bytes of a GPU that the cache may use. The cache has few slots at first, and grows
-    when requests wait for a slot. Raises NotEnoughMemory if the cache does not fit.
-    """
-    capacity = min(settings.capacity or context_length, context_length)
-    try:
-        decoder = _open_decoder(session, settings, capacity=capacity, device=device, memory_limit=memory_limit)
-    except NotEnoughMemory as error:
-        raise NotEnoughMemory(f"{name}: {error} (--set {name}.slots=N, or a smaller {name}.capacity)") from error
-    _log_cache_size(name, decoder.cache)
-    limits = Limits(
-        requests=settings.max_queue_requests,
-        tokens=settings.max_queue_tokens or settings.max_queue_requests * capacity,
-    )
-    chunk_tokens = settings.max_prefill_tokens or CHUNK_TOKENS.get(session.provider, DEFAULT_CHUNK_TOKENS)
-    return Engine(
-        decoder,
-        admission=AdmissionQueue(name, limits),
-        chunk_tokens=max(chunk_tokens, 3),
-        forward_tokens=FORWARD_TOKENS.get(session.provider, DEFAULT_FORWARD_TOKENS),
-        end_ids=end_ids,
-        min_shared_tokens=MIN_SHARED_TOKENS if settings.prefix_cache else capacity,  # no prompt is that long
-        observer=observer,
-        in_flight=in_flight,
-    )
-
-
-def _open_decoder(
-    session: Session, settings: ModelSettings, *, capacity: int, device: int, memory_limit: int | None
-) -> Decoder:
-    """A decoder over a new cache. A number of slots in the settings must fit; the default is reduced until it fits."""
-    max_slots = settings.slots or MAX_SLOTS.get(session.provider, DEFAULT_MAX_SLOTS)
-    memory = memory_of(session, device_id=device, limit=memory_limit)
-    layout = layout_of(session, slots=max_slots, max_slots=max_slots, capacity=capacity)
-    if settings.slots:
-        check_memory(layout, memory, slots=max_slots, size=layout.bytes(max_slots))
-    max_slots = max(1, min(max_slots, usable_bytes(memory) // layout.bytes(1)))
-    layout = replace(layout, slots=min(max_slots, INITIAL_SLOTS), max_slots=max_slots)
-    return decoder_of(session, layout, memory)
-
-
-def _log_cache_size(name: str, cache: SlotCache) -> None:
-    layout = cache.layout
-    log.info(
-        "%s: %d slots of %d tokens, %s each: %s of keys and values at first, at most %s in %d slots",
-        name,
-        layout.slots,
-        layout.capacity,
-        megabytes(layout.bytes(1)),
-        megabytes(layout.bytes(layout.slots)),
-        megabytes(layout.bytes(layout.max_slots)),
-        layout.max_slots,
-    )

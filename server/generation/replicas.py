@@ -36,6 +36,11 @@ class EngineReplicas:
     def running_inputs(self) -> int:
         return sum(engine.running_inputs for engine in self._engines)
 
+    @property
+    def predicted_wait_s(self) -> float:
+        """As `Engine.predicted_wait_s`, of the engine that would be the first."""
+        return min(engine.predicted_wait_s for engine in self._engines)
+
     async def start(self) -> None:
         """Like `Engine.start`, for all engines."""
         for engine in self._engines:

@@ -7,7 +7,7 @@ import numpy as np
 from server.generation.decoder import Decoder
 from server.generation.prefix import Copy
 from server.generation.sampler import SampledToken, Sampler, SamplingState
-from server.generation.scheduler import Decode, Prefill
+from server.generation.sequence import Decode, Prefill
 from server.generation.stream import Stream
 
 

@@ -15,89 +15,13 @@ import heapq
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
 
-from server.admission.queue import AdmissionQueue, RequestContext
-from server.arrays import Ids
+from server.admission.queue import AdmissionQueue
+from server.generation.forecast import Forecast, Load
 from server.generation.prefix import Copy, PrefixCache
+from server.generation.sequence import Decode, Plan, Prefill, SequenceState
 
 MAX_PREFILLS = 4  # between two decode steps
-
-
-@dataclass(eq=False, kw_only=True)
-class SequenceState:
-    """The scheduler's view of one sequence: a prompt to process, then one token per step. Compared by identity."""
-
-    prompt: Ids  # (t,)
-    max_tokens: int  # a slot has space for the prompt and these
-    context: RequestContext
-    arrived: float  # seconds, on the clock of `Scheduler.plan`
-    slot: int = -1
-    computed_tokens: int = 0  # tokens whose keys and values are in the slot
-    cached_tokens: int = 0  # of these, prompt tokens that were copied from another sequence's slot
-    started: float = 0.0  # when it got its slot
-    cancelled: bool = False
-
-    @property
-    def prompt_tokens(self) -> int:
-        return len(self.prompt)
-
-    @property
-    def computed_prompt(self) -> Ids:
-        """The part of the prompt that is in the slot."""
-        return self.prompt[: self.computed_tokens]
-
-    @property
-    def reserved_tokens(self) -> int:
-        return self.prompt_tokens + self.max_tokens
-
-
-@dataclass(frozen=True)
-class Prefill:
-    """Process the tokens [start, stop) of one prompt."""
-
-    kind: ClassVar = "prefill"
-    sequence: SequenceState
-    start: int
-    stop: int
-
-    @property
-    def sequences(self) -> tuple[SequenceState, ...]:
-        return (self.sequence,)
-
-    @property
-    def tokens(self) -> int:
-        return self.stop - self.start
-
-    @property
-    def last(self) -> bool:
-        return self.stop == self.sequence.prompt_tokens
-
-
-@dataclass(frozen=True)
-class Decode:
-    """Generate one token for each sequence; `sequences[i]` is in slot i.
-
-    `idle` has one number for each padding row: the number of tokens in its slot that the step must not overwrite.
-    """
-
-    kind: ClassVar = "decode"
-    sequences: tuple[SequenceState, ...]
-    idle: tuple[int, ...] = ()
-
-    @property
-    def tokens(self) -> int:
-        return len(self.sequences)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to do, in this order: report the removed sequences, copy, run the step. No step: there is nothing to run."""
-
-    cancelled: tuple[SequenceState, ...] = ()
-    expired: tuple[SequenceState, ...] = ()
-    copies: tuple[Copy, ...] = ()
-    step: Prefill | Decode | None = None
 
 
 @dataclass
@@ -105,6 +29,7 @@ class Scheduler:
     """Decides each step. Call `plan`, run the step, call `advance`, call `finish` for each ended sequence; repeat."""
 
     admission: AdmissionQueue
+    forecast: Forecast
     slots: int
     chunk_tokens: int
     min_shared_tokens: int = 16  # a shorter common prefix is not copied
@@ -143,13 +68,24 @@ class Scheduler:
         self.slots = self.prefix_cache.slots = slots
 
     def submit(self, *sequences: SequenceState, field: str = "prompts") -> None:
-        """Queue all sequences, or none. Raises Overloaded, and InvalidRequest if they can never fit into the queue."""
+        """Queue all sequences of a request, or none.
+
+        Raises InvalidRequest if they can never fit into the queue; Overloaded if they do not fit now, or are predicted
+        to be too late.
+        """
         reserved = sum(sequence.reserved_tokens for sequence in sequences)
+        self.admission.limits.check(requests=len(sequences), tokens=reserved, field=field)
+        context, now = sequences[0].context, sequences[0].arrived
+        sizes = [sequence.remaining for sequence in sequences]
+        predicted = self.forecast.check(self.load(context.rank(now)), sizes, context, now)
         self.admission.acquire(requests=len(sequences), tokens=reserved, field=field)
+        if len(sequences) == 1:
+            sequences[0].predicted_first = now + predicted.first_s
+            sequences[0].predicted_finish = now + predicted.finish_s
         for sequence in sequences:
             heapq.heappush(self.waiting, (sequence.context.rank(sequence.arrived), self._arrivals, sequence))
             self._arrivals += 1
-            self._next_removal = min(self._next_removal, _deadline(sequence))
+            self._next_removal = min(self._next_removal, self._removal_time(sequence))
 
     def cancel(self, sequence: SequenceState) -> None:
         """Remove the sequence at the next `plan`. Has no effect on a sequence that has ended."""
@@ -158,9 +94,9 @@ class Scheduler:
 
     def plan(self, now: float) -> Plan:
         """Remove cancelled and expired sequences, close gaps, start the first waiting sequence, choose the step."""
-        cancelled, expired = self._remove_cancelled_and_expired(now)
+        cancelled, expired, refused = self._remove_late(now)
         copies = (*self._close_gaps(), *self._start_next(now))
-        return Plan(cancelled=cancelled, expired=expired, copies=copies, step=self._choose_step())
+        return Plan(cancelled=cancelled, expired=expired, refused=refused, copies=copies, step=self._choose_step())
 
     def advance(self, step: Prefill | Decode) -> None:
         """The step has run: the keys and values of its tokens are in the cache."""
@@ -201,23 +137,46 @@ class Scheduler:
 
     # ---- the parts of a plan
 
-    def _remove_cancelled_and_expired(self, now: float) -> tuple[tuple[SequenceState, ...], tuple[SequenceState, ...]]:
-        """The cancelled sequences, and the others whose deadline has passed."""
+    def _remove_late(self, now: float) -> tuple[tuple[SequenceState, ...], ...]:
+        """Remove the cancelled sequences, those whose deadline has passed, and those that have waited for too long."""
         if now < self._next_removal:
-            return (), ()
+            return (), (), ()
         sequences = [sequence for _, _, sequence in self.waiting] + self.running
-        removed = [sequence for sequence in sequences if sequence.cancelled or sequence.context.expired(now)]
-        for sequence in removed:
+        cancelled = [sequence for sequence in sequences if sequence.cancelled]
+        others = [sequence for sequence in sequences if not sequence.cancelled]
+        expired = [sequence for sequence in others if sequence.context.expired(now)]
+        others = [sequence for sequence in others if not sequence.context.expired(now)]
+        refused = [sequence for sequence in others if len(others) > 1 and now >= self._removal_time(sequence)]
+        for sequence in (*cancelled, *expired, *refused):
             if sequence.slot >= 0:
                 self.finish(sequence)
             else:
                 self.admission.release(requests=1, tokens=sequence.reserved_tokens)
-        kept = set(sequences).difference(removed)
+        kept = set(others).difference(refused)
         self.waiting = [entry for entry in self.waiting if entry[2] in kept]
         heapq.heapify(self.waiting)
-        self._next_removal = min(map(_deadline, kept), default=math.inf)
-        cancelled = tuple(sequence for sequence in removed if sequence.cancelled)
-        return cancelled, tuple(sequence for sequence in removed if not sequence.cancelled)
+        self._next_removal = min((max(now, self._removal_time(sequence)) for sequence in kept), default=math.inf)
+        return tuple(cancelled), tuple(expired), tuple(refused)
+
+    def _removal_time(self, sequence: SequenceState) -> float:
+        """When a sequence is removed unless it has ended, or started, before."""
+        context = sequence.context
+        if sequence.slot >= 0:
+            return math.inf if context.deadline is None else context.deadline
+        if context.deadline is None:
+            return sequence.arrived + self.forecast.max_queue_s
+        return min(context.deadline, context.answer_by - self.forecast.prefill_seconds(sequence.prompt_tokens))
+
+    def load(self, rank: float = math.inf) -> Load:
+        """The work that runs before a request of this rank."""
+        waiting = sorted(entry for entry in self.waiting if entry[0] <= rank)
+        return Load(
+            prefilling=self.prefilling.remaining if self.prefilling else None,
+            decoding=[sequence.remaining.new_tokens for sequence in self.decoding],
+            waiting=[sequence.remaining for _, _, sequence in waiting],
+            max_slots=self.max_slots,
+            chunk_tokens=self.chunk_tokens,
+        )
 
     def _close_gaps(self) -> list[Copy]:
         """Move the decoding sequences into the slots [0, n). The slot of the sequence in prefill is n or above."""
@@ -274,10 +233,6 @@ class Scheduler:
             return self.prefilling.computed_tokens
         entry = self.prefix_cache.entries.get(slot)
         return len(entry.prompt) if entry else 0
-
-
-def _deadline(sequence: SequenceState) -> float:
-    return math.inf if sequence.context.deadline is None else sequence.context.deadline
 
 
 def chunk_length(remaining: int, max_tokens: int) -> int:

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from server.arrays import Ids
+from server.errors import DeadlineExceeded, Overloaded
 from server.generation.request import TokenOutput
 from server.generation.sampler import SampledToken, SamplingState
-from server.generation.scheduler import SequenceState
+from server.generation.sequence import SequenceState
 from server.observability.observer import Usage
 
 # Receives the outputs of a prompt, in order, on the event loop. Must return at once and never raise. Returns True when
@@ -52,6 +53,18 @@ class Stream:
         """The last output of a sequence that the server cancelled. It has no token."""
         seed = self.sampling_state.seed
         return TokenOutput(token_id=None, finish_reason="cancelled", seed=seed, usage=self.usage(now))
+
+    def removed(self, now: float, *, retry_after_s: float | None) -> TokenOutput | Exception:
+        """The last output of a sequence that was removed; with `retry_after_s`, because of overload."""
+        if self.sequence.cancelled:
+            return self.cancelled(now)
+        if retry_after_s is None:
+            return DeadlineExceeded("the deadline of the request passed before its last token was there")
+        waited_s = now - self.sequence.arrived
+        return Overloaded(
+            f"overloaded: the request has waited for {waited_s:.1f} s, and its first token would come too late",
+            retry_after_s=retry_after_s,
+        )
 
     def usage(self, now: float) -> Usage:
         started = self.sequence.started if self.sequence.slot >= 0 else now

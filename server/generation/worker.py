@@ -9,18 +9,19 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 
 from server.arrays import Floats, Ids
-from server.errors import DeadlineExceeded, NotEnoughMemory
+from server.errors import NotEnoughMemory
 from server.generation.prefix import Copy
 from server.generation.request import TokenOutput
 from server.generation.runner import Runner
 from server.generation.sampler import SampledToken
-from server.generation.scheduler import Decode, Plan, Prefill, Scheduler, SequenceState
+from server.generation.scheduler import Scheduler
+from server.generation.sequence import Decode, Plan, Prefill, SequenceState, Size
 from server.generation.stream import Stream
 from server.observability.observer import Observer, Spent
 
@@ -44,10 +45,7 @@ class Worker:
     """Owns the runner. All public methods are called on the event loop and return at once."""
 
     def __init__(self, runner: Runner, scheduler: Scheduler, *, observer: Observer, clock: Clock) -> None:
-        self._clock = clock
-        self._runner = runner
-        self._scheduler = scheduler
-        self._observer = observer
+        self._runner, self._scheduler, self._observer, self._clock = runner, scheduler, observer, clock
         self._lock = threading.Lock()  # guards the scheduler and the next three attributes
         self._streams: dict[SequenceState, Stream] = {}
         self._forward_jobs: deque[ForwardJob] = deque()
@@ -77,6 +75,12 @@ class Worker:
     @property
     def running_inputs(self) -> int:
         return len(self._scheduler.running)
+
+    @property
+    def predicted_wait_s(self) -> float:
+        """The predicted time until the first token of a short prompt that arrives now."""
+        with self._lock:
+            return self._scheduler.forecast.predict(self._scheduler.load(), [Size(1, 1)]).first_s
 
     def chunks(self, texts: Sequence[Ids], max_tokens: int) -> Chunks:
         """The runs over whole texts, for `forward`; see `Decoder.forward`. Computes nothing yet."""
@@ -135,11 +139,13 @@ class Worker:
         with self._lock:  # the plan is made after the forward run, so that streams cancelled meanwhile are not in it
             plan = self._scheduler.plan(self._clock())
             if plan == Plan() and not self._forward_jobs:
+                self._scheduler.forecast.paused()
                 self._work = None
                 return False
-            removed = [self._streams.pop(sequence) for sequence in plan.cancelled + plan.expired]
+            removed = [self._streams.pop(sequence) for sequence in plan.cancelled + plan.expired + plan.refused]
             streams = [self._streams[sequence] for sequence in plan.step.sequences] if plan.step else []
-        self._end_removed(removed)
+        if removed:
+            self._end_removed(removed, plan.refused)
         if plan.step is not None:
             self._run_step(plan.copies, plan.step, streams)
         return True
@@ -212,7 +218,7 @@ class Worker:
             self._fail(step.kind, error, streams)
             return
         now = self._clock()
-        outputs = self._accept(step, streams, sampled, now)
+        outputs = self._accept(step, streams, sampled, now, now - started)
         ran = partial(
             self._observer.step,
             kind=step.kind,
@@ -233,14 +239,16 @@ class Worker:
         return streams
 
     def _accept(
-        self, step: Prefill | Decode, streams: list[Stream], sampled: list[SampledToken], now: float
+        self, step: Prefill | Decode, streams: list[Stream], sampled: list[SampledToken], now: float, seconds: float
     ) -> list[tuple[Stream, TokenOutput]]:
         """The outputs of a step; none if the step did not reach the end of a prompt. Removes finished streams."""
         with self._lock:
             self._scheduler.advance(step)
+            self._scheduler.forecast.ran(step, seconds, now)
             outputs = [(stream, stream.accept(token, now)) for stream, token in zip(streams, sampled, strict=False)]
             for stream, output in outputs:
                 if output.finish_reason:
+                    self._scheduler.forecast.ended(stream.sequence, output.usage.completion_tokens, now)
                     self._scheduler.finish(stream.sequence)
                     del self._streams[stream.sequence]
         return outputs
@@ -254,23 +262,19 @@ class Worker:
             outputs.append((stream, failure))
         self._send(outputs, [partial(self._observer.failed, len(streams))])
 
-    def _end_removed(self, removed: list[Stream]) -> None:
-        """Send the last outputs of cancelled and expired streams."""
-        if not removed:
-            return
-        now = self._clock()
+    def _end_removed(self, removed: list[Stream], refused: Collection[SequenceState]) -> None:
+        """Send the last outputs of cancelled, expired and refused streams."""
+        now, retry_after_s = self._clock(), self._scheduler.admission.retry_after_s
         outputs: list[Output] = []
         observer_calls: list[ObserverCall] = []
         for stream in removed:
-            last = stream.cancelled(now)
-            expired = DeadlineExceeded("the deadline of the request passed before its last token was there")
-            outputs.append((stream, last if stream.sequence.cancelled else expired))
-            reason = stream.sequence.context.cancel_reason(now)
+            overloaded, reason = stream.sequence in refused, stream.sequence.context.cancel_reason(now)
+            outputs.append((stream, stream.removed(now, retry_after_s=retry_after_s if overloaded else None)))
             if stream.sequence.slot < 0:
-                observer_calls.append(partial(self._observer.dropped, reason))
+                observer_calls.append(partial(self._observer.dropped, "overloaded" if overloaded else reason))
             else:
                 ended = "slow_client" if reason == "slow_client" else "cancelled"
-                observer_calls.append(self._finished(stream, last, ended))
+                observer_calls.append(self._finished(stream, stream.cancelled(now), ended))
         self._send(outputs, observer_calls)
 
     def _finished(self, stream: Stream, last: TokenOutput, reason: str) -> ObserverCall:

@@ -51,7 +51,7 @@ class Observer(Protocol):
         """A batch of `items` items, or a step of as many sequences, failed."""
 
     def dropped(self, reason: str) -> None:
-        """An item left the queue without running. Reasons: cancelled, expired, slow_client, failed."""
+        """An item left the queue without running. Reasons: cancelled, expired, slow_client, failed, overloaded."""
 
     def refused(self, reason: str) -> None:
         """A request was refused. Reasons: overloaded."""

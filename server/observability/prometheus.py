@@ -50,7 +50,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "affinity_failed_rows": ("Inputs whose batch failed.", ()),
     "affinity_dropped_rows": (
         "Inputs that left the queue without running, by reason.",
-        ("cancelled", "expired", "slow_client", "failed"),
+        ("cancelled", "expired", "slow_client", "failed", "overloaded"),
     ),
     "affinity_refused_requests": ("Requests that were refused, by reason.", ("overloaded",)),
 }

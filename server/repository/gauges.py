@@ -9,11 +9,15 @@ from protos.artifact import MAXIMUM, ROOT_MEAN_SQUARE
 from server.repository.model import Model
 
 MODEL = ("model", "version")
-QUEUES: dict[str, tuple[str, Callable[[Model], int]]] = {
+QUEUES: dict[str, tuple[str, Callable[[Model], float]]] = {
     "affinity_queue_rows": ("Inputs waiting to run.", lambda model: model.backend.waiting_inputs),
     "affinity_queue_tokens": (
         "Tokens waiting to run.",
         lambda model: model.backend.waiting_tokens,
+    ),
+    "affinity_predicted_wait_seconds": (
+        "Predicted time until an input that arrives now would run, or a prompt have its first token.",
+        lambda model: model.backend.predicted_wait_s,
     ),
     "affinity_running_rows": (
         "Inputs, or continuations, running now.",

@@ -19,8 +19,8 @@ from server.batching.tuning import FREE_TOKENS, MAX_BATCH_TOKENS, shapes_of
 from server.batching.warm_up import warm_up
 from server.concurrency.stop_signal import StopSignal
 from server.config.settings import ModelSettings
-from server.generation.engine import open_engine
 from server.generation.golden_check import check_decoding
+from server.generation.open import open_engine
 from server.generation.replicas import EngineReplicas
 from server.images.decode_pool import DecodePool
 from server.images.golden_check import check_images
@@ -59,6 +59,9 @@ class Backend(Protocol):
 
     @property
     def running_inputs(self) -> int: ...
+
+    @property
+    def predicted_wait_s(self) -> float: ...
 
     async def start(self) -> None: ...
 
@@ -174,6 +177,7 @@ def _batcher(context: LoadContext, *, max_tokens: int) -> Batcher:
             tokens=settings.max_queue_tokens or settings.max_queue_requests * max_tokens,
         ),
         max_delay_s=settings.max_delay_seconds,
+        max_queue_s=settings.max_queue_seconds,
         observer=context.observer,
         in_flight=context.in_flight,
     )

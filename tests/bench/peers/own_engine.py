@@ -11,7 +11,7 @@ from typing import Any
 
 from server.artifact import read_artifact
 from server.config.settings import ModelSettings, Settings
-from server.generation.engine import open_engine
+from server.generation.open import open_engine
 from server.generation.request import Sampling
 from server.observability.observer import NoOpObserver
 from server.runtime.open import open_session

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from server.batching.scheduler import NEVER, Budget, Scheduler, Waiting
+from server.batching.calls import NEVER, Waiting
+from server.batching.scheduler import Budget, Scheduler
 from server.batching.shape_buckets import EXACT, Shapes, steps_to
 
 
@@ -20,7 +21,7 @@ def scheduler_of(lengths, budget, **settings):
 
 def batches(scheduler):
     taken = []
-    while batch := scheduler.take():
+    while batch := scheduler.take(0.0):
         taken.append([item.key for item in batch])
     return taken
 
@@ -109,7 +110,7 @@ class Day:
         for event in events:
             match event:
                 case "plan":
-                    self._planned = self._scheduler.plan()
+                    self._planned = self._scheduler.plan(0.0)
                 case "take":
                     self._take()
                 case int(key):
@@ -138,7 +139,7 @@ class Day:
             self._scheduler.add(item)
 
     def _take(self):
-        if batch := self._scheduler.take(self._planned):
+        if batch := self._scheduler.take(0.0, self._planned):
             self.batches.append(batch)
 
 
@@ -181,15 +182,15 @@ def test_a_plan_is_what_is_taken_if_nothing_happens_between(budget, events):
     scheduler = Scheduler(budget)
     for item in Day(budget, events).items.values():
         scheduler.add(item)
-    plan = scheduler.plan()
-    assert scheduler.take(plan) == plan
+    plan = scheduler.plan(0.0)
+    assert scheduler.take(0.0, plan) == plan
 
 
 def test_a_plan_is_kept_for_rows_that_came_later_and_would_not_fit():
     scheduler = scheduler_of([5, 5], Budget(items=2, tokens=512, logit_positions=1))
-    planned = scheduler.plan()
+    planned = scheduler.plan(0.0)
     scheduler.add(Waiting(key=2, tokens=5))
-    assert [item.key for item in scheduler.take(planned)] == [0, 1]
+    assert [item.key for item in scheduler.take(0.0, planned)] == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -204,10 +205,10 @@ def test_a_plan_is_kept_for_rows_that_came_later_and_would_not_fit():
 )
 def test_a_plan_is_given_up_for_a_better_one(happens, expected):
     scheduler = scheduler_of([5, 50, 5], Budget(items=3, tokens=512, logit_positions=1))
-    planned = scheduler.plan()
+    planned = scheduler.plan(0.0)
     assert [item.key for item in planned] == [0, 2]
     happens(scheduler)
-    assert [item.key for item in scheduler.take(planned)] == expected
+    assert [item.key for item in scheduler.take(0.0, planned)] == expected
 
 
 @pytest.mark.parametrize("shapes", [EXACT, Shapes(lengths=steps_to(512, first=8))], ids=["exact", "steps"])
@@ -227,7 +228,7 @@ def test_lengths_of_all_kinds_are_padded_by_less_than_fifteen_percent(shapes, ca
             scheduler.add(Waiting(key=key, tokens=tokens, length=shapes.length(tokens)))
 
     come(callers)
-    while batch := scheduler.take():
+    while batch := scheduler.take(0.0):
         real += sum(item.tokens for item in batch)
         padded += len(batch) * max(item.length for item in batch)
         come(len(batch))

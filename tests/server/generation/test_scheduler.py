@@ -7,8 +7,10 @@ import pytest
 
 from server.admission.queue import AdmissionQueue, Limits, RequestContext
 from server.errors import InvalidRequest, Overloaded
+from server.generation.forecast import Forecast
 from server.generation.prefix import Copy
-from server.generation.scheduler import Decode, Plan, Prefill, Scheduler, SequenceState, chunk_length
+from server.generation.scheduler import Scheduler, chunk_length
+from server.generation.sequence import Decode, Plan, Prefill, SequenceState
 
 PLENTY = Limits(requests=1000, tokens=1_000_000)
 
@@ -16,6 +18,7 @@ PLENTY = Limits(requests=1000, tokens=1_000_000)
 def scheduler(slots=4, chunk_tokens=8, limits=PLENTY, min_shared_tokens=3, max_slots=0) -> Scheduler:
     return Scheduler(
         AdmissionQueue("gpt", limits),
+        Forecast("gpt"),
         slots=slots,
         max_slots=max_slots,
         chunk_tokens=chunk_tokens,

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from server.admission.queue import DEFAULT_PRIORITY, SECONDS_PER_PRIORITY, Limits
 from server.errors import Overloaded
-from server.generation.scheduler import Decode, Plan, Prefill, Scheduler, SequenceState
+from server.generation.scheduler import Scheduler
+from server.generation.sequence import Decode, Plan, Prefill, SequenceState
 from tests.server.generation.test_scheduler import PLENTY, UNIQUE_TOKENS, request, scheduler
 
 NO_DEADLINE = settings(

@@ -1,11 +1,13 @@
-"""Shared by the tests of the models: random weights, published checkpoints, and the comparison with a reference."""
+"""Fixtures for tests of the models: random weights, published checkpoints, and the comparison with a reference."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from models.checkpoints import published, published_config
 
@@ -14,7 +16,7 @@ Checkpoint = tuple[dict[str, Any], dict[str, Tensor]]
 
 @pytest.fixture(autouse=True)
 def _seeded_in_one_thread() -> Iterator[None]:
-    """On a busy machine several threads wait for each other: one is three times as fast."""
+    """One thread is three times as fast on a busy machine, because several threads wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -24,7 +26,7 @@ def _seeded_in_one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def randomised() -> Callable[[nn.Module], nn.Module]:
-    """Give every parameter random values: among zeros and ones, two biases or norms swapped go unseen."""
+    """Gives every parameter random values, because swapped biases or norms of zeros and ones would not be noticed."""
 
     def randomise(model: nn.Module) -> nn.Module:
         with torch.no_grad():
@@ -37,8 +39,25 @@ def randomised() -> Callable[[nn.Module], nn.Module]:
 
 
 @pytest.fixture
+def without_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def saved(randomised: Callable[[nn.Module], nn.Module], tmp_path: Path) -> Callable[[PreTrainedModel], Path]:
+    """Gives a reference random weights, saves it, and returns the directory."""
+
+    def save_pretrained(reference: PreTrainedModel) -> Path:
+        randomised(reference).save_pretrained(tmp_path)
+        return tmp_path
+
+    return save_pretrained
+
+
+@pytest.fixture
 def checkpoint(randomised: Callable[[nn.Module], nn.Module]) -> Callable[..., Checkpoint]:
-    """A configuration and tensors as they are published, with random values."""
+    """A configuration and tensors in the published layout, with random values."""
 
     def of(kind: type[nn.Module], config: object) -> Checkpoint:
         model = randomised(kind(config))
@@ -49,7 +68,7 @@ def checkpoint(randomised: Callable[[nn.Module], nn.Module]) -> Callable[..., Ch
 
 @pytest.fixture
 def assert_parity() -> Callable[[Tensor, Tensor], None]:
-    """The largest difference is at most 1e-4 of the reference's standard deviation: fp32 and nothing worse."""
+    """Asserts a largest difference of at most 1e-4 standard deviations of the reference, the tolerance of fp32."""
 
     def check(ours: Tensor, reference: Tensor) -> None:
         assert ours.shape == reference.shape

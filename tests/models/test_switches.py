@@ -1,12 +1,10 @@
 """Settings of config.json that change what is computed, each as transformers computes it."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 from transformers import (
     BertForMaskedLM,
     DeiTConfig,
@@ -21,9 +19,11 @@ from transformers.activations import ACT2FN
 
 from models.checkpoints import load
 from models.mlp import ACTIVATIONS
-from tests.models.test_parity import (
-    asked,
+from tests.models.parity import (
+    AssertParity,
+    Saved,
     batch_of_roberta,
+    run_bert,
     small_bert,
     small_distilbert,
     small_gpt2,
@@ -31,26 +31,9 @@ from tests.models.test_parity import (
     small_vit,
 )
 
-Saved = Callable[[PreTrainedModel], Path]
-AssertParity = Callable[[Tensor, Tensor], None]
 TEXT = torch.arange(120).reshape(3, 40) * 7 % 500
 
-
-@pytest.fixture(autouse=True)
-def _without_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
-
-
-@pytest.fixture
-def saved(randomised: Callable[[nn.Module], nn.Module], tmp_path: Path) -> Saved:
-    """A reference with random weights, and the directory that it was saved to."""
-
-    def save_pretrained(reference: PreTrainedModel) -> Path:
-        randomised(reference).save_pretrained(tmp_path)
-        return tmp_path
-
-    return save_pretrained
+pytestmark = pytest.mark.usefixtures("without_gradients")
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -94,7 +77,7 @@ def test_an_untied_masked_language_head(
 ) -> None:
     reference, texts = kind(config(tie_word_embeddings=False)), batch_of_roberta(0)
     real = texts["attention_mask"].bool()
-    assert_parity(asked(load(saved(reference)), texts)[real], reference(**texts).logits[real])
+    assert_parity(run_bert(load(saved(reference)), texts)[real], reference(**texts).logits[real])
 
 
 def test_matrices_that_should_be_tied_and_differ_are_left_untied(saved: Saved, assert_parity: AssertParity) -> None:
@@ -109,7 +92,7 @@ def test_matrices_that_should_be_tied_and_differ_are_left_untied(saved: Saved, a
 def test_robertas_head_has_an_activation_of_its_own(saved: Saved, assert_parity: AssertParity) -> None:
     reference, texts = RobertaForMaskedLM(small_roberta(hidden_act="silu")), batch_of_roberta(0)
     real = texts["attention_mask"].bool()
-    assert_parity(asked(load(saved(reference)), texts)[real], reference(**texts).logits[real])
+    assert_parity(run_bert(load(saved(reference)), texts)[real], reference(**texts).logits[real])
 
 
 @pytest.mark.parametrize("kind", [ViTForImageClassification, DeiTForImageClassification])

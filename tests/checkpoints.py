@@ -71,7 +71,7 @@ def byte_pairs() -> Tokenizer:
     return tokenizer
 
 
-def write_words(directory: Path, positions: int = BERT["max_position_embeddings"]) -> None:
+def write_bert_tokenizer(directory: Path, positions: int = BERT["max_position_embeddings"]) -> None:
     """Write BERT's tokenizer files."""
     word_pieces().save(str(directory / "tokenizer.json"))
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
@@ -79,7 +79,7 @@ def write_words(directory: Path, positions: int = BERT["max_position_embeddings"
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def write_bytes(directory: Path) -> None:
+def write_gpt2_tokenizer(directory: Path) -> None:
     """Write GPT-2's tokenizer files."""
     byte_pairs().save(str(directory / "tokenizer.json"))
     (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
@@ -88,7 +88,7 @@ def write_bytes(directory: Path) -> None:
 def write_bert(directory: Path, seed: int = 0) -> None:
     """A masked language model."""
     randomise(transformers.BertForMaskedLM(transformers.BertConfig(**BERT)), seed).save_pretrained(directory)
-    write_words(directory)
+    write_bert_tokenizer(directory)
 
 
 def write_classifier(directory: Path) -> None:
@@ -96,14 +96,14 @@ def write_classifier(directory: Path) -> None:
     names = dict(enumerate(["bad", "fair", "good"]))
     config = transformers.BertConfig(**BERT, id2label=names, label2id={name: n for n, name in names.items()})
     randomise(transformers.BertForSequenceClassification(config)).save_pretrained(directory)
-    write_words(directory)
+    write_bert_tokenizer(directory)
 
 
 def write_embedder(directory: Path) -> None:
     """An encoder in the layout of sentence-transformers."""
     config = transformers.BertConfig(**BERT)
     randomise(transformers.BertModel(config, add_pooling_layer=False)).save_pretrained(directory)
-    write_words(directory)
+    write_bert_tokenizer(directory)
     write_pooling(directory)
     (directory / "config_sentence_transformers.json").write_text(json.dumps({"prompts": PROMPTS}))
 
@@ -128,7 +128,7 @@ def write_gpt(directory: Path) -> None:
         vocab_size=400, n_positions=64, n_embd=64, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0
     )
     randomise(transformers.GPT2LMHeadModel(config)).save_pretrained(directory)
-    write_bytes(directory)
+    write_gpt2_tokenizer(directory)
 
 
 def write_vit(directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""Send many prompts to a server at random times, and generate from them with transformers, for comparison."""
+"""Sends many prompts to a server at random times, and continues them with transformers, for comparison."""
 
 import asyncio
 from collections.abc import Sequence

@@ -10,25 +10,25 @@ from server.generation.stream import TokensPrompt
 
 
 async def generate(engine, ids, sampling, context=RequestContext()):  # noqa: B008  # it is frozen
-    """Its steps as they come. Closing the iterator ends it."""
-    async with aclosing(generate_all(engine, {"prompt": ids}, sampling, context)) as steps:
-        async for _, step in steps:
-            yield step
+    """The outputs for one prompt. Closing the iterator cancels the request."""
+    async with aclosing(generate_all(engine, {"prompt": ids}, sampling, context)) as outputs:
+        async for _, output in outputs:
+            yield output
 
 
 async def generate_all(engine, prompts, sampling, context=RequestContext()):  # noqa: B008
-    """The steps of several prompts of one request, each with the name of its prompt."""
+    """The outputs for several prompts of one request, each with the name of its prompt."""
     arrived = asyncio.Queue()
 
-    def reader(name):
-        return lambda step: arrived.put_nowait((name, step))
+    def callback(name):
+        return lambda output: arrived.put_nowait((name, output))
 
-    token_prompts = [TokensPrompt(name, np.asarray(ids, np.int64), reader(name)) for name, ids in prompts.items()]
+    token_prompts = [TokensPrompt(name, np.asarray(ids, np.int64), callback(name)) for name, ids in prompts.items()]
     with engine.admit(token_prompts, sampling, context):
         running = len(token_prompts)
         while running:
-            name, step = await arrived.get()
-            if isinstance(step, Exception):
-                raise step
-            yield name, step
-            running -= bool(step.finish_reason)
+            name, output = await arrived.get()
+            if isinstance(output, Exception):
+                raise output
+            yield name, output
+            running -= bool(output.finish_reason)

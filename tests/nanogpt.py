@@ -1,6 +1,6 @@
-"""nanoGPT's published layout: its model's names and shapes, and what its training script saves.
+"""A reference implementation of nanoGPT, with its names and shapes, and the files that its scripts save.
 
-Source: github.com/karpathy/nanoGPT, `model.py` and `train.py`. Written from what they compute, for comparison.
+Source: github.com/karpathy/nanoGPT, `model.py` and `train.py`. Written anew from what these compute.
 """
 
 import pickle
@@ -37,7 +37,7 @@ class Attention(nn.Module):
         return self.c_proj(mixed.transpose(1, 2).flatten(2))
 
 
-class TwoLayers(nn.Module):
+class Mlp(nn.Module):
     def __init__(self, width: int, bias: bool) -> None:
         super().__init__()
         self.c_fc, self.c_proj = nn.Linear(width, 4 * width, bias), nn.Linear(4 * width, width, bias)
@@ -50,7 +50,7 @@ class NanoBlock(nn.Module):
     def __init__(self, width: int, heads: int, bias: bool) -> None:
         super().__init__()
         self.ln_1, self.attn = Norm(width, bias), Attention(width, heads, bias)
-        self.ln_2, self.mlp = Norm(width, bias), TwoLayers(width, bias)
+        self.ln_2, self.mlp = Norm(width, bias), Mlp(width, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.ln_1(x))
@@ -58,15 +58,15 @@ class NanoBlock(nn.Module):
 
 
 class NanoGpt(nn.Module):
-    """Gives the logits of all positions."""
+    """Token ids (n, t) → logits (n, t, vocabulary)."""
 
     def __init__(
         self, *, n_layer: int, n_head: int, n_embd: int, block_size: int, vocab_size: int, bias: bool, dropout: float
     ) -> None:
         super().__init__()
         blocks = nn.ModuleList(NanoBlock(n_embd, n_head, bias) for _ in range(n_layer))
-        words, positions = nn.Embedding(vocab_size, n_embd), nn.Embedding(block_size, n_embd)
-        self.transformer = nn.ModuleDict({"wte": words, "wpe": positions, "h": blocks, "ln_f": Norm(n_embd, bias)})
+        tokens, positions = nn.Embedding(vocab_size, n_embd), nn.Embedding(block_size, n_embd)
+        self.transformer = nn.ModuleDict({"wte": tokens, "wpe": positions, "h": blocks, "ln_f": Norm(n_embd, bias)})
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
         self.transformer.wte.weight = self.lm_head.weight
 
@@ -78,14 +78,14 @@ class NanoGpt(nn.Module):
 
 
 def random_model(**changes: object) -> NanoGpt:
-    """With every weight, bias and norm random."""
+    """A model with random weights, biases and norms."""
     from tests.checkpoints import randomise
 
     return randomise(NanoGpt(**{**SIZES, "vocab_size": len(CHARACTERS), **changes}))
 
 
 def save(path: Path, model: NanoGpt, arguments: dict, prefix: str = "") -> None:
-    """What train.py writes: the model, its sizes, and all that going on with the training needs."""
+    """Save a model as train.py does: with its sizes, and the state that is needed to continue training."""
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.zeros(1, 2, dtype=torch.long)).sum().backward()
     optimizer.step()
@@ -104,7 +104,7 @@ def save(path: Path, model: NanoGpt, arguments: dict, prefix: str = "") -> None:
 
 
 def save_meta(path: Path, characters: str = CHARACTERS) -> None:
-    """What prepare.py of shakespeare_char writes."""
+    """Save the characters as prepare.py of shakespeare_char does."""
     meta = {
         "vocab_size": len(characters),
         "itos": dict(enumerate(characters)),

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from tests.checkpoints import WRITERS, write_bytes, write_words
+from tests.checkpoints import WRITERS, write_bert_tokenizer, write_gpt2_tokenizer
 from tests.serving import ROOT
 
 SEED = 0
@@ -19,8 +19,8 @@ MODELS: dict[str, Callable[[], transformers.PreTrainedModel]] = {
     "vit-base": lambda: transformers.ViTForImageClassification(transformers.ViTConfig(num_labels=1000)),
 }
 EXTRAS: dict[str, Callable[[Path], None]] = {
-    "bert-base": lambda directory: write_words(directory, positions=512),
-    "gpt2": write_bytes,
+    "bert-base": lambda directory: write_bert_tokenizer(directory, positions=512),
+    "gpt2": write_gpt2_tokenizer,
     "vit-base": lambda directory: transformers.ViTImageProcessorPil().save_pretrained(directory),
 }
 

@@ -1,4 +1,4 @@
-"""Directories that are made once a run and used by every worker of pytest-xdist."""
+"""Directories that are made once in a test run, and shared by all workers of pytest-xdist."""
 
 import os
 from collections.abc import Callable
@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-MADE = ".made"
+DONE_SUFFIX = ".done"
 
 
 def shared_directory(factory: pytest.TempPathFactory, name: str) -> Path:
-    """The directory of that name which all workers of a run have in common."""
+    """A directory that all workers of a run share."""
     base = factory.getbasetemp()
     root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     root.mkdir(exist_ok=True)
@@ -19,9 +19,9 @@ def shared_directory(factory: pytest.TempPathFactory, name: str) -> Path:
 
 
 def make_once(root: Path, name: str, make: Callable[[], None]) -> None:
-    """Call `make` unless another worker has done so for this name, or is doing so: then wait for it."""
-    made = root / f".{name}{MADE}"
+    """Call `make` once for this name: if another worker is calling it, wait until it has finished."""
+    done = root / f".{name}{DONE_SUFFIX}"
     with FileLock(root / f".{name}.lock"):
-        if not made.exists():
+        if not done.exists():
             make()
-            made.touch()
+            done.touch()

@@ -1,4 +1,4 @@
-"""Directories with tokenizers of many kinds, as checkpoints have them: old layouts, contradictions, additions."""
+"""Writes tokenizers of many kinds in the layouts of checkpoints: old layouts, contradicting settings, added tokens."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from tests.checkpoints import SPECIAL, TEXTS, byte_pairs, word_pieces
 from tests.variants import roberta_tokenizer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-BERT_WORDS = [
+BERT_TOKENS = [
     *SPECIAL,
     *LETTERS,
     *LETTERS.upper(),
@@ -27,41 +27,41 @@ def write(directory: Path, name: str, contents: object) -> None:
     (directory / name).write_text(json.dumps(contents, ensure_ascii=False), "utf-8")
 
 
-def change(directory: Path, **settings: object) -> None:
-    """Settings in tokenizer_config.json that tokenizer.json knows nothing of."""
+def change_settings(directory: Path, **settings: object) -> None:
+    """Change settings in tokenizer_config.json that tokenizer.json does not have."""
     path = directory / "tokenizer_config.json"
     found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     write(directory, path.name, found | settings)
 
 
-def word_list(directory: Path, **settings: object) -> None:
-    """BERT's first layout: vocab.txt, and a configuration that names the family."""
-    words = list(dict.fromkeys(BERT_WORDS))
-    (directory / "vocab.txt").write_text("\n".join(words) + "\n", "utf-8")
+def vocab_txt(directory: Path, **settings: object) -> None:
+    """The first layout of BERT: vocab.txt, and a configuration with the model type."""
+    tokens = list(dict.fromkeys(BERT_TOKENS))
+    (directory / "vocab.txt").write_text("\n".join(tokens) + "\n", "utf-8")
     write(directory, "config.json", {"model_type": "bert"})
     if settings:
-        change(directory, **settings)
+        change_settings(directory, **settings)
 
 
-def contradicted(directory: Path, **settings: object) -> None:
-    """A tokenizer.json that lower-cases, and settings that say otherwise."""
-    word_list(directory)
+def contradicting_settings(directory: Path, **settings: object) -> None:
+    """A tokenizer.json that lower-cases, and settings that contradict it."""
+    vocab_txt(directory)
     transformers.BertTokenizer.from_pretrained(directory, do_lower_case=True).save_pretrained(directory)
     (directory / "vocab.txt").unlink(missing_ok=True)
-    change(directory, **settings)
+    change_settings(directory, **settings)
 
 
 def added_tokens(directory: Path) -> None:
-    """Added tokens in the layout of transformers 3, special ones among them."""
-    word_list(directory)
-    count = len(set(BERT_WORDS))
+    """Added tokens, also special ones, in the layout of transformers 3."""
+    vocab_txt(directory)
+    count = len(set(BERT_TOKENS))
     write(directory, "added_tokens.json", {"covidxq": count, "[E1]": count + 1})
     write(directory, "special_tokens_map.json", {"additional_special_tokens": ["[E1]"], "mask_token": "[MASK]"})
 
 
 def added_tokens_decoder(directory: Path) -> None:
     """Added tokens in the layout of transformers 4 and 5."""
-    word_list(directory)
+    vocab_txt(directory)
     tokenizer = transformers.BertTokenizer.from_pretrained(directory)
     tokenizer.add_tokens([AddedToken("Xyz", single_word=True), AddedToken("naïve", lstrip=True)])
     tokenizer.add_special_tokens({"additional_special_tokens": ["[E1]", "[E2]"]})
@@ -70,20 +70,20 @@ def added_tokens_decoder(directory: Path) -> None:
 
 
 def byte_level(directory: Path, family: str, special: list[str], **settings: object) -> None:
-    """GPT-2's and RoBERTa's first layout: vocab.json and merges.txt."""
+    """The first layout of GPT-2 and RoBERTa: vocab.json and merges.txt."""
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(TEXTS, vocab_size=380, special_tokens=special, show_progress=False)
     tokenizer.save_model(str(directory))
     write(directory, "config.json", {"model_type": family})
     if settings:
-        change(directory, **settings)
+        change_settings(directory, **settings)
 
 
 def byte_level_file(directory: Path, **settings: object) -> None:
-    """GPT-2's tokenizer.json, and settings that it knows nothing of."""
+    """The tokenizer.json of GPT-2, and settings that it does not have."""
     byte_pairs().save(str(directory / "tokenizer.json"))
     write(directory, "config.json", {"model_type": "gpt2"})
-    change(directory, **{"tokenizer_class": "GPT2Tokenizer"} | settings)
+    change_settings(directory, **{"tokenizer_class": "GPT2Tokenizer"} | settings)
 
 
 def roberta_file(directory: Path) -> None:
@@ -92,16 +92,16 @@ def roberta_file(directory: Path) -> None:
 
 
 def distilbert(directory: Path) -> None:
-    """Pairs have token types in the file, and none for a model that does not take them."""
+    """A tokenizer.json with token types for pairs, and a model without token types."""
     word_pieces().save(str(directory / "tokenizer.json"))
     write(directory, "config.json", {"model_type": "distilbert"})
-    change(directory, tokenizer_class="DistilBertTokenizer", model_input_names=["input_ids", "attention_mask"])
+    change_settings(directory, tokenizer_class="DistilBertTokenizer", model_input_names=["input_ids", "attention_mask"])
 
 
-def words_like_robertas(directory: Path) -> None:
-    """A vocabulary that merely contains <s>, </s> and <mask>, which mean nothing here."""
-    words = ["[UNK]", "[PAD]", "<s>", "</s>", "<mask>", "hello", "list", "the", *LETTERS]
-    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="[UNK]"))
+def special_names_as_ordinary_tokens(directory: Path) -> None:
+    """A vocabulary with <s>, </s> and <mask> as ordinary tokens."""
+    tokens = ["[UNK]", "[PAD]", "<s>", "</s>", "<mask>", "hello", "list", "the", *LETTERS]
+    tokenizer = Tokenizer(models.WordLevel({token: n for n, token in enumerate(tokens)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -109,19 +109,19 @@ def words_like_robertas(directory: Path) -> None:
     )
     tokenizer.save(str(directory / "tokenizer.json"))
     write(directory, "config.json", {"model_type": "bert"})
-    change(directory, tokenizer_class="PreTrainedTokenizerFast", pad_token="[PAD]", unk_token="[UNK]")
+    change_settings(directory, tokenizer_class="PreTrainedTokenizerFast", pad_token="[PAD]", unk_token="[UNK]")
 
 
 KINDS: dict[str, Callable[[Path], None]] = {
-    "word list": word_list,
-    "word list, cased": lambda directory: word_list(directory, do_lower_case=False),
-    "word list, accents kept": lambda directory: word_list(directory, strip_accents=False),
-    "word list, Chinese kept whole": lambda directory: word_list(directory, tokenize_chinese_chars=False),
-    "word list, cut on the left": lambda directory: word_list(directory, truncation_side="left"),
-    "word list, special tokens as text": lambda directory: word_list(directory, split_special_tokens=True),
-    "word list, spaces cleaned up": lambda directory: word_list(directory, clean_up_tokenization_spaces=True),
-    "cased against the file": lambda directory: contradicted(directory, do_lower_case=False),
-    "accents against the file": lambda directory: contradicted(directory, strip_accents=False),
+    "vocab.txt": vocab_txt,
+    "vocab.txt, cased": lambda directory: vocab_txt(directory, do_lower_case=False),
+    "vocab.txt, accents kept": lambda directory: vocab_txt(directory, strip_accents=False),
+    "vocab.txt, Chinese kept whole": lambda directory: vocab_txt(directory, tokenize_chinese_chars=False),
+    "vocab.txt, cut on the left": lambda directory: vocab_txt(directory, truncation_side="left"),
+    "vocab.txt, special tokens as text": lambda directory: vocab_txt(directory, split_special_tokens=True),
+    "vocab.txt, spaces cleaned up": lambda directory: vocab_txt(directory, clean_up_tokenization_spaces=True),
+    "cased, contradicting the file": lambda directory: contradicting_settings(directory, do_lower_case=False),
+    "accents kept, contradicting the file": lambda directory: contradicting_settings(directory, strip_accents=False),
     "added_tokens.json": added_tokens,
     "added_tokens_decoder": added_tokens_decoder,
     "byte pairs of GPT-2": lambda directory: byte_level(directory, "gpt2", ["<|endoftext|>"]),
@@ -131,14 +131,14 @@ KINDS: dict[str, Callable[[Path], None]] = {
     "byte pairs of GPT-2, space added": lambda directory: byte_level(
         directory, "gpt2", ["<|endoftext|>"], add_prefix_space=True
     ),
-    "space against the file": lambda directory: byte_level_file(directory, add_prefix_space=True),
-    "bos against the file": lambda directory: byte_level_file(directory, add_bos_token=True),
-    "padding token beyond the file": lambda directory: byte_level_file(directory, pad_token="[PAD]"),
+    "space added, contradicting the file": lambda directory: byte_level_file(directory, add_prefix_space=True),
+    "bos added, contradicting the file": lambda directory: byte_level_file(directory, add_bos_token=True),
+    "padding token that the file does not have": lambda directory: byte_level_file(directory, pad_token="[PAD]"),
     "byte pairs of RoBERTa": lambda directory: byte_level(directory, "roberta", BYTE_SPECIAL),
     "byte pairs of RoBERTa, space added": lambda directory: byte_level(
         directory, "roberta", BYTE_SPECIAL, add_prefix_space=True
     ),
     "RoBERTa's tokenizer.json": roberta_file,
     "no token types": distilbert,
-    "words like RoBERTa's": words_like_robertas,
+    "special names as ordinary tokens": special_names_as_ordinary_tokens,
 }

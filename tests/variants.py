@@ -6,7 +6,7 @@ from pathlib import Path
 import transformers
 from tokenizers import AddedToken, Tokenizer, processors
 
-from tests.checkpoints import BERT, byte_pairs, randomise, write_pooling, write_words
+from tests.checkpoints import BERT, byte_pairs, randomise, write_bert_tokenizer, write_pooling
 
 ROBERTA = {**BERT, "vocab_size": 410, "max_position_embeddings": 66, "type_vocab_size": 1}  # 64 positions and two more
 DISTILBERT = {
@@ -70,19 +70,19 @@ def write_roberta_embedder(directory: Path) -> None:
 def write_distilbert(directory: Path) -> None:
     config = transformers.DistilBertConfig(**DISTILBERT)
     randomise(transformers.DistilBertForMaskedLM(config)).save_pretrained(directory)
-    write_words(directory)
+    write_bert_tokenizer(directory)
 
 
 def write_distilbert_classifier(directory: Path) -> None:
     """A multi-label classifier with two classes."""
     config = transformers.DistilBertConfig(**DISTILBERT, **names(2), problem_type="multi_label_classification")
     randomise(transformers.DistilBertForSequenceClassification(config)).save_pretrained(directory)
-    write_words(directory)
+    write_bert_tokenizer(directory)
 
 
 def write_distilbert_embedder(directory: Path) -> None:
     randomise(transformers.DistilBertModel(transformers.DistilBertConfig(**DISTILBERT))).save_pretrained(directory)
-    write_words(directory)
+    write_bert_tokenizer(directory)
     write_pooling(directory)
 
 
@@ -93,7 +93,7 @@ def write_layered_embedder(directory: Path) -> None:
 
     encoder = randomise(transformers.BertModel(transformers.BertConfig(**BERT), add_pooling_layer=False))
     encoder.save_pretrained(directory)
-    write_words(directory)
+    write_bert_tokenizer(directory)
     poolings = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
     layers = [Dense(len(poolings) * 64, 48), Normalize(), Dense(48, 32, bias=False), LayerNorm(32)]
     modules = [Transformer(str(directory)), Pooling(64, poolings), *map(randomise, layers)]
@@ -104,7 +104,7 @@ def write_regression(directory: Path) -> None:
     """BERT with a single label, whose logit is the result."""
     config = transformers.BertConfig(**BERT, **names(1), problem_type="regression")
     randomise(transformers.BertForSequenceClassification(config)).save_pretrained(directory)
-    write_words(directory)
+    write_bert_tokenizer(directory)
 
 
 def write_deit(directory: Path, kind: type = transformers.DeiTForImageClassification) -> None:

@@ -21,7 +21,7 @@ from export.graph.trace import trace
 from export.precisions import PRECISIONS
 from models.mlp import ACTIVATIONS
 from protos.manifest_pb2 import Manifest
-from tests.checkpoints import BERT, randomise, write_bytes, write_words
+from tests.checkpoints import BERT, randomise, write_bert_tokenizer, write_gpt2_tokenizer
 
 GPT = {"vocab_size": 400, "n_positions": 64, "n_embd": 64, "n_layer": 2, "n_head": 4, "eos_token_id": 0}
 
@@ -55,7 +55,7 @@ def gpt(directory: Path, **switches: object) -> Path:
     directory.mkdir()
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**GPT, **switches}))
     randomise(model).save_pretrained(directory)
-    write_bytes(directory)
+    write_gpt2_tokenizer(directory)
     return directory
 
 
@@ -119,7 +119,7 @@ def test_heads_of_any_width_are_exported_for_the_cpu(export, tmp_path: Path) -> 
     source.mkdir()
     config = transformers.BertConfig(**BERT | {"hidden_size": 104, "num_attention_heads": 4})
     randomise(transformers.BertForMaskedLM(config)).save_pretrained(source)
-    write_words(source)
+    write_bert_tokenizer(source)
     for target in ("cuda", "cpu,cuda=fp32"):
         refused = export(source, "--target", target)
         assert (refused.status, refused.visible) == (1, [])

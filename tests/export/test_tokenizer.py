@@ -12,7 +12,7 @@ from export.errors import ExportError
 from export.inputs.text import golden_texts, tokenizer
 from export.inputs.text.text_settings import TextSettings
 from export.inputs.text.tokenizer import Needs, Text
-from tests.tokenizer_kinds import KINDS, byte_level, byte_level_file, change, word_list, write
+from tests.tokenizer_kinds import KINDS, byte_level, byte_level_file, change_settings, vocab_txt, write
 
 NEEDS = {"family": "bert", "task": "fill-mask", "vocabulary": 400, "positions": 64, "segments": 2}
 
@@ -60,7 +60,7 @@ def test_truncation_and_padding_in_the_file_are_left_to_the_server(
     ],
 )
 def test_a_class_without_a_fast_form_is_refused_by_name(settings: dict, said: str, tmp_path: Path) -> None:
-    word_list(tmp_path, **settings)
+    vocab_txt(tmp_path, **settings)
     with pytest.raises(ExportError, match=said) as refused:
         read(tmp_path)
     assert "--tokenizer names another directory" in str(refused.value)
@@ -68,7 +68,7 @@ def test_a_class_without_a_fast_form_is_refused_by_name(settings: dict, said: st
 
 @pytest.mark.parametrize("code", [{"AutoTokenizer": ["mine.Mine", None]}, ["mine.Mine", None]])
 def test_a_tokenizer_with_code_is_refused(code: object, tmp_path: Path) -> None:
-    word_list(tmp_path, auto_map=code)
+    vocab_txt(tmp_path, auto_map=code)
     with pytest.raises(
         ExportError, match=r"tokenizer_config.json: auto_map names code of its own .*mine.Mine.* never run"
     ):
@@ -111,7 +111,7 @@ def test_a_file_of_any_name_may_be_the_tokenizer(checkpoints: dict[str, Path], t
 def test_the_length_is_that_of_sentence_transformers_or_of_the_tokenizer(
     positions: int, longest: int | None, stated: int | None, expected: int, tmp_path: Path
 ) -> None:
-    word_list(tmp_path, **({"model_max_length": stated} if stated else {}))
+    vocab_txt(tmp_path, **({"model_max_length": stated} if stated else {}))
     assert (
         read(tmp_path, positions=positions, settings=TextSettings(max_length=longest)).manifest.max_length == expected
     )
@@ -119,14 +119,14 @@ def test_the_length_is_that_of_sentence_transformers_or_of_the_tokenizer(
 
 @pytest.mark.parametrize("stated", [0, -1, 1, "64", float("nan")])
 def test_a_length_without_room_for_the_special_tokens_is_refused(stated: object, tmp_path: Path) -> None:
-    word_list(tmp_path, model_max_length=stated)
+    vocab_txt(tmp_path, model_max_length=stated)
     with pytest.raises(ExportError, match=f"tokenizer_config.json: model_max_length: found '?{stated}'?, expected a"):
         read(tmp_path)
 
 
 @pytest.mark.parametrize("stated", [1e30, float("inf"), None])
 def test_a_tokenizer_without_a_length_has_that_of_the_model(stated: object, tmp_path: Path) -> None:
-    word_list(tmp_path, model_max_length=stated)
+    vocab_txt(tmp_path, model_max_length=stated)
     assert read(tmp_path).manifest.max_length == 64
 
 
@@ -203,7 +203,7 @@ def test_a_tokenizer_of_another_model_is_refused(checkpoints: dict[str, Path]) -
 
 
 def test_a_model_without_a_row_for_the_tokens_around_every_text_is_refused(tmp_path: Path) -> None:
-    word_list(tmp_path, cls_token="[NEW]")
+    vocab_txt(tmp_path, cls_token="[NEW]")
     with pytest.raises(ExportError, match=r"'\[NEW\]' stand around every text"):
         read(tmp_path, vocabulary=len((tmp_path / "vocab.txt").read_text("utf-8").splitlines()))
 
@@ -211,13 +211,13 @@ def test_a_model_without_a_row_for_the_tokens_around_every_text_is_refused(tmp_p
 def test_filling_masks_needs_a_mask_that_the_model_knows(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="found no mask token"):
         read(checkpoints["gpt"])
-    word_list(tmp_path, mask_token="<blank>")
+    vocab_txt(tmp_path, mask_token="<blank>")
     with pytest.raises(ExportError, match="found the mask token '<blank>' with the id"):
         read(tmp_path, vocabulary=len((tmp_path / "vocab.txt").read_text("utf-8").splitlines()))
 
 
 def test_a_special_token_may_be_given_as_an_object(tmp_path: Path) -> None:
-    word_list(tmp_path)
+    vocab_txt(tmp_path)
     write(tmp_path, "special_tokens_map.json", {"mask_token": {"content": "[MASK]", "lstrip": True}})
     assert read(tmp_path).manifest.mask_id == 4
 
@@ -226,13 +226,13 @@ def test_nothing_that_transformers_warns_about_reaches_the_user(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     byte_level_file(tmp_path, clean_up_tokenization_spaces=True)
-    change(tmp_path, extra_setting=1)
+    change_settings(tmp_path, extra_setting=1)
     golden_texts.make(read(tmp_path, task="generate"), "generate")
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_tokenizer_that_does_more_than_its_file_says_is_refused(tmp_path: Path) -> None:
-    word_list(tmp_path)
+    vocab_txt(tmp_path)
     found = read(tmp_path)
     altered = json.loads(found.tokenizer)
     altered["normalizer"]["lowercase"] = False
@@ -263,6 +263,6 @@ def test_a_decoder_that_panics_is_refused(tmp_path: Path) -> None:
     contents = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
     strip = {"type": "Strip", "content": "t", "start": 1, "stop": 1}
     write(tmp_path, "tokenizer.json", contents | {"decoder": strip})
-    change(tmp_path, tokenizer_class="PreTrainedTokenizerFast")
+    change_settings(tmp_path, tokenizer_class="PreTrainedTokenizerFast")
     with pytest.raises(ExportError, match="its files cannot be read .*PanicException: slice index"):
         golden_texts.make(read(tmp_path, family="gpt2", task="generate"), "generate")

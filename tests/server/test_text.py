@@ -126,7 +126,7 @@ async def test_ids_without_a_word_have_no_text(tmp_path):
 
 
 async def test_long_texts_are_cut_on_the_side_of_the_tokenizer(tmp_path):
-    KINDS["word list, cut on the left"](tmp_path)
+    KINDS["vocab.txt, cut on the left"](tmp_path)
     reference, encoder = transformers.AutoTokenizer.from_pretrained(tmp_path), encoder_of(tmp_path)
     letters = " ".join("abcdefghijklmnopqrstuvwxyz")
     for arguments in ([letters], [letters, letters[::-1]], [letters, "a"], ["x" * 8000 + letters]):

@@ -20,8 +20,6 @@ LONGEST_LINE = 64 << 10  # bytes; longer lines are split
 LOCK_NUMBER, ACKNOWLEDGE_NUMBER = 3, 4  # descriptors in the process
 MARK = b"\x00all lines before this one have been written"
 FINISH_S = 5.0  # for the last lines, at the end
-log = logging.getLogger("server")
-
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 LEVELS = {
     "V": logging.DEBUG,
@@ -34,6 +32,8 @@ FORMATS = {  # logger → how its lines begin; the group is the level
     "grpc": re.compile(r"([IWEF])\d{4} [\d:.]+ +\d+ \S+:\d+\] "),  # absl: E0102 03:04:05.678901 123 file.cc:45]
     "onnxruntime": re.compile(r"\d{4}-\d\d-\d\d [\d:.]+ \[([VIWEF]):onnxruntime:"),
 }
+
+log = logging.getLogger("server")
 
 
 @contextmanager

@@ -18,8 +18,9 @@ class Output:
     Processes that write to the same pipe share a `lock`, a descriptor of any file, so that their lines stay whole.
     """
 
-    def __init__(self, descriptor: int, lock: int | None = None) -> None:
+    def __init__(self, descriptor: int, lock: int | None = None, *, patience_ms: int = PATIENCE_MS) -> None:
         self.descriptor = descriptor
+        self._patience_ms = patience_ms
         self._process_lock = lock
         self._lock = threading.Lock()
         self._stuck = False  # whether the last line could not be written in time
@@ -56,7 +57,7 @@ class Output:
     def _is_writable(self) -> bool:
         poll = select.poll()
         poll.register(self.descriptor, select.POLLOUT)
-        self._stuck = not poll.poll(0 if self._stuck else PATIENCE_MS)
+        self._stuck = not poll.poll(0 if self._stuck else self._patience_ms)
         return not self._stuck
 
     @contextmanager

@@ -198,7 +198,13 @@ def test_every_line_of_a_json_log_is_an_object(artifacts):
     environment = {**os.environ, "GRPC_VERBOSITY": "DEBUG", "GRPC_TRACE": "http", "PYTHONWARNINGS": "always"}
     command = [*COMMAND, "--artifacts", artifacts, "--models", "tiny-vit", "--log-format", "json"]
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        pipesize=1 << 20,  # no line is lost while the machine is busy
     )
     try:
         lines = []

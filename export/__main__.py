@@ -14,8 +14,9 @@ from export.precisions import Precision
 from export.progress import Progress
 from export.sources import lookup
 from export.sources.lookup import Source
-from protos.artifact import FORMAT_VERSION
+from protos.artifact import MANIFEST, MANIFEST_DIGEST
 
+INSPECTIONS = ("inspect", "verify", "seal")
 FAILED, MISUSED = 1, 2  # exit statuses
 
 
@@ -25,7 +26,9 @@ def export_parser() -> argparse.ArgumentParser:
         prog="python -m export",
         description="Export models to artifacts: ONNX graphs for the server, proven equal to their PyTorch source.",
         epilog="python -m export inspect ARTIFACT [--json] shows what an artifact contains. python -m export verify "
-        "ARTIFACT [--json] checks that it is unchanged, and runs its graphs on the providers of this machine.",
+        "ARTIFACT [--json] checks that it is unchanged, and runs its graphs on the providers of this machine. "
+        "python -m export seal ARTIFACT [--json] does the same for an artifact whose manifest.json was edited, and "
+        "accepts the change.",
     )
     parser.add_argument(
         "sources",
@@ -115,10 +118,12 @@ def add_precision_options(parser: argparse.ArgumentParser) -> None:
 
 
 def inspection_parser() -> argparse.ArgumentParser:
-    """The options of `inspect` and `verify`."""
-    parser = argparse.ArgumentParser(prog="python -m export", description="Inspect or verify an artifact.")
+    """The options of `inspect`, `verify` and `seal`."""
+    parser = argparse.ArgumentParser(prog="python -m export", description="Inspect, verify or seal an artifact.")
     parser.add_argument(
-        "command", choices=["inspect", "verify"], help="show what it contains, or check that it is unchanged"
+        "command",
+        choices=INSPECTIONS,
+        help="show what it contains, check that it is unchanged, or check it and accept an edited manifest.json",
     )
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="a directory DIR/<name>/<version>")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -128,7 +133,7 @@ def inspection_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command. The exit status is 0, 1 for a failure, or 2 for invalid options."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] in (["inspect"], ["verify"]):
+    if arguments[:1] and arguments[0] in INSPECTIONS:
         return run_inspection(arguments)
     if "--list" in arguments:
         return print_result(families.account(), families.described(), as_json="--json" in arguments)
@@ -168,11 +173,14 @@ def export_one(source: Source, options: argparse.Namespace, targets: dict[str, P
     digest, chosen = source.digest(), options_text(options, targets)
     if source.revision:
         progress.say(f"{name}: {source.location} is commit {source.revision}")
-    found = store.newest(artifacts, name)
+    try:
+        found = store.newest(artifacts, name)
+    except ExportError as damage:
+        progress.say(f"{name}: {damage}")
+        found = None
     if found is not None:
         directory, manifest = found
-        made_of = (manifest.format_version, manifest.source.digest, manifest.source.options)
-        if made_of == (FORMAT_VERSION, digest, chosen):
+        if (manifest.source.digest, manifest.source.options) == (digest, chosen):
             progress.say(f"{name}: {directory} is up to date")
             return
     progress.say(f"{name}: {source.location} → {artifacts / name}")
@@ -211,7 +219,7 @@ def options_text(options: argparse.Namespace, targets: dict[str, Precision]) -> 
 
 
 def run_inspection(arguments: list[str]) -> int:
-    """Show what an artifact contains, or check that it is unchanged."""
+    """Show what an artifact contains, check that it is unchanged, or check it and accept an edited manifest."""
     options = inspection_parser().parse_args(arguments)
     from export.artifact import inspection  # imports onnx
 
@@ -220,8 +228,10 @@ def run_inspection(arguments: list[str]) -> int:
             account = inspection.inspect(options.artifact)
             lines = inspection.described(account)
         else:
-            account = inspection.verify(options.artifact)
+            check = inspection.verify if options.command == "verify" else inspection.seal
+            account = check(options.artifact)
             lines = inspection.verified(account)
+            lines += [f"  {MANIFEST_DIGEST} has the digest of {MANIFEST}"] if options.command == "seal" else []
     except ExportError as error:
         return report(error, FAILED)
     except OSError as error:

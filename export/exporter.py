@@ -39,7 +39,7 @@ def export(job: Job, progress: Progress) -> Path:
     with store.staging(job.artifacts) as directory:
         for name, contents in loaded.files.items():
             (directory / name).write_bytes(contents)
-        references.save_golden(directory / GOLDEN_TENSORS, recipe, known.cases)
+        manifest.golden.cases = references.save_golden(directory / GOLDEN_TENSORS, recipe, known.cases)
         # fp32 comes first: a model that was converted to half precision stays in it.
         for target, precision in sorted(targets.items(), key=lambda chosen: chosen[1].datatype != "FP32"):
             manifest.graphs.append(graph.make(directory, target, precision, recipe, known, progress))

@@ -5,6 +5,7 @@ The result is a recipe, whose model has its weights, and a manifest without grap
 
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from math import isqrt
 from pathlib import Path
 
 from export.errors import ExportError
@@ -27,7 +28,7 @@ from models.checkpoints import (
     weights_file,
 )
 from models.checkpoints.layout import PAD_POSITION
-from protos.artifact import FORMAT_VERSION, GOLDEN_IMAGES, GOLDEN_TEXTS, TOKENIZER
+from protos.artifact import FORMAT_VERSION, GOLDEN_IMAGES, GOLDEN_TEXTS, MAX_RESIZED_PIXELS, TOKENIZER
 from protos.manifest_pb2 import CacheLayout, Manifest
 from protos.manifest_pb2 import Source as SourceMessage
 
@@ -42,6 +43,7 @@ TOOLS = (
     "transformers",
     "pillow",
 )
+REGRESSION, SINGLE_LABEL, MULTI_LABEL = "regression", "single_label_classification", "multi_label_classification"
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class LoadedSource:
 
 def load(job: Job) -> LoadedSource:
     """Read the source of a job. ExportError says which file and which key cannot be exported."""
+    check_image_size(job.image_size)
     source, directory = job.source, job.source.directory
     text = sentence_model.read(directory, job.task) if directory else TextModel()
     try:
@@ -109,12 +112,19 @@ def load(job: Job) -> LoadedSource:
     )
     if recipe.task in ("classify-text", "classify-image"):
         manifest.labels.extend(names)
-        manifest.function_to_apply = text.function_to_apply or function_to_apply(config, len(names))
+        by_type = function_to_apply(config, len(names))
+        manifest.function_to_apply = text.function_to_apply or by_type
     if isinstance(recipe, ImageRecipe):
         found = read_image_input(source, recipe, manifest, config)
     else:
         found = read_text_input(source, recipe, manifest, config, text)
     return replace(found, remarks=[*found.remarks, *remark_on_ignored(loaded.ignored)])
+
+
+def check_image_size(pixels: int | None) -> None:
+    """ExportError if the server would refuse images of this size."""
+    if pixels is not None and not 0 < pixels**2 <= MAX_RESIZED_PIXELS:
+        raise ExportError(f"--image-size: found {pixels}, expected 1 to {isqrt(MAX_RESIZED_PIXELS)}")
 
 
 def remark_on_ignored(tensors: list[str]) -> list[str]:
@@ -132,6 +142,7 @@ def read_image_input(
     sizes = {"image_size": recipe.config.image_size, "trained": trained.image_size}
     found = processor.read(source.directory, channels=recipe.config.channels, **sizes)
     manifest.image.CopyFrom(found.manifest)
+    manifest.golden.images = len(golden_images.files(found.manifest))
     return LoadedSource(recipe, manifest, files={GOLDEN_IMAGES: golden_images.make(found)}, remarks=found.remarks)
 
 
@@ -158,6 +169,7 @@ def read_text_input(
         manifest.text.pad_position, manifest.text.pad_position_id = recipe.config.positions, PAD_POSITION
     manifest.text.empty_pairs = text.function_to_apply is not None  # a cross-encoder
     golden = golden_texts.make(replace(found, manifest=manifest.text), recipe.task)
+    manifest.golden.texts = len(golden.texts)
     if recipe.task == "embed":
         (embedding,) = recipe.outputs("fp32").values()
         manifest.embedding_width = embedding.sized({"batch": 1})[1]
@@ -176,13 +188,14 @@ def read_text_input(
 
 
 def function_to_apply(config: dict[str, object], classes: int) -> str:
-    """The function from logits to scores that the pipelines of transformers choose."""
-    match config.get("problem_type"):
-        case "regression":
-            return "none"
-        case "multi_label_classification":
-            return "sigmoid"
-    return "softmax" if classes > 1 else "sigmoid"
+    """The function from logits to scores that the pipelines of transformers choose. ExportError for an unknown type."""
+    kind = config.get("problem_type")
+    if kind not in (None, REGRESSION, SINGLE_LABEL, MULTI_LABEL):
+        expected = f"{REGRESSION}, {SINGLE_LABEL}, {MULTI_LABEL} or nothing"
+        raise ExportError(f"config.json: problem_type is {kind!r}: expected {expected}")
+    if kind == REGRESSION:
+        return "none"
+    return "sigmoid" if kind == MULTI_LABEL or classes == 1 else "softmax"
 
 
 def tool_versions() -> dict[str, str]:

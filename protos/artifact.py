@@ -1,10 +1,11 @@
-"""The contract of an artifact beside manifest.proto: file names, keys of golden tensors, measures and tolerances.
+"""The contract of an artifact beside manifest.proto: names of files and of values, keys of golden tensors, tolerances.
 
 The exporter writes by it and the server reads by it.
 """
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
+MANIFEST_DIGEST = "manifest.json.sha256"  # in the format of sha256sum
 TOKENIZER = "tokenizer.json"  # in the format of the `tokenizers` library
 # Inputs and outputs of the graph; the outputs are PyTorch's. Keys: see `golden_key`.
 GOLDEN_TENSORS = "golden.safetensors"
@@ -12,6 +13,13 @@ GOLDEN_TENSORS = "golden.safetensors"
 GOLDEN_TEXTS = "golden_texts.json"
 # Image files and the pixels that transformers gave. Keys: see `image_key`.
 GOLDEN_IMAGES = "golden_images.safetensors"
+
+# The values of the manifest's fields that are names.
+TASKS = ("fill-mask", "classify-text", "embed", "classify-image", "generate")
+TARGETS = ("cpu", "cuda")
+PRECISIONS = ("fp32", "fp16", "int8-weights", "int4-weights")
+FUNCTIONS = ("softmax", "sigmoid", "none")  # function_to_apply
+TRUNCATION_SIDES = ("right", "left")
 
 INPUT, OUTPUT = "input", "output"  # of a golden case
 FILE, PIXEL_VALUES = "file", "pixel_values"  # of a golden image: the bytes of its file, and what the model is given

@@ -3,8 +3,8 @@
 isort:skip_file
 The contents of an artifact directory, written by the exporter and read by the server.
 
-The manifest is stored as JSON in `manifest.json`, with these field names. There are no 64-bit integers because
-protobuf's JSON format writes them as strings.
+The manifest is stored as JSON in `manifest.json`, with these field names, and its sha256 in `manifest.json.sha256`.
+There are no 64-bit integers because protobuf's JSON format writes them as strings.
 """
 
 from collections import abc as _abc
@@ -62,8 +62,9 @@ class Manifest(_message.Message):
     TOOL_VERSIONS_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     NORMALISE_FIELD_NUMBER: _builtins.int
+    GOLDEN_FIELD_NUMBER: _builtins.int
     format_version: _builtins.int
-    """2; readers refuse every other version"""
+    """3; readers refuse every other version"""
     name: _builtins.str
     version: _builtins.int
     architecture: _builtins.str
@@ -104,6 +105,8 @@ class Manifest(_message.Message):
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___File]:
         """every file of the directory except the manifest"""
 
+    @_builtins.property
+    def golden(self) -> Global___GoldenCounts: ...
     def __init__(
         self,
         *,
@@ -123,14 +126,45 @@ class Manifest(_message.Message):
         tool_versions: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         files: _abc.Iterable[Global___File] | None = ...,
         normalise: _builtins.bool = ...,
+        golden: Global___GoldenCounts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "image", b"image", "source", b"source", "text", b"text"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "golden", b"golden", "image", b"image", "source", b"source", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "cache", b"cache", "embedding_width", b"embedding_width", "files", b"files", "format_version", b"format_version", "function_to_apply", b"function_to_apply", "graphs", b"graphs", "image", b"image", "labels", b"labels", "name", b"name", "normalise", b"normalise", "source", b"source", "task", b"task", "text", b"text", "tool_versions", b"tool_versions", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "cache", b"cache", "embedding_width", b"embedding_width", "files", b"files", "format_version", b"format_version", "function_to_apply", b"function_to_apply", "golden", b"golden", "graphs", b"graphs", "image", b"image", "labels", b"labels", "name", b"name", "normalise", b"normalise", "source", b"source", "task", b"task", "text", b"text", "tool_versions", b"tool_versions", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Manifest: _TypeAlias = Manifest  # noqa: Y015
+
+@_typing.final
+class GoldenCounts(_message.Message):
+    """The numbers of golden inputs in the artifact's files."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CASES_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    cases: _builtins.int
+    """in golden.safetensors"""
+    texts: _builtins.int
+    """in golden_texts.json, for text tasks"""
+    images: _builtins.int
+    """in golden_images.safetensors, for image tasks"""
+    def __init__(
+        self,
+        *,
+        cases: _builtins.int = ...,
+        texts: _builtins.int = ...,
+        images: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cases", b"cases", "images", b"images", "texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GoldenCounts: _TypeAlias = GoldenCounts  # noqa: Y015
 
 @_typing.final
 class Graph(_message.Message):

@@ -1,33 +1,22 @@
 """Reads an artifact directory: the manifest and the files. Opens no session."""
 
-import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from google.protobuf import json_format
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
-
-from protos.artifact import (
-    FORMAT_VERSION,
-    GOLDEN_IMAGES,
-    GOLDEN_TENSORS,
-    GOLDEN_TEXTS,
-    INPUT,
-    MANIFEST,
-    parse_golden_key,
-)
-from protos.manifest_pb2 import Graph, Manifest
-from server.arrays import Array
+from protos.artifact import MANIFEST
+from protos.golden import GoldenCase, GoldenImage, read_cases, read_images, read_texts
+from protos.manifest import ArtifactError, check_artifact, read_manifest, unlisted_files
+from protos.manifest_pb2 import GoldenTexts, Graph, Manifest
 from server.errors import BadArtifact
 
+NAMED = 8  # files that a message names
 
-@dataclass(frozen=True)
-class GoldenCase:
-    """Inputs of a graph, and the outputs of PyTorch for them in fp32."""
+__all__ = ["Artifact", "GoldenCase", "newest", "read_artifact", "versions"]
 
-    inputs: dict[str, Array]
-    outputs: dict[str, Array]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,88 +51,38 @@ class Artifact:
         return sum(self.path(file.path).stat().st_size for file in self.manifest.files if file.path.startswith(stem))
 
     def golden(self) -> list[GoldenCase]:
-        """The golden cases, in order."""
-        try:
-            tensors = load_file(self.path(GOLDEN_TENSORS))
-        except (OSError, SafetensorError) as error:
-            raise BadArtifact(f"{self.path(GOLDEN_TENSORS)}: {error}") from error
-        cases: dict[int, GoldenCase] = {}
-        for key, tensor in tensors.items():
-            number, side, name = parse_golden_key(key)
-            case = cases.setdefault(number, GoldenCase({}, {}))
-            (case.inputs if side == INPUT else case.outputs)[name] = tensor
-        if not cases:
-            raise BadArtifact(f"{self.path(GOLDEN_TENSORS)}: found no cases, expected at least one")
-        return [cases[number] for number in sorted(cases)]
+        """The golden cases, in order. Raises BadArtifact if one is missing."""
+        with _translated_errors():
+            return read_cases(self.directory, self.manifest)
+
+    def golden_images(self) -> list[GoldenImage]:
+        """The golden images, in order. Raises BadArtifact if one is missing."""
+        with _translated_errors():
+            return read_images(self.directory, self.manifest)
+
+    def golden_texts(self) -> GoldenTexts:
+        """The golden texts. Raises BadArtifact if one is missing."""
+        with _translated_errors():
+            return read_texts(self.directory, self.manifest)
+
+
+@contextmanager
+def _translated_errors() -> Iterator[None]:
+    """Translate the errors of artifacts, which the exporter has in common, to BadArtifact."""
+    try:
+        yield
+    except ArtifactError as error:
+        raise BadArtifact(str(error)) from error
 
 
 def read_artifact(directory: Path) -> Artifact:
-    """Read the manifest and check every file against it. Raises BadArtifact with the reason."""
-    path = directory / MANIFEST
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise BadArtifact(f"{path}: {error.strerror}") from error
-    try:
-        # Ignore unknown fields, so that an artifact of a later format fails at the version check below.
-        manifest = json_format.Parse(text, Manifest(), ignore_unknown_fields=True)
-    except json_format.ParseError as error:
-        raise BadArtifact(f"{path}: {error}") from error
-    if manifest.format_version != FORMAT_VERSION:
-        raise BadArtifact(
-            f"{path}: found format_version {manifest.format_version}, expected {FORMAT_VERSION}: export again"
-        )
-    artifact = Artifact(directory, manifest)
-    location = directory.resolve()
-    if (artifact.name, artifact.version) != (location.parent.name, location.name):
-        raise BadArtifact(
-            f"{directory}: found {artifact.name} version {artifact.version}, "
-            f"expected {location.parent.name} version {location.name}"
-        )
-    _check_labels(artifact)
-    _check_files(artifact)
-    return artifact
-
-
-def _check_labels(artifact: Artifact) -> None:
-    """Check that a classifier has a label for each of its classes, as many as its graphs give logits."""
-    if not artifact.manifest.task.startswith("classify"):
-        return
-    labels = len(artifact.manifest.labels)
-    for graph in artifact.manifest.graphs:
-        for tensor in graph.outputs:
-            if tensor.name == "logits" and tensor.shape[-1] != str(labels):
-                raise BadArtifact(
-                    f"{artifact.directory / MANIFEST}: labels: found {labels}, expected {tensor.shape[-1]}, one for "
-                    f"each class of {graph.file}: export again"
-                )
-
-
-def _check_files(artifact: Artifact) -> None:
-    """Check that every listed file has its exported contents, and that every used file is listed."""
-    listed = set()
-    for file in artifact.manifest.files:
-        if Path(file.path).is_absolute() or ".." in Path(file.path).parts:
-            raise BadArtifact(f"{artifact.directory}: found file {file.path!r}, expected one inside the directory")
-        listed.add(file.path)
-        try:
-            with artifact.path(file.path).open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        except OSError as error:
-            raise BadArtifact(f"{artifact.path(file.path)}: {error.strerror}") from error
-        if digest != file.sha256:
-            raise BadArtifact(
-                f"{artifact.path(file.path)}: found sha256 {digest}, expected {file.sha256}: the file was altered; "
-                "export again"
-            )
-    text = artifact.manifest.text
-    used = {GOLDEN_TENSORS, *(graph.file for graph in artifact.manifest.graphs), *filter(None, [text.tokenizer])}
-    if artifact.manifest.HasField("image"):
-        used.add(GOLDEN_IMAGES)
-    if artifact.manifest.HasField("text"):
-        used.add(GOLDEN_TEXTS)
-    if unlisted := used - listed:
-        raise BadArtifact(f"{artifact.directory}: {', '.join(sorted(unlisted))} not among the files of the manifest")
+    """Read the manifest and check it and every listed file (protos/manifest.py). Raises BadArtifact with the reason."""
+    with _translated_errors():
+        manifest = read_manifest(directory)
+        check_artifact(directory, manifest)
+    if ignored := unlisted_files(directory, manifest):
+        log.info("%s: ignored files that the manifest does not list: %s", directory, ", ".join(ignored[:NAMED]))
+    return Artifact(directory, manifest)
 
 
 def versions(root: Path, name: str) -> dict[int, Path]:

@@ -1,4 +1,4 @@
-"""The commands `inspect` and `verify`: what an artifact contains, and whether it is unchanged.
+"""The commands `inspect`, `verify` and `seal`: what an artifact contains, whether it is unchanged or may change.
 
 `inspect` imports no torch.
 """
@@ -8,16 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
-from google.protobuf.json_format import MessageToDict, Parse, ParseError
+from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError
-from safetensors.numpy import load_file
 
 from export.artifact import store
 from export.errors import ExportError, ParityError
-from export.inputs import golden_inputs
-from protos.artifact import FORMAT_VERSION, GOLDEN_TENSORS, INPUT, MANIFEST, OUTPUT, golden_key, parse_golden_key
+from protos import golden
+from protos import manifest as manifests
+from protos.artifact import MANIFEST
+from protos.golden import GoldenCase
+from protos.manifest import unlisted_files
 from protos.manifest_pb2 import Graph, Manifest
 
 if TYPE_CHECKING:
@@ -28,33 +29,24 @@ MILLION = 1e6
 Account = dict[str, Any]
 
 
-def read(directory: Path) -> Manifest:
-    """The manifest of an artifact. ExportError if there is none, or if it has another format."""
-    try:
-        text = (directory / MANIFEST).read_text("utf-8")
-        manifest = Parse(text, Manifest(), ignore_unknown_fields=True)
-    except (OSError, ParseError) as error:
-        raise ExportError(f"{directory}: found no manifest, expected an artifact (DIR/<name>/<version>)") from error
-    if manifest.format_version != FORMAT_VERSION:
-        found, expected = manifest.format_version, FORMAT_VERSION
-        raise ExportError(f"{directory}: found format_version {found}, expected {expected}: export again")
-    return manifest
-
-
 def inspect(directory: Path) -> Account:
-    """The manifest as a dictionary, with the number of nodes by kind in each graph."""
-    manifest = read(directory)
+    """The manifest as a dictionary, with the number of nodes by kind in each graph. ExportError as in `verify`."""
+    check_is_artifact(directory)
+    manifest = store.read(directory)
     account: Account = MessageToDict(
         manifest, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
     for graph in account["graphs"]:
         loaded = nodes_of(directory / graph["file"])
         graph["nodes"] = dict(Counter(loaded).most_common())
-    if manifest.task == "classify-image":
-        account["golden_images"] = golden_inputs.count_images(directory)
-    else:
-        account["golden_texts"] = len(golden_inputs.texts(directory).texts)
+    account["unlisted_files"] = unlisted_files(directory, manifest)
     return account
+
+
+def check_is_artifact(directory: Path) -> None:
+    """ExportError if the directory has no manifest."""
+    if not (directory / MANIFEST).is_file():
+        raise ExportError(f"{directory}: found no {MANIFEST}, expected an artifact (DIR/<name>/<version>)")
 
 
 def nodes_of(path: Path) -> list[str]:
@@ -75,10 +67,12 @@ def described(account: Account) -> list[str]:
         "  made with " + ", ".join(f"{name} {version}" for name, version in sorted(tools.items())),
     ]
     lines += [f"  {path}: {size / MILLION:.1f} MB" for path, size in sizes.items()]
-    if "golden_images" in account:
-        lines.append(f"  {account['golden_images']} golden images, as transformers prepares them")
-    if "golden_texts" in account:
-        lines.append(f"  {account['golden_texts']} golden texts, with the token ids of transformers")
+    lines += unlisted_lines(account)
+    counts = account["golden"]
+    if counts["images"]:
+        lines.append(f"  {counts['images']} golden images, as transformers prepares them")
+    if counts["texts"]:
+        lines.append(f"  {counts['texts']} golden texts, with the token ids of transformers")
     for graph in account["graphs"]:
         nodes, traced = graph["nodes"], graph["traced_nodes"]
         head = f" (head {graph['head_precision']})" if graph["head_precision"] else ""
@@ -109,29 +103,50 @@ def errors(parity: Account) -> str:
     return said
 
 
+def unlisted_lines(account: Account) -> list[str]:
+    """The line about files that do not belong to the artifact, if there are any."""
+    unlisted = account["unlisted_files"]
+    return [f"  ignored, because the manifest does not list them: {', '.join(unlisted)}"] if unlisted else []
+
+
 def verify(directory: Path) -> Account:
     """Check every hash and run the golden inputs through every graph. ExportError names what has changed.
 
     A graph for CUDA runs on CUDA if this machine can, otherwise on the CPU.
     """
-    manifest = read(directory)
-    for file in manifest.files:
-        path = directory / file.path
-        if not path.is_file():
-            raise ExportError(f"{path}: found no such file, expected {file.bytes:.0f} bytes")
-        if store.file_entry(path, directory).sha256 != file.sha256:
-            raise ExportError(f"{path}: found other contents, expected those of sha256 {file.sha256[:12]}…")
-    tensors = load_file(directory / GOLDEN_TENSORS)
-    graphs = [measured(directory, graph, tensors) for graph in manifest.graphs]
-    account = {"name": manifest.name, "version": manifest.version, "files": len(manifest.files), "graphs": graphs}
-    if manifest.task == "classify-image":
-        from export.inputs.images import golden_images  # imports transformers
+    check_is_artifact(directory)
+    return proven(directory, store.read(directory))
 
-        account |= golden_images.verify(golden_inputs.images(directory), manifest.image)
-    else:
-        from export.inputs.text import golden_texts  # the same
 
-        account |= golden_texts.verify(directory, manifest.text)
+def seal(directory: Path) -> Account:
+    """Do what `verify` does for a manifest that was edited, then write its digest. ExportError as in `verify`."""
+    check_is_artifact(directory)
+    contents, manifest = store.read_unsealed(directory)
+    account = proven(directory, manifest)
+    manifests.seal(directory, contents)
+    return account
+
+
+def proven(directory: Path, manifest: Manifest) -> Account:
+    """Run the golden inputs of an artifact whose files are unaltered."""
+    with store.translated_errors():
+        cases = golden.read_cases(directory, manifest)
+    account = {
+        "name": manifest.name,
+        "version": manifest.version,
+        "files": len(manifest.files),
+        "unlisted_files": unlisted_files(directory, manifest),
+        "graphs": [measured(directory, graph, cases) for graph in manifest.graphs],
+    }
+    with store.translated_errors():
+        if manifest.task == "classify-image":
+            from export.inputs.images import golden_images  # imports transformers
+
+            account |= golden_images.verify(golden.read_images(directory, manifest), manifest.image)
+        else:
+            from export.inputs.text import golden_texts  # the same
+
+            account |= golden_texts.verify(directory, golden.read_texts(directory, manifest), manifest.text)
     return account
 
 
@@ -144,8 +159,21 @@ def verified(account: Account) -> list[str]:
             f"{graph['root_mean_square']:.1e}, {graph['cases']} cases, {graph['measured_on']}{through_casts(graph)}"
             for graph in account["graphs"]
         ]
-        + golden_inputs.verification_lines(account)
+        + golden_lines(account)
+        + unlisted_lines(account)
     )
+
+
+def golden_lines(account: Account) -> list[str]:
+    """The lines about golden images and texts that `verify` prints."""
+    lines = []
+    if "golden_images" in account:
+        lines.append(
+            f"  {account['golden_images']} golden images: at most {account['pixel_error']:.2g} grey levels off"
+        )
+    if "golden_texts" in account:
+        lines.append(f"  {account['golden_texts']} golden texts: all of them have the token ids of transformers")
+    return lines
 
 
 def through_casts(graph: Account) -> str:
@@ -155,23 +183,23 @@ def through_casts(graph: Account) -> str:
     return f"; not on CUDA ({why}): checked on the CPU{casts}" if why else ""
 
 
-def measured(directory: Path, graph: Graph, tensors: dict[str, np.ndarray[Any, Any]]) -> Account:
+def measured(directory: Path, graph: Graph, cases: list[GoldenCase]) -> Account:
     """How far one graph is from the golden outputs on this machine, for its own provider or else on the CPU."""
     from export.graph import runtime  # imports torch, which `inspect` does not need
 
     path, why = directory / graph.file, ""
     if graph.target == "cuda":
         try:
-            return distance(runtime.load_on_cuda(path), graph, tensors)
+            return distance(runtime.load_on_cuda(path), graph, cases)
         except ParityError:
             raise
         except Exception as error:  # without a GPU; the runtime's errors have no common base class
             why = next(iter(str(error).splitlines()), type(error).__name__)
-    return distance(runtime.Runtime(path), graph, tensors) | ({"not_on_cuda": why} if why else {})
+    return distance(runtime.Runtime(path), graph, cases) | ({"not_on_cuda": why} if why else {})
 
 
-def golden(graph: Graph, tensors: dict[str, np.ndarray[Any, Any]]) -> list[tuple[str, "Case"]]:
-    """The golden cases as inputs of this graph, each with the name of the result."""
+def results(graph: Graph, cases: list[GoldenCase]) -> list[tuple[str, "Case"]]:
+    """The golden cases as inputs of this graph, one for each of their results, with the name of the result."""
     from export.graph.recipes import Port
     from export.graph.runtime import with_cache
     from export.parity.cases import Case
@@ -180,33 +208,33 @@ def golden(graph: Graph, tensors: dict[str, np.ndarray[Any, Any]]) -> list[tuple
         tensor.name: Port(tensor.datatype, tuple(int(size) if size.isdecimal() else size for size in tensor.shape))
         for tensor in graph.inputs
     }
-    cases: list[tuple[str, Case]] = []
-    for key in tensors:
-        number, side, result = parse_golden_key(key)
-        if side == OUTPUT:
-            prefix = golden_key(number, INPUT, "")
-            inputs = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
-            cases.append((result, Case(with_cache(ports, inputs), tensors[key])))
-    return cases
+    return [
+        (result, Case(with_cache(ports, case.inputs), reference))
+        for case in cases
+        for result, reference in case.outputs.items()
+    ]
 
 
-def distance(session: "Runtime", graph: Graph, tensors: dict[str, np.ndarray[Any, Any]]) -> Account:
+def distance(session: "Runtime", graph: Graph, golden_cases: list[GoldenCase]) -> Account:
     """How far a graph is from the golden outputs in this session. ParityError if it is out of tolerance."""
     from export.graph import runtime
     from export.parity import comparison
     from export.precisions import PRECISIONS
 
-    cases = golden(graph, tensors)
+    cases = results(graph, golden_cases)
     scale = comparison.deviation([case for _, case in cases])
     differences = [
         comparison.difference(result, session.run(case.inputs)[result], case.reference, scale) for result, case in cases
     ]
-    proven = comparison.judge(differences, replace(PRECISIONS[graph.precision], tolerance=graph.parity.tolerance))
+    precision = PRECISIONS[graph.precision]
+    if precision.weights:  # the tolerance was chosen at the export; others are the same for all artifacts
+        precision = replace(precision, tolerance=graph.parity.tolerance)
+    found = comparison.judge(differences, precision)
     return {
         "target": graph.target,
         "precision": graph.precision,
-        "maximum": proven.maximum,
-        "root_mean_square": proven.root_mean_square,
-        "cases": proven.cases,
+        "maximum": found.maximum,
+        "root_mean_square": found.root_mean_square,
+        "cases": found.cases,
         "measured_on": runtime.description(session.provider),
     }

@@ -6,7 +6,6 @@ its hidden directory remains without a lock, and the next export removes it.
 
 import errno
 import fcntl
-import hashlib
 import os
 import shutil
 import tempfile
@@ -14,14 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from google.protobuf.json_format import MessageToJson, Parse, ParseError
-
 from export.errors import ExportError
-from protos.artifact import MANIFEST
+from protos import manifest as manifests
 from protos.manifest_pb2 import File, Manifest
 
 STAGING = ".export-"
-CHUNK_BYTES = 1 << 22
 READABLE = 0o755
 
 
@@ -80,8 +76,7 @@ def publish(staged: Path, root: Path, manifest: Manifest) -> Path:
     directory.mkdir(exist_ok=True)
     while True:
         manifest.version = max(versions(directory), default=0) + 1
-        text = MessageToJson(manifest, preserving_proto_field_name=True)
-        (staged / MANIFEST).write_text(text + "\n", "utf-8")
+        manifests.write_manifest(staged, manifest)
         target = directory / str(manifest.version)
         try:
             return staged.rename(target)
@@ -92,11 +87,8 @@ def publish(staged: Path, root: Path, manifest: Manifest) -> Path:
 
 def file_entry(path: Path, root: Path) -> File:
     """The name, size and sha256 of one file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return File(path=path.relative_to(root).as_posix(), sha256=digest.hexdigest(), bytes=path.stat().st_size)
+    name = path.relative_to(root).as_posix()
+    return File(path=name, sha256=manifests.sha256_of(path), bytes=path.stat().st_size)
 
 
 def versions(directory: Path) -> list[int]:
@@ -105,14 +97,37 @@ def versions(directory: Path) -> list[int]:
 
 
 def newest(root: Path, name: str) -> tuple[Path, Manifest] | None:
-    """The highest version of a model and its manifest; None if there is none, or if it cannot be read."""
-    for version in reversed(versions(root / name)):
-        directory = root / name / str(version)
-        try:
-            return directory, Parse((directory / MANIFEST).read_text("utf-8"), Manifest(), ignore_unknown_fields=True)
-        except (OSError, ParseError):
-            return None
-    return None
+    """The highest version of a model and its manifest; None if there is none. ExportError if the server refuses it."""
+    numbers = versions(root / name)
+    if not numbers:
+        return None
+    directory = root / name / str(numbers[-1])
+    return directory, read(directory)
+
+
+def read(directory: Path) -> Manifest:
+    """The manifest of an artifact that is whole and unaltered. ExportError names what is not."""
+    with translated_errors():
+        manifest = manifests.read_manifest(directory)
+        manifests.check_artifact(directory, manifest)
+        return manifest
+
+
+def read_unsealed(directory: Path) -> tuple[bytes, Manifest]:
+    """The same for an artifact whose manifest may have been edited, with the contents of the manifest."""
+    with translated_errors():
+        contents, manifest = manifests.read_unsealed(directory)
+        manifests.check_artifact(directory, manifest)
+        return contents, manifest
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """Translate the errors of artifacts, which the server has in common, to ExportError."""
+    try:
+        yield
+    except manifests.ArtifactError as error:
+        raise ExportError(str(error)) from error
 
 
 def check_name(name: str) -> None:

@@ -1,5 +1,5 @@
 """What happens to a text or an image before the graph, as the library that defines it reads its settings.
 
-`text` and `images` read the settings of a source into the manifest, and prove them on golden inputs. `golden_inputs`
-reads the golden inputs of an artifact, `samples` reads files of sample inputs. These packages know nothing of graphs.
+`text` and `images` read the settings of a source into the manifest, and prove them on golden inputs. `samples` reads
+files of sample inputs. These packages know nothing of graphs.
 """

@@ -11,7 +11,11 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from export.errors import ExportError
+from export.sources.lfs import check_no_pointer
 
+EXPECTED = "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
+NO_IMAGE = "no image"
+HEIC_BRANDS = (b"hei", b"hev")  # the first letters of those of HEIC, after the type of the first box
 MAX_INPUTS = 64  # of a file: the first ones are used
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
@@ -19,6 +23,7 @@ IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".a
 def texts(path: Path, limit: int = MAX_INPUTS) -> list[str]:
     """The first lines of a file that are not empty. ExportError if it has none."""
     try:
+        check_no_pointer(path)
         lines = path.read_text("utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise ExportError(f"{path}: found other bytes at {error.start}, expected text in UTF-8") from error
@@ -37,7 +42,7 @@ def image_files(path: Path) -> list[Path]:
         if not found:
             raise ExportError(f"{path}: found no image in it, expected files that end in {', '.join(IMAGES)}")
         return found[:MAX_INPUTS]
-    if path.suffix.lower() in IMAGES:
+    if path.suffix.lower() in IMAGES or kind_of(path) != NO_IMAGE:
         return [path]
     return [path.parent / line.strip() for line in texts(path)]
 
@@ -47,11 +52,25 @@ def picture(path: Path) -> Image.Image:
     from export.inputs.images.steps import loaded  # imports torch
 
     try:
+        check_no_pointer(path)
         return loaded(path)
     except UnidentifiedImageError as error:
-        raise ExportError(f"{path}: found no image, expected JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF") from error
+        raise ExportError(f"{path}: found {kind_of(path)}, expected {EXPECTED}") from error
     except OSError as error:
         raise ExportError(f"{path}: {error.strerror or error}, expected an image") from error
+
+
+def kind_of(path: Path) -> str:
+    """The format of a file, for an error, also if it is not supported; NO_IMAGE for other files."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(12)
+        if start[4:8] == b"ftyp" and start[8:11] in HEIC_BRANDS:
+            return "a HEIC file"
+        with Image.open(path) as picture:
+            return f"a file in {picture.format}"
+    except (OSError, Image.DecompressionBombError):
+        return NO_IMAGE
 
 
 def digest(path: Path) -> str:
@@ -70,7 +89,7 @@ def named(path: Path) -> list[Path]:
     """The existing files that the lines of a list name."""
     if path.suffix.lower() in IMAGES:
         return []
-    return [file for file in image_files(path) if os.path.isfile(file)]  # a text may not be a valid file name
+    return [file for file in image_files(path) if os.path.isfile(file) and file != path]  # a text may not be a name
 
 
 def contents(path: Path) -> bytes:

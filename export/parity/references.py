@@ -68,10 +68,12 @@ def reference_case(recipe: Recipe, inputs: Arrays) -> Case:
     return Case(inputs, result.numpy().astype(np.float32))
 
 
-def save_golden(path: Path, recipe: Recipe, seeded: list[Case]) -> None:
-    """Write the golden cases. The server runs them on its provider before it serves the model."""
+def save_golden(path: Path, recipe: Recipe, seeded: list[Case]) -> int:
+    """Write the golden cases; returns their number. The server runs them on its provider before it serves the model."""
     arrays: Arrays = {}
-    for number, case in enumerate(cases.golden(seeded)):
+    chosen = cases.golden(seeded)
+    for number, case in enumerate(chosen):
         arrays |= {golden_key(number, INPUT, name): array for name, array in case.inputs.items()}
         arrays[golden_key(number, OUTPUT, recipe.result)] = case.reference
     path.write_bytes(serialised(arrays))  # for a full disk, the library's own save_file raises no OSError
+    return len(chosen)

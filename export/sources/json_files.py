@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import ExportError
+from export.sources.lfs import check_no_pointer
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -19,6 +20,7 @@ def read_any_json(path: Path) -> Any:
     """The value in a JSON file; an empty object if there is no such file."""
     if not path.is_file():
         return {}
+    check_no_pointer(path)
     try:
         return json.loads(path.read_text("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

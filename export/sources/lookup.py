@@ -11,6 +11,7 @@ from pathlib import Path
 from export.errors import ExportError
 from export.sources import hub
 from export.sources.layout import CHARACTERS, files, tokenizer_files
+from export.sources.lfs import check_no_pointer
 from export.sources.modules import MODULES, encoder_folder
 
 CHUNK_BYTES = 1 << 22
@@ -42,9 +43,10 @@ class Source:
         return self.weights / encoder_folder(self.weights) if self.directory else self.weights
 
     def digest(self) -> str:
-        """sha256 over the names and contents of the files that an export reads."""
+        """sha256 over the names and contents of the files that an export reads. ExportError for pointers of Git LFS."""
         digest = hashlib.sha256()
         for name, path in self._named():
+            check_no_pointer(path)
             digest.update(f"{name}\0{path.stat().st_size}\0".encode())
             with path.open("rb") as file:
                 while chunk := file.read(CHUNK_BYTES):

@@ -3,14 +3,15 @@
     model = load("path/to/checkpoint")  # a directory in the Hugging Face layout, or nanoGPT's ckpt.pt
     save("another/path", published_config(model), published(model))
 
-Read in this order: architectures, fields, configs, layout, tables, leftovers, files, matching, weights, resize. Knows
-torch and safetensors, and nothing of tokenizers, images or serving.
+Read in this order: architectures, fields, configs, layout, tables, leftovers, files, bounds, matching, weights, resize.
+Knows torch and safetensors, and nothing of tokenizers, images or serving.
 """
 
 from models.checkpoints.architectures import TASKS, architecture, for_task
-from models.checkpoints.configs import configuration, guessed, labels, published_config
+from models.checkpoints.configs import configuration, guessed, published_config
 from models.checkpoints.errors import CheckpointError
 from models.checkpoints.files import read, save, tensors_in, weights_file
+from models.checkpoints.labels import labels
 from models.checkpoints.weights import fitted, load, published
 
 __all__ = [

@@ -12,7 +12,7 @@ from torch import nn
 from models.checkpoints.architectures import ARCHITECTURES, ENCODERS, MODEL_TYPES, architecture, for_task, named
 from models.checkpoints.errors import CheckpointError, Json, whole_number
 from models.checkpoints.fields import FIELDS, SWITCHES, sizes
-from models.checkpoints.labels import labels
+from models.checkpoints.labels import class_count
 from models.checkpoints.layout import POSITION_OFFSET
 from models.checkpoints.mixer_configs import mixer, published_mixer
 from models.checkpoints.nanogpt import activation
@@ -68,7 +68,7 @@ def bert(config: Json, head: str | None, family: str = "bert") -> BertConfig:
     ours = BertConfig(**sizes(config, family), head=head)
     if head != "masked-language":
         ours = replace(ours, tied_head=True)  # there is no matrix to tie
-    return replace(ours, classes=len(labels(config))) if head == "classifier" else ours
+    return replace(ours, classes=class_count(config)) if head == "classifier" else ours
 
 
 def roberta(config: Json, head: str | None) -> BertConfig:
@@ -96,7 +96,7 @@ def nanogpt(config: Json, head: str | None) -> GptConfig:
 
 
 def vit(config: Json, head: str | None) -> VitConfig:
-    return VitConfig(**sizes(config, "vit"), classes=len(labels(config)))
+    return VitConfig(**sizes(config, "vit"), classes=class_count(config))
 
 
 def deit(config: Json, head: str | None) -> VitConfig:

@@ -1,8 +1,9 @@
 """The names of the classes."""
 
 from collections.abc import Mapping
+from typing import Any
 
-from models.checkpoints.errors import CheckpointError, Json
+from models.checkpoints.errors import CheckpointError, Json, whole_number
 from models.checkpoints.mixer_configs import mixer, pretrained_settings
 
 DEFAULT_COUNT = 2  # of classes: transformers' default
@@ -33,15 +34,29 @@ def transformers_labels(config: Json) -> list[str]:
     `label2id` is not read, as in the library. CheckpointError if the numbers of the classes have gaps: a pipeline of
     transformers has no name for such a class either.
     """
+    names, count = config.get("id2label"), class_count(config)
+    return numbered(count) if names is None or len(names) != count else in_order(names)
+
+
+def class_count(config: Json) -> int:
+    """The number of classes in a file of transformers. CheckpointError as in `transformers_labels`.
+
+    There is no list of names yet: a wrong number of them could take all memory.
+    """
     names, count = config.get("id2label"), config.get("num_labels")
-    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-        raise CheckpointError(f"config.json: num_labels is {count!r}: expected a whole number, at least 1")
+    if count is not None:
+        whole_number("num_labels", count)
     if names is None:
-        return numbered(DEFAULT_COUNT if count is None else count)
+        return DEFAULT_COUNT if count is None else int(count)
     if not isinstance(names, Mapping) or not all(str(number).strip().isdecimal() for number in names):
         raise CheckpointError(f"config.json: id2label is {names!r}: expected the name of each class by its number")
     if count is not None and len(names) != count:
-        return numbered(count)
+        return int(count)
+    return len(in_order(names))
+
+
+def in_order(names: Mapping[Any, Any]) -> list[str]:
+    """The names by number. CheckpointError if the numbers have gaps."""
     by_number = {int(number): str(name) for number, name in names.items()}
     if not names or by_number.keys() != set(range(len(names))):
         found = ", ".join(map(str, names)) or "nothing"

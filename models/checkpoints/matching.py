@@ -63,6 +63,21 @@ def are_untied(names: Layout, tensors: Mapping[str, Tensor]) -> bool:
     return copy is not None and original is not None and not equal(copy, original)
 
 
+def with_own_bias(names: Layout, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors, with the same bias of the head under both of its names, as transformers ties it.
+
+    The matrix of the head and its bias are tied independently of each other. If a file has both biases, and they
+    differ, the one beside the matrix counts.
+    """
+    spelled = {names.plain(unwrapped(spelling)): spelling for spelling in tensors}
+    for own, shared in names.copies[1:]:
+        found = spelled.get(own) or spelled.get(shared)
+        if found is not None:
+            both = (spelled.get(name, names.full(name)) for name in (own, shared))
+            tensors = {**tensors, **dict.fromkeys(both, tensors[found])}
+    return tensors
+
+
 def sorted_out(
     names: Layout, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, strip: Callable[[str], str]
 ) -> tuple[Found, Problems]:

@@ -37,7 +37,7 @@ def mixer(config: Json) -> MixerConfig:
     expect(config, {"global_pool": "avg"})
     width, ratio = whole_number("embed_dim", arguments["embed_dim"]), arguments["mlp_ratio"]
     ratios = ratio if isinstance(ratio, list | tuple) else (ratio, ratio)
-    if len(ratios) != 2 or not all(isinstance(number, int | float) for number in ratios):
+    if len(ratios) != 2 or not all(map(is_finite, ratios)):
         raise CheckpointError(f"config.json: mlp_ratio is {ratio!r}: expected a number, or two")
     tokens, channels = ratios
     return MixerConfig(
@@ -50,6 +50,12 @@ def mixer(config: Json) -> MixerConfig:
         channels=whole_number("in_chans", arguments["in_chans"]),
         classes=whole_number("num_classes", arguments["num_classes"]),
     )
+
+
+def is_finite(number: Any) -> bool:
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        return False
+    return isinstance(number, int) or math.isfinite(number)
 
 
 def check_mixer(name: Any) -> str:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from models.bert import Bert
+from models.checkpoints.bounds import check_sizes
 from models.checkpoints.configs import configuration, own_family
 from models.checkpoints.errors import CheckpointError, Json
 from models.checkpoints.files import read
 from models.checkpoints.layout import Layout, Row
-from models.checkpoints.matching import are_untied, matched
+from models.checkpoints.matching import are_untied, matched, with_own_bias
 from models.checkpoints.resize import resized
 from models.checkpoints.tables import layout
 from models.config import BertConfig, GptConfig, MixerConfig, StackConfig, VectorLayer, VitConfig
@@ -60,10 +61,13 @@ def fitted(
     tensors that the model does not use. CheckpointError if anything does not fit.
     """
     family, config = configuration(published, pooling=pooling, layers=layers)
+    check_sizes(family, config, tensors, file=file)
     names = layout(family, config)
-    if getattr(config, "tied_head", False) and are_untied(names, tensors):  # transformers does not tie them either
-        config = replace(config, tied_head=False)
-        names = layout(family, config)
+    if has_tied_head(config):
+        tensors = with_own_bias(names, tensors)
+        if are_untied(names, tensors):  # transformers does not tie them either
+            config = replace(config, tied_head=False)
+            names = layout(family, config)
     model = unfilled(config)
     match = matched(type(model).__name__, names, plain(model, names), tensors, file=file, ignore_unused=ignore_unused)
     model.to_empty(device="cpu")
@@ -73,12 +77,19 @@ def fitted(
     return Loaded(model.eval(), match.ignored)
 
 
+def has_tied_head(config: StackConfig) -> bool:
+    """Whether the model has a language head that shares the matrix of the token embedding."""
+    if isinstance(config, BertConfig) and config.head != "masked-language":
+        return False
+    return isinstance(config, BertConfig | GptConfig) and config.tied_head
+
+
 def unfilled(config: StackConfig) -> nn.Module:
     """The model on the meta device: names and shapes of its parameters are known before any tensor is read."""
     try:
         with torch.device("meta"):
             return MODELS[type(config)](config)
-    except ValueError as error:  # sizes that do not go together
+    except (ValueError, RuntimeError) as error:  # sizes that do not go together, or that no tensor can have
         raise CheckpointError(f"config.json: {error}") from error
 
 

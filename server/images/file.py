@@ -7,6 +7,7 @@ many times as large as the file.
 
 import io
 import math
+import struct
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,14 +35,17 @@ READERS: tuple[tuple[bytes, type[ImageFile]], ...] = (
     (b"BM", BmpImageFile),
     *((start, TiffImageFile) for start in limits.TIFF_STARTS),
 )
-# An AVIF file starts with the length of a box of type `ftyp`, which has one of these brands.
-AVIF_TYPE, AVIF_BRANDS = b"ftyp", (b"avif", b"avis", b"mif1", b"msf1")
+# AVIF and HEIC files start with the length of a box of type `ftyp`, then a brand, a version, and other brands.
+BRANDED, AVIF_BRANDS, SHARED_BRANDS = b"ftyp", (b"avif", b"avis"), (b"mif1", b"msf1")
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 EXPECTED = "a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file"
 # The first bytes of unsupported files → their format.
 UNSUPPORTED: tuple[tuple[bytes, str], ...] = (
     (b"\0\0\0\x0cjP  \r\n", "a JPEG 2000 file"),
     (b"\xff\x4f\xff\x51", "a JPEG 2000 file"),
+    (b"\0\0\0\x0cJXL \r\n", "a JPEG XL file"),
+    (b"\xff\x0a", "a JPEG XL file"),
     (b"\0\0\x01\0", "an ICO file"),
     (b"\0\0\x02\0", "a CUR file"),
     *((b"P%d" % kind, "a PPM file") for kind in range(1, 7)),
@@ -49,11 +53,17 @@ UNSUPPORTED: tuple[tuple[bytes, str], ...] = (
     (b"8BPS", "a PSD file"),
     (b"<svg", "an SVG file"),
     (b"<?xml", "an XML file"),
+    (b"version https://git-lfs.github.com/spec/", "a pointer of Git LFS, not the file itself"),
 )
+# A TGA file has no first bytes of its own. Most of them end with the signature. In the header, the type of the image
+# (here with that of the colour map) and the bits of a pixel have one of these values.
+TGA_HEADER, TGA_SIGNATURE = struct.Struct("<xBB5x4xHHB"), b"TRUEVISION-XFILE.\0"
+TGA_TYPES, TGA_BITS = {1: 1, 2: 0, 3: 0, 9: 1, 10: 0, 11: 0}, (8, 15, 16, 24, 32)
 # Maximum bytes per pixel while decoding, as measured: 4, and 4 more while the picture is rotated or converted; besides
 # these, the coefficients of a progressive JPEG (12.1 in CMYK), the two canvases of a WebP and a copy, the planes of an
 # AVIF and two copies in RGB, or a TIFF in one strip.
 BYTES_PER_PIXEL, WEBP_BYTES_PER_PIXEL, AVIF_BYTES_PER_PIXEL, TIFF_BYTES_PER_PIXEL = 12, 18, 24, 18
+MAX_BRANDS_BYTES = 256  # of the box with the brands
 BAND_ROWS = 256  # of a picture that are put on white at a time
 
 TRANSPOSITIONS: dict[object, Image.Transpose] = {  # EXIF orientation → the transposition that makes the picture upright
@@ -145,14 +155,42 @@ def _reader(file: bytes, field: str) -> type[ImageFile]:
     for start, reader in READERS:
         if file.startswith(start):
             return reader
-    if file[4:8] == AVIF_TYPE and file[8:12] in AVIF_BRANDS:
+    if _is_avif(file):
         # By default libavif decodes on all processors, and takes memory for each of them.
         AvifImagePlugin.DEFAULT_MAX_THREADS = 1
         return AvifImageFile
-    found = next(
-        (kind for start, kind in UNSUPPORTED if file.startswith(start)), f"{len(file)} bytes that are no image"
-    )
-    raise InvalidRequest(field, found, EXPECTED)
+    raise InvalidRequest(field, _unsupported(file), EXPECTED)
+
+
+def _brands(file: bytes) -> list[bytes]:
+    """The brands of an AVIF or HEIC file, the major one first; empty for other files."""
+    if file[4:8] != BRANDED:
+        return []
+    end = min(int.from_bytes(file[:4], "big"), MAX_BRANDS_BYTES)
+    return [file[8:12], *(file[at : at + 4] for at in range(16, end, 4))]
+
+
+def _is_avif(file: bytes) -> bool:
+    """Whether a file is in AVIF: by its major brand or, if HEIC files can have that as well, by the others."""
+    major, *others = _brands(file) or [b""]
+    return major in AVIF_BRANDS or (major in SHARED_BRANDS and not any(brand in HEIC_BRANDS for brand in others))
+
+
+def _unsupported(file: bytes) -> str:
+    """The format of a file that is not supported, for an error."""
+    if any(brand in HEIC_BRANDS for brand in _brands(file)):
+        return "a HEIC file"
+    otherwise = "a TGA file" if _is_tga(file) else f"{len(file)} bytes that are no image"
+    return next((kind for start, kind in UNSUPPORTED if file.startswith(start)), otherwise)
+
+
+def _is_tga(file: bytes) -> bool:
+    if file.endswith(TGA_SIGNATURE):
+        return True
+    if len(file) <= TGA_HEADER.size:
+        return False
+    colour_map, kind, width, height, bits = TGA_HEADER.unpack_from(file)
+    return colour_map == TGA_TYPES.get(kind) and bits in TGA_BITS and width * height > 0
 
 
 def _stream(reader: type[ImageFile], file: bytes) -> io.BytesIO:

@@ -95,9 +95,6 @@ class ModelLoader:
         Raises BadArtifact, ProviderUnavailable or NotEnoughMemory, NotReady after a stop, and the runtime's own errors.
         """
         self._stop.check()
-        task = artifact.manifest.task
-        if task not in TASKS:
-            raise BadArtifact(f"{artifact.directory}: found task {task!r}, expected one of {', '.join(TASKS)}")
         checked = open_sessions(artifact, choice, self._settings, stop=self._stop)
         worst = max(checked, key=lambda each: each.parity.error)
         _log_parity(artifact, worst)
@@ -116,7 +113,7 @@ class ModelLoader:
             artifact=artifact,
             session=worst.session,
             parity=worst.parity,
-            handlers=TASKS[task].build(context),
+            handlers=TASKS[artifact.manifest.task].build(context),
             prepare=self._prepare,
             in_flight=in_flight,
         )

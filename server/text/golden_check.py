@@ -3,10 +3,8 @@
 import hashlib
 from collections.abc import Sequence
 
-from google.protobuf import json_format
-
 from protos.artifact import GOLDEN_TEXTS
-from protos.manifest_pb2 import GoldenText, GoldenTexts, TextInput
+from protos.manifest_pb2 import GoldenText, TextInput
 from server.artifact import Artifact
 from server.errors import BadArtifact, InvalidRequest
 from server.text.tokenizer import TextEncoder
@@ -17,10 +15,8 @@ SHOWN = 40  # characters of a text in an error
 def check_golden_texts(encoder: TextEncoder, artifact: Artifact) -> int:
     """Encode and decode the golden texts; return their number. BadArtifact names the first difference."""
     path = artifact.path(GOLDEN_TEXTS)
-    golden = _read(artifact)
+    golden = artifact.golden_texts()
     _check_settings(artifact, golden.settings)
-    if not golden.texts:
-        raise BadArtifact(f"{path}: found no texts, expected at least one: export again")
     for number, text in enumerate(golden.texts):
         found = _difference(encoder, text)
         if found:
@@ -30,16 +26,6 @@ def check_golden_texts(encoder: TextEncoder, artifact: Artifact) -> int:
             )
     _check_file(artifact, golden.tokenizer_sha256)
     return len(golden.texts)
-
-
-def _read(artifact: Artifact) -> GoldenTexts:
-    path = artifact.path(GOLDEN_TEXTS)
-    try:
-        return json_format.Parse(path.read_bytes(), GoldenTexts(), ignore_unknown_fields=True)
-    except OSError as error:
-        raise BadArtifact(f"{path}: {error.strerror}") from error
-    except (json_format.ParseError, UnicodeDecodeError) as error:
-        raise BadArtifact(f"{path}: {error}") from error
 
 
 def _check_file(artifact: Artifact, expected: str) -> None:

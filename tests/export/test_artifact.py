@@ -21,6 +21,13 @@ def publish(root: Path, text: str = "graph", name: str = "model") -> Path:
         return store.publish(staged, root, Manifest(name=name, format_version=FORMAT_VERSION))
 
 
+def publish_whole(root: Path) -> Path:
+    """Publish an artifact with all that its manifest needs."""
+    with store.staging(root) as staged:
+        (staged / "golden.safetensors").write_text("golden")
+        return store.publish(staged, root, Manifest(name="model", task="embed", format_version=FORMAT_VERSION))
+
+
 def test_versions_are_counted_up(tmp_path: Path) -> None:
     assert [publish(tmp_path).name for _ in range(3)] == ["1", "2", "3"]
     assert store.versions(tmp_path / "model") == [1, 2, 3]
@@ -37,6 +44,8 @@ def test_every_file_is_listed_with_its_hash(tmp_path: Path) -> None:
     (file,) = json.loads((directory / "manifest.json").read_text())["files"]
     assert file == {"path": "cpu.onnx", "sha256": hashlib.sha256(b"weights").hexdigest(), "bytes": 7.0}
     assert directory.stat().st_mode & 0o777 == 0o755
+    digest = hashlib.sha256((directory / "manifest.json").read_bytes()).hexdigest()
+    assert (directory / "manifest.json.sha256").read_text() == f"{digest}  manifest.json\n"
 
 
 def test_an_error_leaves_nothing(tmp_path: Path) -> None:
@@ -94,11 +103,14 @@ def test_concurrent_exports_do_not_affect_each_other(tmp_path: Path) -> None:
 
 def test_the_newest_is_the_highest_number_not_the_last_by_name(tmp_path: Path) -> None:
     for _ in range(11):
-        publish(tmp_path)
+        directory = publish_whole(tmp_path)
     found = store.newest(tmp_path, "model")
     assert found is not None
     assert (found[0].name, found[1].version) == ("11", 11)
     assert store.newest(tmp_path, "other") is None
+    (directory / "golden.safetensors").write_text("altered")
+    with pytest.raises(ExportError, match=r"model/11/golden.safetensors: found .* altered"):
+        store.newest(tmp_path, "model")
 
 
 @pytest.mark.parametrize("name", ["bert", "bert-base.v2", "gpt_2"])

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     BertForMaskedLM,
+    BertForSequenceClassification,
     DeiTConfig,
     DeiTForImageClassification,
     DistilBertForMaskedLM,
@@ -87,6 +88,48 @@ def test_matrices_that_should_be_tied_and_differ_are_left_untied(saved: Saved, a
     save_file({**tensors, "lm_head.weight": torch.randn(500, 64)}, directory / "model.safetensors", {"format": "pt"})
     reference = GPT2LMHeadModel.from_pretrained(directory).eval()
     assert_parity(load(directory)(TEXT), reference(TEXT).logits)
+
+
+OWN_WEIGHT, OWN_BIAS, SHARED_BIAS = "decoder.weight", "decoder.bias", "bias"
+
+
+@pytest.mark.parametrize(
+    "own",
+    [(OWN_WEIGHT,), (OWN_BIAS,), (OWN_WEIGHT, OWN_BIAS), (SHARED_BIAS, OWN_BIAS), (OWN_WEIGHT, SHARED_BIAS, OWN_BIAS)],
+)
+@pytest.mark.parametrize(
+    ("kind", "config", "head"),
+    [(BertForMaskedLM, small_bert, "cls.predictions."), (RobertaForMaskedLM, small_roberta, "lm_head.")],
+)
+def test_the_matrix_and_the_bias_of_a_head_are_tied_independently(
+    own: tuple[str, ...],
+    kind: type[PreTrainedModel],
+    config: Callable,
+    head: str,
+    saved: Saved,
+    assert_parity: AssertParity,
+) -> None:
+    """The file has some of the head's own tensors, or its shared bias is under the other name only."""
+    directory, texts = saved(kind(config())), batch_of_roberta(0)
+    tensors = load_file(directory / "model.safetensors")
+    words = tensors[next(name for name in tensors if name.endswith("word_embeddings.weight"))]
+    if OWN_BIAS in own and SHARED_BIAS not in own:
+        del tensors[head + SHARED_BIAS]
+    for name in own:
+        tensors[head + name] = torch.randn(words.shape if name == OWN_WEIGHT else len(words))
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    reference = kind.from_pretrained(directory).eval()
+    real = texts["attention_mask"].bool()
+    assert_parity(asked(load(directory), texts)[real], reference(**texts).logits[real])
+
+
+def test_leftovers_of_a_language_head_are_no_part_of_a_classifier(saved: Saved, assert_parity: AssertParity) -> None:
+    directory, texts = saved(BertForSequenceClassification(small_bert())), batch_of_roberta(0)
+    tensors = load_file(directory / "model.safetensors")
+    leftovers = {"cls.predictions.decoder.weight": torch.randn(500, 64), "cls.predictions.bias": torch.randn(500)}
+    save_file({**tensors, **leftovers}, directory / "model.safetensors", {"format": "pt"})
+    reference = BertForSequenceClassification.from_pretrained(directory).eval()
+    assert_parity(asked(load(directory), texts), reference(**texts).logits)
 
 
 def test_robertas_head_has_an_activation_of_its_own(saved: Saved, assert_parity: AssertParity) -> None:

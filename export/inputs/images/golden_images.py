@@ -15,8 +15,9 @@ from safetensors.numpy import save as serialised
 
 from export.errors import ExportError
 from export.inputs.images.processor import Preprocessing
-from export.inputs.images.steps import Pixels, grey_levels, loaded, pixel_values
+from export.inputs.images.steps import Pixels, loaded, pixel_values
 from protos.artifact import FILE, PIXEL_TOLERANCE, PIXEL_VALUES, image_key
+from protos.golden import GoldenImage, grey_levels
 from protos.manifest_pb2 import ImageInput
 
 QUARTER_TURN = 6  # EXIF: turn clockwise
@@ -54,9 +55,9 @@ def compare(kind: str, expected: Pixels, found: Pixels, image: ImageInput) -> No
         )
 
 
-def verify(images: Sequence[tuple[bytes, Pixels]], image: ImageInput) -> dict[str, float]:
+def verify(images: Sequence[GoldenImage], image: ImageInput) -> dict[str, float]:
     """Preprocess golden images again by the manifest's steps. ExportError if a pixel is out of tolerance."""
-    errors = [distance(number, file, expected, image) for number, (file, expected) in enumerate(images)]
+    errors = [distance(number, golden.file, golden.pixel_values, image) for number, golden in enumerate(images)]
     return {"golden_images": len(errors), "pixel_error": max(errors)}
 
 

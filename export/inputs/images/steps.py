@@ -5,7 +5,6 @@ reproduce timm's evaluation transform: see `timm_layout`.
 """
 
 import io
-import math
 from pathlib import Path
 from typing import IO
 
@@ -18,6 +17,7 @@ from transformers.image_utils import ChannelDimension, load_image
 from export.errors import ExportError
 from protos.manifest_pb2 import ImageInput, Size
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # those that the server reads
 FIRST = ChannelDimension.FIRST
 GREY_LEVELS = 256
 Pixels = NDArray[np.float32]
@@ -30,7 +30,7 @@ def loaded(file: bytes | Path) -> Image.Image:
     all but the 256 darkest of 65,536 greys as white.
     """
     stream: IO[bytes] | Path = io.BytesIO(file) if isinstance(file, bytes) else file
-    with Image.open(stream) as picture:
+    with Image.open(stream, formats=FORMATS) as picture:
         if not picture.mode.startswith("I;16"):
             return load_image(picture)
         greys = np.asarray(ImageOps.exif_transpose(picture))
@@ -100,11 +100,3 @@ def rescaled(values: NDArray[np.uint8], image: ImageInput) -> Pixels:
             result, list(image.mean), list(image.deviation), data_format=FIRST, input_data_format=FIRST
         )
     return np.ascontiguousarray(result, np.float32)
-
-
-def grey_levels(difference: NDArray[np.float32], image: ImageInput) -> float:
-    """The largest difference between pixel values (3, h, w), in grey levels of the image."""
-    deviation = np.array(list(image.deviation) or [1.0] * 3).reshape(-1, 1, 1)
-    rescale = image.rescale if image.HasField("rescale") else 1.0
-    largest = float(np.max(np.abs(difference) * deviation / rescale))
-    return math.inf if math.isnan(largest) else largest

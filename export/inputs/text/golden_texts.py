@@ -17,7 +17,6 @@ from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from export.errors import ExportError
-from export.inputs import golden_inputs
 from export.inputs.text.characters import Characters
 from export.inputs.text.tokenizer import EXPECTED, Text, loaded, quiet, reraise_if_foreign
 from protos.artifact import TOKENIZER
@@ -194,9 +193,9 @@ def to_json(golden: GoldenTexts) -> bytes:
     return (MessageToJson(golden, preserving_proto_field_name=True, indent=1) + "\n").encode()
 
 
-def verify(directory: Path, settings: TextInput) -> dict[str, int]:
+def verify(directory: Path, golden: GoldenTexts, settings: TextInput) -> dict[str, int]:
     """Check the tokenizer of an artifact; returns the number of golden texts. ExportError as in `check`."""
-    golden, tokenizer = golden_inputs.texts(directory), (directory / settings.tokenizer).read_text("utf-8")
+    tokenizer = (directory / settings.tokenizer).read_text("utf-8")
     try:
         count = check(golden, tokenizer, settings)
     except ExportError as error:

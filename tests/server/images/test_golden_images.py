@@ -1,14 +1,13 @@
 """A model whose images are decoded differently from transformers never becomes ready; the error says why."""
 
 import dataclasses
-import hashlib
-import json
 import shutil
 import urllib.request
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from safetensors.numpy import save as serialised
 
 from protos.artifact import GOLDEN_IMAGES
 from protos.manifest_pb2 import ImageInput, Manifest, Size
@@ -16,6 +15,7 @@ from server.artifact import read_artifact
 from server.errors import BadArtifact
 from server.images.golden_check import check_images
 from server.images.preprocess import ImageDecoder
+from tests.artifacts import change_manifest, replace_file, unlist
 from tests.server.conftest import opened
 
 
@@ -108,21 +108,21 @@ def copy(artifacts, tmp_path):
     return shutil.copytree(artifacts / "tiny-vit" / "1", tmp_path / "tiny-vit" / "1")
 
 
-def replaced(directory, tensors):
-    """The artifact with other golden images, listed as they are."""
-    save_file(tensors, directory / GOLDEN_IMAGES)
-    manifest = json.loads((directory / "manifest.json").read_text())
-    for file in manifest["files"]:
-        if file["path"] == GOLDEN_IMAGES:
-            file["sha256"] = hashlib.sha256((directory / GOLDEN_IMAGES).read_bytes()).hexdigest()
-    (directory / "manifest.json").write_text(json.dumps(manifest))
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda tensors: tensors.clear(), "found no images"),
-        (lambda tensors: tensors.pop("1/file"), "'1/file', expected golden images"),
+        (lambda tensors: tensors.clear(), "found 0 images, expected 7: export again"),
+        (lambda tensors: [tensors.pop(f"6/{part}") for part in ("file", "pixel_values")], "found 6 images, expected 7"),
+        (lambda tensors: tensors.update({"7/file": tensors["6/file"]}), "found 7.5 images, expected 7"),
+        (lambda tensors: tensors.update({"1/fill": tensors.pop("1/file")}), "image 1: found no file or no pixel"),
+        (
+            lambda tensors: tensors.update({"0/file": tensors["0/file"].astype(np.int32)}),
+            "image 0: found a file in int",
+        ),
+        (
+            lambda tensors: tensors.update({"0/pixel_values": tensors["0/pixel_values"].astype(np.float16)}),
+            "image 0: .*pixel values in float16, expected uint8 and float32",
+        ),
         (
             lambda tensors: tensors.update({"2/file": np.zeros(9, np.uint8)}),
             "image 2: .*found 9 bytes that are no image",
@@ -138,7 +138,7 @@ def replaced(directory, tensors):
 def test_golden_images_that_are_not_as_they_were_are_refused(copy, change, said):
     tensors = load_file(copy / GOLDEN_IMAGES)
     change(tensors)
-    replaced(copy, tensors)
+    replace_file(copy, GOLDEN_IMAGES, serialised(tensors))
     artifact = read_artifact(copy)
     with pytest.raises(BadArtifact, match=said):
         check_images(artifact, ImageDecoder(artifact.manifest.image))
@@ -148,17 +148,13 @@ def test_golden_images_have_to_be_there_and_listed(copy):
     (copy / GOLDEN_IMAGES).rename(copy / "kept")
     with pytest.raises(BadArtifact, match=r"golden_images.safetensors: No such file"):
         read_artifact(copy)
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["files"] = [file for file in manifest["files"] if file["path"] != GOLDEN_IMAGES]
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    unlist(copy, GOLDEN_IMAGES)
     with pytest.raises(BadArtifact, match=r"golden_images.safetensors not among the files of the manifest"):
         read_artifact(copy)
 
 
 async def test_a_damaged_preprocessing_value_keeps_a_model_from_getting_ready(copy):
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["image"]["deviation"] = [0.5, 0.25, 0.5]
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    change_manifest(copy, lambda fields: fields["image"].update(deviation=[0.5, 0.25, 0.5]))
     with pytest.raises(BadArtifact, match=r"image 0: found a pixel .* grey levels from that of transformers"):
         async with opened(copy.parents[1], "tiny-vit"):
             pass

@@ -1,7 +1,6 @@
 """The repository: which models are served, and how they are loaded and unloaded while others answer requests."""
 
 import asyncio
-import json
 import shutil
 
 import pytest
@@ -17,6 +16,7 @@ from server.tasks.classify_image import ClassifyImage
 from server.tasks.embed import Embed
 from server.tasks.fill_mask import FillMask
 from server.tasks.generate import Generate
+from tests.artifacts import change_manifest
 from tests.server.batching.fakes import EventRecorder
 from tests.server.conftest import opened
 
@@ -36,8 +36,7 @@ def next_version(root, name, **fields):
     """Another version of a model, as an export would add it."""
     version = max(int(path.name) for path in (root / name).iterdir()) + 1
     directory = shutil.copytree(root / name / "1", root / name / str(version))
-    manifest = json.loads((directory / "manifest.json").read_text())
-    (directory / "manifest.json").write_text(json.dumps(manifest | {"version": version} | fields))
+    change_manifest(directory, version=version, **fields)
     return directory
 
 
@@ -107,14 +106,14 @@ async def test_a_setting_for_a_missing_model_ends_the_start(root):
 
 async def test_a_model_that_fails_ends_the_start_with_the_reason(root):
     next_version(root, "tiny-bert", format_version=0)
-    with pytest.raises(BadArtifact, match="found format_version 0, expected 2: export again"):
+    with pytest.raises(BadArtifact, match="found format_version 0, expected 3: export again"):
         async with opened(root):
             pass
 
 
 async def test_a_model_of_a_task_that_the_server_does_not_know_is_refused(root):
     next_version(root, "tiny-bert", task="translate")
-    with pytest.raises(BadArtifact, match="found task 'translate', expected one of fill-mask"):
+    with pytest.raises(BadArtifact, match="task: found 'translate', expected one of fill-mask"):
         async with opened(root):
             pass
 
@@ -330,8 +329,7 @@ async def test_a_version_whose_directory_is_gone_serves_until_the_next_load(root
 async def test_a_version_that_was_exported_again_is_loaded_again(root):
     async with opened(root, "tiny-bert") as repository:
         old = repository.get("tiny-bert")
-        manifest = json.loads((root / "tiny-bert/1/manifest.json").read_text())
-        (root / "tiny-bert/1/manifest.json").write_text(json.dumps(manifest | {"source": {"digest": "another"}}))
+        change_manifest(root / "tiny-bert/1", source={"digest": "another"})
         await repository.load("tiny-bert")
         assert repository.get("tiny-bert") is not old
         assert repository.get("tiny-bert").artifact.manifest.source.digest == "another"

@@ -1,6 +1,5 @@
 """The server encodes texts as transformers does, for tokenizers of every kind: golden texts and random texts."""
 
-import hashlib
 import json
 import random
 import shutil
@@ -16,6 +15,7 @@ from server.artifact import Artifact, read_artifact
 from server.errors import BadArtifact
 from server.text.golden_check import check_golden_texts
 from server.text.tokenizer import TextEncoder
+from tests.artifacts import change_manifest, read_fields, replace_file, unlist
 from tests.checkpoints import PROMPTS
 from tests.server.conftest import opened
 from tests.tokenizer_kinds import KINDS
@@ -99,23 +99,16 @@ def test_texts_and_pairs_made_at_random_have_the_ids_of_transformers(read):
 
 
 def spoiled(exported, name, tmp_path, **changes):
-    """A copy of an artifact with other settings for texts in its manifest, or another tokenizer with its sha256."""
+    """A copy of an artifact with other settings for texts in its manifest, or another tokenizer that it lists."""
     directory = tmp_path / name / "1"
     shutil.copytree(exported(name), directory)
-    manifest = json.loads((directory / "manifest.json").read_text())
     alter = changes.pop("tokenizer", None)
     if alter:
         contents = json.loads((directory / TOKENIZER).read_text("utf-8"))
         alter(contents)
-        (directory / TOKENIZER).write_text(json.dumps(contents), "utf-8")
-        digest = hashlib.sha256((directory / TOKENIZER).read_bytes()).hexdigest()
-        for file in manifest["files"]:
-            if file["path"] == TOKENIZER:
-                file["sha256"] = digest
-    for key, value in changes.items():
-        manifest["text"].pop(key, None)
-        manifest["text"] |= {} if value is None else {key: value}
-    (directory / "manifest.json").write_text(json.dumps(manifest))
+        replace_file(directory, TOKENIZER, json.dumps(contents).encode())
+    text = read_fields(directory)["text"] | changes
+    change_manifest(directory, text={key: value for key, value in text.items() if value is not None})
     return directory
 
 
@@ -186,19 +179,28 @@ def test_prompts_are_checked_by_the_ids_of_the_texts_behind_them(exported, tmp_p
         check_golden_texts(TextEncoder(artifact), artifact)
 
 
-@pytest.mark.parametrize("contents", ["", "[]", "{}", '{"texts": 1}'])
-def test_golden_texts_that_cannot_be_read_are_refused(exported, tmp_path, contents):
-    artifact = read_artifact(spoiled(exported, "tiny-bert", tmp_path))
-    artifact.path(GOLDEN_TEXTS).write_text(contents)
-    with pytest.raises(BadArtifact, match=r"golden_texts.json|in the manifest, expected None"):
+@pytest.mark.parametrize(
+    ("contents", "said"),
+    [
+        ("", "found an empty file"),
+        ("[]", r"found \[\], expected an object"),
+        ("{}", r"found 0 texts, expected \d+"),
+        ('{"texts": 1}', "texts: found 1, expected a list"),
+        ('{"texts": [{"txt": "a"}]}', r"texts\[0\].txt: found an unknown field, expected text"),
+        ('{"texts": [{"text": "a"}]}', r"found 1 texts, expected \d+"),
+    ],
+)
+def test_golden_texts_that_cannot_be_read_are_refused(exported, tmp_path, contents, said):
+    directory = spoiled(exported, "tiny-bert", tmp_path)
+    replace_file(directory, GOLDEN_TEXTS, contents.encode())
+    artifact = read_artifact(directory)
+    with pytest.raises(BadArtifact, match=rf"golden_texts.json: {said}"):
         check_golden_texts(TextEncoder(artifact), artifact)
 
 
 def test_an_artifact_without_golden_texts_is_refused(exported, tmp_path):
     directory = spoiled(exported, "tiny-bert", tmp_path)
-    manifest = json.loads((directory / "manifest.json").read_text())
-    manifest["files"] = [file for file in manifest["files"] if file["path"] != GOLDEN_TEXTS]
-    (directory / "manifest.json").write_text(json.dumps(manifest))
+    unlist(directory, GOLDEN_TEXTS)
     with pytest.raises(BadArtifact, match="golden_texts.json not among the files of the manifest"):
         read_artifact(directory)
 

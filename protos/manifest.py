@@ -9,6 +9,7 @@ import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.json_format import MessageToJson
 
@@ -26,7 +27,7 @@ from protos.artifact import (
     TRUNCATION_SIDES,
 )
 from protos.manifest_pb2 import File, Manifest
-from protos.strict_json import JsonError, read_object, shown, to_message
+from protos.strict_json import JsonError, check_fields, read_object, shown, to_message
 
 
 class ArtifactError(ValueError):
@@ -35,25 +36,15 @@ class ArtifactError(ValueError):
 
 def read_manifest(directory: Path) -> Manifest:
     """The manifest of an artifact. ArtifactError if it is not as it was written, or of another format version."""
-    contents, manifest = read_unsealed(directory)
+    contents, fields = _read_fields(directory)
     _check_digest(directory, contents)
-    return manifest
+    return to_message(fields, Manifest())
 
 
 def read_unsealed(directory: Path) -> tuple[bytes, Manifest]:
     """The contents of a manifest that may have been edited since it was sealed, and the message in it."""
-    path = directory / MANIFEST
-    with _named_errors(path):
-        contents = path.read_bytes()
-    try:
-        fields = read_object(contents)
-        version = fields.get("format_version")
-        if version != FORMAT_VERSION or isinstance(version, float):
-            found = "no format_version" if version is None else f"format_version {shown(version)}"
-            raise ArtifactError(f"{path}: found {found}, expected {FORMAT_VERSION}: export again")
-        return contents, to_message(fields, Manifest())
-    except JsonError as error:
-        raise ArtifactError(f"{path}: {error}") from None
+    contents, fields = _read_fields(directory)
+    return contents, to_message(fields, Manifest())
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -131,6 +122,23 @@ def _named_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ArtifactError(f"{path}: {error.strerror}") from error
+
+
+def _read_fields(directory: Path) -> tuple[bytes, dict[str, Any]]:
+    """The contents of a manifest, and its fields, which are those of this format version and of the right types."""
+    path = directory / MANIFEST
+    with _named_errors(path):
+        contents = path.read_bytes()
+    try:
+        fields = read_object(contents)
+        version = fields.get("format_version")
+        if version != FORMAT_VERSION or isinstance(version, float):
+            found = "no format_version" if version is None else f"format_version {shown(version)}"
+            raise ArtifactError(f"{path}: found {found}, expected {FORMAT_VERSION}: export again")
+        check_fields(fields, Manifest)
+    except JsonError as error:
+        raise ArtifactError(f"{path}: {error}") from None
+    return contents, fields
 
 
 def _check_digest(directory: Path, contents: bytes) -> None:

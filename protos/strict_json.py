@@ -6,6 +6,7 @@ fields. A mistake in a file that was edited by hand would pass unnoticed.
 
 import json
 import math
+import re
 from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any, NoReturn, TypeVar
@@ -17,6 +18,7 @@ from google.protobuf.message import Message
 MessageT = TypeVar("MessageT", bound=Message)
 SHOWN = 60  # characters of a value in an error
 UINT32 = range(1 << 32)
+SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class JsonError(ValueError):
@@ -25,7 +27,7 @@ class JsonError(ValueError):
 
 def is_text(value: object) -> bool:
     """Whether a value is a string that can be encoded: JSON can spell halves of surrogate pairs."""
-    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+    return isinstance(value, str) and (value.isascii() or not SURROGATES.search(value))
 
 
 def is_uint32(value: object) -> bool:
@@ -72,9 +74,13 @@ def read_object(contents: bytes) -> dict[str, Any]:
     return found
 
 
-def to_message(value: dict[str, Any], message: MessageT) -> MessageT:
-    """Fill an empty message with the fields of an object. JsonError for unknown fields and other types."""
+def check_fields(value: dict[str, Any], message: type[Message]) -> None:
+    """JsonError if an object has unknown fields, or fields of other types than the message."""
     _check_object(value, message.DESCRIPTOR, "")
+
+
+def to_message(value: dict[str, Any], message: MessageT) -> MessageT:
+    """Fill an empty message with the fields of a checked object."""
     try:
         return json_format.ParseDict(value, message)
     except (json_format.ParseError, ValueError) as error:
@@ -83,7 +89,9 @@ def to_message(value: dict[str, Any], message: MessageT) -> MessageT:
 
 def parse(contents: bytes, message: MessageT) -> MessageT:
     """Fill an empty message with the contents of a JSON file. JsonError says what is wrong with them."""
-    return to_message(read_object(contents), message)
+    value = read_object(contents)
+    check_fields(value, type(message))
+    return to_message(value, message)
 
 
 def shown(value: object) -> str:

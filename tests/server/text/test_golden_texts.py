@@ -70,6 +70,7 @@ def read(request, tmp_path_factory):
     for_text.texts.extend(golden_texts.make(found, "classify-text").texts)
     (artifact / GOLDEN_TEXTS).write_bytes(golden_texts.to_json(for_text))
     manifest = Manifest(name="any", version=1, task="classify-text", text=found.manifest)
+    manifest.golden.texts = len(for_text.texts)
     return transformers.AutoTokenizer.from_pretrained(directory), Artifact(artifact, manifest)
 
 

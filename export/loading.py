@@ -123,7 +123,7 @@ def load(job: Job) -> LoadedSource:
 
 def check_image_size(pixels: int | None) -> None:
     """ExportError if the server would refuse images of this size."""
-    if pixels is not None and not 0 < pixels**2 <= MAX_RESIZED_PIXELS:
+    if pixels is not None and not 0 < pixels <= isqrt(MAX_RESIZED_PIXELS):
         raise ExportError(f"--image-size: found {pixels}, expected 1 to {isqrt(MAX_RESIZED_PIXELS)}")
 
 

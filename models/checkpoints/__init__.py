@@ -11,13 +11,14 @@ from models.checkpoints.architectures import TASKS, architecture, for_task
 from models.checkpoints.configs import configuration, guessed, published_config
 from models.checkpoints.errors import CheckpointError
 from models.checkpoints.files import read, save, tensors_in, weights_file
-from models.checkpoints.labels import labels
+from models.checkpoints.labels import class_count, labels
 from models.checkpoints.weights import fitted, load, published
 
 __all__ = [
     "TASKS",
     "CheckpointError",
     "architecture",
+    "class_count",
     "configuration",
     "fitted",
     "for_task",

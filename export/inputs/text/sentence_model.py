@@ -16,7 +16,7 @@ from export.sources import modules as saved
 from export.sources.json_files import read_json
 from export.sources.layout import LIBRARY_SETTINGS
 from export.sources.modules import ENCODERS, POOLING, Module, as_encoder
-from models.checkpoints import CheckpointError, configuration, for_task, labels
+from models.checkpoints import CheckpointError, class_count, configuration, for_task
 
 CLASSIFIER = "ForSequenceClassification"
 EMBEDDER_TYPE, CROSS_ENCODER_TYPE = "SentenceTransformer", "CrossEncoder"  # the library's names
@@ -104,7 +104,7 @@ def scores(directory: Path, config: dict[str, Any], architectures: Sequence[str]
     if not any(name.endswith(CLASSIFIER) for name in architectures):
         return None
     try:
-        classes = len(labels(config))
+        classes = class_count(config)
     except CheckpointError as error:
         raise ExportError(str(error)) from error
     return cross_encoder.function_to_apply(directory, config, classes=classes, saved_whole=saved_whole)

@@ -243,6 +243,8 @@ def with_head(family: str, config: StackConfig) -> Layout:
         case BertConfig(head="pooling" | "pooler"):  # the file may have another head, which is not read
             rows = names.rows + heads[config.head] + vector_rows(config)
             return replace(names, rows=rows, copies=(), bare=True)
+        case BertConfig(head="classifier"):  # a language head in the file is a leftover
+            return replace(names, rows=names.rows + heads[config.head], copies=())
         case BertConfig():
             return replace(names, rows=names.rows + heads[config.head])
         case VitConfig():

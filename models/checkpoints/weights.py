@@ -63,7 +63,7 @@ def fitted(
     family, config = configuration(published, pooling=pooling, layers=layers)
     check_sizes(family, config, tensors, file=file)
     names = layout(family, config)
-    if has_tied_head(config):
+    if getattr(config, "tied_head", False):
         tensors = with_own_bias(names, tensors)
         if are_untied(names, tensors):  # transformers does not tie them either
             config = replace(config, tied_head=False)
@@ -75,13 +75,6 @@ def fitted(
     if image_size is not None:
         model = resized(model, image_size)
     return Loaded(model.eval(), match.ignored)
-
-
-def has_tied_head(config: StackConfig) -> bool:
-    """Whether the model has a language head that shares the matrix of the token embedding."""
-    if isinstance(config, BertConfig) and config.head != "masked-language":
-        return False
-    return isinstance(config, BertConfig | GptConfig) and config.tied_head
 
 
 def unfilled(config: StackConfig) -> nn.Module:

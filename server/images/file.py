@@ -56,8 +56,8 @@ UNSUPPORTED: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs.github.com/spec/", "a pointer of Git LFS, not the file itself"),
 )
 # A TGA file has no first bytes of its own. Most of them end with the signature. In the header, the type of the image
-# (here with that of the colour map) and the bits of a pixel have one of these values.
-TGA_HEADER, TGA_SIGNATURE = struct.Struct("<xBB5x4xHHB"), b"TRUEVISION-XFILE.\0"
+# (here with that of its table of colours) and the bits of a pixel have one of these values.
+TGA_HEADER, TGA_SIGNATURE = struct.Struct("<xBB5s4xHHB"), b"TRUEVISION-XFILE.\0"
 TGA_TYPES, TGA_BITS = {1: 1, 2: 0, 3: 0, 9: 1, 10: 0, 11: 0}, (8, 15, 16, 24, 32)
 # Maximum bytes per pixel while decoding, as measured: 4, and 4 more while the picture is rotated or converted; besides
 # these, the coefficients of a progressive JPEG (12.1 in CMYK), the two canvases of a WebP and a copy, the planes of an
@@ -180,8 +180,9 @@ def _unsupported(file: bytes) -> str:
     """The format of a file that is not supported, for an error."""
     if any(brand in HEIC_BRANDS for brand in _brands(file)):
         return "a HEIC file"
-    otherwise = "a TGA file" if _is_tga(file) else f"{len(file)} bytes that are no image"
-    return next((kind for start, kind in UNSUPPORTED if file.startswith(start)), otherwise)
+    if _is_tga(file):
+        return "a TGA file"
+    return next((kind for start, kind in UNSUPPORTED if file.startswith(start)), f"{len(file)} bytes that are no image")
 
 
 def _is_tga(file: bytes) -> bool:
@@ -189,8 +190,9 @@ def _is_tga(file: bytes) -> bool:
         return True
     if len(file) <= TGA_HEADER.size:
         return False
-    colour_map, kind, width, height, bits = TGA_HEADER.unpack_from(file)
-    return colour_map == TGA_TYPES.get(kind) and bits in TGA_BITS and width * height > 0
+    has_colours, kind, colours, width, height, bits = TGA_HEADER.unpack_from(file)
+    has_type = has_colours == TGA_TYPES.get(kind) and bool(has_colours) == any(colours)
+    return has_type and bits in TGA_BITS and width * height > 0
 
 
 def _stream(reader: type[ImageFile], file: bytes) -> io.BytesIO:

@@ -120,7 +120,7 @@ def test_the_matrix_and_the_bias_of_a_head_are_tied_independently(
     save_file(tensors, directory / "model.safetensors", {"format": "pt"})
     reference = kind.from_pretrained(directory).eval()
     real = texts["attention_mask"].bool()
-    assert_parity(asked(load(directory), texts)[real], reference(**texts).logits[real])
+    assert_parity(run_bert(load(directory), texts)[real], reference(**texts).logits[real])
 
 
 def test_leftovers_of_a_language_head_are_no_part_of_a_classifier(saved: Saved, assert_parity: AssertParity) -> None:
@@ -129,7 +129,7 @@ def test_leftovers_of_a_language_head_are_no_part_of_a_classifier(saved: Saved, 
     leftovers = {"cls.predictions.decoder.weight": torch.randn(500, 64), "cls.predictions.bias": torch.randn(500)}
     save_file({**tensors, **leftovers}, directory / "model.safetensors", {"format": "pt"})
     reference = BertForSequenceClassification.from_pretrained(directory).eval()
-    assert_parity(asked(load(directory), texts), reference(**texts).logits)
+    assert_parity(run_bert(load(directory), texts), reference(**texts).logits)
 
 
 def test_robertas_head_has_an_activation_of_its_own(saved: Saved, assert_parity: AssertParity) -> None:

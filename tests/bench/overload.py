@@ -184,8 +184,7 @@ def main() -> None:
     with ExitStack() as stack:
         folder = given.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         checkpoints = prepared(folder, given.sizes)
-        flags = ("--threads", "0", "--set", "*.max_queue_seconds=5")
-        server = stack.enter_context(served(folder / "artifacts", *flags))
+        server = stack.enter_context(served(folder / "artifacts", "--threads", "0"))
         rows = asyncio.run(measured(server, checkpoints, folder, given))
     print(f"\n{machine()}; {given.sizes} sizes, {given.seconds:g} s each\n")
     print("| calls | offered per second | answered in time | of the possible | late | refused | other | goal | |")

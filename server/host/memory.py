@@ -1,5 +1,6 @@
 """The memory this process can still allocate, within the limits of the machine and of its control groups."""
 
+import ctypes
 from pathlib import Path
 
 from server.host.cgroups import control_groups
@@ -16,6 +17,12 @@ def available_bytes(root: Path = Path("/")) -> int:
     groups = control_groups(root, "memory")
     available = [free for group in groups for names in FILES if (free := _group_bytes(group, *names)) is not None]
     return max(0, min([_machine_bytes(root), *available]))
+
+
+def release_free_memory() -> None:
+    """Return freed memory to the system. glibc keeps much of it; with other C libraries this does nothing."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def _machine_bytes(root: Path) -> int:

@@ -12,6 +12,7 @@ from server.artifact import newest, versions
 from server.config.settings import EVERY_MODEL, Settings
 from server.errors import AffinityError, BadArtifact, InvalidRequest, ModelNotFound, NotReady
 from server.host.cpus import usable_cpus
+from server.host.memory import release_free_memory
 from server.images.decode_pool import DecodePool
 from server.repository.listener import RepositoryListener
 from server.repository.loader import ModelLoader
@@ -21,6 +22,8 @@ from server.tasks.registry import names_of
 __all__ = ["Entry", "Model", "Repository"]
 
 LOADING, READY, UNLOADING, UNAVAILABLE = "LOADING", "READY", "UNLOADING", "UNAVAILABLE"  # as Triton calls them
+
+RELEASE_AFTER_S = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +53,7 @@ class Repository:
         self._prepare = ThreadPoolExecutor(usable_cpus() + 1, thread_name_prefix="prepare")
         self._images = DecodePool(usable_cpus() + 1)
         self._loader = ModelLoader(settings, self._listener, prepare=self._prepare, images=self._images)
+        self._release: asyncio.TimerHandle | None = None
         self.ready = False
 
     # ---- finding models
@@ -166,6 +170,7 @@ class Repository:
                     new[number] = await self._loader.load(directory, old.get(number))
             except BaseException as error:
                 self._note_failure(name, number, error, waiting=chosen.keys() - old.keys())
+                self._release_memory_soon()
                 self._unload_all(new, keep=old)
                 await self._listener.changed(self)
                 raise
@@ -195,6 +200,8 @@ class Repository:
         self.ready = False
         self._loader.stop()
         await asyncio.gather(*(model.drain() for model in self.models()), *self._draining)
+        if self._release is not None:
+            self._release.cancel()
         self._prepare.shutdown(wait=False, cancel_futures=True)
         self._images.close()
 
@@ -227,6 +234,7 @@ class Repository:
                 unload = asyncio.create_task(self._unload(model))
                 self._draining[unload] = model
                 unload.add_done_callback(self._draining.pop)
+                unload.add_done_callback(self._release_memory_soon)
                 unloads.append(unload)
         return unloads
 
@@ -236,6 +244,12 @@ class Repository:
         async with self._locks[model.name]:  # a load in progress may be about to serve the same version again
             if int(model.version) not in self._models.get(model.name, {}):
                 self._listener.unloaded(model.name, model.version)
+
+    def _release_memory_soon(self, _: object = None) -> None:
+        """Return the memory of an unloaded model to the system, when its threads have ended."""
+        loop = asyncio.get_running_loop()
+        if self._release is None or self._release.when() < loop.time():
+            self._release = loop.call_later(RELEASE_AFTER_S, loop.run_in_executor, None, release_free_memory)
 
     def _note_unload(self, model: Model, state: str, reason: str = "") -> None:
         """Note the state of an unloaded version, unless it was never served or the same version is served again."""

@@ -1,7 +1,7 @@
 """Encodes texts with the tokenizer of the model. Never pads; truncates only where a request allows it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -12,6 +12,7 @@ from server.artifact import Artifact
 from server.errors import BadArtifact, InvalidRequest
 from server.text.detokenizer import Detokenizer, clean_up
 from server.text.positions import positions
+from server.text.tokenizer_file import TokenizerSettings, open_tokenizer, reraise_if_foreign
 
 # Tokens seldom have more than a few characters. A text with more than this per token is refused, or truncated, before
 # it is encoded.
@@ -58,18 +59,10 @@ class TextEncoder:
         self._on_left = text.truncation_side == "left"
         if not text.tokenizer:
             raise BadArtifact(f"{artifact.directory}: found no text.tokenizer in the manifest, expected a file's name")
+        settings = TokenizerSettings(split_special_tokens=text.split_special_tokens)
+        truncating = replace(settings, max_length=self.max_length, truncation_side="left" if self._on_left else "right")
         path = artifact.path(text.tokenizer)
-        try:
-            self._tokenizer, self._truncating = Tokenizer.from_file(str(path)), Tokenizer.from_file(str(path))
-        except BaseException as error:  # the tokenizers library raises nothing narrower
-            reraise_if_foreign(error)
-            raise BadArtifact(f"{path}: {error}") from error
-        for tokenizer in (self._tokenizer, self._truncating):
-            tokenizer.no_truncation()
-            tokenizer.no_padding()
-            tokenizer.encode_special_tokens = text.split_special_tokens
-        side = "left" if self._on_left else "right"
-        self._truncating.enable_truncation(self.max_length, strategy="longest_first", direction=side)
+        self._tokenizer, self._truncating = open_tokenizer(path, settings), open_tokenizer(path, truncating)
 
     def encode(
         self,
@@ -248,12 +241,6 @@ class TextEncoder:
     def _check_characters(self, field: str, text: str) -> None:
         if len(text) > self.max_characters:
             raise InvalidRequest(field, f"{len(text)} characters", f"at most {self.max_length} tokens")
-
-
-def reraise_if_foreign(error: BaseException) -> None:
-    """Reraise an error that is not the tokenizers library's, whose panics in Rust are no `Exception` in Python."""
-    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-        raise error
 
 
 def check_pairs(texts: Sequence[str], pairs: Sequence[str], pair_field: str) -> None:

@@ -6,6 +6,7 @@ The collector examines old objects seldom in a server with many of them, and a s
 import asyncio
 import gc
 import logging
+import threading
 import weakref
 from contextlib import asynccontextmanager
 
@@ -18,6 +19,7 @@ from server.admission.in_flight import InFlight
 from server.config.settings import Settings
 from server.errors import BadArtifact
 from server.observability.prometheus import Metrics
+from server.repository import repository as repository_module
 from server.repository.repository import Repository
 from server.rpc.health import Health
 from server.rpc.server import build_server
@@ -162,3 +164,13 @@ async def test_nothing_refers_to_a_model_that_failed_its_checks(artifacts, witho
             await repository.load("tiny-bert")
         assert references
         assert await left(references) == []
+
+
+async def test_the_memory_of_an_unloaded_model_is_returned_to_the_system(artifacts, monkeypatch):
+    released = threading.Event()
+    monkeypatch.setattr(repository_module, "release_free_memory", released.set)
+    monkeypatch.setattr(repository_module, "RELEASE_AFTER_S", 0.0)
+    async with opened(artifacts, "tiny-bert") as repository:
+        assert not released.is_set()
+        await repository.unload("tiny-bert")
+        assert await asyncio.to_thread(released.wait, 30)

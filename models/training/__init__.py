@@ -1,8 +1,8 @@
-"""The programs that trained the models in `models/pretrained`, from freely available data. One command each.
+"""The programs that train the models in `models/pretrained` from freely available data, one command for each model.
 
     python -m models.training.bert_mini        python -m models.training.vit_digits
     python -m models.training.gpt_mini         python -m models.training.mixer_digits
 
-`corpus` collects English technical text and holds some of it out, `digits` does the same with images; `text_training`
-and `vision_training` are the two loops; `bundle` and `cards` write the result. They need the extra `train`.
+`corpus` collects English technical text and holds some of it out; `digits` does the same with images. `text_training`
+and `vision_training` contain the training loops. `bundle` and `cards` write the results. The extra `train` is needed.
 """

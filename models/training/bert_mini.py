@@ -1,6 +1,6 @@
 """The training of bert-mini, a masked language model of docstrings: `python -m models.training.bert_mini`.
 
-Its score is the share of masked tokens that are among its first five guesses: 15 % of all tokens of held-out text,
+Its score is the share of masked tokens that are among its five most likely ones: 15 % of the tokens of held-out text,
 chosen at random, are replaced by [MASK].
 """
 
@@ -35,30 +35,28 @@ SPECIAL = {
 }
 CARD = cards.Card(
     name="bert-mini",
-    summary="A small BERT that fills in masked words of technical English, in lower case.",
+    summary="A small BERT that fills in masked tokens of technical English, in lower case.",
     module="bert_mini",
     data=cards.TEXT_DATA,
     use="""\
-For trying Affinity out, with texts such as `A list is a mutable [MASK].` It knows the words of documentation and little
-of the world. It has 256 positions and reads ASCII English best.
+For trying Affinity, with texts such as `A list is a mutable [MASK].` The model has learned the vocabulary of
+documentation, and few facts. It has 256 positions, and works best on English text in ASCII.
 
-The run behind these weights was extended while it went on, from 850 steps to 950: its learning rate had begun to fall
-by then. A fresh run of the recipe follows a slightly different curve.
+These weights come from a run that was extended from 850 to 950 steps after its learning rate had begun to fall. A new
+run of the recipe therefore has a slightly different learning rate.
 """,
 )
 MASKED_IN_TRAINING, MASKED_IN_SCORE = 0.3, 0.15
 NEIGHBOURS = ((-1, 1, -2, 2), (-1, 1, -3, 3))  # by block: the offset of the token that each head attends to at first
-ALONE_EVERY, ALONE_LENGTH = 8, 64  # in every eighth step each row is one whole paragraph
-ALONE_FILLED = (
-    0.4  # of such rows, about; the number of masks is constant, so that a compiled step is not compiled again
-)
+PARAGRAPHS_EVERY, PARAGRAPH_LENGTH = 8, 64  # in every eighth step each row is one whole paragraph
+PARAGRAPH_FILL = 0.4  # the approximate share of tokens in these rows; fixes the number of masks, for compiled steps
 
 
 def initialise(model: Bert) -> None:
-    """As for all text models, but positions start as waves, and the heads of the first blocks attend to a neighbour.
+    """As for all text models, but positions are sinusoids, and the heads of the first blocks attend to a neighbour.
 
-    A masked token can only be predicted from its neighbours. To learn their positions from random embeddings would take
-    the larger part of a short training.
+    A masked token can only be predicted from its neighbours. Learning their positions from random embeddings would take
+    most of a short training.
     """
     text_training.initialise(model, CONFIG.depth, SCHEDULE.seed)
     count, size = CONFIG.width // 2, CONFIG.width // CONFIG.heads
@@ -74,7 +72,7 @@ def initialise(model: Bert) -> None:
 
 
 def rotation(angles: Tensor) -> Tensor:
-    """The matrix that shifts a wave (sin, cos) by a distance: it rotates each pair by its own angle."""
+    """The matrix that shifts a sinusoid (sin, cos) by a distance: it rotates each pair by its own angle."""
     cos, sin = torch.cos(angles), torch.sin(angles)
     pairs = torch.stack([torch.stack([cos, sin], dim=-1), torch.stack([-sin, cos], dim=-1)], dim=-2)
     return torch.block_diag(*pairs)
@@ -100,8 +98,8 @@ def framed(rows: Tensor, tokenizer: Tokenizer) -> Tensor:
 def paragraph_rows(paragraphs: list[list[int]], tokenizer: Tokenizer) -> Tensor:
     """A padded row for each paragraph that is short enough."""
     first, last, padding = (tokenizer.token_to_id(token) for token in (FIRST, LAST, PADDING))
-    rows = [[first, *ids, last] for ids in paragraphs if len(ids) <= ALONE_LENGTH - 2]
-    return torch.tensor([row + [padding] * (ALONE_LENGTH - len(row)) for row in rows])
+    rows = [[first, *ids, last] for ids in paragraphs if len(ids) <= PARAGRAPH_LENGTH - 2]
+    return torch.tensor([row + [padding] * (PARAGRAPH_LENGTH - len(row)) for row in rows])
 
 
 def mask(rows: Tensor, count: int, tokenizer: Tokenizer, seed: int) -> tuple[Tensor, Tensor]:
@@ -116,7 +114,7 @@ def mask(rows: Tensor, count: int, tokenizer: Tokenizer, seed: int) -> tuple[Ten
 
 
 def top5_accuracy(model: nn.Module, stream: Tensor, tokenizer: Tokenizer, *, rows: int | None = None) -> float:
-    """The score, over rows as long as the model's context."""
+    """The score of `train`, over rows as long as the context of the model."""
     chosen = text_training.in_rows(stream, CONFIG.positions - 2)
     chosen = framed(chosen if rows is None else chosen[:: max(1, len(chosen) // rows)], tokenizer)
     right = total = 0
@@ -131,21 +129,21 @@ def top5_accuracy(model: nn.Module, stream: Tensor, tokenizer: Tokenizer, *, row
 
 
 def train(texts: Corpus, *, state_path: Path | None, compiled: bool) -> tuple[Bert, Tokenizer, float]:
-    """The model, its tokenizer, and the minutes it took."""
+    """The model, its tokenizer, and the minutes of the training."""
     tokenizer = train_word_pieces(corpus.lines(texts.training), CONFIG.vocabulary)
     repeated = [d for d in texts.training for _ in range(PYTHON_REPEATS if d.python else 1)]
     paragraphs = encode(repeated, tokenizer)
-    alone = paragraph_rows(paragraphs, tokenizer)
+    single = paragraph_rows(paragraphs, tokenizer)
     stream, held_out = as_stream(paragraphs), as_stream(encode(texts.held_out, tokenizer))
     print(f"{len(stream):,} tokens to train on, {len(held_out):,} held out")
     model = Bert(CONFIG)
     initialise(model)
 
     def rows_of(step: int) -> Tensor:
-        if step % ALONE_EVERY == ALONE_EVERY - 1:
-            count = SCHEDULE.tokens_per_step // ALONE_LENGTH
-            picked = torch.randint(len(alone), (count,), generator=torch.Generator().manual_seed(step))
-            return alone[picked]
+        if step % PARAGRAPHS_EVERY == PARAGRAPHS_EVERY - 1:
+            count = SCHEDULE.tokens_per_step // PARAGRAPH_LENGTH
+            picked = torch.randint(len(single), (count,), generator=torch.Generator().manual_seed(step))
+            return single[picked]
         length = SCHEDULE.length(step)
         count = SCHEDULE.tokens_per_step // length
         return framed(
@@ -155,7 +153,7 @@ def train(texts: Corpus, *, state_path: Path | None, compiled: bool) -> tuple[Be
     def loss(runner: nn.Module, step: int) -> Tensor:
         rows = rows_of(step)
         lengths = (rows != tokenizer.token_to_id(PADDING)).sum(dim=1)
-        filled = ALONE_FILLED if rows.shape[1] == ALONE_LENGTH else 1
+        filled = PARAGRAPH_FILL if rows.shape[1] == PARAGRAPH_LENGTH else 1
         masked, selected = mask(rows, int(MASKED_IN_TRAINING * filled * rows.numel()), tokenizer, SCHEDULE.seed + step)
         return functional.cross_entropy(runner(masked, lengths, selected=selected), rows.flatten()[selected])
 

@@ -1,4 +1,4 @@
-"""Save a trained model as a directory in the Hugging Face layout, which is exported like any other."""
+"""Saves a trained model as a directory in the Hugging Face layout, which is exported like any other checkpoint."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ HALVED = {"dtype": "float16"}  # text models are stored in half precision: half 
 def save_text(
     directory: Path, model: nn.Module, tokenizer: Tokenizer, *, special: Mapping[str, str], kind: str
 ) -> None:
-    """`special` names the special tokens (`mask_token` and so on), `kind` the class of the tokenizer."""
+    """Save a text model. `special` maps names such as `mask_token` to tokens; `kind` is the class of the tokenizer."""
     ids = {
         f"{name.removesuffix('token')}token_id": tokenizer.token_to_id(token)
         for name, token in special.items()
@@ -36,7 +36,7 @@ def save_text(
 
 
 def save_vit(directory: Path, model: nn.Module, names: Sequence[str]) -> None:
-    """transformers has the preprocessing of images in a file of its own."""
+    """Save a ViT in the layout of transformers, which has a separate file for the preprocessing of images."""
     checkpoints.save(directory, checkpoints.published_config(model, names), checkpoints.published(model))
     side = {"height": digits.IMAGE_SIZE, "width": digits.IMAGE_SIZE}
     write_json(
@@ -56,7 +56,7 @@ def save_vit(directory: Path, model: nn.Module, names: Sequence[str]) -> None:
 
 
 def save_mixer(directory: Path, model: nn.Module, names: Sequence[str]) -> None:
-    """timm has the preprocessing in `config.json`."""
+    """Save an MLP-Mixer in the layout of timm, which has the preprocessing in `config.json`."""
     config = checkpoints.published_config(model, names)
     config["label_names"] = list(names)
     config["pretrained_cfg"] |= {
@@ -70,19 +70,19 @@ def save_mixer(directory: Path, model: nn.Module, names: Sequence[str]) -> None:
 
 
 def save_held_out_texts(directory: Path, documents: Sequence[Document]) -> None:
-    """A sample of the held-out text, a paragraph on each line, for the score of an export."""
+    """Save a sample of the held-out text, one paragraph on each line, for the evaluation of an export."""
     chosen = (document for document in documents if document.name.split("/")[0] in corpus.SAMPLED)
     lines = (" ".join(paragraph.split()) for document in chosen for text in document.texts for paragraph in text)
     (directory / "held-out.txt").write_text("\n".join(lines) + "\n", "utf-8")
 
 
 def save_held_out_digits(directory: Path) -> None:
-    """All held-out digits, white on black, for the same purpose."""
+    """Save all held-out digits, white on black, for the evaluation of an export."""
     _, held_out = digits.read()
     images = [np.asarray(digits.as_picture(image).convert("L")) for image in held_out.images]
     path = directory / "held-out.safetensors"
     save_file({"images": np.stack(images), "labels": held_out.labels.numpy().astype(np.uint8)}, path)
-    path.chmod(0o644)  # the library makes it readable by its owner only
+    path.chmod(0o644)  # safetensors makes it readable by its owner only
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -9,15 +9,15 @@ from models.training import corpus
 
 TEXT_DATA = f"""\
 English technical text that installed Python packages contain: the language reference in `pydoc_data`, the
-docstrings of the standard library, and those of the packages below, read from their sources. Docstrings are cut into
-paragraphs (one of prose, or one parameter with its description); code, tables, text that is not ASCII and anything
-under {corpus.SHORTEST} characters are left out.
+docstrings of the standard library, and those of the packages below, read from their sources. Docstrings are split
+into paragraphs (of prose, or of one parameter with its description). Code, tables, text that is not ASCII, and
+paragraphs of fewer than {corpus.SHORTEST} characters are left out.
 
-Whole modules and reference topics are held out: those whose name has a SHA-256 with a first byte below
-{corpus.HELD_OUT_OF_256} (of 256). Every paragraph is kept once, compared without case, spaces and punctuation, and a
-paragraph that occurs in training is dropped from what is held out. Modules about related things remain related:
-expect lower scores on text of another kind. `held-out.txt` is a sample of it, a paragraph on each line: that of Python
-(PSF-2.0), NetworkX (BSD-3-Clause) and SQLAlchemy (MIT).
+Whole modules and reference topics are held out: {corpus.HELD_OUT_OF_256} of 256, chosen by the SHA-256 of their names.
+Paragraphs are compared without case, spaces and punctuation: each is kept only once, and not held out if it also occurs
+in the training data. Held-out modules are similar to others in the training data, so expect lower scores on other kinds
+of text. `held-out.txt` has the held-out paragraphs of Python (PSF-2.0), NetworkX (BSD-3-Clause) and SQLAlchemy (MIT),
+one on each line.
 
 | package | version | licence |
 |---|---|---|
@@ -27,19 +27,20 @@ expect lower scores on text of another kind. `held-out.txt` is a sample of it, a
 DIGITS_DATA = """\
 The 1,797 handwritten digits of 8 × 8 pixels that come with scikit-learn (E. Alpaydin and C. Kaynak, "Optical
 Recognition of Handwritten Digits", UCI Machine Learning Repository, licence CC BY 4.0). A quarter of each digit, 450,
-is held out by a fixed seed; the same person may have written digits on both sides. In training the digits are turned,
-shifted, scaled, blurred, and shown half of the time in black on white. `held-out.safetensors` has those held out.
+is held out by a fixed seed; the same person may have written digits of both parts. In training the digits are
+rotated, shifted, scaled and blurred, and half of them are black on white.
+`held-out.safetensors` has the held-out digits.
 """
 
 DIGITS_USE = """\
-For trying Affinity out: `example.png` is a held-out digit. One digit should fill most of the picture. The model was
+For trying Affinity: `example.png` is a held-out digit. A digit should fill most of the image. The model was
 trained on digits only, so it classifies any image as a digit, and its scores say little about other handwriting.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """The parts of a card that differ between models; the last three are known after the training."""
+    """The parts of a card that differ between models. The last three are known after the training."""
 
     name: str
     summary: str
@@ -57,7 +58,7 @@ class Card:
 
 {self.summary}
 
-{parameters:,} parameters, {size_bytes / 1e6:.1f} MB. Made by `python -m models.training.{self.module}` in
+{parameters:,} parameters, {size_bytes / 1e6:.1f} MB. Trained by `python -m models.training.{self.module}` in
 {self.minutes:.0f} minutes on a {self.machine}.
 
 ## Score

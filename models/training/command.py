@@ -16,13 +16,17 @@ def parser(card: Card) -> argparse.ArgumentParser:
         "--output", type=Path, default=Path("models/pretrained") / card.name, help="default: %(default)s"
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
-    parser.add_argument("--machine", default=platform.machine(), help="what the card calls this machine")
+    parser.add_argument(
+        "--machine", default=platform.machine(), help="name of this machine in the model card; default: %(default)s"
+    )
     return parser
 
 
 def text_parser(card: Card) -> argparse.ArgumentParser:
-    """The same with the options for long runs."""
+    """The options of all training programs, and those for long runs."""
     shared = parser(card)
-    shared.add_argument("--state", type=Path, help="save the state of the run here at intervals, and go on from it")
-    shared.add_argument("--compile", action="store_true", help="faster, where there is a C++ compiler")
+    shared.add_argument(
+        "--state", type=Path, help="file in which the state is saved at intervals, and from which the run resumes"
+    )
+    shared.add_argument("--compile", action="store_true", help="compile the model: faster, but needs a C++ compiler")
     return shared

@@ -1,8 +1,8 @@
 """English technical text in a Python installation: docstrings, and the language reference in `pydoc`.
 
-Sources are read, never imported (except CPython's modules in C, which have no other docstrings). Each text is
-cut into paragraphs, a paragraph being one line of prose or one `name : type` with its description. Whole modules are
-held out by a hash of their name; then every paragraph is kept only once, and none is both held out and trained on.
+Sources are read, never imported, except for CPython's modules in C, whose docstrings are not in files. Each text is
+split into paragraphs: one line of prose, or one `name : type` with its description. Whole modules are held out by a
+hash of their name. Each paragraph is kept only once, so none is both in the training data and held out.
 
 Knows nothing of tokens or models.
 """
@@ -43,7 +43,7 @@ PACKAGES = {  # distribution: (version, folder, licence); the extra `train` inst
     "xarray": ("2026.9.0", "xarray", "Apache-2.0"),
 }
 HELD_OUT_OF_256 = 5  # 2 % of the modules
-SAMPLED = ("python", "networkx", "sqlalchemy")  # whose held-out paragraphs are saved beside the models
+SAMPLED = ("python", "networkx", "sqlalchemy")  # packages whose held-out paragraphs are saved with the models
 SKIPPED = re.compile(
     r"(^|[/_])(tests?|testing|conftest|vendor|_vendor|externals?|extern|idlelib|lib2to3|site-packages)([/_.]|$)"
 )
@@ -62,7 +62,7 @@ SHORTEST, LONGEST = 40, 2000  # characters of a paragraph
 
 @dataclass(frozen=True)
 class Document:
-    """The paragraphs of one module, text by text; `name` is the module's, as `package/path.py`."""
+    """The paragraphs of the texts of one module. `name` is that of the module, as `package/path.py`."""
 
     name: str
     texts: tuple[tuple[str, ...], ...]
@@ -73,7 +73,7 @@ class Document:
 
     @property
     def python(self) -> bool:
-        """Whether it is about Python itself."""
+        """Whether the document is part of Python's own documentation."""
         return self.name.startswith("python/")
 
 
@@ -92,7 +92,7 @@ def read(packages: Iterable[str] = tuple(PACKAGES)) -> Corpus:
 
 
 def split(documents: Iterable[Document]) -> Corpus:
-    """Hold out whole modules by a hash of their names; keep each paragraph once, if possible for training."""
+    """Hold out whole modules by a hash of their names. Keep each paragraph once, for training if possible."""
     documents = sorted(documents, key=lambda document: (not document.python, document.name))
     seen: set[str] = set()
     training = [unseen(document, seen) for document in documents if not document.held_out]
@@ -111,7 +111,7 @@ def unseen(document: Document, seen: set[str]) -> Document:
 
 
 def fingerprint(paragraph: str) -> str:
-    """Two paragraphs that differ only in case, spaces or punctuation are the same paragraph."""
+    """The text by which equal paragraphs are found: without case, spaces and punctuation."""
     return re.sub(r"[^a-z0-9]+", " ", paragraph.lower()).strip()
 
 

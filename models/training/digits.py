@@ -24,7 +24,7 @@ EXAMPLE = 2  # the held-out digit of `example.png`
 
 @dataclass(frozen=True)
 class Digits:
-    """Images in grey, (b, 8, 8), 0 the paper and 1 the ink, and their labels (b)."""
+    """Grey images (b, 8, 8), from 0 for paper to 1 for ink, and their labels (b)."""
 
     images: Tensor
     labels: Tensor
@@ -67,7 +67,7 @@ def varied(images: Tensor) -> Tensor:
     large = functional.interpolate(images[:, None], size=(IMAGE_SIZE, IMAGE_SIZE), mode="bicubic")  # (b, 1, 32, 32)
     grid = functional.affine_grid(motions(b), [b, 1, IMAGE_SIZE, IMAGE_SIZE], align_corners=False)
     ink = functional.grid_sample(large, grid, align_corners=False)
-    ink = (ink - 0.5) * between(1, 3, b) + between(0.4, 0.6, b)  # a softer or a sharper pen
+    ink = (ink - 0.5) * between(1, 3, b) + between(0.4, 0.6, b)  # softer or sharper edges
     ink = torch.where(chance(0.3, b), functional.avg_pool2d(ink, 3, stride=1, padding=1), ink)
     ink = ink.clamp(0, 1) * between(0.6, 1, b) + torch.randn_like(ink) * between(0, 0.1, b)
     ink = torch.where(chance(0.5, b), 1 - ink, ink)  # half of them black on white
@@ -90,5 +90,5 @@ def between(low: float, high: float, b: int) -> Tensor:
 
 
 def chance(share: float, b: int) -> Tensor:
-    """True for about that share of the images."""
+    """True for about this share of the images."""
     return torch.rand(b, 1, 1, 1) < share

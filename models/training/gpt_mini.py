@@ -27,29 +27,29 @@ PYTHON_REPEATS = 3  # text about Python itself is repeated
 SPECIAL = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
 CARD = cards.Card(
     name="gpt-mini",
-    summary="A small GPT that goes on with a piece of technical English.",
+    summary="A small GPT that continues technical English.",
     module="gpt_mini",
     data=cards.TEXT_DATA,
     use="""\
-For trying Affinity out, with prompts such as `A list is`. It knows the tone of documentation, not its facts: what it
-writes about a function is made up. It has 256 positions and reads ASCII English best.
+For trying Affinity, with prompts such as `A list is`. The model has learned the style of documentation, not its facts:
+its statements about functions are made up. It has 256 positions, and works best on English text in ASCII.
 """,
 )
 
 
-def written(text: tuple[str, ...]) -> str:
+def joined(text: tuple[str, ...]) -> str:
     return "\n\n".join(text)
 
 
 def encode(documents: Iterable[Document], tokenizer: Tokenizer) -> Tensor:
     """All texts as one stream of tokens, each with an end token."""
-    texts = [written(text) for document in documents for text in document.texts]
+    texts = [joined(text) for document in documents for text in document.texts]
     end = [tokenizer.token_to_id(END_OF_TEXT)]
     return torch.tensor([token for encoding in tokenizer.encode_batch(texts) for token in encoding.ids + end])
 
 
 def bits_per_character(model: nn.Module, stream: Tensor, tokenizer: Tokenizer, *, rows: int | None = None) -> float:
-    """The score, over rows as long as the model's context; the first token of a row is not predicted."""
+    """The score of `train`, over rows as long as the context. The first token of a row is not predicted."""
     length = CONFIG.positions
     chosen = text_training.in_rows(stream, length)
     chosen = chosen if rows is None else chosen[:: max(1, len(chosen) // rows)]
@@ -65,7 +65,7 @@ def language_loss(model: nn.Module, rows: Tensor, reduction: str = "mean") -> Te
 
 
 def train(texts: Corpus, *, state_path: Path | None, compiled: bool) -> tuple[Gpt, Tokenizer, float]:
-    """The model, its tokenizer, and the minutes it took."""
+    """The model, its tokenizer, and the minutes of the training."""
     tokenizer = train_byte_pairs(corpus.lines(texts.training), CONFIG.vocabulary)
     repeated = [d for d in texts.training for _ in range(PYTHON_REPEATS if d.python else 1)]
     stream, held_out = encode(repeated, tokenizer), encode(texts.held_out, tokenizer)

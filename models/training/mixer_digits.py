@@ -16,7 +16,7 @@ CONFIG = MixerConfig(
 )
 CARD = cards.Card(
     name="mixer-digits",
-    summary="A small MLP-Mixer that names a handwritten digit.",
+    summary="A small MLP-Mixer that classifies handwritten digits.",
     module="mixer_digits",
     data=cards.DIGITS_DATA,
     use=cards.DIGITS_USE,

@@ -1,6 +1,6 @@
 """The optimisers: Muon for the matrices inside the blocks, AdamW for the rest.
 
-Muon makes each matrix's update treat all directions alike, which halves the steps a small model needs.
+Muon orthogonalises the update of each matrix, which halves the number of steps that a small model needs.
 
 Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
 """
@@ -23,7 +23,7 @@ class Rates:
 
 
 def create(model: nn.Module, rates: Rates) -> list[Optimizer]:
-    """One for the matrices of the blocks, one for token and position embeddings, biases and norms."""
+    """The optimiser of the matrices in the blocks, and that of embeddings, biases and norms."""
     named = dict(model.named_parameters())
     matrices = [parameter for name, parameter in named.items() if "blocks" in name and parameter.dim() == 2]
     others = [parameter for name, parameter in named.items() if not ("blocks" in name and parameter.dim() == 2)]

@@ -1,7 +1,7 @@
 """The training of both text models: a warm-up, a constant rate, a decay.
 
-Every step is a function of its number and the seed alone, so that a run that was stopped goes on as if it were not.
-Knows nothing of what a step predicts: the recipes bring the loss and the score.
+Each step depends on its number and the seed alone, so that a resumed run equals an uninterrupted one. The loss and the
+score are arguments.
 """
 
 import time
@@ -26,8 +26,8 @@ class Schedule:
 
     steps: int
     tokens_per_step: int = 8192
-    short_length: int = 128  # of a row at first, for speed
-    long_length: int = 256  # at the end, so that every position is trained
+    short_length: int = 128  # of a row at first, which is faster
+    long_length: int = 256  # of a row at the end, so that all positions are trained
     long_share: float = 0.35
     warm_up_steps: int = 56
     decay_share: float = 0.4

@@ -10,7 +10,7 @@ CONFIG = VitConfig(
 )
 CARD = cards.Card(
     name="vit-digits",
-    summary="A small ViT that names a handwritten digit.",
+    summary="A small ViT that classifies handwritten digits.",
     module="vit_digits",
     data=cards.DIGITS_DATA,
     use=cards.DIGITS_USE,

@@ -13,7 +13,7 @@ PRESETS = [(Bert, BERT_PRESETS), (Gpt, GPT_PRESETS), (Vit, VIT_PRESETS), (Mixer,
 
 # fmt: off
 TABLE = {
-    # BERT, with the head for masked words: 30,522 biases and a layer of width² + 3·width more than the encoder alone
+    # BERT, with the head for masked tokens: 30,522 biases and a layer of width² + 3·width more than the encoder alone
     (Bert, "tiny"):            141_888,
     (Bert, "bert-base"):   109_514_298,
     (Bert, "bert-large"):  335_174_458,

@@ -14,17 +14,20 @@ from models.training.corpus import Corpus, Document
 PRETRAINED = Path(checkpoints.__file__).parents[1] / "pretrained"
 TEXT, VISION = ("bert-mini", "gpt-mini"), ("mixer-digits", "vit-digits")
 LARGEST_BYTES = 25_000_000
-TOP5_AT_LEAST, BITS_AT_MOST = 0.55, 1.55  # of Python's own documentation; the cards tell of all held-out text
+TOP5_AT_LEAST, BITS_AT_MOST = (
+    0.55,
+    1.55,
+)  # on Python's own documentation, unlike the scores of the cards
 
 
 @pytest.fixture(scope="module")
 def python_corpus() -> Corpus:
-    """What every machine has of the corpus: Python's own documentation."""
+    """The part of the corpus that every machine has: Python's own documentation."""
     return corpus.read(packages=())
 
 
 @pytest.mark.parametrize("name", TEXT + VISION)
-def test_a_bundled_model_comes_with_a_card(name: str) -> None:
+def test_a_bundled_model_has_a_card(name: str) -> None:
     card = (PRETRAINED / name / "README.md").read_text("utf-8")
     assert f"models.training.{name.replace('-', '_')}" in card
     assert "held-out" in card

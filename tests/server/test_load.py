@@ -1,4 +1,4 @@
-"""Real servers with many callers at once: everybody gets the own answer, or is told when to come back."""
+"""Real servers with many concurrent requests: each gets its own response, or an error with a retry hint."""
 
 import asyncio
 import re
@@ -18,11 +18,11 @@ from tests.serving import served
 
 OK, FULL = grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED
 MASKED, CLASSIFIED, EMBEDDED, PICTURES = 1400, 800, 800, 300
-EVERYBODY = ("--set", "*.max_queue_requests=10000")
+LARGE_QUEUE = ("--set", "*.max_queue_requests=10000")
 
 
 def distinct_texts(count, seed, start=""):
-    """So many texts of 3 to 30 words, no two alike."""
+    """Distinct texts of 3 to 30 words."""
     random, found = np.random.default_rng(seed), {}
     while len(found) < count:
         found[f"{start} {' '.join(random.choice(WORDS, random.integers(2, 30)))}"] = None
@@ -30,7 +30,7 @@ def distinct_texts(count, seed, start=""):
 
 
 def distinct_images(count):
-    """So many small files of three formats and many sizes, no two alike."""
+    """Distinct small files of three formats and many sizes."""
     random = np.random.default_rng(4)
     return [
         file_of(picture(*random.integers(30, 60, 2), seed=seed), ("PNG", "JPEG", "WEBP")[seed % 3])
@@ -38,8 +38,8 @@ def distinct_images(count):
     ]
 
 
-async def ask_all(target, requests):
-    """The answer to each (method, request), all of them sent at once over a few connections."""
+async def call_all(target, requests):
+    """The responses to (method, request) pairs, which are sent concurrently over a few connections."""
     channels = [grpc.aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)]) for _ in range(4)]
     stubs = [AffinityStub(channel) for channel in channels]
     try:
@@ -49,11 +49,11 @@ async def ask_all(target, requests):
         await asyncio.gather(*(channel.close() for channel in channels))
 
 
-# ---- everybody's own answer
+# ---- each request gets its own response
 
 
 def numbers(answer):
-    """What an answer says: ids that must be the same, and numbers that must be near."""
+    """The contents of a response: ids that must be equal, and numbers that must be close."""
     (result,) = answer.results
     match result:
         case pb.FilledText():
@@ -64,8 +64,8 @@ def numbers(answer):
     return [], dict(enumerate(result.values))
 
 
-async def test_thousands_of_callers_of_four_models_get_what_they_get_unbatched(artifacts):
-    """Distinct texts of mixed lengths and image files, all at once; beside a server in which each runs alone."""
+async def test_thousands_of_requests_to_four_models_get_the_responses_that_they_get_unbatched(artifacts):
+    """Distinct texts of mixed lengths and image files, compared with a server without batching."""
     requests = [
         *(("FillMask", pb.FillMaskRequest(inputs=[text], top_k=3)) for text in distinct_texts(MASKED, 1, "[MASK] a")),
         *(("ClassifyText", pb.ClassifyTextRequest(inputs=[text])) for text in distinct_texts(CLASSIFIED, 2)),
@@ -78,15 +78,15 @@ async def test_thousands_of_callers_of_four_models_get_what_they_get_unbatched(a
     order = np.random.default_rng(0).permutation(len(requests))
     requests = [requests[number] for number in order]
     models = ("--models", "tiny-bert,tiny-classifier,tiny-embedder,tiny-vit")
-    with served(artifacts, *models, *EVERYBODY) as batching:
-        together = await ask_all(batching.target, requests)
+    with served(artifacts, *models, *LARGE_QUEUE) as batching:
+        together = await call_all(batching.target, requests)
         metrics = urllib.request.urlopen(batching.url("/metrics")).read().decode()
-    with served(artifacts, *models, *EVERYBODY, "--set", "*.max_batch_size=1") as unbatched:
-        alone = await ask_all(unbatched.target, requests)
+    with served(artifacts, *models, *LARGE_QUEUE, "--set", "*.max_batch_size=1") as unbatched:
+        alone = await call_all(unbatched.target, requests)
     for found, expected in zip(map(numbers, together), map(numbers, alone), strict=True):
         assert found[0] == expected[0]
         for key, value in expected[1].items():
-            # Of two words equally likely, either may be the third.
+            # Of two equally likely tokens, either may be the third.
             assert abs(found[1].get(key, min(found[1].values())) - value) <= 1e-6
     batches = sum(map(float, re.findall(r"^affinity_batch_rows_count\{.*\} (.+)$", metrics, re.M)))
     assert batches < len(requests)  # how much fewer depends on the machine
@@ -97,14 +97,14 @@ async def test_thousands_of_callers_of_four_models_get_what_they_get_unbatched(a
 
 @pytest.fixture(scope="module")
 def narrow(artifacts):
-    """A server that lets eight inputs wait, or forty tokens of the classifier."""
+    """A server whose queues hold eight inputs, and forty tokens for the classifier."""
     few = ("--set", "*.max_queue_requests=8", "--set", "tiny-classifier.max_queue_tokens=40")
     with served(artifacts, "--models", "tiny-bert,tiny-classifier,tiny-vit", *few) as running:
         yield running
 
 
-async def told(call):
-    """The status of a call, and what came with it."""
+async def outcome(call):
+    """The status of a call, its response or error text, and its trailers."""
     try:
         return OK, await call, None
     except grpc.aio.AioRpcError as error:
@@ -112,12 +112,11 @@ async def told(call):
 
 
 @pytest.mark.parametrize("inputs", [1, 2, 8])
-async def test_a_full_queue_refuses_with_a_hint_whoever_comes(narrow, inputs):
-    """The same rule for one input and for many."""
+async def test_a_full_queue_refuses_requests_with_a_retry_hint(narrow, inputs):
     async with grpc.aio.insecure_channel(narrow.target) as channel:
         stub = AffinityStub(channel)
         request = pb.FillMaskRequest(inputs=["A [MASK] is a sequence."] * inputs)
-        answers = await asyncio.gather(*(told(stub.FillMask(request)) for _ in range(200)))
+        answers = await asyncio.gather(*(outcome(stub.FillMask(request)) for _ in range(200)))
         codes = Counter(code for code, *_ in answers)
         assert set(codes) == {OK, FULL}
         for code, answer, trailers in answers:
@@ -126,16 +125,16 @@ async def test_a_full_queue_refuses_with_a_hint_whoever_comes(narrow, inputs):
                 assert 50 <= int(trailers[RETRY_AFTER]) <= 30_000
             else:
                 assert len(answer.results) == inputs
-        assert len((await stub.FillMask(request)).results) == inputs  # there is room again
+        assert len((await stub.FillMask(request)).results) == inputs  # the queue has space again
 
 
-async def test_who_was_refused_gets_in_by_coming_back(narrow):
+async def test_a_refused_request_is_answered_after_retries(narrow):
     async with grpc.aio.insecure_channel(narrow.target) as channel:
         stub = AffinityStub(channel)
         request = pb.ClassifyTextRequest(inputs=["a list of items"])
 
         async def until_answered():
-            while (answer := await told(stub.ClassifyText(request)))[0] is FULL:
+            while (answer := await outcome(stub.ClassifyText(request)))[0] is FULL:
                 pass
             return answer
 
@@ -163,9 +162,9 @@ async def test_who_was_refused_gets_in_by_coming_back(narrow):
         ),
     ],
 )
-async def test_what_can_never_wait_is_invalid_and_not_told_to_come_back(narrow, method, request_, message):
+async def test_a_request_larger_than_the_queue_is_invalid(narrow, method, request_, message):
     async with grpc.aio.insecure_channel(narrow.target) as channel:
-        code, text, trailers = await told(getattr(AffinityStub(channel), method)(request_))
+        code, text, trailers = await outcome(getattr(AffinityStub(channel), method)(request_))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert message in text
     assert RETRY_AFTER not in trailers

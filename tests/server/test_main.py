@@ -1,4 +1,4 @@
-"""`python -m server` from its start to its end."""
+"""`python -m server` from start to exit."""
 
 import os
 import shlex
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def start(*flags, **environment):
-    """A server that is expected to end by itself."""
+    """Run a server that is expected to exit by itself."""
     return subprocess.run(
         [sys.executable, "-m", "server", "--port", "0", "--http-port", "0", "--provider", "cpu", *map(str, flags)],
         cwd=ROOT,
@@ -41,7 +41,7 @@ def test_the_banner_has_three_lines_that_work(server):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_what_is_under_way_finishes(artifacts, number):
+def test_a_stop_lets_requests_in_flight_finish(artifacts, number):
     with served(artifacts, "--models", "tiny-gpt,tiny-bert") as running:
         with grpc.insecure_channel(running.target) as channel:
             watched = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""))
@@ -50,33 +50,33 @@ def test_what_is_under_way_finishes(artifacts, number):
                 prompts=[pb.Prompt(text="A list is")] * 40, max_tokens=60, ignore_eos=True, temperature=0
             )
             stream = AffinityStub(channel).Generate(request)
-            pieces = [next(stream)]
+            responses = [next(stream)]
             running.process.send_signal(number)
             assert next(watched).status == health_pb2.HealthCheckResponse.NOT_SERVING
             with pytest.raises(grpc.RpcError) as error:
                 AffinityStub(channel).FillMask(pb.FillMaskRequest(inputs=["[MASK]"]))
-            pieces.extend(stream)
-        said, _ = running.process.communicate(timeout=30)
+            responses.extend(stream)
+        output, _ = running.process.communicate(timeout=30)
         assert error.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert [piece.finish_reason for piece in pieces if piece.finish_reason] == ["length"] * 40
-        assert running.process.returncode == 0, said
-        assert "stopped" in said
+        assert [response.finish_reason for response in responses if response.finish_reason] == ["length"] * 40
+        assert running.process.returncode == 0, output
+        assert "stopped" in output
 
 
-def test_what_takes_too_long_ends_with_what_there_is(artifacts):
+def test_requests_that_exceed_the_drain_time_end_with_the_text_so_far(artifacts):
     with served(artifacts, "--models", "tiny-gpt", "--drain-seconds", "0") as running:
         with grpc.insecure_channel(running.target) as channel:
             prompts = [pb.Prompt(text="A list is")] * 1000
             stream = AffinityStub(channel).Generate(pb.GenerateRequest(prompts=prompts, max_tokens=60, ignore_eos=True))
             next(stream)
             running.process.send_signal(signal.SIGTERM)
-            reasons = [piece.finish_reason for piece in stream if piece.finish_reason]
+            reasons = [response.finish_reason for response in stream if response.finish_reason]
         assert running.process.wait(timeout=10) == 0
     assert len(reasons) == 1000
     assert reasons.count("cancelled") > 100
 
 
-def test_an_idle_server_ends_at_once_though_somebody_watches(artifacts):
+def test_an_idle_server_exits_at_once_although_a_client_watches_its_health(artifacts):
     with served(artifacts, "--models", "tiny-vit") as running, grpc.insecure_channel(running.target) as channel:
         watched = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""))
         next(watched)
@@ -84,7 +84,7 @@ def test_an_idle_server_ends_at_once_though_somebody_watches(artifacts):
         assert running.process.wait(timeout=10) == 0
 
 
-def test_a_second_signal_ends_it_at_once(artifacts):
+def test_a_second_signal_exits_at_once(artifacts):
     with served(artifacts, "--models", "tiny-gpt") as running, grpc.insecure_channel(running.target) as channel:
         prompts = [pb.Prompt(text="A list is")] * 200
         stream = AffinityStub(channel).Generate(pb.GenerateRequest(prompts=prompts, max_tokens=60, ignore_eos=True))
@@ -96,7 +96,7 @@ def test_a_second_signal_ends_it_at_once(artifacts):
         assert running.process.wait(timeout=10) != 0
 
 
-def test_a_signal_while_models_are_loaded_is_a_stop_like_any_other(artifacts):
+def test_a_signal_while_models_are_loaded_stops_the_server(artifacts):
     command = [sys.executable, "-m", "server", "--artifacts", artifacts, "--provider", "cpu"]
     with subprocess.Popen(
         [*command, "--port", "0", "--http-port", "0"],
@@ -105,16 +105,16 @@ def test_a_signal_while_models_are_loaded_is_a_stop_like_any_other(artifacts):
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        said = process.stderr.readline()  # of the first model
-        assert "tiny-bert version 1" in said
+        output = process.stderr.readline()  # of the first model
+        assert "tiny-bert version 1" in output
         process.send_signal(signal.SIGTERM)
-        said += process.communicate(timeout=20)[1]
-    assert process.returncode == 0, said
-    assert "stopped" in said
-    assert "Traceback" not in said
+        output += process.communicate(timeout=20)[1]
+    assert process.returncode == 0, output
+    assert "stopped" in output
+    assert "Traceback" not in output
 
 
-# ---- what keeps it from starting: one line, exit status 1
+# ---- reasons not to start: one line, exit status 1
 
 
 def failed(done, message):
@@ -141,8 +141,8 @@ def test_a_port_in_use(artifacts, flag):
     assert done.stderr.count("\n") == 1
 
 
-def test_a_model_that_is_not_there(artifacts):
-    assert failed(start("--artifacts", artifacts, "--models", "nobody"), "nobody")
+def test_a_missing_model(artifacts):
+    assert failed(start("--artifacts", artifacts, "--models", "missing"), "missing")
 
 
 def test_a_broken_artifact(tmp_path):
@@ -162,7 +162,7 @@ def test_a_wrong_flag_is_explained(artifacts):
     assert "--port" in done.stderr
 
 
-def test_the_client_is_told_when_nothing_runs_any_more(artifacts):
+def test_the_client_reports_that_no_server_answers(artifacts):
     with served(artifacts, "--models", "tiny-vit") as running:
         running.process.send_signal(signal.SIGTERM)
         running.process.wait(timeout=10)

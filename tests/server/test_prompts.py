@@ -1,4 +1,4 @@
-"""Prompts of embedders: the default one stands before every text, and a request names another or none."""
+"""Prompts of embedders: the default prompt precedes each text, and a request can select another one or none."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ async def test_prompts_that_are_not_there_are_refused_with_those_that_are(encode
         TextEncoder(read_artifact(exported("tiny-bert"))).encode(TEXTS, prompt_name="query")
 
 
-async def test_both_services_and_the_client_take_a_prompts_name(server, capsys):
+async def test_both_services_and_the_client_accept_the_name_of_a_prompt(server, capsys):
     with Client(server.target) as client:
         expected = client.embed(PROMPTED, model="tiny-embedder")
         assert client.embed(TEXTS, model="tiny-embedder", prompt_name="passage") == expected

@@ -1,4 +1,4 @@
-"""Which texts a model takes, and what it reads of them: empty ones, long ones, and tokens that it does not know."""
+"""Texts at the limits of a model: empty, long, and with tokens that the model does not have."""
 
 import json
 
@@ -113,7 +113,7 @@ async def test_a_token_beyond_the_model_is_refused_where_it_stands(tmp_path):
     assert encoder.count(["b [E1]"], field="inputs", pair_field="text_pairs") == [4]
 
 
-async def test_ids_without_a_word_have_no_text(tmp_path):
+async def test_ids_without_a_token_have_no_text(tmp_path):
     byte_level_file(tmp_path)
     encoder = encoder_of(tmp_path, family="gpt", vocabulary=512)
     pieces = encoder.detokenizer()
@@ -137,7 +137,7 @@ async def test_long_texts_are_cut_on_the_side_of_the_tokenizer(tmp_path):
         assert found.truncated
 
 
-async def test_a_model_that_takes_no_token_types_gets_none(tmp_path):
+async def test_a_model_without_token_types_gets_none(tmp_path):
     KINDS["no token types"](tmp_path)
     (found,) = encoder_of(tmp_path).encode(["a list"], ["a set"])
     assert not found.token_type_ids.any()

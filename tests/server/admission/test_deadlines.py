@@ -1,4 +1,4 @@
-"""Requests whose callers are gone before it was their turn: dropped from the queue, and counted once, by the reason."""
+"""Requests that expire or are cancelled in the queue: they are dropped, and counted once, by reason."""
 
 import grpc
 import pytest
@@ -9,16 +9,16 @@ from tests.server.observability.test_prometheus import exposed, found, until
 from tests.serving import served
 
 MODEL = {"model": "tiny-classifier", "version": "1"}
-PATIENT = ("--models", "tiny-classifier", "--set", "tiny-classifier.max_delay_seconds=60")
-# A client leaves at its own deadline, and gRPC rounds the one that it tells the server up: this one to 1.01 s.
+WAITING = ("--models", "tiny-classifier", "--set", "tiny-classifier.max_delay_seconds=60")
+# A client ends its call at its deadline. gRPC rounds the deadline up that it sends to the server: the second to 1.01 s.
 TIMEOUTS_S = (0.4, 1.001)
 
 
 @pytest.fixture(scope="module")
-def told(artifacts):
-    """What a server counts that lets everything wait for company, of requests of two texts each."""
+def metrics(artifacts):
+    """The metrics of a server whose batches wait for more items, after requests of two texts each."""
     request = pb.ClassifyTextRequest(inputs=["a list", "a set"])
-    with served(artifacts, *PATIENT) as running, grpc.insecure_channel(running.target) as channel:
+    with served(artifacts, *WAITING) as running, grpc.insecure_channel(running.target) as channel:
         grpc.channel_ready_future(channel).result()
         stub = AffinityStub(channel)
         for timeout in TIMEOUTS_S:
@@ -41,20 +41,20 @@ def told(artifacts):
         ("grpc_server_handled_total", {"grpc_code": "DEADLINE_EXCEEDED"}),
     ],
 )
-def test_a_request_whose_deadline_passes_in_the_queue_is_counted_as_that(told, name, labels):
-    assert found(told, name, **labels) == len(TIMEOUTS_S)
+def test_a_request_that_expires_in_the_queue_is_counted_as_expired(metrics, name, labels):
+    assert found(metrics, name, **labels) == len(TIMEOUTS_S)
 
 
-def test_its_inputs_expired_in_the_queue(told):
-    assert found(told, "affinity_dropped_rows_total", **MODEL, reason="expired") == 2 * len(TIMEOUTS_S)
+def test_the_inputs_of_an_expired_request_are_counted_as_dropped(metrics):
+    assert found(metrics, "affinity_dropped_rows_total", **MODEL, reason="expired") == 2 * len(TIMEOUTS_S)
 
 
-def test_who_leaves_earlier_is_counted_as_gone(told):
-    assert found(told, "affinity_requests_total", status="CANCELLED") == 1
-    assert found(told, "nv_inference_request_failure", reason="CANCELED") == 1
-    assert found(told, "affinity_dropped_rows_total", **MODEL, reason="cancelled") == 2
+def test_a_request_that_is_cancelled_in_the_queue_is_counted_as_cancelled(metrics):
+    assert found(metrics, "affinity_requests_total", status="CANCELLED") == 1
+    assert found(metrics, "nv_inference_request_failure", reason="CANCELED") == 1
+    assert found(metrics, "affinity_dropped_rows_total", **MODEL, reason="cancelled") == 2
 
 
-def test_nothing_of_it_ran(told):
-    assert found(told, "affinity_batch_rows_count", **MODEL) == 0
-    assert found(told, "affinity_queue_tokens", **MODEL) == 0
+def test_no_dropped_input_ran(metrics):
+    assert found(metrics, "affinity_batch_rows_count", **MODEL) == 0
+    assert found(metrics, "affinity_queue_tokens", **MODEL) == 0

@@ -1,4 +1,4 @@
-"""What is under way may finish; nothing new comes in."""
+"""Requests in flight may finish, and new ones are refused."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from server.admission.in_flight import InFlight
 from server.errors import NotReady
 
 
-async def test_the_end_waits_for_the_last_request():
+async def test_wait_idle_waits_for_the_last_request():
     in_flight = InFlight("the server is stopping")
     with in_flight.track():
         in_flight.close()
@@ -18,13 +18,13 @@ async def test_the_end_waits_for_the_last_request():
     assert await waiting
 
 
-async def test_the_end_does_not_wait_for_ever():
+async def test_wait_idle_has_a_timeout():
     in_flight = InFlight("the server is stopping")
     with in_flight.track():
         assert not await in_flight.wait_idle(0)
 
 
-async def test_nothing_new_comes_in():
+async def test_new_requests_are_refused_after_close():
     in_flight = InFlight("the server is stopping")
     in_flight.close()
     with pytest.raises(NotReady, match="stopping"), in_flight.track():

@@ -1,4 +1,4 @@
-"""Who may come in, and in which order."""
+"""Limits and order of the admission queue."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from server.admission.queue import MAX_RETRY_S, AdmissionQueue, Limits, RequestC
 from server.errors import DeadlineExceeded, InvalidRequest, Overloaded
 
 
-def test_a_gate_is_full_by_requests_and_by_tokens():
+def test_the_queue_is_limited_in_requests_and_tokens():
     queue = AdmissionQueue("bert", Limits(requests=3, tokens=100))
     queue.acquire(requests=2, tokens=90)
     with pytest.raises(Overloaded, match="2 of 3 inputs and 90 of 100 tokens wait, so 1 and 11 do not fit"):
@@ -18,7 +18,7 @@ def test_a_gate_is_full_by_requests_and_by_tokens():
     assert (queue.requests, queue.tokens) == (0, 0)
 
 
-def test_what_can_never_fit_is_told_so_and_not_to_come_back():
+def test_a_request_larger_than_the_queue_is_invalid():
     queue = AdmissionQueue("bert", Limits(requests=3, tokens=100))
     with pytest.raises(InvalidRequest, match="texts: found 4 inputs, expected at most 3 inputs"):
         queue.acquire(requests=4, tokens=4, field="texts")
@@ -26,7 +26,7 @@ def test_what_can_never_fit_is_told_so_and_not_to_come_back():
         queue.acquire(requests=1, tokens=101)
 
 
-def test_the_hint_when_to_come_back_follows_how_long_others_waited():
+def test_the_retry_hint_follows_the_waiting_times():
     queue = AdmissionQueue("bert", Limits(requests=1000, tokens=1000))
     at_first = queue.retry_after_s
     for _ in range(100):
@@ -40,7 +40,7 @@ def test_the_hint_when_to_come_back_follows_how_long_others_waited():
     assert queue.retry_after_s == MAX_RETRY_S
 
 
-def test_a_higher_priority_goes_first_but_nobody_waits_for_ever():
+def test_a_higher_priority_is_worth_a_limited_time():
     assert (
         RequestContext(priority=1).rank(now=10.0)
         < RequestContext().rank(now=10.0)
@@ -55,7 +55,7 @@ def test_a_negative_priority_is_refused():
         RequestContext(priority=-1)
 
 
-def test_who_leaves_shortly_before_the_deadline_leaves_because_of_it():
+def test_a_call_that_is_cancelled_shortly_before_its_deadline_counts_as_expired():
     context = RequestContext(deadline=5.0, leeway_s=0.25)
     assert [context.cancel_reason(now) for now in (4.0, 4.8, 6.0)] == ["cancelled", "expired", "expired"]
     assert RequestContext().cancel_reason(now=4.0) == "cancelled"

@@ -1,4 +1,4 @@
-"""Several items become one batch, and its answers single again."""
+"""Items are collated to one batch, and its outputs are split by item."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_texts_are_padded_on_the_right():
     assert feeds["selected"].tolist() == [1, 3]
 
 
-def test_a_graph_is_fed_what_it_takes_and_no_more():
+def test_only_the_inputs_of_the_graph_are_built():
     assert list(collate([text(7)], ("input_ids", "lengths"))) == ["input_ids", "lengths"]
 
 
@@ -44,7 +44,7 @@ def test_an_image_counts_as_many_tokens_as_it_has_patches(side, tokens):
     assert ImageItem(pixel_values=np.zeros((3, side, side), np.float32), outputs=()).tokens == tokens
 
 
-def test_each_row_gets_its_own_part_of_what_it_asked_for():
+def test_each_item_gets_its_own_part_of_the_outputs_that_it_needs():
     items = [
         text(1, 2, 3, selected=[0, 2], outputs=("top_ids",)),
         text(1, selected=[0], outputs=("logits", "top_ids")),
@@ -56,7 +56,7 @@ def test_each_row_gets_its_own_part_of_what_it_asked_for():
     assert {name: part.tolist() for name, part in second.items()} == {"logits": [[4, 5]], "top_ids": [[12]]}
 
 
-def test_without_selected_positions_each_row_has_one_line():
+def test_without_selected_positions_outputs_are_split_by_row():
     answers = split({"embedding": np.arange(4).reshape(2, 2)}, [text(1, outputs=("embedding",))] * 2)
     assert [answer["embedding"].tolist() for answer in answers] == [[0, 1], [2, 3]]
 
@@ -64,7 +64,7 @@ def test_without_selected_positions_each_row_has_one_line():
 SHAPES = Shapes(lengths=(4, 8), batch_sizes=(1, 4), logit_counts=(1, 4))
 
 
-def test_what_fills_up_a_shape_comes_last_and_is_nobodys():
+def test_padding_rows_come_last_and_are_dropped():
     items = [text(7, 8, 9, selected=[1], outputs=("top_ids",)), text(5, selected=[0], outputs=("top_ids",))]
     feeds = collate(items, TEXT_INPUTS, SHAPES)
     assert feeds["input_ids"].tolist() == [[7, 8, 9, 0], [5, 0, 0, 0], [0] * 4, [0] * 4]
@@ -75,7 +75,7 @@ def test_what_fills_up_a_shape_comes_last_and_is_nobodys():
     assert [answer["top_ids"].tolist() for answer in answers] == [[[10]], [[11]]]
 
 
-def test_images_are_filled_up_with_black():
+def test_padding_images_are_black():
     items = [ImageItem(pixel_values=np.full((3, 4, 5), value, np.float32), outputs=("logits",)) for value in (1, 2)]
     (pixels,) = collate(items, ("pixel_values",), SHAPES).values()
     assert [image.max() for image in pixels] == [1, 2, 0, 0]

@@ -1,4 +1,4 @@
-"""Large work is done in a thread, so that others get their turn; small work at once."""
+"""Large work runs in a thread, so that it does not block the event loop; small work runs at once."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ def threads():
 
 
 @pytest.mark.parametrize(("items", "here"), [(1, True), (MAX_INLINE_ITEMS, True), (MAX_INLINE_ITEMS + 1, False)])
-async def test_large_work_leaves_the_loop_alone(threads, items, here):
+async def test_large_work_runs_in_a_thread(threads, items, here):
     where = await offload(threads, threading.current_thread, items=items)
     assert (where is threading.current_thread()) == here
 
@@ -43,7 +43,7 @@ async def test_classes_of_many_inputs_or_many_classes_are_ranked_in_a_thread(thr
     assert {each is threading.current_thread() for each in ranked_in} == {here}
 
 
-def test_typed_values_and_texts_count_one_by_one_and_raw_numbers_do_not():
+def test_typed_values_and_texts_count_as_items_and_raw_numbers_do_not():
     def items(datatype, shape, raw=(), **contents):
         tensor = ModelInferRequest.InferInputTensor(name="x", datatype=datatype, shape=shape)
         for field, values in contents.items():

@@ -1,4 +1,4 @@
-"""Large work waits for semaphore, in order; small work beside it does not wait longer than it must."""
+"""Work waits for the semaphore in order."""
 
 import asyncio
 
@@ -6,10 +6,10 @@ from server.concurrency.weighted_semaphore import WeightedSemaphore
 
 
 class Works:
-    """Work that stays in the semaphore until it is told to go."""
+    """Tasks that hold the semaphore until they are ended."""
 
     def __init__(self, semaphore):
-        self.semaphore, self.tasks, self.inside, self.ends = semaphore, {}, set(), {}
+        self.semaphore, self.tasks, self.running, self.ends = semaphore, {}, set(), {}
 
     async def start(self, name, size):
         self.ends[name] = asyncio.Event()
@@ -29,40 +29,40 @@ class Works:
 
     async def _work(self, name, size):
         async with self.semaphore.hold(size):
-            self.inside.add(name)
+            self.running.add(name)
             try:
                 await self.ends[name].wait()
             finally:
-                self.inside.discard(name)
+                self.running.discard(name)
 
 
-async def test_what_fits_goes_in_and_the_rest_waits_in_order():
+async def test_work_that_fits_starts_and_the_rest_waits_in_order():
     works = Works(WeightedSemaphore(10))
     for name, size in (("a", 4), ("b", 4), ("large", 8), ("small", 1)):
         await works.start(name, size)
-    assert works.inside == {"a", "b"}  # the small one would fit, but then the large one might wait for ever
+    assert works.running == {"a", "b"}  # the small one would fit, but could delay the large one for ever
     await works.end("a")
-    assert works.inside == {"b"}
+    assert works.running == {"b"}
     await works.end("b")
-    assert works.inside == {"large", "small"}
+    assert works.running == {"large", "small"}
 
 
-async def test_what_is_larger_than_the_room_is_done_alone():
+async def test_work_larger_than_the_capacity_runs_alone():
     works = Works(WeightedSemaphore(10))
     await works.start("huge", 99)
     await works.start("small", 1)
-    assert works.inside == {"huge"}
+    assert works.running == {"huge"}
     await works.end("huge")
-    assert works.inside == {"small"}
+    assert works.running == {"small"}
 
 
-async def test_who_gives_up_holds_up_nobody_and_leaves_no_hole():
+async def test_cancelled_work_neither_delays_others_nor_keeps_capacity():
     semaphore = WeightedSemaphore(10)
     works = Works(semaphore)
     for name, size in (("a", 10), ("b", 9), ("c", 10)):
         await works.start(name, size)
     await works.abort("b")
     await works.abort("a")
-    assert works.inside == {"c"}
+    assert works.running == {"c"}
     await works.end("c")
     assert semaphore.free == 10

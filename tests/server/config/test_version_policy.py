@@ -40,22 +40,22 @@ def test_versions_are_chosen(text, chosen):
 
 
 @pytest.mark.parametrize("text", ["latest", "latest:2", "all", "3", "1+12"])
-def test_versions_are_spelled_as_they_are_read(text):
+def test_the_text_of_a_policy_parses_to_the_same_policy(text):
     assert str(Versions.parse(text)) == text
 
 
 @pytest.mark.parametrize("text", ["", "newest", "latest:0", "latest:", "1+", "-1", "1 2", "v1"])
-def test_what_names_no_versions_is_refused(text):
+def test_an_invalid_policy_is_refused(text):
     with pytest.raises(ValueError, match=r"expected latest, all, latest:N, or numbers with \+ between them"):
         Versions.parse(text)
 
 
-# ---- real ones
+# ---- real servers
 
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
-    """Three versions of one model, of different weights: the directory of artifacts, and PyTorch's own models."""
+    """Three versions of one model with different weights: the directory of artifacts, and the PyTorch models."""
     root = tmp_path_factory.mktemp("versions")
     models = []
     for seed in range(3):
@@ -69,13 +69,13 @@ def three(tmp_path_factory):
 
 @pytest.fixture
 def artifacts(three, tmp_path):
-    """The first two of them; `add` brings the third."""
+    """The artifacts of the first two versions; `add` adds the third."""
     shutil.copytree(three[0], tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("3"))
     return tmp_path
 
 
 def add(artifacts, three, version):
-    """As the export does it: whole or not at all."""
+    """Add a version atomically, as the export does."""
     shutil.copytree(three[0] / "bert" / version, artifacts / ".coming")
     (artifacts / ".coming").rename(artifacts / "bert" / version)
 
@@ -87,21 +87,21 @@ def logits(client, version=""):
 
 
 def close(found, model):
-    """Within 1e-4 standard deviations of what PyTorch computes."""
+    """Whether logits are within 1e-4 standard deviations of those of PyTorch."""
     with torch.no_grad():
         expected = model(torch.from_numpy(IDS)).logits.numpy()
     return np.abs(found - expected).max() <= 1e-4 * expected.std()
 
 
 def index(client):
-    """Version → its state and the reason, once none is about to leave."""
+    """The state and the reason of each version, when no version is being unloaded."""
     states = {"": ("UNLOADING", "")}
     while ("UNLOADING", "") in states.values():
         states = {each.version: (each.state, each.reason) for each in client.get_model_repository_index().models}
     return states
 
 
-def test_two_versions_answer_at_once_and_a_third_takes_over(three, artifacts):
+def test_two_versions_are_served_and_a_third_one_replaces_the_oldest(three, artifacts):
     with (
         served(artifacts, "--set", "bert.versions=latest:2") as running,
         triton.InferenceServerClient(running.target) as client,
@@ -111,11 +111,11 @@ def test_two_versions_answer_at_once_and_a_third_takes_over(three, artifacts):
         assert client.get_model_metadata("bert", "1").versions == ["1"]
         for version, model in zip("12", three[1], strict=False):
             assert client.is_model_ready("bert", version)
-            told, found = logits(client, version)
-            assert told == version
+            answered_by, found = logits(client, version)
+            assert answered_by == version
             assert close(found, model)
-        told, found = logits(client)
-        assert told == "2"
+        answered_by, found = logits(client)
+        assert answered_by == "2"
         assert close(found, three[1][1])
         assert [each.version for each in client.get_inference_statistics("bert").model_stats] == ["1", "2"]
         assert client.get_inference_statistics("bert", "1").model_stats[0].inference_stats.success.count == 1
@@ -152,21 +152,21 @@ def test_the_typed_service_knows_versions_too(artifacts):
     assert newest == second
 
 
-async def test_under_traffic_a_new_version_takes_over_and_a_bad_one_does_not(three, artifacts):
-    """Nobody is refused; every answer is that of the version it names."""
+async def test_a_new_version_is_loaded_under_traffic_and_a_bad_one_is_not(three, artifacts):
+    """No request is refused, and every response comes from the version that it names."""
     with served(artifacts) as running:
         async with triton_aio.InferenceServerClient(running.target) as client:
             answers, over = [], asyncio.Event()
 
-            async def keep_asking(mine):
+            async def send_requests(seen):
                 tensor = triton_aio.InferInput("input_ids", list(IDS.shape), "INT64").set_data_from_numpy(IDS)
                 while not over.is_set():
                     answer = await client.infer("bert.raw", [tensor])
                     answers.append((answer.get_response().model_version, answer.as_numpy("logits")))
-                    mine.append(answers[-1][0])
+                    seen.append(answers[-1][0])
 
-            versions = [[] for _ in range(4)]  # that each of them saw
-            asking = [asyncio.create_task(keep_asking(mine)) for mine in versions]
+            versions = [[] for _ in range(4)]  # that each client saw
+            asking = [asyncio.create_task(send_requests(seen)) for seen in versions]
             add(artifacts, three, "3")
             await client.load_model("bert")
             shutil.copytree(artifacts / "bert" / "3", artifacts / "bert" / "4")  # its manifest says that it is 3
@@ -177,6 +177,6 @@ async def test_under_traffic_a_new_version_takes_over_and_a_bad_one_does_not(thr
                 await asyncio.sleep(0)
             over.set()
             await asyncio.gather(*asking)
-    assert versions == [sorted(mine) for mine in versions]
+    assert versions == [sorted(seen) for seen in versions]
     assert {version for version, _ in answers} == {"2", "3"}
     assert all(close(found, three[1][int(version) - 1]) for version, found in answers)

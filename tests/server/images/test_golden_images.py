@@ -160,7 +160,7 @@ async def test_a_damaged_preprocessing_value_keeps_a_model_from_getting_ready(co
             pass
 
 
-def test_what_was_checked_is_a_metric(server):
+def test_the_number_of_checked_images_is_a_metric(server):
     with urllib.request.urlopen(server.url("/metrics")) as answer:
         lines = answer.read().decode().splitlines()
     of_vit = [line for line in lines if 'model="tiny-vit"' in line]

@@ -1,4 +1,4 @@
-"""What Prometheus scrapes after known traffic, and what probes are told."""
+"""Metrics after known traffic, and responses to probes."""
 
 import urllib.error
 import urllib.request
@@ -23,13 +23,13 @@ def read(url):
 
 @pytest.fixture(scope="module")
 def scraped(artifacts):
-    """Samples, as (name, labels) → value, after traffic that is known."""
+    """The samples (name, labels) → value after known traffic."""
     with served(artifacts, "--models", "tiny-bert,tiny-gpt,tiny-vit") as running, Client(running.target) as client:
         for _ in range(3):
             client.fill_mask([TEXT, TEXT + " The statement."], model="tiny-bert")
         client.classify_image([picture()])
         list(client.generate("A list is", model="tiny-gpt", max_tokens=8, ignore_eos=True))
-        for model in ("nobody", "tiny-gpt"):
+        for model in ("missing", "tiny-gpt"):
             with pytest.raises(CallFailed):
                 client.fill_mask([TEXT], model=model)
         with pytest.raises(CallFailed):
@@ -45,7 +45,7 @@ def scraped(artifacts):
 
 
 def abort(target):
-    """A generation that its client leaves, and is done with when this returns."""
+    """Start a generation and cancel it; returns when the server has counted it."""
     with grpc.insecure_channel(target) as channel:
         call = AffinityStub(channel).Generate(
             pb.GenerateRequest(prompts=[pb.Prompt(text="A")], max_tokens=60, ignore_eos=True)
@@ -64,7 +64,7 @@ BERT = {"model": "tiny-bert", "version": "1"}
 GPT = {"model": "tiny-gpt", "version": "1"}
 
 
-def test_requests_are_counted_by_how_they_ended(scraped):
+def test_requests_are_counted_by_status(scraped):
     assert value(scraped, "affinity_requests_total", **BERT, task="fill-mask", status="OK") == 3
     assert value(scraped, "affinity_requests_total", **BERT, task="fill-mask", status="INVALID_ARGUMENT") == 1
     assert value(scraped, "affinity_requests_total", **GPT, task="generate", status="OK") == 2
@@ -72,7 +72,7 @@ def test_requests_are_counted_by_how_they_ended(scraped):
     assert value(scraped, "affinity_request_duration_seconds_count", **BERT, task="fill-mask") == 4
 
 
-def test_a_name_that_a_client_made_up_is_no_label(scraped):
+def test_names_from_clients_are_not_labels(scraped):
     assert {dict(labels)["model"] for _, labels in scraped if "model" in dict(labels)} == {
         "tiny-bert",
         "tiny-gpt",
@@ -97,7 +97,7 @@ def test_tokens_are_counted_and_timed(scraped):
     assert value(scraped, "affinity_slots_used", **GPT) == 0
 
 
-def test_models_say_where_they_run_and_how_near_they_are(scraped):
+def test_models_have_provider_and_parity_metrics(scraped):
     labels = {**BERT, "task": "fill-mask", "provider": "cpu", "precision": "fp32"}
     assert value(scraped, "affinity_model_info", **labels) == 1
     assert 0 < value(scraped, "affinity_model_parity_error", **BERT, measure="maximum") < 1e-4
@@ -115,7 +115,7 @@ def test_calls_are_counted_by_the_convention(scraped):
     assert value(scraped, "grpc_server_handled_total", **stream, grpc_code="CANCELLED") == 1
 
 
-def test_the_same_numbers_stand_under_tritons_names(scraped):
+def test_the_numbers_are_also_exported_under_tritons_names(scraped):
     assert value(scraped, "nv_inference_request_success", **BERT) == 3
     assert value(scraped, "nv_inference_request_failure", **BERT, reason="OTHER") == 1
     assert value(scraped, "nv_inference_request_failure", **GPT, reason="CANCELED") == 1

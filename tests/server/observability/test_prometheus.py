@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a real server: every number arrives, and promtool has nothing to say about our names."""
+"""A real Prometheus scrapes a real server: all numbers arrive, and promtool accepts our metric names."""
 
 import json
 import shutil
@@ -30,14 +30,14 @@ OWN = ("job", "instance")  # labels that Prometheus adds
 
 
 MODELS = "tiny-bert,tiny-gpt,tiny-vit,tiny-classifier"
-PATIENT = ("--set", "tiny-classifier.max_delay_seconds=60", "--set", "tiny-classifier.max_queue_requests=1")
+WAITING = ("--set", "tiny-classifier.max_delay_seconds=60", "--set", "tiny-classifier.max_queue_requests=1")
 PROMPT = "A list is"
 
 
 @pytest.fixture(scope="module")
 def busy(artifacts):
-    """A server that had some traffic, and has none any more."""
-    with served(artifacts, "--models", MODELS, *PATIENT) as running, Client(running.target) as client:
+    """A server after some traffic."""
+    with served(artifacts, "--models", MODELS, *WAITING) as running, Client(running.target) as client:
         client.fill_mask([TEXT, TEXT], model="tiny-bert")
         client.classify_image([picture()])
         list(client.generate(PROMPT, max_tokens=8, ignore_eos=True))
@@ -48,7 +48,7 @@ def busy(artifacts):
 
 
 def fill_the_queue(server, client):
-    """One request waits for company, another finds the queue full, the first gives up."""
+    """One request waits for a larger batch, another one is refused, and the first one is cancelled."""
     with grpc.insecure_channel(server.target) as channel:
         waiting = AffinityStub(channel).ClassifyText.future(pb.ClassifyTextRequest(inputs=["a list"]))
         until(server, "affinity_queue_rows", {"model": "tiny-classifier"}, 1)
@@ -59,11 +59,11 @@ def fill_the_queue(server, client):
 
 
 def until(server, name, labels, value):
-    """Wait until the server says so."""
+    """Wait until a metric of the server has this value."""
     deadline = time.monotonic() + PATIENCE_S
-    while (told := found(exposed(server), name, **labels)) != value and time.monotonic() < deadline:
+    while (current := found(exposed(server), name, **labels)) != value and time.monotonic() < deadline:
         pass
-    assert told == value
+    assert current == value
 
 
 def found(samples, name, **labels):
@@ -180,8 +180,8 @@ EXPECTED = [  # what the traffic comes to
 
 
 @pytest.fixture(scope="module")
-def told(busy, tmp_path_factory):
-    """What the server says, and what Prometheus has, once it has all of it."""
+def samples(busy, tmp_path_factory):
+    """The samples of the server, and those of Prometheus when it has scraped all of them."""
     expected = canonical(exposed(busy))
     with prometheus(busy.url("").removeprefix("http://"), tmp_path_factory.mktemp("prometheus")) as address:
         deadline = time.monotonic() + PATIENCE_S
@@ -191,48 +191,48 @@ def told(busy, tmp_path_factory):
     return expected, found
 
 
-def test_every_number_arrives(told):
-    expected, found = told
+def test_all_samples_arrive(samples):
+    expected, found = samples
     assert {key: found.get(key) for key in expected} == expected
     assert len(expected) > 300
 
 
 @pytest.mark.parametrize(("name", "labels", "value"), EXPECTED, ids=lambda each: each if isinstance(each, str) else "")
-def test_every_number_is_the_one_that_the_traffic_comes_to(told, name, labels, value):
+def test_the_samples_match_the_traffic(samples, name, labels, value):
     labels = {key: float(text) if key == "le" else text for key, text in labels.items()}
-    assert found(told[1], name, **labels) == value
+    assert found(samples[1], name, **labels) == value
 
 
-def test_tokens_are_those_of_the_tokenizers(told, artifacts):
+def test_token_counts_are_those_of_the_tokenizers(samples, artifacts):
     def tokens(model, text):
         return len(Tokenizer.from_file(str(artifacts / model / "1" / "tokenizer.json")).encode(text).ids)
 
-    assert found(told[1], "affinity_batch_tokens_sum", **BERT) == 2 * tokens("tiny-bert", TEXT)
-    assert found(told[1], "affinity_prompt_tokens_total", **GPT) == tokens("tiny-gpt", PROMPT)
+    assert found(samples[1], "affinity_batch_tokens_sum", **BERT) == 2 * tokens("tiny-bert", TEXT)
+    assert found(samples[1], "affinity_prompt_tokens_total", **GPT) == tokens("tiny-gpt", PROMPT)
 
 
-def test_times_add_up(told):
-    """In seconds or, under Triton's names, in microseconds of the only request."""
+def test_times_add_up(samples):
+    """In seconds, and in microseconds under Triton's names, of the only request."""
 
     def seconds(name, **labels):
-        return found(told[1], f"affinity_{name}_seconds_sum", **VIT, **labels)
+        return found(samples[1], f"affinity_{name}_seconds_sum", **VIT, **labels)
 
     request = seconds("request_duration", task="classify-image")
     assert 0 < seconds("run_duration") <= request
     assert 0 < seconds("queue_duration") <= request
     parts = ("queue", "compute_input", "compute_infer", "compute_output")
-    spent = {part: found(told[1], f"nv_inference_{part}_duration_us", **VIT) for part in parts}
+    spent = {part: found(samples[1], f"nv_inference_{part}_duration_us", **VIT) for part in parts}
     assert spent["compute_infer"] == pytest.approx(seconds("run_duration") * 1e6, abs=1)
-    assert sum(spent.values()) <= found(told[1], "nv_inference_request_duration_us", **VIT) + 4
-    assert 0 < found(told[1], "affinity_model_parity_error", **VIT, measure="maximum") < 1e-4
+    assert sum(spent.values()) <= found(samples[1], "nv_inference_request_duration_us", **VIT) + 4
+    assert 0 < found(samples[1], "affinity_model_parity_error", **VIT, measure="maximum") < 1e-4
 
 
-def test_no_family_is_left_out(told):
-    """Every metric that the server has is in Prometheus, those of what never happened among them."""
+def test_no_metric_family_is_missing(samples):
+    """Prometheus has every metric of the server, also those of events that did not occur."""
     metrics = Metrics()
     metrics.observe("some", "1")
     families = [*metrics.registry.collect(), *ModelMetrics(lambda: ()).collect()]
-    stored = {name for name, _ in told[1]}
+    stored = {name for name, _ in samples[1]}
     suffixes = ("", "_total", "_bucket")
     assert [each.name for each in families if not {each.name + suffix for suffix in suffixes} & stored] == []
 
@@ -244,11 +244,11 @@ def promtool(server, path):
     return done.returncode, sorted((done.stdout + done.stderr).decode().splitlines())
 
 
-def test_promtool_finds_no_fault_with_our_own_names(busy):
+def test_promtool_accepts_our_own_names(busy):
     assert promtool(busy, "/metrics/own") == (0, [])
 
 
-def test_of_all_names_it_only_minds_that_tritons_durations_are_in_microseconds(busy):
+def test_promtool_rejects_only_the_microseconds_in_tritons_names(busy):
     kinds = ("compute_infer", "compute_input", "compute_output", "queue", "request")
     complaints = [
         f"nv_inference_{kind}_duration_us metric names should not contain abbreviated units" for kind in kinds

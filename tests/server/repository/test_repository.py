@@ -136,7 +136,7 @@ async def test_models_are_found_by_name_version_and_task(repository):
         repository.for_task("", "", Generate)
 
 
-async def test_a_new_version_takes_over_without_a_failed_request(root):
+async def test_a_new_version_replaces_the_old_one_without_a_failed_request(root):
     async with opened(root) as repository:
         next_version(root, "tiny-bert")
         old = repository.get("tiny-bert")
@@ -192,7 +192,7 @@ async def test_a_version_that_fails_to_load_leaves_no_observer(root):
         assert listener.observed == {("tiny-bert", "1"), ("tiny-embedder", "1")}
 
 
-async def test_the_health_of_a_model_is_known_from_when_its_first_load_begins(root):
+async def test_the_health_service_knows_a_model_from_the_start_of_its_first_load(root):
     shutil.move(root / "tiny-bert", root.parent / "elsewhere")
     health = Health()
     async with opened(root, listener=HealthListener(health)) as repository:
@@ -230,7 +230,7 @@ async def test_unknown_names_leave_nothing_behind(root):
         assert (repository.index(), repository.names(), set(repository._locks)) == known
 
 
-async def test_an_unloaded_model_is_gone_and_can_come_back(root):
+async def test_an_unloaded_model_is_not_found_and_can_be_loaded_again(root):
     async with opened(root) as repository:
         await repository.unload("tiny-bert")
         with pytest.raises(ModelNotFound):

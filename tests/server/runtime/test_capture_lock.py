@@ -22,7 +22,7 @@ def pool():
         yield pool
 
 
-def test_many_share_at_once(captures, pool):
+def test_many_threads_read_at_once(captures, pool):
     together = threading.Barrier(6, timeout=PATIENCE_S)
 
     def share():
@@ -76,7 +76,7 @@ def test_a_reader_may_read_again_while_a_writer_waits(captures, pool):
     capturing.result(PATIENCE_S)
 
 
-def test_an_error_leaves_the_lock(captures):
+def test_an_error_releases_the_lock(captures):
     for enter in (captures.write, captures.read, captures.write):
         with pytest.raises(RuntimeError), enter():
             raise RuntimeError

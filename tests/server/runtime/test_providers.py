@@ -1,4 +1,4 @@
-"""Each model runs on the best provider that can run it, and where that is not the first the log says why."""
+"""Each model runs on the best provider that can run it, and the log says why a better one cannot."""
 
 import functools
 import logging
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(cuda_problem(0) is None, reason="CUDA can be use
 
 @pytest.fixture
 def fresh_registration(monkeypatch):
-    """A process in which nothing was registered with the runtime yet, and whose runtime is told what it answers."""
+    """A process without registered libraries, and a runtime with the devices that a test sets."""
 
     def make(*, devices, registered=lambda: None):
         said = []
@@ -46,7 +46,7 @@ def fresh_registration(monkeypatch):
     return make
 
 
-def test_a_device_of_openvino_is_found_again_and_again(fresh_registration):
+def test_a_device_of_openvino_is_found_repeatedly(fresh_registration):
     fresh_registration(devices=["a device"])
     assert [openvino_device(), openvino_device()] == ["a device", "a device"]
     assert str(find_providers(Settings())) == "openvino or cpu"
@@ -63,7 +63,7 @@ def no_library():
         (no_library, "libtbb.so.12: cannot open shared object file"),
     ],
 )
-def test_every_refusal_of_openvino_gives_the_reason_of_the_first(registered, reason, fresh_registration):
+def test_every_error_of_openvino_has_the_reason_of_the_first(registered, reason, fresh_registration):
     fresh_registration(devices=[], registered=registered)
     for _ in range(3):
         with pytest.raises(ProviderUnavailable, match=f"^provider openvino cannot run here: {reason}$"):
@@ -91,7 +91,7 @@ def test_without_its_package_openvino_cannot_be_chosen(machine, hint, fresh_regi
 
 
 @pytest.mark.usefixtures("openvino_or_stand_in")
-async def test_auto_gives_openvino_what_it_can_run_and_the_cpu_the_rest(artifacts, caplog):
+async def test_auto_runs_models_on_openvino_and_those_it_cannot_run_on_the_cpu(artifacts, caplog):
     async with opened(artifacts, "tiny-bert", "tiny-gpt", "tiny-vit", provider="auto") as repository:
         providers = {model.name: model.provider for model in repository.models()}
     assert providers == {"tiny-bert": "openvino", "tiny-gpt": "cpu", "tiny-vit": "openvino"}

@@ -1,4 +1,4 @@
-"""What runs is what was asked for, and what was exported."""
+"""Sessions run the exported graph on the requested provider."""
 
 import shutil
 
@@ -21,7 +21,7 @@ HAS_CUDA = cuda_problem(0) is None
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_kind_of_model_gives_what_pytorch_gave(artifacts, name, record_property):
+def test_every_kind_of_model_is_within_the_tolerance(artifacts, name, record_property):
     artifact = read_artifact(artifacts / name / "1")
     session = open_session(artifact, CPU, Settings())
     assert (session.provider, session.precision) == ("cpu", "fp32")
@@ -32,8 +32,8 @@ def test_every_kind_of_model_gives_what_pytorch_gave(artifacts, name, record_pro
     assert measured.cases >= 3
 
 
-def test_a_graph_that_is_a_little_off_is_refused(artifacts, monkeypatch):
-    """As far off as an erf-GELU is from a tanh-GELU: 8e-4 of the standard deviation."""
+def test_a_graph_slightly_out_of_tolerance_is_refused(artifacts, monkeypatch):
+    """The difference between an erf-GELU and a tanh-GELU: 8e-4 standard deviations."""
     artifact = read_artifact(artifacts / "tiny-gpt" / "1")
     cases = artifact.golden()
     deviation = np.std(np.concatenate([case.outputs["logits"].ravel() for case in cases]))
@@ -43,7 +43,7 @@ def test_a_graph_that_is_a_little_off_is_refused(artifacts, monkeypatch):
         check_parity(open_session(artifact, CPU, Settings()), artifact)
 
 
-def test_an_answer_that_is_not_a_number_is_refused(artifacts, monkeypatch):
+def test_an_output_of_nan_is_refused(artifacts, monkeypatch):
     artifact = read_artifact(artifacts / "tiny-vit" / "1")
     cases = artifact.golden()
     cases[0].inputs["pixel_values"][0, 0, 0, 0] = np.nan
@@ -59,7 +59,7 @@ def test_a_graph_that_does_not_load_is_refused(artifacts, tmp_path):
         open_session(artifact, CPU, Settings())
 
 
-def test_a_session_keeps_to_its_threads_which_sleep_between_runs(artifacts):
+def test_a_session_uses_only_its_threads_which_sleep_between_runs(artifacts):
     session = open_session(read_artifact(artifacts / "tiny-vit" / "1"), CPU, Settings(threads=1))
     options = session.ort.get_session_options()
     assert options.intra_op_num_threads == 1
@@ -67,8 +67,8 @@ def test_a_session_keeps_to_its_threads_which_sleep_between_runs(artifacts):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "tiny-gpt"])
-def test_a_bound_session_gives_the_same_and_keeps_what_was_given(artifacts, name):
-    """As on CUDA: inputs in memory that runs of equal shapes share, and only what is wanted fetched."""
+def test_a_bound_session_gives_the_same_outputs_and_does_not_change_earlier_ones(artifacts, name):
+    """As on CUDA: runs of the same shapes share memory for inputs, and only requested outputs are copied."""
     artifact = read_artifact(artifacts / name / "1")
     session = open_session(artifact, CPU, Settings())
     bound = BoundSession(session.ort, provider="cpu", precision="fp32")
@@ -84,7 +84,7 @@ def test_a_bound_session_gives_the_same_and_keeps_what_was_given(artifacts, name
             assert all(np.array_equal(found[output], expected[output]) for output in outputs)
 
 
-def test_a_bound_session_forgets_shapes_that_were_not_seen_for_long(artifacts, monkeypatch):
+def test_a_bound_session_frees_the_least_recently_used_shapes(artifacts, monkeypatch):
     monkeypatch.setattr("server.runtime.io_binding.MAX_BOUND_SHAPES", 8)
     session = open_session(read_artifact(artifacts / "tiny-bert" / "1"), CPU, Settings(threads=1))
     bound = BoundSession(session.ort, provider="cpu", precision="fp32")
@@ -100,7 +100,7 @@ def test_a_bound_session_forgets_shapes_that_were_not_seen_for_long(artifacts, m
     assert bound.shapes == 8
 
 
-def test_a_bound_session_holds_no_more_bytes_than_it_may(artifacts):
+def test_the_memory_of_a_bound_session_is_limited(artifacts):
     session = open_session(read_artifact(artifacts / "tiny-vit" / "1"), CPU, Settings(threads=1))
     size = int(np.prod(session.ort.get_inputs()[0].shape[1:])) * 4
     bound = BoundSession(session.ort, provider="cpu", precision="fp32", max_bytes=6 * size)
@@ -127,7 +127,7 @@ def test_auto_falls_back_and_says_why_but_a_provider_named_is_required(capfd):
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="CUDA can be used here")
-def test_a_session_that_fell_back_to_the_cpu_in_silence_is_refused(artifacts):
+def test_a_session_that_silently_fell_back_to_the_cpu_is_refused(artifacts):
     artifact = read_artifact(artifacts / "tiny-vit" / "1")
     artifact.manifest.graphs[0].target = "cuda"
     with pytest.raises(ProviderUnavailable, match="found provider cpu, expected cuda"):
@@ -137,7 +137,7 @@ def test_a_session_that_fell_back_to_the_cpu_in_silence_is_refused(artifacts):
 @pytest.mark.usefixtures("openvino")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_openvino_gives_what_pytorch_gave(artifacts, name, precision):
+def test_openvino_is_within_the_tolerance(artifacts, name, precision):
     artifact = read_artifact(artifacts / name / "1")
     (choice,) = find_providers(Settings(provider="openvino")).choices
     session = open_session(artifact, choice, Settings(), precision=precision)
@@ -153,7 +153,7 @@ def test_the_probe_is_a_graph_that_doubles_a_number():
 @pytest.mark.parametrize(
     ("flags", "has"), [("fpu avx512_bf16", False), ("fpu amx_bf16 amx_tile", True), ("fpu avx2", False), (None, False)]
 )
-def test_bf16_is_known_by_the_flags_of_the_cpu(flags, has, tmp_path):
+def test_bf16_is_detected_by_the_flags_of_the_cpu(flags, has, tmp_path):
     if flags is not None:
         (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: {flags}\n")
     assert cpu_has_bf16(tmp_path / "cpuinfo") == has

@@ -87,7 +87,7 @@ async def test_fill_mask_returns_the_positions_of_the_masks(repository):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         (["a [MASK]", ""], r"texts\[1\]: found no \[MASK\], expected at least one"),
         (["  \n"], r"texts\[0\]: found no \[MASK\]"),
@@ -96,11 +96,11 @@ async def test_fill_mask_returns_the_positions_of_the_masks(repository):
         (["x" * 20_000], r"texts\[0\]: found 20000 characters, expected at most 64 tokens"),
     ],
 )
-async def test_a_bad_text_is_refused_by_its_number_and_the_next_request_works(repository, given, said):
+async def test_a_bad_text_is_refused_by_its_number_and_the_next_request_works(repository, given, message):
     task = repository.get("tiny-bert").task
-    with pytest.raises(InvalidRequest, match=said):
+    with pytest.raises(InvalidRequest, match=message):
         await task(given, context=CONTEXT)
-    with pytest.raises(InvalidRequest, match=said.replace("texts", "inputs")):
+    with pytest.raises(InvalidRequest, match=message.replace("texts", "inputs")):
         await task(given, context=CONTEXT, field="inputs")
     assert len(await task(["a [MASK]", "[MASK] " * 62], context=CONTEXT)) == 2
 
@@ -127,7 +127,7 @@ async def test_classes_of_texts_are_those_of_the_pipeline(repository, checkpoint
     assert best.label == pipeline(given[0])[0]["label"]
 
 
-async def test_embeddings_are_the_mean_of_the_words_normalised(repository, reference):
+async def test_embeddings_are_the_normalised_mean_over_tokens(repository, reference):
     model, tokenizer = reference(transformers.BertModel, "tiny-embedder")
     given = texts(20)
     found = (await repository.get("tiny-embedder").task(given, context=CONTEXT)).vectors
@@ -155,7 +155,7 @@ async def test_a_bad_image_is_refused_by_its_number(repository):
         await repository.get("tiny-mixer").task([FILES["png"], FILES["jpeg"][:300]], context=CONTEXT)
 
 
-# ---- the tensor door
+# ---- tensor tasks
 
 
 async def test_raw_logits_of_a_padded_batch_are_those_of_transformers(repository, reference):
@@ -170,7 +170,7 @@ async def test_raw_logits_of_a_padded_batch_are_those_of_transformers(repository
     assert not found[~real].any()
 
 
-async def test_raw_takes_segments_and_needs_no_mask(repository, reference):
+async def test_raw_accepts_segments_and_needs_no_mask(repository, reference):
     model, _ = reference(transformers.BertForSequenceClassification, "tiny-classifier")
     ids = np.random.default_rng(0).integers(0, 200, (3, 9))
     types = np.array([[0] * 4 + [1] * 5] * 3)
@@ -182,7 +182,7 @@ async def test_raw_takes_segments_and_needs_no_mask(repository, reference):
     assert np.abs(found - expected).max() <= 1e-4 * expected.std()
 
 
-async def test_raw_gives_embeddings_and_the_logits_of_images(repository, checkpoints):
+async def test_raw_returns_embeddings_and_the_logits_of_images(repository, checkpoints):
     ids = np.random.default_rng(0).integers(5, 200, (2, 7))
     assert (await repository.get("tiny-embedder").raw({"input_ids": ids}, context=CONTEXT))["embedding"].shape == (
         2,
@@ -200,7 +200,7 @@ ONES = np.ones((2, 3), np.int64)
 
 
 @pytest.mark.parametrize(
-    ("inputs", "said"),
+    ("inputs", "message"),
     [
         ({"input_ids": ONES[0]}, r"input_ids: found int64 of shape \[3\], expected int64 of shape \[n, t\]"),
         ({"input_ids": ONES.astype(np.int32)}, r"input_ids: found int32 of shape \[2, 3\], expected int64"),
@@ -219,8 +219,8 @@ ONES = np.ones((2, 3), np.int64)
         ({"input_ids": np.ones((6000, 64), np.int64)}, "at most 335544 tokens in a request"),
     ],
 )
-async def test_wrong_tensors_are_refused_by_name(repository, inputs, said):
-    with pytest.raises(InvalidRequest, match=said):
+async def test_wrong_tensors_are_refused_by_name(repository, inputs, message):
+    with pytest.raises(InvalidRequest, match=message):
         await repository.get("tiny-bert").raw(inputs, context=CONTEXT)
 
 
@@ -258,7 +258,7 @@ async def test_wrong_pixels_are_refused(repository, pixels):
 
 
 @pytest.fixture
-def living_logits(repository, monkeypatch):
+def logits_in_memory(repository, monkeypatch):
     """The number of batches whose logits were in memory at the start of each run."""
     (lane,) = repository.get("tiny-bert").backend._workers
     run, made, held = lane._session.run, [], []
@@ -274,17 +274,17 @@ def living_logits(repository, monkeypatch):
 
 
 @pytest.mark.parametrize("asked", [{"targets": ["list"]}, {"top_k": 65}])
-async def test_the_logits_of_a_batch_are_freed_before_the_request_is_answered(repository, living_logits, asked):
+async def test_the_logits_of_a_batch_are_freed_before_the_request_is_answered(repository, logits_in_memory, asked):
     found = await repository.get("tiny-bert").task(texts(200, mask=True), **asked, context=CONTEXT)
     assert len(found) == 200
-    assert len(living_logits) > 5
-    assert max(living_logits) <= 1  # that of the run before
+    assert len(logits_in_memory) > 5
+    assert max(logits_in_memory) <= 1  # that of the run before
 
 
-async def test_a_request_for_tensors_holds_only_its_own_logits(repository, living_logits):
+async def test_a_request_for_tensors_holds_only_its_own_logits(repository, logits_in_memory):
     await repository.get("tiny-bert").raw({"input_ids": np.full((200, 5), 7)}, context=CONTEXT)
-    assert len(living_logits) > 5
-    assert max(living_logits) <= 1
+    assert len(logits_in_memory) > 5
+    assert max(logits_in_memory) <= 1
 
 
 @pytest.mark.parametrize(("name", "given"), [("tiny-bert", "[MASK]"), ("tiny-classifier", "a"), ("tiny-embedder", "a")])
@@ -321,12 +321,12 @@ async def test_hundreds_of_concurrent_requests_get_the_same_answers_as_alone(art
         *(("tiny-vit", "raw", {"pixel_values": each[None]}) for each in pixels),
     ]
 
-    async def ask(repository, name, door, given):
-        return await getattr(repository.get(name), door)(given, context=CONTEXT)
+    async def call(repository, name, attribute, given):
+        return await getattr(repository.get(name), attribute)(given, context=CONTEXT)
 
-    together = await asyncio.gather(*(ask(repository, *job) for job in jobs))
+    together = await asyncio.gather(*(call(repository, *job) for job in jobs))
     async with opened(artifacts, *{job[0] for job in jobs}, overrides={"*": {"max_batch_size": 1}}) as unbatched:
-        alone = [await ask(unbatched, *job) for job in jobs]
+        alone = [await call(unbatched, *job) for job in jobs]
     for found, expected in zip(together, alone, strict=True):
         assert_same(found, expected)
 

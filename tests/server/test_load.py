@@ -18,7 +18,7 @@ from tests.serving import served
 
 OK, FULL = grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED
 MASKED, CLASSIFIED, EMBEDDED, PICTURES = 1400, 800, 800, 300
-LARGE_QUEUE = ("--set", "*.max_queue_requests=10000")
+LARGE_QUEUE = ("--set", "*.max_queue_requests=10000", "--set", "*.max_queue_seconds=3600")
 
 
 def distinct_texts(count, seed, start=""):

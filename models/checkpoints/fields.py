@@ -1,5 +1,6 @@
 """The sizes in a published `config.json`: the fields of `models.config` and the keys of transformers."""
 
+import math
 from typing import Any
 
 from models.checkpoints.errors import CheckpointError, Json, square, whole_number
@@ -97,10 +98,13 @@ def sizes(config: Json, family: str) -> dict[str, Any]:
 
 
 def number(key: str, value: Any) -> float:
-    """A float, which JSON may write as an integer."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise CheckpointError(f"config.json: {key} is {value!r}: expected a number")
-    return float(value)
+    """A finite float, which JSON may write as an integer."""
+    try:
+        if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # an integer that no float can have
+        pass
+    raise CheckpointError(f"config.json: {key} is {value!r}: expected a number")
 
 
 def switches(config: Json, family: str) -> dict[str, bool]:

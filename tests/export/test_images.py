@@ -11,6 +11,7 @@ from safetensors.numpy import load
 from export.errors import ExportError
 from export.inputs.images import golden_images, steps
 from export.inputs.images.processor_table import PROCESSORS
+from protos.golden import grey_levels
 from protos.manifest_pb2 import Size
 from server.errors import InvalidRequest
 from server.images.preprocess import ImageDecoder
@@ -151,7 +152,7 @@ def test_the_steps_give_the_pixel_values_of_the_image_processor(settings: dict[s
                 decoder.decode(file)
             continue
         for pixels in (steps.pixel_values(steps.loaded(file), found.manifest), decoder.decode(file)):
-            assert steps.grey_levels(pixels - expected, found.manifest) <= 1e-3
+            assert grey_levels(pixels - expected, found.manifest) <= 1e-3
         compared += 1
     assert compared
 
@@ -179,7 +180,7 @@ def test_a_transparent_colour_is_white_only_for_processors_that_convert_to_rgb(n
     shown = steps.loaded(file)
     del shown.info["transparency"]
     assert np.array_equal(expected, found.reference(shown)) == (name == "ViTImageProcessor")
-    assert steps.grey_levels(ImageDecoder(found.manifest).decode(file) - expected, found.manifest) <= 1e-3
+    assert grey_levels(ImageDecoder(found.manifest).decode(file) - expected, found.manifest) <= 1e-3
 
 
 def test_golden_images_are_of_many_kinds_and_reproducible(tmp_path: Path) -> None:

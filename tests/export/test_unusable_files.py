@@ -148,6 +148,42 @@ def test_an_odd_mlp_ratio_is_refused(value: object, export, checkpoints: dict[st
     refused(export(source), "model.safetensors: " if value is None else "config.json: ")
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"size": {"height": 10**30, "width": 10**30}},
+        {"size": {"shortest_edge": 10**30}},
+        {"do_center_crop": True, "crop_size": {"height": 10**30, "width": 10**30}},
+        {"rescale_factor": 10**400},
+        {"image_std": [10**400] * 3},
+    ],
+    ids=lambda settings: list(settings)[-1],
+)
+def test_an_absurd_size_of_images_is_refused(
+    settings: dict[str, Any], export, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    source = changed(checkpoints["vit"], tmp_path)
+    file = source / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    refused(export(source), "preprocessor_config.json: ")
+
+
+@pytest.mark.parametrize("settings", [{"crop_pct": 1e-300}, {"crop_pct": 5e-324}, {"std": [10**400] * 3}])
+def test_an_absurd_setting_of_timms_images_is_refused(
+    settings: dict[str, Any], export, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    before = json.loads((checkpoints["mixer"] / "config.json").read_text())["pretrained_cfg"]
+    refused(export(changed(checkpoints["mixer"], tmp_path, pretrained_cfg=before | settings)), "config.json: ")
+
+
+@pytest.mark.parametrize("epsilon", [float("inf"), float("nan"), 10**400, 0, -1e-12, True, "1e-5"])
+@pytest.mark.parametrize(("kind", "key"), [("bert", "layer_norm_eps"), ("gpt", "layer_norm_epsilon")])
+def test_an_odd_epsilon_is_refused(
+    kind: str, key: str, epsilon: object, export, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    refused(export(changed(checkpoints[kind], tmp_path, **{key: epsilon})), "config.json: ")
+
+
 # ---- the type of a classifier
 
 

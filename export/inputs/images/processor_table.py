@@ -17,6 +17,7 @@ from protos.artifact import MAX_RESIZED_PIXELS
 from protos.manifest_pb2 import ImageInput, Size
 
 CHANNELS = 3
+MAX_SIDE = (1 << 32) - 1  # pixels of a side that the manifest can have
 RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's number
 WARPED = 384  # ConvNext stretches images of this size and more, and crops smaller ones
 
@@ -27,7 +28,7 @@ def size(field: str, found: Any) -> Size:
     if edges.keys() not in ({"height", "width"}, {"shortest_edge"}, {"shortest_edge", "longest_edge"}):
         expected = "height and width, or shortest_edge (with longest_edge or without)"
         raise ExportError(f"{field}: found {edges}, expected {expected}")
-    wrong = {edge: pixels for edge, pixels in edges.items() if type(pixels) is not int or pixels < 1}
+    wrong = {edge: pixels for edge, pixels in edges.items() if type(pixels) is not int or not 1 <= pixels <= MAX_SIDE}
     if wrong:
         raise ExportError(f"{field}: found {wrong}, expected whole numbers of pixels")
     return Size(**edges)
@@ -133,6 +134,14 @@ def plain_name(processor: type) -> str:
 
 def manifest_of(processor: Any, image_size: int) -> ImageInput:
     """A processor's settings as the manifest's steps. ExportError names a setting that is not understood."""
+    try:
+        return steps_of(processor, image_size)
+    except (ValueError, OverflowError) as error:  # sizes and factors that only together are out of range
+        raise ExportError(f"found a number out of range ({error}), expected sizes and factors of images") from error
+
+
+def steps_of(processor: Any, image_size: int) -> ImageInput:
+    """The same, with the errors of numbers that the manifest cannot have."""
     rules = PROCESSORS[plain_name(type(processor))]
     for switch, effect in rules.refused.items():
         if getattr(processor, switch, None):

@@ -18,6 +18,7 @@ from protos.manifest_pb2 import ImageInput, Size
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP_PCT = 0.875
+MAX_SIDE = (1 << 32) - 1  # pixels of a side that the manifest can have
 FILTERS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 MODES = ("center", "squash")
 CHANNELS = 3
@@ -37,7 +38,7 @@ def image_input(config: Json, image_size: int) -> ImageInput:
     fraction = number("crop_pct", found.get("crop_pct") or CROP_PCT)
     if not 0 < fraction <= 1:
         raise ExportError(f"config.json: crop_pct: found {fraction}, expected more than 0 and at most 1")
-    scaled = floor(image_size / fraction)
+    scaled = floor(min(image_size / fraction, MAX_SIDE))
     squash = chosen("crop_mode", found.get("crop_mode") or "center", MODES) == "squash"
     resize = Size(height=scaled, width=scaled) if squash else Size(shortest_edge=scaled)
     if max_resized_pixels(resize) > MAX_RESIZED_PIXELS:
@@ -73,9 +74,12 @@ def chosen(key: str, found: Any, expected: tuple[str, ...]) -> str:
 
 def number(key: str, found: Any) -> float:
     """A finite number, which is not True or False."""
-    if isinstance(found, bool) or not isinstance(found, int | float) or not isfinite(found):
-        raise ExportError(f"config.json: {key}: found {found!r}, expected a number")
-    return float(found)
+    try:
+        if not isinstance(found, bool) and isinstance(found, int | float) and isfinite(found):
+            return float(found)
+    except OverflowError:  # an integer that no float can have
+        pass
+    raise ExportError(f"config.json: {key}: found {found!r}, expected a number")
 
 
 def channels(key: str, found: Any, default: tuple[float, ...]) -> list[float]:

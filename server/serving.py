@@ -10,8 +10,6 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import grpc
-
 from server.admission.in_flight import InFlight
 from server.config.settings import Settings
 from server.host.listening import WILDCARDS, with_port
@@ -22,12 +20,13 @@ from server.observability.prometheus import Metrics
 from server.repository.gauges import ModelMetrics
 from server.repository.listener import RepositoryListener, ServedModels
 from server.repository.repository import Repository
+from server.rpc.connections import Connections
 from server.rpc.health import Health
 from server.rpc.server import build_server
 from server.tasks.registry import TASKS
 
 STOPPING = "the server is stopping; ask another one, or come back later"
-GRACE_S = 1.0  # for the last responses to be sent, and for streams whose client is slow
+GRACE_S = 1.0  # for aborted requests to end, unless their client is slow
 
 DEFAULT_SERVER = with_port(Settings.host, Settings.port)  # of the client
 EXAMPLE_IMAGE = Path("models/pretrained/vit-digits/example.png")
@@ -46,14 +45,16 @@ async def serve(settings: Settings) -> None:
         )
         stack.callback(http.stop)
         stack.push_async_callback(repository.drain)
-        server, port = build_server(settings, repository, metrics, health, in_flight)
-        stack.push_async_callback(server.stop, None)
+        connections = Connections()
+        server, port = build_server(settings, repository, metrics, health, in_flight, connections)
+        stack.push_async_callback(server.stop, GRACE_S)
         await health.refresh(repository)
         await server.start()
         if await signals.unless_stopped(repository.load_all()):
             _announce(settings, repository, port, http.port)
             await signals.stop.wait()
-        await _drain(settings, server, repository, health, in_flight)
+        await _drain(settings, connections, repository, health, in_flight)
+    log.info("stopped")
 
 
 class Reporter(RepositoryListener):
@@ -98,21 +99,22 @@ class Signals:
 
 
 async def _drain(
-    settings: Settings, server: grpc.aio.Server, repository: Repository, health: Health, in_flight: InFlight
+    settings: Settings, connections: Connections, repository: Repository, health: Health, in_flight: InFlight
 ) -> None:
-    """Refuse new requests and wait for those in flight; abort those that exceed the drain time."""
+    """Send clients away and answer the requests in flight; abort those that exceed the drain time."""
     log.info(
         "stopping: %d requests in flight have %g s to finish; Ctrl-C exits at once",
         in_flight.count,
         settings.drain_seconds,
     )
     in_flight.close()
+    connections.begin_stop()
     await health.stop()
-    if not await in_flight.wait_idle(settings.drain_seconds):
+    if not await connections.drain(in_flight, settings.drain_seconds):
         log.warning("aborting %d requests that did not finish in time", in_flight.count)
         repository.abort()
-    await server.stop(GRACE_S)
-    log.info("stopped")
+        await in_flight.wait_idle(GRACE_S)
+    await connections.close()
 
 
 def _announce(settings: Settings, repository: Repository, port: int, http_port: int) -> None:

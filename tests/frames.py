@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HEADER_SIZE = 9  # length (3 bytes), type, flags, stream (4 bytes)
-DATA, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 3, 4, 6, 7
+DATA, HEADERS, SETTINGS, PING, GOAWAY = 0, 1, 4, 6, 7
 ACK = 1  # flag of SETTINGS and PING
+END_STREAM, END_HEADERS = 1, 4  # flags of DATA and HEADERS
 
 
 def frame(kind: int, payload: bytes = b"", *, flags: int = 0, stream: int = 0) -> bytes:

@@ -22,6 +22,12 @@ class InFlight:
         """Count one request for the duration of the block. Raises NotReady after `close`."""
         if self.closed:
             raise NotReady(self._refusal)
+        with self.track_late():
+            yield
+
+    @contextmanager
+    def track_late(self) -> Iterator[None]:
+        """Count one request for the duration of the block, even after `close`."""
         self.count += 1
         self._idle.clear()
         try:

@@ -4,16 +4,17 @@ It knows nothing of models and handles every service on the server, including he
 """
 
 import asyncio
-import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, aclosing, contextmanager
 from typing import Any, Protocol, TypeAlias
 
 import grpc
 
 from server.admission.in_flight import InFlight
+from server.admission.queue import Cancellation
 from server.errors import drop_tracebacks
+from server.rpc.connections import Connections
 from server.rpc.context import GrpcContext, cancellation_of_call, make_request_context
 from server.rpc.response_writer import ResponseWriter
 from server.status import CANCEL_STATUSES, ErrorStatus, code_of, error_status
@@ -44,16 +45,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self,
         listener: CallListener,
         in_flight: InFlight,
-        tracked_paths: frozenset[str],
+        connections: Connections,
         *,
+        tracked_paths: frozenset[str],
         slow_client_seconds: float = 0.0,
     ) -> None:
-        """A stopping server waits for calls of `tracked_paths` to finish and refuses new ones.
+        """A stopping server waits for calls of `tracked_paths` to finish, and refuses those that could go elsewhere.
 
         A stream whose client has read nothing for `slow_client_seconds` is aborted; 0: never.
         """
         self._listener = listener
         self._in_flight = in_flight
+        self._connections = connections
         self._tracked_paths = tracked_paths
         self._slow_client_seconds = slow_client_seconds
 
@@ -76,49 +79,58 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _unary(self, kind: str, path: str, inner: Behaviour) -> Behaviour:
         async def behaviour(request: Any, context: GrpcContext) -> Any:
-            async with self._observed(kind, path, context):
-                return await inner(request, context)
+            return await self._run(kind, path, context, lambda: inner(request, context))
 
         return behaviour
 
     def _streaming(self, kind: str, path: str, inner: Behaviour) -> Behaviour:
-        async def behaviour(request: Any, context: GrpcContext) -> None:
-            writer = ResponseWriter(context, cancellation_of_call(), slow_client_seconds=self._slow_client_seconds)
-            async with self._observed(kind, path, context):
-                if not inspect.isasyncgenfunction(inner):
-                    await inner(request, context)
-                    return
-                # write() instead of yield: the generator is then closed as soon as the client disconnects.
-                async with aclosing(inner(request, context)) as responses:
-                    async for response in responses:
+        async def respond(request: Any, context: GrpcContext, cancellation: Cancellation) -> None:
+            writer = ResponseWriter(context, cancellation, slow_client_seconds=self._slow_client_seconds)
+            # write() instead of yield: the generator is then closed as soon as the client disconnects.
+            async with aclosing(inner(request, context)) as responses:
+                async for response in responses:
+                    with self._connections.writing(context):
                         await writer.write(response)
+
+        async def behaviour(request: Any, context: GrpcContext) -> None:
+            cancellation = cancellation_of_call()
+            await self._run(kind, path, context, lambda: respond(request, context, cancellation))
 
         return behaviour
 
-    @asynccontextmanager
-    async def _observed(self, kind: str, path: str, context: GrpcContext) -> AsyncIterator[None]:
+    async def _run(self, kind: str, path: str, context: GrpcContext, handle: Callable[[], Awaitable[Any]]) -> Any:
+        """What the handler returns. An error ends the call with the error's status."""
         try:
-            async with self._measured(kind, path, context):
-                yield
+            with self._measured(kind, path, context), self._tracked(path, context):
+                response = await handle()
         except grpc.aio.AbortError:
             raise
         except Exception as error:
             status = error_status(error, path=path)
             drop_tracebacks(error)
+            self._connections.writing_last(context)
             await _abort(context, status)
+            return None  # gRPC raises its own exception now
+        self._connections.writing_last(context)
+        return response
 
-    @asynccontextmanager
-    async def _measured(self, kind: str, path: str, context: GrpcContext) -> AsyncIterator[None]:
+    @contextmanager
+    def _tracked(self, path: str, context: GrpcContext) -> Iterator[None]:
+        with ExitStack() as stack:
+            if path in self._tracked_paths:
+                late = self._connections.was_open_at_stop(context)
+                stack.enter_context(self._in_flight.track_late() if late else self._in_flight.track())
+            yield
+
+    @contextmanager
+    def _measured(self, kind: str, path: str, context: GrpcContext) -> Iterator[None]:
         _, service, method = path.split("/")
         self._listener.call_started(kind, service, method)
         request_context = make_request_context(context)
         started = time.perf_counter()
         code = grpc.StatusCode.OK
         try:
-            async with AsyncExitStack() as stack:
-                if path in self._tracked_paths:
-                    stack.enter_context(self._in_flight.track())
-                yield
+            yield
         except asyncio.CancelledError:
             code = CANCEL_STATUSES[request_context.cancel_reason(time.monotonic())]
             raise

@@ -12,6 +12,7 @@ from server.host.listening import CannotListen, listen, spell
 from server.observability.prometheus import Metrics
 from server.repository.repository import Repository
 from server.rpc.affinity.servicer import AffinityService
+from server.rpc.connections import Connections
 from server.rpc.health import Health
 from server.rpc.interceptors import CallInterceptor
 from server.rpc.open_inference.servicer import OpenInferenceService, add_open_inference_to_server
@@ -32,20 +33,28 @@ KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 60_000, 20_000  # detects clients that vani
 
 
 def build_server(
-    settings: Settings, repository: Repository, metrics: Metrics, health: Health, in_flight: InFlight
+    settings: Settings,
+    repository: Repository,
+    metrics: Metrics,
+    health: Health,
+    in_flight: InFlight,
+    connections: Connections,
 ) -> tuple[grpc.aio.Server, int]:
     """A server that listens once it is started, and its port. Raises CannotListen."""
-    server = grpc.aio.server(
-        interceptors=(
-            CallInterceptor(metrics, in_flight, TRACKED_PATHS, slow_client_seconds=settings.slow_client_seconds),
-        ),
-        options=_options(settings),
+    interceptor = CallInterceptor(
+        metrics,
+        in_flight,
+        connections,
+        tracked_paths=TRACKED_PATHS,
+        slow_client_seconds=settings.slow_client_seconds,
     )
+    server = grpc.aio.server(interceptors=(interceptor,), options=_options(settings))
     add_AffinityServicer_to_server(AffinityService(repository, metrics), server)
     add_open_inference_to_server(OpenInferenceService(settings, repository, metrics, in_flight), server)
     add_HealthServicer_to_server(health, server)
     enable_reflection(server)
-    return server, add_ports(server, settings.host, settings.port)
+    connections.port = add_ports(server, settings.host, settings.port)
+    return server, connections.port
 
 
 def add_ports(server: grpc.aio.Server, host: str, port: int) -> int:

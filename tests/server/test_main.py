@@ -40,6 +40,12 @@ def test_the_banner_has_three_lines_that_work(server):
     assert done.returncode == 0, done.stderr
 
 
+def fill_masks(stub):
+    """Until an error. The server answers calls that are on their way while the client does not know of the stop."""
+    while True:
+        stub.FillMask(pb.FillMaskRequest(inputs=["[MASK]"]))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_lets_requests_in_flight_finish(artifacts, number):
     with served(artifacts, "--models", "tiny-gpt,tiny-bert") as running:
@@ -54,7 +60,7 @@ def test_a_stop_lets_requests_in_flight_finish(artifacts, number):
             running.process.send_signal(number)
             assert next(watched).status == health_pb2.HealthCheckResponse.NOT_SERVING
             with pytest.raises(grpc.RpcError) as error:
-                AffinityStub(channel).FillMask(pb.FillMaskRequest(inputs=["[MASK]"]))
+                fill_masks(AffinityStub(channel))
             responses.extend(stream)
         output, _ = running.process.communicate(timeout=30)
         assert error.value.code() is grpc.StatusCode.UNAVAILABLE

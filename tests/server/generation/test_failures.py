@@ -14,6 +14,7 @@ from server.admission.in_flight import InFlight
 from server.config.settings import Settings
 from server.observability.prometheus import Metrics
 from server.repository.repository import Repository
+from server.rpc.connections import Connections
 from server.rpc.health import Health
 from server.rpc.server import build_server
 from server.serving import Reporter
@@ -29,7 +30,7 @@ async def listening(root, calls=None, metrics=None, **settings):
     metrics, health = metrics or Metrics(), Health()
     repository = Repository(settings, Reporter(health, metrics))
     calls = calls or InFlight("the server is stopping")
-    server, port = build_server(settings, repository, metrics, health, calls)
+    server, port = build_server(settings, repository, metrics, health, calls, Connections())
     await server.start()
     await repository.load_all()
     try:

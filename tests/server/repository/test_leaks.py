@@ -21,6 +21,7 @@ from server.errors import BadArtifact
 from server.observability.prometheus import Metrics
 from server.repository import repository as repository_module
 from server.repository.repository import Repository
+from server.rpc.connections import Connections
 from server.rpc.health import Health
 from server.rpc.server import build_server
 from server.runtime import sessions
@@ -64,7 +65,7 @@ async def serving(artifacts, name):
     settings = Settings(artifacts=artifacts, models=(name,), provider="cpu", threads=1, port=0)
     metrics, health = Metrics(), Health()
     repository = Repository(settings, Reporter(health, metrics))
-    server, port = build_server(settings, repository, metrics, health, InFlight("stopping"))
+    server, port = build_server(settings, repository, metrics, health, InFlight("stopping"), Connections())
     await server.start()
     try:
         await repository.load_all()

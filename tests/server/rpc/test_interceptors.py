@@ -8,6 +8,7 @@ import pytest
 
 from server import errors
 from server.admission.in_flight import InFlight
+from server.rpc.connections import Connections
 from server.rpc.interceptors import CallInterceptor
 from server.status import INTERNAL_TEXT, STATUS
 
@@ -59,7 +60,11 @@ async def serving(behave):
         async for response in behave():
             yield response
 
-    server = grpc.aio.server(interceptors=[CallInterceptor(listener, in_flight, frozenset({"/s/Unary", "/s/Stream"}))])
+    server = grpc.aio.server(
+        interceptors=[
+            CallInterceptor(listener, in_flight, Connections(), tracked_paths=frozenset({"/s/Unary", "/s/Stream"}))
+        ]
+    )
     handlers = {
         "Unary": grpc.unary_unary_rpc_method_handler(unary),
         "Stream": grpc.unary_stream_rpc_method_handler(stream),

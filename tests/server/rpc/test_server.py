@@ -14,6 +14,7 @@ from server.admission.in_flight import InFlight
 from server.config.settings import Settings
 from server.observability.prometheus import Metrics
 from server.repository.repository import Repository
+from server.rpc.connections import Connections
 from server.rpc.health import Health
 from server.rpc.server import build_server
 from tests.frames import ACK, GOAWAY, PING, PREFACE, SETTINGS, frame, relay
@@ -35,7 +36,7 @@ async def serving(tmp_path):
     """The port of a server without models."""
     settings = Settings(artifacts=tmp_path, port=0)
     repository, metrics = Repository(settings), Metrics()
-    server, port = build_server(settings, repository, metrics, Health(), InFlight("stopping"))
+    server, port = build_server(settings, repository, metrics, Health(), InFlight("stopping"), Connections())
     await server.start()
     try:
         yield port

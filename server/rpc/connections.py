@@ -1,0 +1,200 @@
+"""The TCP connections of a gRPC server, and how they end when the server stops: GOAWAY first, then the last responses.
+
+The `stop` of a gRPC server sends GOAWAY, too, but cancels every call that arrives after it has begun. The clients of
+these calls could not know yet, and see CANCELLED. Here, clients learn of the stop while the server still answers: they
+send further calls elsewhere, and the server answers the calls that were on their way. In the end the server closes its
+side of the connections, and clients report a call without an answer as UNAVAILABLE. gRPC has no function for either of
+these steps, so the server finds the sockets among its open files (on Linux). On other systems only `stop` remains.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import socket
+import struct
+import termios
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from server.admission.in_flight import InFlight
+from server.rpc.context import GrpcContext
+
+Address = tuple[str, int]  # of a client
+Sockets = list[tuple[Address, socket.socket]]
+
+OWN_FILES = "/proc/self/fd"
+
+# RFC 9113, 6.8: the highest stream id says that every call that is on its way is still accepted.
+GOAWAY_PAYLOAD = struct.pack(">II", 2**31 - 1, 0) + b"the server is stopping"
+GOAWAY = len(GOAWAY_PAYLOAD).to_bytes(3, "big") + bytes((7, 0, 0, 0, 0, 0)) + GOAWAY_PAYLOAD
+
+FIRST_RETRY_S, LAST_RETRY_S = 0.002, 0.1
+LEAVE_S = 1.0  # the time for clients to leave after GOAWAY, and to close connections after the server has
+
+
+class Connections:
+    """Ends the connections of one server. The interceptor reports when gRPC writes responses on them."""
+
+    def __init__(self) -> None:
+        self.port = 0  # of the server, once it is known
+        self._writing: Counter[int] = Counter()  # port of a client → responses that gRPC is writing
+        self._pending: set[Address] = set()  # clients that do not have GOAWAY yet
+        self._open_at_stop: frozenset[int] = frozenset()  # ports of clients
+
+    # ---- during calls
+
+    def was_open_at_stop(self, context: GrpcContext) -> bool:
+        """Whether the server is stopping, and the client of a call could not know that."""
+        return _port(context) in self._open_at_stop
+
+    @contextlib.contextmanager
+    def writing(self, context: GrpcContext) -> Iterator[None]:
+        """Note that a message of a call is being written during the block."""
+        port = _port(context)
+        self._writing[port] += 1
+        try:
+            yield
+        finally:
+            self._written(port)
+
+    def writing_last(self, context: GrpcContext) -> None:
+        """Note that the last message and the status of a call are being written from now to its end."""
+        port = _port(context)
+        self._writing[port] += 1
+        context.add_done_callback(lambda _: self._written(port))  # type: ignore[arg-type]  # the stub wants a name
+
+    def _written(self, port: int) -> None:
+        self._writing[port] -= 1
+        if not self._writing[port]:
+            del self._writing[port]
+
+    # ---- at the stop
+
+    def begin_stop(self) -> None:
+        """Accept no more connections, and send GOAWAY on those that are open; `drain` does so where it must wait."""
+        self._close_listeners()
+        with self._sockets() as sockets:
+            self._pending = {address for address, _ in sockets}
+            self._open_at_stop = frozenset(port for _, port in self._pending)
+            self._send_goaway(sockets)
+
+    async def drain(self, in_flight: InFlight, timeout_s: float) -> bool:
+        """Wait until all requests are answered and the clients have left, or had the time to.
+
+        Returns False if requests are left after the timeout. Further calls are refused.
+        """
+        try:
+            return await self._drain(in_flight, timeout_s)
+        finally:
+            self._open_at_stop = frozenset()
+
+    async def _drain(self, in_flight: InFlight, timeout_s: float) -> bool:
+        clock, delay_s = asyncio.get_running_loop().time, FIRST_RETRY_S
+        start = clock()
+        while True:
+            if self._pending or not in_flight.count:
+                with self._sockets() as sockets:
+                    self._send_goaway(sockets)
+                if not in_flight.count and (not sockets or clock() >= start + min(LEAVE_S, timeout_s)):
+                    return True
+            if clock() >= start + timeout_s:
+                return False
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, LAST_RETRY_S)
+
+    async def close(self) -> None:
+        """Close the server's side of every connection after the responses that are being written."""
+        await self._wait(lambda: not self._writing)
+        with self._sockets() as sockets:
+            for _, connection in sockets:
+                with contextlib.suppress(OSError):  # the client was faster
+                    connection.shutdown(socket.SHUT_WR)
+        await self._wait(lambda: not self._count())
+
+    async def _wait(self, condition: Callable[[], bool]) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_S):
+                while not condition():
+                    await asyncio.sleep(FIRST_RETRY_S)
+
+    def _count(self) -> int:
+        with self._sockets() as sockets:
+            return len(sockets)
+
+    def _send_goaway(self, sockets: Sockets) -> None:
+        """Send GOAWAY to the clients that do not have it yet, except where gRPC may be in the middle of a frame.
+
+        gRPC begins to write responses when this thread says so. What it writes by itself is so small that the socket
+        takes it at once unless its buffer is full. So gRPC is between two frames if the socket has sent everything and
+        no response is being written.
+        """
+        self._pending &= {address for address, _ in sockets}
+        for address, connection in sockets:
+            if address in self._pending and address[1] not in self._writing and not _count_unsent(connection):
+                with contextlib.suppress(OSError):  # the client has closed the connection
+                    connection.send(GOAWAY, socket.MSG_DONTWAIT)
+                self._pending.discard(address)
+
+    # ---- sockets
+
+    @contextlib.contextmanager
+    def _sockets(self) -> Iterator[Sockets]:
+        """The address of the client, and a duplicate of the socket, of each connection that is open."""
+        with contextlib.ExitStack() as stack:
+            sockets = [stack.enter_context(found) for _, found in _own_sockets(self.port)]
+            connections: Sockets = []
+            for connection in sockets:
+                with contextlib.suppress(OSError):  # it listens, or is closed
+                    connections.append((connection.getpeername()[:2], connection))
+            yield connections
+
+    def _close_listeners(self) -> None:
+        """Close the sockets that listen. Others that never get a connection take their place in gRPC."""
+        for descriptor, found in _own_sockets(self.port):
+            with found:
+                if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    with socket.socket(socket.AF_UNIX) as silent:
+                        silent.bind("")  # Linux chooses an address that nobody knows
+                        silent.listen()
+                        silent.setblocking(False)
+                        os.dup2(silent.fileno(), descriptor, inheritable=False)
+
+
+def _port(context: GrpcContext) -> int:
+    """The port of the client: the last part of an address such as `ipv4:10.0.0.1:50000`; -1 if there is none."""
+    port = context.peer().rpartition(":")[2]
+    return int(port) if port.isdecimal() else -1
+
+
+def _own_sockets(port: int) -> Iterator[tuple[int, socket.socket]]:
+    """The descriptor and a duplicate of each TCP socket of this process with this local port."""
+    with contextlib.suppress(OSError):  # no Linux
+        for descriptor in map(int, os.listdir(OWN_FILES)):
+            found = _duplicate(descriptor)
+            if found is None:
+                continue
+            if found.family in (socket.AF_INET, socket.AF_INET6) and found.getsockname()[1] == port:
+                yield descriptor, found
+            else:
+                found.close()
+
+
+def _duplicate(descriptor: int) -> socket.socket | None:
+    """A duplicate of a TCP socket, so that nothing happens to another file if it is closed meanwhile."""
+    try:
+        if not os.readlink(f"{OWN_FILES}/{descriptor}").startswith("socket:"):
+            return None
+        duplicate = os.dup(descriptor)
+    except OSError:  # closed meanwhile
+        return None
+    try:
+        return socket.socket(fileno=duplicate)
+    except OSError:  # closed meanwhile, and opened again as another file
+        os.close(duplicate)
+        return None
+
+
+def _count_unsent(connection: socket.socket) -> int:
+    """The number of bytes that the client's machine has not received yet (SIOCOUTQ)."""
+    return int(struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)))[0])

@@ -1,0 +1,204 @@
+"""A stop of the server, as its clients see it."""
+
+import asyncio
+import contextlib
+import json
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from protos import affinity_pb2 as pb
+from protos.affinity_pb2_grpc import AffinityStub
+from server.admission.in_flight import InFlight
+from server.rpc.connections import GOAWAY, Connections
+from tests import frames
+from tests.serving import ROOT, served
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sockets of a process are found on Linux only")
+
+UNHURRIED = ("--set", "*.max_queue_seconds=600", "--drain-seconds", "600")  # a busy machine takes its time
+
+# ---- with a real server
+
+
+@pytest.mark.parametrize("drain_seconds", ["600", "0"])
+def test_every_call_at_a_stop_is_answered_or_unavailable(artifacts, drain_seconds):
+    with served(artifacts, "--models", "tiny-bert,tiny-gpt", *UNHURRIED, "--drain-seconds", drain_seconds) as running:
+        command = [sys.executable, "-m", "tests.stopping", running.target, "8", "3"]
+        clients = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+        assert [client.stdout.readline() for client in clients] == ["sending\n"] * 3
+        running.process.send_signal(signal.SIGTERM)
+        ended = sum((Counter(json.loads(client.communicate(timeout=120)[0])) for client in clients), Counter())
+        log, _ = running.process.communicate(timeout=60)
+    assert set(ended) == {"OK", "UNAVAILABLE"}, ended
+    assert running.process.returncode == 0, log
+    assert "Traceback" not in log
+
+
+def literal(name: str, value: str) -> bytes:
+    """A header without compression (RFC 7541, 6.2.2). Both strings have less than 128 bytes."""
+    return b"\0" + b"".join(bytes((len(text),)) + text.encode() for text in (name, value))
+
+
+def request_frames(path: str, message: bytes, *, stream: int) -> bytes:
+    """The frames of a unary call."""
+    headers = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "test", "te": "trailers"}
+    headers["content-type"] = "application/grpc"
+    block = b"".join(literal(*header) for header in headers.items())
+    data = b"\0" + len(message).to_bytes(4, "big") + message
+    return frames.frame(frames.HEADERS, block, flags=frames.END_HEADERS, stream=stream) + frames.frame(
+        frames.DATA, data, flags=frames.END_STREAM, stream=stream
+    )
+
+
+async def test_clients_get_goaway_first_and_calls_that_arrive_later_are_answered(artifacts):
+    received: asyncio.Queue[int] = asyncio.Queue()
+    reader = frames.FrameReader(lambda kind, flags, payload: received.put_nowait(kind))
+
+    async def wait_for_frame(kind):
+        while received.empty() or received.get_nowait() != kind:
+            if received.empty():
+                data = await asyncio.wait_for(client.read(1 << 16), 30)
+                assert data, f"the connection ended before frame {kind}"
+                reader.feed(data)
+
+    with served(artifacts, "--models", "tiny-gpt", *UNHURRIED) as running:
+        async with grpc.aio.insecure_channel(running.target) as channel:
+            client, writer = await asyncio.open_connection("127.0.0.1", running.port)
+            writer.write(frames.PREFACE + frames.frame(frames.SETTINGS))
+            await wait_for_frame(frames.SETTINGS)
+            prompts = [pb.Prompt(text="A list is")] * 200  # keeps the server busy until the rest is done
+            stream = AffinityStub(channel).Generate(pb.GenerateRequest(prompts=prompts, max_tokens=60, ignore_eos=True))
+            pieces = aiter(stream)
+            await anext(pieces)
+            running.process.send_signal(signal.SIGTERM)
+            await wait_for_frame(frames.GOAWAY)
+            assert not stream.done()
+            message = pb.CountTokensRequest(inputs=["A list is"]).SerializeToString()
+            writer.write(request_frames("/affinity.v1.Affinity/CountTokens", message, stream=1))
+            await wait_for_frame(frames.DATA)
+            reasons = [piece.finish_reason async for piece in pieces if piece.finish_reason]
+            writer.close()
+            await writer.wait_closed()
+        log, _ = await asyncio.to_thread(running.process.communicate, timeout=60)
+    assert reasons == ["length"] * 200
+    assert running.process.returncode == 0, log
+
+
+def test_new_connections_are_refused_while_a_call_is_finished(artifacts):
+    with (
+        served(artifacts, "--models", "tiny-gpt", *UNHURRIED) as running,
+        grpc.insecure_channel(running.target) as channel,
+    ):
+        prompts = [pb.Prompt(text="A list is")] * 200
+        stream = AffinityStub(channel).Generate(pb.GenerateRequest(prompts=prompts, max_tokens=60, ignore_eos=True))
+        watched = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        next(stream), next(watched)
+        running.process.send_signal(signal.SIGTERM)
+        assert next(watched).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", running.port))
+        reasons = [piece.finish_reason for piece in stream if piece.finish_reason]
+        assert running.process.wait(timeout=60) == 0
+    assert reasons == ["length"] * 200
+
+
+# ---- with plain sockets in the place of gRPC
+
+
+class Context:
+    """gRPC's context of a call from one address."""
+
+    def __init__(self, address):
+        self._address, self.done = address, []
+
+    def peer(self):
+        return "ipv4:{}:{}".format(*self._address)
+
+    def add_done_callback(self, callback):
+        self.done.append(callback)
+
+
+@pytest.fixture
+def connected():
+    """The connections of a server, and both ends of one of them."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        connections = Connections()
+        connections.port = listener.getsockname()[1]
+        with socket.create_connection(listener.getsockname()) as client, listener.accept()[0] as server:
+            client.settimeout(30)
+            server.setblocking(False)
+            yield connections, client, server
+
+
+def nothing_arrived(client):
+    return select.select([client], [], [], 0)[0] == []
+
+
+async def test_goaway_waits_for_a_message_that_is_being_written(connected):
+    connections, client, _ = connected
+    context = Context(client.getsockname())
+    with connections.writing(context):
+        connections.begin_stop()
+        draining = asyncio.create_task(connections.drain(InFlight("stopping"), 30))
+        await asyncio.wait([draining], timeout=0.05)
+        assert nothing_arrived(client)
+    assert await asyncio.to_thread(client.recv, 100) == GOAWAY
+    await draining
+
+
+async def test_goaway_waits_for_the_status_of_a_call(connected):
+    connections, client, _ = connected
+    context = Context(client.getsockname())
+    connections.writing_last(context)
+    connections.begin_stop()
+    assert nothing_arrived(client)
+    for callback in context.done:
+        callback(context)
+    draining = asyncio.create_task(connections.drain(InFlight("stopping"), 30))
+    assert await asyncio.to_thread(client.recv, 100) == GOAWAY
+    await draining
+
+
+async def test_goaway_waits_until_the_client_has_read_what_was_sent(connected):
+    connections, client, server = connected
+    sent = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sent += server.send(bytes(1 << 16))
+    connections.begin_stop()
+    draining = asyncio.create_task(connections.drain(InFlight("stopping"), 30))
+    received = b""
+    while len(received) < sent + len(GOAWAY):
+        received += await asyncio.to_thread(client.recv, 1 << 20)
+    assert received == bytes(sent) + GOAWAY
+    await draining
+
+
+async def test_the_end_comes_after_what_was_sent(connected):
+    connections, client, server = connected
+    server.sendall(b"the last response")
+    closing = asyncio.create_task(connections.close())
+    received = b""
+    while data := await asyncio.to_thread(client.recv, 100):
+        received += data
+    assert received == b"the last response"
+    server.close()
+    await closing
+
+
+def test_calls_on_open_connections_only_count_as_late(connected):
+    connections, client, _ = connected
+    assert not connections.was_open_at_stop(Context(client.getsockname()))
+    connections.begin_stop()
+    assert connections.was_open_at_stop(Context(client.getsockname()))
+    assert not connections.was_open_at_stop(Context(("10.0.0.1", client.getsockname()[1] ^ 1)))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", connections.port))

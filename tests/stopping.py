@@ -1,0 +1,52 @@
+"""A client process for tests that stop the server: `python -m tests.stopping TARGET CHANNELS CALLERS`.
+
+The callers of each channel send calls without a pause until one of them finds the server unavailable. The process
+prints a line when every channel has had an answer, and in the end how many calls ended with each status.
+"""
+
+import asyncio
+import json
+import sys
+from collections import Counter
+
+import grpc
+
+from protos import affinity_pb2 as pb
+from protos.affinity_pb2_grpc import AffinityStub
+
+OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
+
+
+async def fill_mask(stub: AffinityStub) -> None:
+    await stub.FillMask(pb.FillMaskRequest(model="tiny-bert", inputs=["The [MASK] is red."]))
+
+
+async def generate(stub: AffinityStub) -> None:
+    prompts = [pb.Prompt(token_ids=pb.TokenIds(ids=[1, 2, 3]))]
+    request = pb.GenerateRequest(model="tiny-gpt", prompts=prompts, max_tokens=8, ignore_eos=True)
+    pieces = [piece async for piece in stub.Generate(request)]
+    assert pieces[-1].finish_reason in ("length", "cancelled")
+
+
+async def call_until_unavailable(stub: AffinityStub, ended: Counter[str]) -> None:
+    while not ended["UNAVAILABLE"]:
+        try:
+            await (generate if ended["OK"] % 3 == 2 else fill_mask)(stub)
+            ended["OK"] += 1
+        except grpc.aio.AioRpcError as error:
+            ended[error.code().name] += 1
+
+
+async def main(target: str, channels: int, callers: int) -> None:
+    ended: list[Counter[str]] = [Counter() for _ in range(channels)]
+    stubs = [AffinityStub(grpc.aio.insecure_channel(target, options=OWN_CONNECTION)) for _ in range(channels)]
+    for stub in stubs:
+        await fill_mask(stub)
+    print("sending", flush=True)
+    pairs = zip(stubs, ended, strict=True)
+    await asyncio.gather(*(call_until_unavailable(*pair) for pair in pairs for _ in range(callers)))
+    print(json.dumps(sum(ended, Counter())), flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))

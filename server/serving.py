@@ -25,7 +25,7 @@ from server.rpc.health import Health
 from server.rpc.server import build_server
 from server.tasks.registry import TASKS
 
-STOPPING = "the server is stopping; ask another one, or come back later"
+STOPPING = "the server is stopping; retry later, or use another server"
 GRACE_S = 1.0  # for aborted requests to end, unless their client is slow
 
 DEFAULT_SERVER = with_port(Settings.host, Settings.port)  # of the client

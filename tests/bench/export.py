@@ -1,7 +1,7 @@
 """`python -m tests.bench.export`: the size, error, time and memory of exports, as a table.
 
 Models of the published sizes with random weights, and the bundled ones, each exported by the command that a user
-types: first for CPUs in fp32 and CUDA in fp16, as it does unless told otherwise, then with weights in 8 and in 4 bits.
+types: first for CPUs in fp32 and CUDA in fp16, the defaults, then with weights in 8 and in 4 bits.
 `--sizes tiny` rehearses it.
 """
 

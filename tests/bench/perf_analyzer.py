@@ -58,7 +58,7 @@ COLUMNS = (
 
 def main() -> None:
     arguments = parsed()
-    head = ("door", "inputs a request", "concurrency", *(column.lower() for column in COLUMNS))
+    head = ("endpoint", "inputs a request", "concurrency", *(column.lower() for column in COLUMNS))
     print(f"{machine()}; times in µs\n")
     print("|".join(("", *head, "")), "|---" * len(head) + "|", sep="\n")
     window = ["-p", str(arguments.milliseconds), "-r", "3", "-s", "999"]  # three measurements, whatever their spread
@@ -66,16 +66,16 @@ def main() -> None:
         with Client(server.target) as client:
             models = [model for model in client.models() if model.state == "READY"]
         for model in models:
-            for door, flags in doors(model):
+            for endpoint, flags in endpoints(model):
                 for batch, concurrency in ((1, 1), (1, 16)) if model.task == "generate" else ((1, 1), (1, 16), (8, 4)):
-                    command = [arguments.perf_analyzer, "-i", "grpc", "-u", server.target, "-m", door, *flags]
+                    command = [arguments.perf_analyzer, "-i", "grpc", "-u", server.target, "-m", endpoint, *flags]
                     load = ["-b", str(batch), "--concurrency-range", str(concurrency)]
                     found = measured([*command, *load, *window])
                     figures = (f"{float(found[column]):,.0f}" for column in COLUMNS)
-                    print("|".join(("", door, str(batch), str(concurrency), *figures, "")), flush=True)
+                    print("|".join(("", endpoint, str(batch), str(concurrency), *figures, "")), flush=True)
 
 
-def doors(model: ServedModel) -> Iterator[tuple[str, list[str]]]:
+def endpoints(model: ServedModel) -> Iterator[tuple[str, list[str]]]:
     """Both endpoints of a model, with the flags for their inputs."""
     yield model.name, ["--input-data", written(DATA[model.task]), *(STREAM if model.task == "generate" else ())]
     yield f"{model.name}.raw", ["--input-data", "zero" if model.task == "classify-image" else written(RAW)]

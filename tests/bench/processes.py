@@ -19,7 +19,7 @@ HOW_TO_MAKE = "make bench-peers"
 
 
 class Missing(Exception):
-    """A peer cannot run here; the text says why."""
+    """A peer cannot run here. The text gives the reason."""
 
 
 def cpu_seconds(pid: int) -> float:
@@ -48,9 +48,9 @@ class Peer:
             print(json.dumps(request), file=self._process.stdin, flush=True)
         except BrokenPipeError:
             raise RuntimeError(self._last_words()) from None
-        return self.hear()["answer"]
+        return self.receive()["answer"]
 
-    def hear(self) -> dict[str, Any]:
+    def receive(self) -> dict[str, Any]:
         assert self._process.stdout
         if not (line := self._process.stdout.readline()):
             raise RuntimeError(self._last_words())
@@ -77,7 +77,7 @@ def peer(environment: str, module: str, *arguments: str | Path) -> Iterator[Peer
         )
         try:
             running = Peer(process, Path(log.name))
-            if missing := running.hear().get("missing"):
+            if missing := running.receive().get("missing"):
                 raise Missing(f"{missing} ({HOW_TO_MAKE})")
             yield running
         finally:

@@ -1,7 +1,7 @@
-"""Prints, as JSON, what generation does on CUDA; runs with the stand-ins on LD_LIBRARY_PATH.
+"""Prints how generation uses CUDA, as JSON; runs with the stand-in libraries on LD_LIBRARY_PATH.
 
-Memory and copies are real there (they are the process's), kernels are not: so this shows how the cache is moved and
-how steps are bound, not what they compute.
+With the stand-ins, memory and copies are real (in the memory of the process), and kernels are not. So this shows how
+the cache is moved and how steps are bound, not what they compute.
 """
 
 import json
@@ -41,7 +41,7 @@ def show(directory: Path) -> dict[str, object]:
 
 
 def misplaced(directory: Path) -> str:
-    """What is said of a graph of which only a part can run there: GroupQueryAttention in fp32."""
+    """The error for a graph that runs on CUDA only in part: GroupQueryAttention in fp32."""
     artifact = read_artifact(directory)
     next(graph for graph in artifact.manifest.graphs if graph.target == "cuda").file = "cpu.onnx"
     try:
@@ -52,7 +52,7 @@ def misplaced(directory: Path) -> str:
 
 
 def moved() -> list[int]:
-    """Bytes that were written, moved to larger memory, and copied there from the first rows to the second."""
+    """Memory that was written, grown, and copied from its first rows to its second ones."""
     memory = CudaMemory(0)
     address = memory.allocate(64, 64)
     source = np.arange(1, 17, dtype=np.uint8)
@@ -64,7 +64,7 @@ def moved() -> list[int]:
 
 
 def refused(session: Session) -> str:
-    """What is said of a cache that is larger than its limit."""
+    """The error for a cache that is larger than its limit."""
     layout = layout_of(session, slots=8, max_slots=8, capacity=64)
     try:
         decoder_of(session, layout, memory_of(session, limit=6 * layout.bytes(1)))
@@ -74,10 +74,10 @@ def refused(session: Session) -> str:
 
 
 def captured(session: Session) -> list[str]:
-    """As which graphs steps of 1, 2 and 4 rows are bound to run, and then one of 2 after the cache has grown."""
+    """The graph ids of steps of 1, 2 and 4 rows, and of a step of 2 rows after the cache has grown."""
     decoder = decoder_of(session, layout_of(session, slots=4, max_slots=8, capacity=64), memory_of(session))
     assert isinstance(decoder, CapturingDecoder)
-    steps = [decoder._bind_decode(rows) for rows in (1, 2, 4)]
+    steps = [decoder._bind_decode(size) for size in (1, 2, 4)]
     decoder.grow(8)
     return [step.options.get_run_config_entry("gpu_graph_id") for step in (*steps, decoder._bind_decode(2))]
 

@@ -1,4 +1,4 @@
-"""Prints, as JSON, where ONNX Runtime places the nodes of a graph; runs with the stand-ins on LD_LIBRARY_PATH."""
+"""Prints where ONNX Runtime places the nodes of a graph, as JSON; runs with the stand-ins on LD_LIBRARY_PATH."""
 
 import json
 import sys

@@ -48,10 +48,10 @@ ANSWERS = {
     "cudnnCreate": HANDLE.format(name="cudnnCreate", more=""),
     "cudnnGetVersion": "unsigned long cudnnGetVersion() { return 92000; }",
     "cublasLtCreate": HANDLE.format(name="cublasLtCreate", more=""),
-    # 75 and 76 ask for the compute capability; of all else, a count of multiprocessors is a fair answer
+    # 75 and 76 are the compute capability; for all others, a number of multiprocessors is a plausible answer
     "cudaDeviceGetAttribute": "int cudaDeviceGetAttribute(int *v, int a, int d)"
     " { *v = a == 75 ? 9 : a == 76 ? 0 : 132; return 0; }",
-    # what server/runtime/cuda.py asks the driver for, if the provider has failed
+    # called by server/runtime/cuda.py if the provider fails
     "cuInit": "int cuInit(unsigned flags) { return 0; }",
     "cuDriverGetVersion": NUMBER.format(name="cuDriverGetVersion", value=13000),
     "cuDeviceGetCount": NUMBER.format(name="cuDeviceGetCount", value=1),
@@ -88,15 +88,15 @@ def provider_library() -> Path:
 
 
 def build(folder: Path) -> None:
-    """Write the stand-ins to `folder`, which has to be on LD_LIBRARY_PATH of the process that uses them."""
+    """Write the stand-ins to `folder`, which must be on the LD_LIBRARY_PATH of a process that uses them."""
     for library, symbols in wanted().items():
         compile_library(folder, library, symbols, ANSWERS)
 
 
 def build_with(answers: dict[str, str], folder: Path) -> None:
-    """Write those of the stand-ins that hold these functions, with other answers than usual: to stand before the usual.
+    """Write the stand-ins that contain these functions, with other answers, to precede the usual ones on the path.
 
-    A function is its name and its source, as in `ANSWERS`.
+    `answers` maps names of functions to their sources, as `ANSWERS` does.
     """
     for library, symbols in wanted().items():
         if symbols & answers.keys():
@@ -116,7 +116,7 @@ def compile_library(folder: Path, library: str, symbols: set[str], answers: dict
 
 
 def wanted() -> dict[str, set[str]]:
-    """The symbols that the provider needs from CUDA, by the library that has to hold them."""
+    """The symbols that the provider needs from CUDA, by library."""
     listing = subprocess.run(
         ["nm", "-D", "--undefined-only", provider_library()], check=True, capture_output=True, text=True
     ).stdout
@@ -131,7 +131,7 @@ def wanted() -> dict[str, set[str]]:
                     break
     symbols["libcuda.so.1"] |= {name for name in ANSWERS if re.match("cu[A-Z]", name)}
     symbols["libcudart.so.13"] |= CALLED_BY_US
-    symbols["libcurand.so.10"].add("curand_stand_in")  # wanted, though nothing of it is linked
+    symbols["libcurand.so.10"].add("curand_stand_in")  # the library is loaded, although no symbol of it is linked
     names = re.findall(rb"\0(cudnn[A-Z]\w+)(?=\0)", provider_library().read_bytes())
     symbols[CUDNN] = {name.decode() for name in names}
     return symbols

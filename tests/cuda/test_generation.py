@@ -1,4 +1,4 @@
-"""Generation on CUDA as far as it can be shown without a device: its session, its memory, its captured steps."""
+"""Generation on CUDA without a device: its session, its memory, and the binding of its steps."""
 
 import json
 import os
@@ -21,34 +21,34 @@ def shown(stand_ins: Path, exported: Callable[[str], Path]) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_the_session_may_capture(shown: dict) -> None:
+def test_the_session_can_capture_graphs(shown: dict) -> None:
     assert shown["options"]["enable_cuda_graph"] == "1"
 
 
-def test_the_cache_and_the_runtime_stay_within_the_limit_together(shown: dict) -> None:
+def test_the_cache_and_the_runtime_together_stay_within_the_limit(shown: dict) -> None:
     assert shown["arena_limit"] + shown["cache_limit"] == 64 << 20
     assert shown["arena_limit"] > shown["graph_bytes"] + (10 << 20)
     assert shown["cache_limit"] > 40 << 20
 
 
-def test_memory_keeps_what_it_holds_when_it_grows_and_copies_beginnings_of_rows(shown: dict) -> None:
+def test_memory_keeps_its_contents_when_it_grows_and_copies_parts_of_rows(shown: dict) -> None:
     first = [*range(1, 17), *[0] * 16]
     second = [1, 2, 3, 0, 0, 0, 0, 0, 9, 10, 11, 0, 0, 0, 0, 0]
     assert shown["moved"] == [*first, *second, *[0] * 80]
 
 
-def test_a_cache_beyond_its_limit_is_refused_with_what_would_fit(shown: dict) -> None:
+def test_the_error_for_a_cache_beyond_its_limit_says_how_many_slots_would_fit(shown: dict) -> None:
     assert "found 8 slots of 64 tokens" in shown["refused"]
     assert "expected at most 5" in shown["refused"]
 
 
-def test_steps_of_each_number_of_rows_are_a_graph_of_their_own_and_another_when_the_memory_moved(shown: dict) -> None:
+def test_each_batch_size_has_its_own_graph_and_a_new_one_after_growth(shown: dict) -> None:
     graphs = [int(graph) for graph in shown["graphs"]]
     assert len(set(graphs)) == 4
-    assert min(graphs) > 0  # 0 and -1 have meanings of their own
+    assert min(graphs) > 0  # 0 and -1 have special meanings
 
 
-def test_a_graph_with_nodes_that_run_elsewhere_is_refused_and_they_are_named(shown: dict) -> None:
+def test_a_graph_with_nodes_on_the_cpu_is_refused_and_they_are_named(shown: dict) -> None:
     assert "GroupQueryAttention" in shown["placement"]
     assert "on cpu" in shown["placement"]
     assert shown["placement"].endswith("expected all on cuda")

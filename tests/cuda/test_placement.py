@@ -1,4 +1,4 @@
-"""Every graph for CUDA runs on CUDA whole: no node elsewhere, no copies between devices, fit for CUDA graphs."""
+"""Every graph for CUDA runs completely on CUDA, without copies between devices, and can be a CUDA graph."""
 
 import json
 import os
@@ -28,12 +28,12 @@ def place(stand_ins: Path) -> Callable[[Path], dict]:
 
 
 GRAPHS = [(name, "cuda.onnx") for name in MODELS]
-# In fp32 the graphs for both kinds of machine are the same, byte for byte: cpu.onnx is what cuda=fp32 makes.
+# In fp32 the graphs for CPUs and CUDA are identical, so cpu.onnx is the graph of cuda=fp32.
 GRAPHS += [(name, "cpu.onnx") for name in MODELS if name != "tiny-gpt"]
 
 
 @pytest.mark.parametrize(("name", "file"), GRAPHS)
-def test_a_graph_for_cuda_runs_there_whole(
+def test_a_graph_for_cuda_runs_completely_on_cuda(
     name: str, file: str, place: Callable, exported: Callable[[str], Path]
 ) -> None:
     placed = place(exported(name) / file)
@@ -41,15 +41,17 @@ def test_a_graph_for_cuda_runs_there_whole(
 
 
 @pytest.mark.parametrize("name", ["roberta", "distilbert-classifier", "layered-embedder", "deit-with-teacher"])
-def test_a_relatives_graph_runs_there_whole_too(
+def test_the_graph_of_a_variant_runs_completely_on_cuda(
     name: str, place: Callable, exported_variant: Callable[[str], Path]
 ) -> None:
     placed = place(exported_variant(name) / "cuda.onnx")
     assert (placed["elsewhere"], placed["copies"], placed["cuda_graph_refused"]) == ([], 0, "")
 
 
-def test_a_graph_that_cannot_run_there_whole_is_found_out(place: Callable, exported: Callable[[str], Path]) -> None:
-    """The check itself: fp32 GroupQueryAttention has no kernel on CUDA, and goes to the CPU in silence."""
+def test_a_graph_that_cannot_run_completely_on_cuda_is_detected(
+    place: Callable, exported: Callable[[str], Path]
+) -> None:
+    """A test of the check: GroupQueryAttention in fp32 has no kernel on CUDA, and is placed on the CPU silently."""
     placed = place(exported("tiny-gpt") / "cpu.onnx")
     assert "GroupQueryAttention on CPUExecutionProvider" in placed["elsewhere"]
     assert placed["copies"] > 0

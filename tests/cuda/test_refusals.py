@@ -1,4 +1,4 @@
-"""Where CUDA cannot be used the server says why in one line, and `auto` says it and serves without."""
+"""If CUDA cannot be used, the server gives the reason in one line, and `auto` serves without it."""
 
 import os
 import re
@@ -20,12 +20,12 @@ NO_KERNEL = {name: STATUS.format(name=name, status=209) for name in ("cudaLaunch
 
 
 def capability(major: int, minor: int) -> dict[str, str]:
-    """A device of that compute capability, whose kernels do not start."""
+    """A device of this compute capability, whose kernels do not start."""
     answer = f"int cuDeviceGetAttribute(int *v, int a, int d) {{ *v = a == 75 ? {major} : {minor}; return 0; }}"
     return NO_KERNEL | {"cuDeviceGetAttribute": answer}
 
 
-# What is wrong → what the libraries answer then, and what the server says of it.
+# Problem → functions of the libraries that show it, and the error of the server.
 PROBLEMS = {
     "an old driver": (
         {
@@ -54,13 +54,13 @@ PROBLEMS = {
         capability(10, 0),
         "device 0: found compute capability 10.0, expected one that onnxruntime-gpu",
     ),
-    "something else": (capability(9, 0), "stand-in"),  # what the runtime says
+    "something else": (capability(9, 0), "stand-in"),  # the message of the runtime
 }
 
 
 @pytest.fixture
 def environment(stand_ins: Path, tmp_path: Path) -> Callable[..., dict[str, str]]:
-    """That of a machine on which these functions answer otherwise, and these libraries are not there."""
+    """The environment of a machine with other answers from these functions, and without these libraries."""
 
     def make(answers: dict[str, str], *, without: Sequence[str] = ()) -> dict[str, str]:
         usual, changed = shutil.copytree(stand_ins, tmp_path / "usual"), tmp_path / "changed"
@@ -80,7 +80,7 @@ def loads(library: str) -> bool:
 
 
 def refusal(environment: dict[str, str], artifacts: Path, device: int = 0) -> str:
-    """All that `python -m server --provider cuda` says before it ends."""
+    """The output of `python -m server --provider cuda`, which must fail."""
     command = [sys.executable, "-m", "server", "--provider", "cuda", "--device", str(device)]
     command += ["--artifacts", artifacts, "--port", "0", "--http-port", "0"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -90,27 +90,29 @@ def refusal(environment: dict[str, str], artifacts: Path, device: int = 0) -> st
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_what_is_wrong_is_said_in_one_line(problem: str, environment: Callable, exported: Callable) -> None:
+def test_the_error_gives_the_reason_in_one_line(problem: str, environment: Callable, exported: Callable) -> None:
     answers, expected = PROBLEMS[problem]
-    said = refusal(environment(answers), exported("tiny-vit").parents[1], device=7 if "too many" in problem else 0)
-    assert re.fullmatch(rf".* ERROR +provider cuda cannot run here: [^\n]*{re.escape(expected)}[^\n]*\n", said), said
+    output = refusal(environment(answers), exported("tiny-vit").parents[1], device=7 if "too many" in problem else 0)
+    assert re.fullmatch(rf".* ERROR +provider cuda cannot run here: [^\n]*{re.escape(expected)}[^\n]*\n", output), (
+        output
+    )
 
 
 @pytest.mark.parametrize("library", [DRIVER, "libcublas.so.13", "libcudnn.so.9"])
-def test_a_library_that_is_missing_is_named(library: str, environment: Callable, exported: Callable) -> None:
+def test_a_missing_library_is_named(library: str, environment: Callable, exported: Callable) -> None:
     if loads(library):
         pytest.skip(f"this machine has {library}")
-    said = refusal(environment({}, without=[library]), exported("tiny-vit").parents[1])
-    assert said.count("\n") == 1
-    assert re.search(rf"cannot run here: (missing: )?{library}", said), said
-    assert ("driver" if library == DRIVER else "onnxruntime-gpu[cuda,cudnn]") in said
+    output = refusal(environment({}, without=[library]), exported("tiny-vit").parents[1])
+    assert output.count("\n") == 1
+    assert re.search(rf"cannot run here: (missing: )?{library}", output), output
+    assert ("driver" if library == DRIVER else "onnxruntime-gpu[cuda,cudnn]") in output
 
 
 def test_the_libraries_are_those_that_the_provider_is_linked_against(stand_ins: Path) -> None:
     assert set(stub_libraries.wanted()) == {DRIVER, *LIBRARIES}
 
 
-def test_auto_serves_without_and_says_why(environment: Callable, exported: Callable) -> None:
+def test_auto_serves_without_cuda_and_gives_the_reason(environment: Callable, exported: Callable) -> None:
     answers, expected = PROBLEMS["an old driver"]
     with served(exported("tiny-vit").parents[1], "--provider", "auto", environment=environment(answers)) as server:
         assert f"provider cuda cannot run here: {expected}" in server.banner

@@ -1,10 +1,10 @@
-"""`python -m tests.gpu`: what a machine with a GPU has to show, in one command and without a network.
+"""`python -m tests.gpu`: checks and measures the server on a machine with a GPU, in one command and without a network.
 
-Makes checkpoints of the published sizes with random weights, exports them and the bundled models there, serves all of
-them on the provider (where the golden outputs are checked before the server is ready), asks each through gRPC, and
-times them at several batch sizes: the graph alone, through gRPC, and compiled by torch. BERT and ViT also stand beside
-the rate at which the device multiplies matrices, decode steps of GPT-2 beside the floor that the memory sets.
-`--provider cpu --sizes tiny` rehearses it.
+Makes checkpoints of the published sizes with random weights, exports them and the bundled models, serves all of them on
+the provider (the server checks the golden outputs before it is ready), calls each over gRPC, and times them at several
+batch sizes: the graph alone, over gRPC, and compiled by torch. BERT and ViT are compared with the rate at which the
+device multiplies matrices, decode steps of GPT-2 with the bound set by memory bandwidth. `--provider cpu --sizes tiny`
+rehearses the command.
 """
 
 import argparse
@@ -46,7 +46,7 @@ MESSAGE_MB = "512"  # 128 images of 224 × 224 in fp32 are 77 MB
 
 
 def alone(artifacts: Path, name: str, settings: Settings, device: int, floors: list[Row], runs: int) -> Iterator[Row]:
-    """The session of an encoder or a vision model on a device, alone: bound, as it is on CUDA, and not."""
+    """The session of an encoder or a vision model on a device, without the server, with and without bound inputs."""
     artifact = read_artifact(artifacts / name / "1")
     (choice,) = find_providers(settings).choices
     opened = open_session(artifact, choice, settings, device=device)
@@ -59,7 +59,7 @@ def alone(artifacts: Path, name: str, settings: Settings, device: int, floors: l
 
 
 def timed_batches(session: Session, artifact: Artifact, what: str, floors: list[Row], runs: int) -> Iterator[Row]:
-    """One row for each size of a batch, with its share of the floor's rate."""
+    """One row for each batch size, with the share of the rate of matrix products."""
     random = np.random.default_rng(0)
     for least in floors:
         batch = least.batch
@@ -85,9 +85,9 @@ def timed_batches(session: Session, artifact: Artifact, what: str, floors: list[
 def through_grpc(
     server: Served, files: list[Path], batches: list[int], runs: int, *, tokens: int, side: int
 ) -> Iterator[Row]:
-    """Each task, with so many inputs in one call: texts of about `tokens` tokens, images of `side` × `side` pixels.
+    """One row for each task and number of inputs in a call: texts of `tokens` tokens, images of `side` × `side` pixels.
 
-    Images also as the files, some of them several times.
+    Images are sent as pixels and as files.
     """
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     channel = grpc.insecure_channel(server.target, options=options)
@@ -127,8 +127,8 @@ def through_grpc(
         yield Row("gpt2", f"through gRPC, {new_tokens} tokens", batch, seconds * 1e3, batch * new_tokens / seconds)
 
 
-def asked(server: Served) -> None:
-    """The bundled models answer, over gRPC, as the README asks them."""
+def check_bundled_models(server: Served) -> None:
+    """Call the bundled models over gRPC, as in the README."""
     with Client(server.target) as client:
         for model in client.models():
             print(f"{model.name}: {model.task} on {model.provider} in {model.precision}, {model.state}")
@@ -140,7 +140,7 @@ def asked(server: Served) -> None:
 
 
 def verified(artifacts: Path) -> set[str]:
-    """Where `python -m export verify` has run the graphs, which are those of this provider alone."""
+    """The providers on which `python -m export verify` ran the graphs."""
     accounts = [inspection.verify(directory) for directory in sorted(artifacts.glob("*/1"))]
     for account in accounts:
         print("\n".join(inspection.verified(account)))
@@ -148,7 +148,7 @@ def verified(artifacts: Path) -> set[str]:
 
 
 def measured(given: argparse.Namespace, folder: Path) -> Iterator[Row]:
-    """Everything, what torch has to compile last."""
+    """All rows. Those that torch has to compile come last."""
     checkpoints_folder, artifacts = folder / "checkpoints", folder / "artifacts"
     checkpoints_folder.mkdir()
     checkpoints = SIZES[given.sizes](checkpoints_folder)
@@ -170,7 +170,7 @@ def measured(given: argparse.Namespace, folder: Path) -> Iterator[Row]:
     flags = ("--provider", given.provider, "--device", given.device, "--threads", "0", "--max-message-mb", MESSAGE_MB)
     with served(artifacts, *flags) as server:
         print(server.banner)
-        asked(server)
+        check_bundled_models(server)
         files = photographs(folder, PHOTOGRAPHS)
         yield from through_grpc(server, files, given.batches, given.runs, **EXTENTS[given.sizes])
     places, expected = verified(artifacts), {"cuda": CUDA, "cpu": CPU}[given.provider]
@@ -190,11 +190,13 @@ def keep(rows: list[Row], folder: Path) -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.gpu", description=__doc__.split("\n\n")[0])
     parser.add_argument("--provider", choices=TARGETS, default="cuda")
-    parser.add_argument("--device", default="0", help="which GPU, or GPUs, separated by commas")
+    parser.add_argument("--device", default="0", help="numbers of the GPUs, separated by commas")
     parser.add_argument("--sizes", choices=SIZES, default="published")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--output", type=Path, help="a directory for table.md and table.json, which grow line by line")
+    parser.add_argument(
+        "--output", type=Path, help="a directory for table.md and table.json, which are updated after each row"
+    )
     return parser.parse_args()
 
 

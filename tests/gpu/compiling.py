@@ -1,4 +1,4 @@
-"""Models that torch has compiled, where it can: it may need a C compiler, which not every machine has."""
+"""Compiles models with torch, if it can: torch may need a C compiler."""
 
 import time
 from collections.abc import Callable
@@ -7,20 +7,20 @@ from typing import Any
 import torch
 
 COMPILED = {"cuda": {"mode": "reduce-overhead", "fullgraph": True}, "cpu": {"backend": "eager", "fullgraph": True}}
-Run = Callable[[Any], object]  # asks a model, once
+Run = Callable[[Any], object]  # runs a model once
 
 
 def compiled(model: Any, provider: str, run: Run) -> tuple[str, Any]:
-    """How it is called, and the model, which has run. Where torch cannot compile it, the name says why not."""
-    torch.compiler.reset()  # what was compiled for another batch
+    """A description, and the compiled model after a few runs; or the reason and the model, if it cannot be compiled."""
+    torch.compiler.reset()  # discards the code for another batch size
     fast, started = torch.compile(model, **COMPILED[provider]), time.perf_counter()
     try:
         for _ in range(3):  # compile, capture as a CUDA graph, replay
             run(fast)
-    except Exception as error:  # of any kind: the figures of everything else are still wanted
-        said = " ".join(str(error).split()).replace("|", "/")
+    except Exception as error:  # of any kind: the other rows are still measured
+        message = " ".join(str(error).split()).replace("|", "/")
         print(f"torch could not compile: {type(error).__name__}: {error}")
         run(model)
-        return f"not compiled ({type(error).__name__}: {said[:80]})", model
+        return f"not compiled ({type(error).__name__}: {message[:80]})", model
     print(f"torch compiled in {time.perf_counter() - started:.0f} s")
     return "compiled", fast

@@ -1,4 +1,4 @@
-"""Decode steps of GPT-2 alone: ours, what reading weights and cache takes at least, and torch with a static cache."""
+"""Decode steps of GPT-2: ours, the time to read weights and cache, and those of torch with a static cache."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,13 +23,13 @@ COPIED_BYTES = {"cuda": 1 << 30, "cpu": 1 << 26}
 def decoding(
     artifacts: Path, checkpoint: Path, provider: str, batches: list[int], runs: int, *, tokens: int
 ) -> Iterator[Row]:
-    """Steps of texts that are `tokens` long; batches of numbers of rows that are captured, which powers of two are."""
+    """Steps of sequences of `tokens` tokens. The batch sizes must be powers of two, for which steps are captured."""
     settings = Settings(provider=provider)
     artifact, choice = read_artifact(artifacts / "gpt2" / "1"), find_providers(settings).choices[0]
     session = open_session(artifact, choice, settings, enable_cuda_graph=True)
-    most, context_length = max(batches), artifact.manifest.text.max_length
+    slots, context_length = max(batches), artifact.manifest.text.max_length
     memory = memory_of(session)
-    layout = layout_of(session, slots=most, max_slots=most, capacity=context_length)
+    layout = layout_of(session, slots=slots, max_slots=slots, capacity=context_length)
     decoder = decoder_of(session, layout, memory)
     speed = bytes_per_second(memory)
     weights = artifact.path(artifact.graph(choice.target).file).stat().st_size
@@ -49,7 +49,7 @@ def step(what: str, batch: int, seconds: float) -> Row:
 
 
 def bytes_per_second(memory: DeviceMemory) -> float:
-    """Read and written, when memory is copied there."""
+    """The rate of reading and writing when memory of the device is copied."""
     size, pitch = COPIED_BYTES[memory.device], 1 << 20
     source, target = memory.allocate(size, size), memory.allocate(size, size)
 
@@ -65,7 +65,7 @@ def bytes_per_second(memory: DeviceMemory) -> float:
 
 @torch.inference_mode()
 def torch_step(checkpoint: Path, provider: str, batch: int, runs: int, tokens: int) -> tuple[str, float]:
-    """How it ran, and seconds of a step in the precision that ours has there: fp16 on CUDA, fp32 on a CPU."""
+    """Whether torch compiled the step, and its seconds, in the precision of ours: fp16 on CUDA, fp32 on a CPU."""
     dtype = torch.float16 if provider == "cuda" else torch.float32
     model = transformers.GPT2LMHeadModel.from_pretrained(checkpoint, dtype=dtype).eval().to(provider)
     cache = transformers.StaticCache(config=model.config, max_cache_len=model.config.n_positions)
@@ -73,9 +73,9 @@ def torch_step(checkpoint: Path, provider: str, batch: int, runs: int, tokens: i
     model(past.expand(batch, -1) % 5, past_key_values=cache, cache_position=past, use_cache=True)
     ids, position = torch.ones(batch, 1, dtype=torch.long, device=provider), past[-1:] + 1
 
-    def run(asked: Any) -> None:
-        logits = asked(ids, past_key_values=cache, cache_position=position, use_cache=True).logits
-        logits[:, -1].argmax(-1).tolist()  # as ours: when it is there, a token of each row is known
+    def run(step_model: Any) -> None:
+        logits = step_model(ids, past_key_values=cache, cache_position=position, use_cache=True).logits
+        logits[:, -1].argmax(-1).tolist()  # includes the next token of each row, as ours
 
-    how, asked = compiled(model, provider, run)
-    return how, timed(lambda: run(asked), runs)
+    how, step_model = compiled(model, provider, run)
+    return how, timed(lambda: run(step_model), runs)

@@ -1,4 +1,4 @@
-"""BERT and ViT in torch, asked for what our graphs give; and how long their matrix products alone would take."""
+"""BERT and ViT in torch, with the outputs of our graphs; and the time of their matrix products alone."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from tests.gpu.compiling import compiled
 from tests.gpu.rows import Row, timed
 
 TEXT_TOKENS = 128
-TOP = 64  # candidates that a graph for fill-mask gives
+TOP = 64  # candidates that a graph for fill-mask outputs
 SIZE = {"cuda": 8192, "cpu": 1024}  # rows and columns of the matrices whose product is timed
-PRECISION = {"cuda": torch.float16, "cpu": torch.float32}  # that of our graphs there
-PRODUCTS = 10  # in a row: starting one costs nothing then
+PRECISION = {"cuda": torch.float16, "cpu": torch.float32}  # of our graphs
+PRODUCTS = 10  # in one measurement, so that the time to launch one is negligible
 
 
 class Filled(torch.nn.Module):
-    """One mask in each text, at its first token: the head is computed there alone, as ours does."""
+    """One mask in each text, at its first token. The head is computed only there, as in our graphs."""
 
     def __init__(self, model: transformers.BertForMaskedLM) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Filled(torch.nn.Module):
 
 
 class Classified(torch.nn.Module):
-    """Pixels in fp32, as our graphs take them."""
+    """Pixels in fp32, as in our graphs."""
 
     def __init__(self, model: transformers.ViTForImageClassification) -> None:
         super().__init__()
@@ -47,10 +47,10 @@ class Classified(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Encoder:
-    """A model in torch: its class, what is asked of it, and inputs for a batch on a device."""
+    """A model in torch: its class, a wrapper with the outputs of our graphs, and inputs for a batch on a device."""
 
     kind: Any
-    asked: Callable[[Any], torch.nn.Module]
+    wrap: Callable[[Any], torch.nn.Module]
     inputs: Callable[[Artifact, int, str], torch.Tensor]
 
 
@@ -74,31 +74,31 @@ ENCODERS = {
 
 @torch.inference_mode()
 def products_per_second(provider: str) -> float:
-    """Operations in a second of a product of large random matrices; a multiplication and its addition are two."""
+    """Operations per second in a product of large random matrices. A multiply-add counts as two."""
     size = SIZE[provider]
     left, right = torch.randn(2, size, size, device=provider, dtype=PRECISION[provider])
 
     def multiply() -> None:
         for _ in range(PRODUCTS):
             product = left @ right
-        product[0, 0].item()  # when it is there
+        product[0, 0].item()  # waits for the result
 
     return 2 * size**3 * PRODUCTS / timed(multiply, 5)
 
 
 @torch.inference_mode()
 def operations(name: str, artifact: Artifact, checkpoint: Path) -> int:
-    """Those of all matrix products for one input: of what torch would run, counted, not run."""
+    """The operations in the matrix products for one input, counted without running them."""
     encoder, config = ENCODERS[name], transformers.AutoConfig.from_pretrained(checkpoint, attn_implementation="eager")
     with torch.device("meta"):
-        asked = encoder.asked(encoder.kind(config).eval())
+        wrapped = encoder.wrap(encoder.kind(config).eval())
     with FlopCounterMode(display=False) as counter:
-        asked(encoder.inputs(artifact, 1, "meta"))
+        wrapped(encoder.inputs(artifact, 1, "meta"))
     return int(counter.get_total_flops())
 
 
 def floor(name: str, batch: int, seconds: float, rate: float) -> Row:
-    """As fast as the products alone would be."""
+    """The row of the matrix products alone."""
     what = f"floor of its matrix products at {rate / 1e12:,.2f} TFLOP/s"
     return Row(name, what, batch, seconds * 1e3, batch / seconds, 1.0)
 
@@ -107,16 +107,16 @@ def floor(name: str, batch: int, seconds: float, rate: float) -> Row:
 def in_torch(
     name: str, artifact: Artifact, checkpoint: Path, provider: str, floors: Sequence[Row], runs: int
 ) -> Iterator[Row]:
-    """Each batch that there is a floor for, from the host's memory and back, as our sessions run."""
+    """One row for each batch size, with copies from and to host memory, as in our sessions."""
     encoder, dtype = ENCODERS[name], PRECISION[provider]
     model = encoder.kind.from_pretrained(checkpoint, dtype=dtype).eval().to(provider)
     for least in floors:
         inputs = encoder.inputs(artifact, least.batch, "cpu")
 
-        def run(asked: Any, inputs: torch.Tensor = inputs) -> list[torch.Tensor]:
-            return [output.cpu() for output in asked(inputs.to(provider))]
+        def run(wrapped: Any, inputs: torch.Tensor = inputs) -> list[torch.Tensor]:
+            return [output.cpu() for output in wrapped(inputs.to(provider))]
 
-        how, asked = compiled(encoder.asked(model), provider, run)
-        seconds = timed(lambda run=run, asked=asked: run(asked), runs)
+        how, wrapped = compiled(encoder.wrap(model), provider, run)
+        seconds = timed(lambda run=run, wrapped=wrapped: run(wrapped), runs)
         what = f"torch {str(dtype).removeprefix('torch.')}, {how}"
         yield Row(name, what, least.batch, seconds * 1e3, least.batch / seconds, least.milliseconds / 1e3 / seconds)

@@ -1,4 +1,4 @@
-"""Lines of the table, and how long something takes."""
+"""Rows of the table, and timing."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from statistics import median
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; the rate counts inputs, or tokens of continuations, in a second (median run)."""
+    """One row of the table. The rate is in inputs, or generated tokens, per second (of the median run)."""
 
     model: str
     what: str
@@ -19,7 +19,7 @@ class Row:
 
 
 def timed(run: Callable[[], object], runs: int) -> float:
-    """The median of so many runs after a first one that does not count, in seconds."""
+    """The median time of the runs after a warm-up run, in seconds."""
     run()
     seconds = []
     for _ in range(runs):
@@ -30,7 +30,7 @@ def timed(run: Callable[[], object], runs: int) -> float:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown."""
+    """The table in Markdown."""
     lines = ["| model | | batch | ms | per second | of matrix products |", "|---|---|---|---|---|---|"]
     for row in rows:
         share = "" if row.share is None else f"{row.share:.0%}"

@@ -1,4 +1,4 @@
-"""What `python -m tests.gpu` does on a machine with a GPU works, tried on the CPU with tiny models."""
+"""`python -m tests.gpu` works, tried on the CPU with tiny models."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from tests.serving import ROOT
 
 
 @pytest.mark.large
-def test_the_rehearsal_serves_asks_and_times(tmp_path: Path) -> None:
+def test_the_rehearsal_serves_and_measures(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.gpu", "--provider", "cpu", "--sizes", "tiny", "--batches", "1", "2"]
     done = subprocess.run([*command, "--runs", "1", "--output", tmp_path], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -46,11 +46,11 @@ def test_the_rehearsal_serves_asks_and_times(tmp_path: Path) -> None:
     assert (tmp_path / "table.md").read_text() in done.stdout
 
 
-def test_what_torch_cannot_compile_runs_as_it_is_and_is_called_so() -> None:
+def test_a_model_that_torch_cannot_compile_runs_uncompiled_and_is_labelled_so() -> None:
     def breaks(values: torch.Tensor) -> torch.Tensor:
         torch._dynamo.graph_break()
         return values + 1
 
-    how, asked = compiled(breaks, "cpu", lambda asked: asked(torch.ones(1)))
+    how, model = compiled(breaks, "cpu", lambda model: model(torch.ones(1)))
     assert how.startswith("not compiled (Unsupported: ")
-    assert asked is breaks
+    assert model is breaks

@@ -1,7 +1,7 @@
 """`transformers.generate`, greedy, with PyTorch's fused attention: `CHECKPOINT DTYPE THREADS`.
 
-Asked with `prompts`, `new_tokens` and `arrivals`. Batches are static, as they are without a server around it: whoever
-has come when the last batch has ended is padded on the left and runs together, until the longest continuation ends.
+Asked with `prompts`, `new_tokens` and `arrivals`. Batches are static, as there is no server: the requests that have
+arrived when a batch ends form the next one, are padded on the left, and run until the longest continuation ends.
 """
 
 import sys

@@ -29,7 +29,7 @@ from tests.serving import Served, served
 CALLERS = 32  # of the closed loop that measures the capacity
 DEADLINES_S = (0.5, 1.0, 2.0, 4.0)
 GOAL = 0.8  # of the capacity
-TOKENS = {"published": (64, 32), "tiny": (16, 8)}  # of each text, and of each continuation
+TOKENS = {"published": (64, 16), "tiny": (16, 8)}  # of each text, and of each continuation
 MODELS = {"fill-mask": "bert-base", "embed": "bert-embed", "images": "vit-base", "generation": "gpt2"}
 
 Send = Callable[[float | None], Awaitable[object]]  # with a timeout in seconds

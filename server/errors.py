@@ -31,6 +31,11 @@ def drop_tracebacks(error: BaseException) -> None:
             errors += [cause for cause in (error.__cause__, error.__context__) if cause is not None]
 
 
+def shorten(text: str) -> str:
+    """A text for an error message, cut if it is long."""
+    return text if len(text) <= FOUND_SHOWN else f"{text[:FOUND_SHOWN]}…"
+
+
 class AffinityError(Exception):
     """The base class of all errors that a user, a file or a machine can cause. Its text is shown to users."""
 
@@ -39,9 +44,7 @@ class InvalidRequest(AffinityError):
     """Names the field, the value found (shortened if it is long) and the value expected."""
 
     def __init__(self, field: str, found: str, expected: str) -> None:
-        if len(found) > FOUND_SHOWN:
-            found = f"{found[:FOUND_SHOWN]}…"
-        super().__init__(f"{field}: found {found}, expected {expected}")
+        super().__init__(f"{field}: found {shorten(found)}, expected {expected}")
         self.field = field
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from urllib.parse import quote
 
 import grpc
 
@@ -9,6 +10,7 @@ from server import errors
 from server.admission.queue import CancelReason
 
 RETRY_AFTER = "retry-after-ms"  # trailing metadata of RESOURCE_EXHAUSTED: how long to wait before a retry
+MAX_TEXT_BYTES = 4096  # gRPC peers may refuse metadata of more than 8 KiB, and end the call with an error of their own
 INTERNAL_TEXT = "internal error; the server's log has the details"
 
 STATUS: dict[type[BaseException], grpc.StatusCode] = {
@@ -58,5 +60,15 @@ def error_status(error: BaseException, *, path: str) -> ErrorStatus:
         log.error("%s failed", path, exc_info=error)
         return ErrorStatus(code, INTERNAL_TEXT)
     if isinstance(error, errors.Overloaded):
-        return ErrorStatus(code, str(error), ((RETRY_AFTER, str(round(error.retry_after_s * 1000))),))
-    return ErrorStatus(code, str(error))
+        return ErrorStatus(code, fit(str(error)), ((RETRY_AFTER, str(round(error.retry_after_s * 1000))),))
+    return ErrorStatus(code, fit(str(error)))
+
+
+def fit(text: str) -> str:
+    """The text, cut to what fits into the metadata of a call, where it is percent-encoded."""
+    if len(quote(text, errors="replace")) <= MAX_TEXT_BYTES:
+        return text
+    kept, size = 0, len("%E2%80%A6")
+    while (size := size + len(quote(text[kept], errors="replace"))) <= MAX_TEXT_BYTES:
+        kept += 1
+    return f"{text[:kept]}…"

@@ -5,7 +5,7 @@ It knows nothing of models and handles every service on the server, including he
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, aclosing, contextmanager
 from typing import Any, Protocol, TypeAlias
 
@@ -13,7 +13,7 @@ import grpc
 
 from server.admission.in_flight import InFlight
 from server.admission.queue import Cancellation
-from server.errors import drop_tracebacks
+from server.errors import InvalidRequest, drop_tracebacks
 from server.rpc.connections import Connections
 from server.rpc.context import GrpcContext, cancellation_of_call, make_request_context
 from server.rpc.response_writer import ResponseWriter
@@ -69,11 +69,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         kind, field = KINDS[handler.request_streaming, handler.response_streaming]
-        inner: Behaviour = getattr(handler, field)
+        inner = _refusing_unreadable(getattr(handler, field), streams=handler.request_streaming)
         wrap = self._streaming if handler.response_streaming else self._unary
         return getattr(grpc, f"{field}_rpc_method_handler")(  # type: ignore[no-any-return]
             wrap(kind, str(handler_call_details.method), inner),
-            request_deserializer=handler.request_deserializer,
+            request_deserializer=_unreadable_as_value(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
 
@@ -142,6 +142,42 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             raise
         finally:
             self._listener.call_ended(kind, service, method, code.name, time.perf_counter() - started)
+
+
+class Unreadable:
+    """Takes the place of a message that cannot be parsed: gRPC itself would end the call with UNKNOWN, uncounted."""
+
+
+def _unreadable_as_value(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """The deserializer, which returns Unreadable instead of raising an error."""
+    if deserialize is None:
+        return None
+
+    def parse(message: bytes) -> Any:
+        try:
+            return deserialize(message)
+        except Exception:  # protobuf's DecodeError; other libraries have their own
+            return Unreadable()
+
+    return parse
+
+
+def _refusing_unreadable(inner: Behaviour, *, streams: bool) -> Behaviour:
+    """The handler, which refuses a call with a message that cannot be parsed."""
+
+    def readable(message: Any) -> Any:
+        if isinstance(message, Unreadable):
+            expected = "a message of the method's type; strings have to be UTF-8"
+            raise InvalidRequest("the message of the call", "bytes that cannot be parsed", expected)
+        return message
+
+    async def each(messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for message in messages:
+            yield readable(message)
+
+    if streams:
+        return lambda messages, context: inner(each(messages), context)
+    return lambda message, context: inner(readable(message), context)
 
 
 async def _abort(context: GrpcContext, status: ErrorStatus) -> None:

@@ -1,10 +1,11 @@
 """Conversion between parameters of the Open Inference Protocol and plain values, checked against the endpoint's."""
 
 from collections.abc import Mapping, MutableMapping
+from difflib import get_close_matches
 from enum import Enum
 
 from protos.open_inference_pb2 import InferParameter
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, shorten
 
 Value = bool | int | float | str
 
@@ -30,6 +31,10 @@ EVERY_REQUEST = {
     "timeout": Kind.INTEGER,  # in microseconds
     "triton_enable_empty_final_response": Kind.BOOLEAN,  # has no effect: the server sends no empty responses
 }
+# What clients say about the encoding of tensors, or about themselves; it changes nothing in the response.
+INFORMATIVE = frozenset(
+    ("binary_data", "binary_data_output", "binary_data_size", "content_type", "headers", "request_id", "user")
+)
 FIELDS = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}
 
 
@@ -40,12 +45,20 @@ def write_parameters(values: Mapping[str, Value], parameters: MutableMapping[str
 
 
 def read_parameters(parameters: Mapping[str, InferParameter], known: Mapping[str, Kind]) -> dict[str, Value]:
-    """The values of a request's parameters. Raises InvalidRequest for unknown names and wrong types."""
+    """The values of a request's parameters, without informative ones.
+
+    Raises InvalidRequest for unknown names, with the nearest known one, and for wrong types.
+    """
     known = {**known, **EVERY_REQUEST}
     values: dict[str, Value] = {}
     for name, parameter in parameters.items():
+        if name in INFORMATIVE:
+            continue
         if name not in known:
-            raise InvalidRequest(f"parameters[{name!r}]", "an unknown name", f"one of {', '.join(known)}")
+            nearest = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            expected = f"one of {', '.join(known)}{hint}"
+            raise InvalidRequest(f"parameters[{shorten(name)!r}]", "an unknown name", expected)
         choice = parameter.WhichOneof("parameter_choice")
         value: Value = getattr(parameter, choice) if choice else ""
         if not known[name].accepts(value):

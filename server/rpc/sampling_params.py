@@ -54,6 +54,10 @@ def from_request(request: GenerateRequest) -> GenerationOptions:
 def from_parameters(parameters: Mapping[str, Value]) -> GenerationOptions:
     """The options of an Open Inference request, whose parameters have been checked against PARAMETERS."""
     given: dict[str, Any] = dict(parameters)
+    if given.get("top_k") == -1:  # in vLLM: the whole vocabulary
+        given["top_k"] = 0
+    if given.get("seed") == -1:  # in vLLM: a random seed
+        del given["seed"]
     stop = read_strings(given.pop("stop", ""))
     include_stop = given.pop("include_stop_str_in_output", False)
     if "stop_token_ids" in given:

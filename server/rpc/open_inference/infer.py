@@ -10,7 +10,7 @@ from server.arrays import Array
 from server.errors import InvalidRequest
 from server.rpc.open_inference.endpoint import ANY, Endpoint, EndpointResponse, Tensor
 from server.rpc.open_inference.tensors import BYTES, add_outputs, check_header, count_output_items, decode_inputs
-from server.rpc.parameters import write_parameters
+from server.rpc.parameters import INFORMATIVE, write_parameters
 from server.tasks.classification import MAX_CLASSES
 
 CLASSIFICATION = "classification"  # parameter of a requested output: number of classes to return instead of scores
@@ -70,6 +70,8 @@ def requested_outputs(endpoint: Endpoint, request: ModelInferRequest) -> dict[st
             raise InvalidRequest(field, f"{output.name!r} for the second time", "each output once")
         requested[output.name] = 0
         for name, parameter in output.parameters.items():
+            if name in INFORMATIVE:
+                continue
             if name != CLASSIFICATION or declared[output.name].labels is None:
                 raise InvalidRequest(f"{field}.parameters", repr(name), _known_parameters(endpoint))
             if parameter.int64_param < 1:

@@ -14,6 +14,7 @@ import numpy as np
 from protos.open_inference_pb2 import InferTensorContents, ModelInferRequest, ModelInferResponse
 from server.arrays import Array
 from server.errors import InvalidRequest
+from server.rpc.parameters import INFORMATIVE
 
 BYTES, BF16 = "BYTES", "BF16"
 MAX_DIMENSIONS = 8
@@ -87,7 +88,7 @@ def check_header(tensor: ModelInferRequest.InferInputTensor) -> None:
         raise InvalidRequest(tensor.name, f"{len(tensor.shape)} dimensions", expected)
     if any(size < 1 for size in tensor.shape):
         raise InvalidRequest(tensor.name, f"shape {list(tensor.shape)}", expected)
-    for parameter in tensor.parameters:
+    for parameter in tensor.parameters.keys() - INFORMATIVE:
         raise InvalidRequest(tensor.name, f"parameter {parameter!r}", "no parameters: shared memory is not supported")
 
 

@@ -146,7 +146,8 @@ class Scheduler:
         others = [sequence for sequence in sequences if not sequence.cancelled]
         expired = [sequence for sequence in others if sequence.context.expired(now)]
         others = [sequence for sequence in others if not sequence.context.expired(now)]
-        refused = [sequence for sequence in others if len(others) > 1 and now >= self._removal_time(sequence)]
+        several = len({id(sequence.context) for sequence in others}) > 1  # requests; a single one may try
+        refused = [sequence for sequence in others if several and now >= self._removal_time(sequence)]
         for sequence in (*cancelled, *expired, *refused):
             if sequence.slot >= 0:
                 self.finish(sequence)

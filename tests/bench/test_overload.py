@@ -5,9 +5,12 @@ import shutil
 import subprocess
 import sys
 
+import pytest
+
 from tests.serving import ROOT
 
 
+@pytest.mark.large  # it overloads the machine that runs it
 def test_every_load_has_a_row_and_no_call_fails_unexpectedly(tiny_checkpoints, tmp_path):
     from export.__main__ import main  # imports torch
 

@@ -25,11 +25,6 @@ class Pace:
         self._measured = -math.inf
 
     @property
-    def known(self) -> bool:
-        """Whether anything was measured."""
-        return self._n > 0
-
-    @property
     def running(self) -> int:
         """The number of batches that run now."""
         return len(self._running)

@@ -41,6 +41,13 @@ class RequestContext:
         """When the answer has to leave the server, so that it reaches the client in time; infinity: no deadline."""
         return math.inf if self.deadline is None else self.deadline - self.leeway_s
 
+    def time_left(self, now: float, *, max_wait_s: float) -> tuple[float, str]:
+        """The seconds in which the request has to be answered, or without a deadline to start, in numbers and words."""
+        if self.deadline is None:
+            return max_wait_s, f"it may wait for {max_wait_s:.1f} s"
+        left_s = self.answer_by - now
+        return left_s, f"its deadline is in {left_s:.1f} s"
+
     def cancel_reason(self, now: float) -> CancelReason:
         """Why a call is cancelled that is cancelled now: by its deadline, by its client, or by the server."""
         if self.cancellation.reason is not None:

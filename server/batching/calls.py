@@ -25,10 +25,6 @@ class Waiting:
         object.__setattr__(self, "length", max(self.length, self.tokens))
         object.__setattr__(self, "call", self.key if self.call < 0 else self.call)
 
-    @property
-    def turn(self) -> tuple[float, int]:
-        return self.rank, self.key
-
 
 @dataclass(eq=False)
 class Call:
@@ -52,9 +48,6 @@ class Calls:
         self._large: set[int] = set()  # calls of more than a quantum
         self._items = self._work = 0
         self._last_rank = -NEVER  # no call has a higher rank
-
-    def __len__(self) -> int:
-        return len(self._calls)
 
     def __iter__(self) -> Iterator[Call]:
         return iter(self._calls.values())

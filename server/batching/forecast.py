@@ -62,12 +62,8 @@ class Forecast:
         found = self.predict(items=items, preparing=preparing, now=now, work=work, rank=rank)
         if not (preparing or len(self._scheduler) or self._scheduler.pace.running):
             return found
-        if context.deadline is None:
-            late_s, limit = found.wait_s - self._max_queue_s, f"it may wait for {self._max_queue_s:.1f} s"
-        else:
-            remaining_s = context.answer_by - now
-            late_s = found.finish_s + self.error.margin_s - remaining_s
-            limit = f"its deadline is in {remaining_s:.1f} s"
+        left_s, limit = context.time_left(now, max_wait_s=self._max_queue_s)
+        late_s = (found.wait_s if context.deadline is None else found.finish_s + self.error.margin_s) - left_s
         if late_s > 0:
             raise Overloaded(
                 f"{self._name} is overloaded: the request would wait for about {found.wait_s:.1f} s and take "

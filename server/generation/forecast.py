@@ -95,16 +95,15 @@ class Forecast:
         """When sequences that arrive now generate their first and last tokens."""
         own = list(sequences)
         count = min(load.max_slots, len(load.decoding) + len(load.waiting) + len(own) + bool(load.prefilling))
-        round_s, decode_s = self._rounds.seconds(count), self._decode.seconds(len(load.decoding))
-        if not load.decoding:
-            decode_s = 0.0
-        free = [0.0] * (load.max_slots - len(load.decoding) - bool(load.prefilling))
+        round_s = self._rounds.seconds(count)
+        decode_s = self._decode.seconds(len(load.decoding)) if load.decoding else 0.0
+        free = [0.0] * (load.max_slots - len(load.decoding))  # seconds until each slot is free
         free += [tokens * self._length_share * round_s for tokens in load.decoding]
         heapq.heapify(free)
         first_s = finish_s = 0.0
         prefilling = [load.prefilling] if load.prefilling else []
-        for number, size in enumerate([*prefilling, *load.waiting, *own]):
-            start = 0.0 if prefilling and not number else heapq.heappop(free)
+        for size in [*prefilling, *load.waiting, *own]:
+            start = heapq.heappop(free)
             runs = max(size.prompt_tokens / load.chunk_tokens, 0.25)  # between these, the others decode
             first_s = max(start, first_s) + self._prefill.seconds(size.prompt_tokens) + runs * decode_s
             finish_s = first_s + size.new_tokens * self._length_share * round_s
@@ -121,14 +120,13 @@ class Forecast:
         found = self.predict(load, sequences)
         if load.idle:
             return found
+        left_s, limit = context.time_left(now, max_wait_s=self.max_queue_s)
         if context.deadline is None:
-            late_s, limit = found.first_s - self.max_queue_s, f"it may wait for {self.max_queue_s:.1f} s"
+            late_s = found.first_s - left_s
         else:
-            remaining_s = context.answer_by - now
-            late_s = found.first_s + self.first_error.margin_s - remaining_s
-            if self._alone_s(sequences) <= remaining_s:
-                late_s = max(late_s, found.finish_s + self.finish_error.margin_s - remaining_s)
-            limit = f"its deadline is in {remaining_s:.1f} s"
+            late_s = found.first_s + self.first_error.margin_s - left_s
+            if self._alone_s(sequences) <= left_s:
+                late_s = max(late_s, found.finish_s + self.finish_error.margin_s - left_s)
         if late_s > 0:
             raise Overloaded(
                 f"{self._name} is overloaded: the first token would come in about {found.first_s:.1f} s and the last "

@@ -99,6 +99,10 @@ REQUESTS = st.tuples(st.floats(0, 5), ROWS)
 EVENTS = st.lists(st.one_of(REQUESTS, st.sampled_from(["plan", "take", "take"]), st.integers(0, 50)), max_size=40)
 
 
+def turn(item):
+    return item.rank, item.key
+
+
 class Day:
     """A scheduler as it is used: requests come, batches are planned and taken, items dropped; until all ran."""
 
@@ -131,9 +135,9 @@ class Day:
                 key=key, tokens=tokens, length=length, logit_positions=logit_positions, rank=rank
             )
             others = [self.items[other] for other in self.before.keys() - self.dropped - set(self.taken)]
-            self.before[key] = {other.key for other in others if other.turn < item.turn}
+            self.before[key] = {other.key for other in others if turn(other) < turn(item)}
             for other in others:
-                if item.turn < other.turn:
+                if turn(item) < turn(other):
                     self.before[other.key].add(key)
             self.came_to[key] = len(self.batches)
             self._scheduler.add(item)

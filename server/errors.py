@@ -13,7 +13,7 @@ AffinityError
 └── NotEnoughMemory     the model or the request does not fit into memory
 """
 
-FOUND_SHOWN = 200  # characters; gRPC drops responses whose error text is too long
+LONGEST_PART = 200  # characters of a field's name or of a value in an error text
 
 
 def drop_tracebacks(error: BaseException) -> None:
@@ -33,7 +33,7 @@ def drop_tracebacks(error: BaseException) -> None:
 
 def shorten(text: str) -> str:
     """A text for an error message, cut if it is long."""
-    return text if len(text) <= FOUND_SHOWN else f"{text[:FOUND_SHOWN]}…"
+    return text if len(text) <= LONGEST_PART else f"{text[:LONGEST_PART]}…"
 
 
 class AffinityError(Exception):
@@ -41,10 +41,10 @@ class AffinityError(Exception):
 
 
 class InvalidRequest(AffinityError):
-    """Names the field, the value found (shortened if it is long) and the value expected."""
+    """Names the field, the value found (both shortened if they are long) and the value expected."""
 
     def __init__(self, field: str, found: str, expected: str) -> None:
-        super().__init__(f"{field}: found {shorten(found)}, expected {expected}")
+        super().__init__(f"{shorten(field)}: found {shorten(found)}, expected {expected}")
         self.field = field
 
 

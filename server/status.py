@@ -65,10 +65,11 @@ def error_status(error: BaseException, *, path: str) -> ErrorStatus:
 
 
 def fit(text: str) -> str:
-    """The text, cut to what fits into the metadata of a call, where it is percent-encoded."""
-    if len(quote(text, errors="replace")) <= MAX_TEXT_BYTES:
+    """The text, cut to what fits into the metadata of a call, where it is percent-encoded as UTF-8."""
+    text = text.encode(errors="backslashreplace").decode()  # names of files can have lone surrogates
+    if len(quote(text)) <= MAX_TEXT_BYTES:
         return text
     kept, size = 0, len("%E2%80%A6")
-    while (size := size + len(quote(text[kept], errors="replace"))) <= MAX_TEXT_BYTES:
+    while (size := size + len(quote(text[kept]))) <= MAX_TEXT_BYTES:
         kept += 1
     return f"{text[:kept]}…"

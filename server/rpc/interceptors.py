@@ -5,21 +5,22 @@ It knows nothing of models and handles every service on the server, including he
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator
 from contextlib import ExitStack, aclosing, contextmanager
 from typing import Any, Protocol, TypeAlias
 
 import grpc
 
 from server.admission.in_flight import InFlight
-from server.admission.queue import Cancellation
-from server.errors import InvalidRequest, drop_tracebacks
+from server.errors import drop_tracebacks
 from server.rpc.connections import Connections
 from server.rpc.context import GrpcContext, cancellation_of_call, make_request_context
+from server.rpc.request_reader import read_each, read_one, unreadable_as_value
 from server.rpc.response_writer import ResponseWriter
 from server.status import CANCEL_STATUSES, ErrorStatus, code_of, error_status
 
 Behaviour = Callable[[Any, GrpcContext], Any]
+ReadRequest = Callable[[AsyncIterable[Any], GrpcContext], Awaitable[Any]]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"  # None: there is no such method
 
 KINDS = {  # (request streams, response streams) → the value of the label grpc_type, and the field of the handler
@@ -69,40 +70,51 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         kind, field = KINDS[handler.request_streaming, handler.response_streaming]
-        inner = _refusing_unreadable(getattr(handler, field), streams=handler.request_streaming)
-        wrap = self._streaming if handler.response_streaming else self._unary
-        return getattr(grpc, f"{field}_rpc_method_handler")(  # type: ignore[no-any-return]
-            wrap(kind, str(handler_call_details.method), inner),
-            request_deserializer=_unreadable_as_value(handler.request_deserializer),
+        read = read_each if handler.request_streaming else read_one
+        wrap, make_handler = (
+            (self._streaming, grpc.stream_stream_rpc_method_handler)
+            if handler.response_streaming
+            else (self._unary, grpc.stream_unary_rpc_method_handler)
+        )  # to a client, a stream of one request is the same as a unary request
+        return make_handler(
+            wrap(kind, str(handler_call_details.method), read, getattr(handler, field)),
+            request_deserializer=unreadable_as_value(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
 
-    def _unary(self, kind: str, path: str, inner: Behaviour) -> Behaviour:
-        async def behaviour(request: Any, context: GrpcContext) -> Any:
-            return await self._run(kind, path, context, lambda: inner(request, context))
+    def _unary(self, kind: str, path: str, read: ReadRequest, inner: Behaviour) -> Behaviour:
+        async def behaviour(messages: AsyncIterable[Any], context: GrpcContext) -> Any:
+            async def respond() -> Any:
+                request = await read(messages, context)
+                with self._tracked(path, context):
+                    return await inner(request, context)
+
+            return await self._run(kind, path, context, respond)
 
         return behaviour
 
-    def _streaming(self, kind: str, path: str, inner: Behaviour) -> Behaviour:
-        async def respond(request: Any, context: GrpcContext, cancellation: Cancellation) -> None:
-            writer = ResponseWriter(context, cancellation, slow_client_seconds=self._slow_client_seconds)
-            # write() instead of yield: the generator is then closed as soon as the client disconnects.
-            async with aclosing(inner(request, context)) as responses:
-                async for response in responses:
-                    with self._connections.writing(context):
-                        await writer.write(response)
+    def _streaming(self, kind: str, path: str, read: ReadRequest, inner: Behaviour) -> Behaviour:
+        async def behaviour(messages: AsyncIterable[Any], context: GrpcContext) -> None:
+            writer = ResponseWriter(context, cancellation_of_call(), slow_client_seconds=self._slow_client_seconds)
 
-        async def behaviour(request: Any, context: GrpcContext) -> None:
-            cancellation = cancellation_of_call()
-            await self._run(kind, path, context, lambda: respond(request, context, cancellation))
+            async def respond() -> None:
+                request = await read(messages, context)
+                with self._tracked(path, context):
+                    # write() instead of yield: the generator is then closed as soon as the client disconnects.
+                    async with aclosing(inner(request, context)) as responses:
+                        async for response in responses:
+                            with self._connections.writing(context):
+                                await writer.write(response)
+
+            await self._run(kind, path, context, respond)
 
         return behaviour
 
-    async def _run(self, kind: str, path: str, context: GrpcContext, handle: Callable[[], Awaitable[Any]]) -> Any:
-        """What the handler returns. An error ends the call with the error's status."""
+    async def _run(self, kind: str, path: str, context: GrpcContext, respond: Callable[[], Awaitable[Any]]) -> Any:
+        """What `respond` returns. An error ends the call with the error's status."""
         try:
-            with self._measured(kind, path, context), self._tracked(path, context):
-                response = await handle()
+            with self._measured(kind, path, context):
+                response = await respond()
         except grpc.aio.AbortError:
             raise
         except Exception as error:
@@ -142,42 +154,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             raise
         finally:
             self._listener.call_ended(kind, service, method, code.name, time.perf_counter() - started)
-
-
-class Unreadable:
-    """Takes the place of a message that cannot be parsed: gRPC itself would end the call with UNKNOWN, uncounted."""
-
-
-def _unreadable_as_value(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
-    """The deserializer, which returns Unreadable instead of raising an error."""
-    if deserialize is None:
-        return None
-
-    def parse(message: bytes) -> Any:
-        try:
-            return deserialize(message)
-        except Exception:  # protobuf's DecodeError; other libraries have their own
-            return Unreadable()
-
-    return parse
-
-
-def _refusing_unreadable(inner: Behaviour, *, streams: bool) -> Behaviour:
-    """The handler, which refuses a call with a message that cannot be parsed."""
-
-    def readable(message: Any) -> Any:
-        if isinstance(message, Unreadable):
-            expected = "a message of the method's type; strings have to be UTF-8"
-            raise InvalidRequest("the message of the call", "bytes that cannot be parsed", expected)
-        return message
-
-    async def each(messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        async for message in messages:
-            yield readable(message)
-
-    if streams:
-        return lambda messages, context: inner(each(messages), context)
-    return lambda message, context: inner(readable(message), context)
 
 
 async def _abort(context: GrpcContext, status: ErrorStatus) -> None:

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from enum import Enum
 
 from protos.open_inference_pb2 import InferParameter
-from server.errors import InvalidRequest, shorten
+from server.errors import InvalidRequest
 
 Value = bool | int | float | str
 
@@ -58,7 +58,7 @@ def read_parameters(parameters: Mapping[str, InferParameter], known: Mapping[str
             nearest = get_close_matches(name, known, n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             expected = f"one of {', '.join(known)}{hint}"
-            raise InvalidRequest(f"parameters[{shorten(name)!r}]", "an unknown name", expected)
+            raise InvalidRequest(f"parameters[{name!r}]", "an unknown name", expected)
         choice = parameter.WhichOneof("parameter_choice")
         value: Value = getattr(parameter, choice) if choice else ""
         if not known[name].accepts(value):

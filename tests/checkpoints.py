@@ -108,8 +108,8 @@ def write_embedder(directory: Path) -> None:
     (directory / "config_sentence_transformers.json").write_text(json.dumps({"prompts": PROMPTS}))
 
 
-def write_pooling(directory: Path) -> None:
-    """The files that sentence-transformers adds to an encoder: mean pooling, normalisation, at most 32 tokens."""
+def write_pooling(directory: Path, *, max_tokens: int = 32) -> None:
+    """The files that sentence-transformers adds to an encoder: mean pooling, normalisation, a limit of tokens."""
     kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
     modules = [
         {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -119,7 +119,7 @@ def write_pooling(directory: Path) -> None:
     (directory / "1_Pooling").mkdir()
     pooling = {"word_embedding_dimension": 64, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
     (directory / "1_Pooling/config.json").write_text(json.dumps(pooling))
-    (directory / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 32}))
+    (directory / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": max_tokens}))
 
 
 def write_gpt(directory: Path) -> None:

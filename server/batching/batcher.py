@@ -23,6 +23,7 @@ from server.batching.queue import Queue, Request, Reservation
 from server.batching.scheduler import Budget, Scheduler, work_of
 from server.batching.worker import Batch, BatchWorker, Collated, SessionProtocol, out_of_memory
 from server.errors import NotReady
+from server.host.priority import yield_to_event_loop
 from server.observability.observer import Observer
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class Batcher:
         self._workers = [
             BatchWorker(session, f"{name}-{number}", self._shapes, clock) for number, session in enumerate(sessions)
         ]
-        self._ahead = ThreadPoolExecutor(1, thread_name_prefix=f"collate-{name}")
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix=f"collate-{name}", initializer=yield_to_event_loop)
         self._free: asyncio.Queue[BatchWorker] = asyncio.Queue()
         self._running: set[asyncio.Task[None]] = set()
         self._clock = clock

@@ -11,6 +11,7 @@ from server.batching.calls import Waiting
 from server.batching.collate import Item, Outputs, collate, split, wanted
 from server.batching.scheduler import tokens_of
 from server.batching.shape_buckets import Shapes
+from server.host.priority import yield_to_event_loop
 from server.observability.observer import Spent
 
 # The last is the message of a memory arena with a limit: "Available memory of N is smaller than requested bytes of M".
@@ -70,7 +71,7 @@ class BatchWorker:
         self._session = session
         self._shapes = shapes
         self._clock = clock
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"run-{name}")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"run-{name}", initializer=yield_to_event_loop)
 
     async def run(self, batch: Batch) -> BatchResult:
         """Run a batch in the thread of the worker. Raises the errors of collating and running."""

@@ -23,6 +23,7 @@ from server.generation.sampler import SampledToken
 from server.generation.scheduler import Scheduler
 from server.generation.sequence import Decode, Plan, Prefill, SequenceState, Size
 from server.generation.stream import Stream
+from server.host.priority import yield_to_event_loop
 from server.observability.observer import Observer, Spent
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class Worker:
         self._work: Future[None] | None = None  # None: the thread is idle
         self._loop: asyncio.AbstractEventLoop | None = None
         self._next_grow = -math.inf  # the time before which the cache does not try to grow
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="generation")
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="generation", initializer=yield_to_event_loop)
 
     async def warm_up(self) -> None:
         """Warm up the decoder, on the thread that runs the steps."""

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from server.concurrency.weighted_semaphore import WeightedSemaphore
+from server.host.priority import yield_to_event_loop
 
 DECODING_BYTES = 1_600_000_000  # over all images being decoded: two of the largest, or dozens of photographs
 Result = TypeVar("Result")
@@ -19,7 +20,7 @@ class DecodePool:
     """Runs work that takes a known amount of memory."""
 
     def __init__(self, threads: int, *, decoding_bytes: int = DECODING_BYTES) -> None:
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="images")
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="images", initializer=yield_to_event_loop)
         self._memory = WeightedSemaphore(decoding_bytes)
 
     async def run(self, work: Callable[[], Result], *, decoding_bytes: int) -> Result:

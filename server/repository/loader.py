@@ -14,6 +14,7 @@ from server.artifact import Artifact, read_artifact
 from server.concurrency.stop_signal import StopSignal
 from server.config.settings import Settings
 from server.errors import BadArtifact, NotEnoughMemory, ProviderUnavailable
+from server.host.priority import yield_to_event_loop
 from server.images.decode_pool import DecodePool
 from server.observability.observer import Observer
 from server.repository.listener import RepositoryListener
@@ -45,7 +46,7 @@ class ModelLoader:
     ) -> None:
         self._settings, self._listener, self._prepare, self._images = settings, listener, prepare, images
         self._providers: Providers | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=yield_to_event_loop)
         self._stop = StopSignal()
 
     async def load(self, directory: Path, old: Model | None) -> Model:

@@ -13,6 +13,7 @@ from server.config.settings import EVERY_MODEL, Settings
 from server.errors import AffinityError, BadArtifact, InvalidRequest, ModelNotFound, NotReady
 from server.host.cpus import usable_cpus
 from server.host.memory import release_free_memory
+from server.host.priority import yield_to_event_loop
 from server.images.decode_pool import DecodePool
 from server.repository.listener import RepositoryListener
 from server.repository.loader import ModelLoader
@@ -50,7 +51,9 @@ class Repository:
         self._entries: dict[tuple[str, int], Entry] = {}
         self._locks: dict[str, asyncio.Lock] = {}  # one load or unload of a model at a time
         self._draining: dict[asyncio.Task[None], Model] = {}  # unloaded models with requests in flight
-        self._prepare = ThreadPoolExecutor(usable_cpus() + 1, thread_name_prefix="prepare")
+        self._prepare = ThreadPoolExecutor(
+            usable_cpus() + 1, thread_name_prefix="prepare", initializer=yield_to_event_loop
+        )
         self._images = DecodePool(usable_cpus() + 1)
         self._loader = ModelLoader(settings, self._listener, prepare=self._prepare, images=self._images)
         self._release: asyncio.TimerHandle | None = None

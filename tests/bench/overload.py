@@ -168,7 +168,7 @@ def prepared(folder: Path, sizes: str) -> Path:
         checkpoints.mkdir(parents=True, exist_ok=True)
         SIZES[sizes](checkpoints)
         shutil.copytree(checkpoints / "bert-base", checkpoints / "bert-embed")
-        write_pooling(checkpoints / "bert-embed")
+        write_pooling(checkpoints / "bert-embed", max_tokens=TOKENS[sizes][0])
         export([checkpoints / name for name in MODELS.values()], folder / "artifacts", "cpu=fp32")
     return checkpoints
 

@@ -68,26 +68,26 @@ class RequestContext:
 class Limits:
     """The capacity of a queue, over all callers."""
 
-    requests: int  # inputs: a request with several inputs counts as several
+    inputs: int
     tokens: int
 
     def __post_init__(self) -> None:
-        if self.requests < 1 or self.tokens < 1:
+        if self.inputs < 1 or self.tokens < 1:
             raise ValueError(f"limits of a queue: found {self}, expected at least 1 of each")
 
-    def check(self, *, requests: int, tokens: int = 0, field: str) -> None:
+    def check(self, *, inputs: int, tokens: int = 0, field: str) -> None:
         """Raise InvalidRequest if a request of this size can never fit into the queue."""
-        if requests > self.requests or tokens > self.tokens:
-            found = f"{requests} inputs" if requests > self.requests else f"{tokens} tokens together"
-            raise InvalidRequest(field, found, f"at most {self.requests} inputs and {self.tokens} tokens in a request")
+        if inputs > self.inputs or tokens > self.tokens:
+            found = f"{inputs} inputs" if inputs > self.inputs else f"{tokens} tokens together"
+            raise InvalidRequest(field, found, f"at most {self.inputs} inputs and {self.tokens} tokens in a request")
 
 
 class AdmissionQueue:
     """Counts the waiting inputs and tokens, and refuses requests that exceed the limits.
 
-    >>> queue = AdmissionQueue("bert", Limits(requests=2, tokens=100))
-    >>> queue.acquire(requests=1, tokens=60)
-    >>> queue.acquire(requests=1, tokens=60)
+    >>> queue = AdmissionQueue("bert", Limits(inputs=2, tokens=100))
+    >>> queue.acquire(inputs=1, tokens=60)
+    >>> queue.acquire(inputs=1, tokens=60)
     Traceback (most recent call last):
     server.errors.Overloaded: the queue of bert is full: 1 of 2 inputs and 60 of 100 tokens wait, so 1 and 60 do not fit
     """
@@ -95,28 +95,28 @@ class AdmissionQueue:
     def __init__(self, name: str, limits: Limits) -> None:
         self.name = name
         self.limits = limits
-        self.requests = 0
+        self.inputs = 0
         self.tokens = 0
         self._typical_wait_s = MIN_RETRY_S
 
-    def acquire(self, *, requests: int, tokens: int, field: str = "request") -> None:
+    def acquire(self, *, inputs: int, tokens: int, field: str = "request") -> None:
         """Take a share of the queue. Raises InvalidRequest if it can never fit, Overloaded if it does not fit now."""
         limits = self.limits
-        limits.check(requests=requests, tokens=tokens, field=field)
-        if self.requests + requests > limits.requests or self.tokens + tokens > limits.tokens:
+        limits.check(inputs=inputs, tokens=tokens, field=field)
+        if self.inputs + inputs > limits.inputs or self.tokens + tokens > limits.tokens:
             raise Overloaded(
-                f"the queue of {self.name} is full: {self.requests} of {limits.requests} inputs and {self.tokens} of "
-                f"{limits.tokens} tokens wait, so {requests} and {tokens} do not fit",
+                f"the queue of {self.name} is full: {self.inputs} of {limits.inputs} inputs and {self.tokens} of "
+                f"{limits.tokens} tokens wait, so {inputs} and {tokens} do not fit",
                 retry_after_s=self.retry_after_s,
             )
-        self.requests += requests
+        self.inputs += inputs
         self.tokens += tokens
 
-    def release(self, *, requests: int, tokens: int, waited_s: float | None = None) -> None:
+    def release(self, *, inputs: int, tokens: int, waited_s: float | None = None) -> None:
         """Return a share. `waited_s` is the time until it was served, None if it was dropped."""
-        self.requests -= requests
+        self.inputs -= inputs
         self.tokens -= tokens
-        assert self.requests >= 0, f"{self.name}: released more than was acquired; this is a bug"
+        assert self.inputs >= 0, f"{self.name}: released more than was acquired; this is a bug"
         if waited_s is not None and math.isfinite(waited_s):
             self._typical_wait_s += 0.1 * (waited_s - self._typical_wait_s)
 

@@ -69,7 +69,7 @@ class Batcher:
 
     @property
     def waiting_inputs(self) -> int:
-        return self.admission.requests
+        return self.admission.inputs
 
     @property
     def waiting_tokens(self) -> int:
@@ -102,7 +102,7 @@ class Batcher:
                 try:
                     yield reservation
                 finally:
-                    self.admission.release(requests=reservation.inputs, tokens=0)
+                    self.admission.release(inputs=reservation.inputs, tokens=0)
                     self._learn(reservation, self._clock() - now - predicted.finish_s)
 
     def _learn(self, reservation: Reservation, late_s: float) -> None:

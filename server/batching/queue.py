@@ -73,7 +73,7 @@ class Queue:
     @property
     def preparing(self) -> int:
         """The number of inputs that were accepted and are no items yet."""
-        return self.admission.requests - len(self.scheduler)
+        return self.admission.inputs - len(self.scheduler)
 
     def reserve(self, inputs: int, context: RequestContext, now: float, *, field: str) -> Prediction:
         """Take queue capacity for inputs, and predict when they are done.
@@ -81,9 +81,9 @@ class Queue:
         Raises InvalidRequest if so many can never fit; Overloaded if they do not fit now, or would be done too late.
         """
         with self._counting_refusals():
-            self.admission.limits.check(requests=inputs, field=field)
+            self.admission.limits.check(inputs=inputs, field=field)
             found = self.forecast.check(context, items=inputs, preparing=self.preparing, now=now)
-            self.admission.acquire(requests=inputs, tokens=0, field=field)
+            self.admission.acquire(inputs=inputs, tokens=0, field=field)
         return found
 
     def admit(self, items: Sequence[Item], reservation: Reservation, now: float) -> None:
@@ -93,7 +93,7 @@ class Queue:
         )
         length, tokens = self.scheduler.budget.shapes.length, sum(item.tokens for item in items)
         self.check(items, reservation.field)
-        self.admission.limits.check(requests=len(items), tokens=tokens, field=reservation.field)
+        self.admission.limits.check(inputs=len(items), tokens=tokens, field=reservation.field)
         with self._counting_refusals():
             self.forecast.check(
                 reservation.context,
@@ -102,7 +102,7 @@ class Queue:
                 work=sum(length(item.tokens) for item in items),
                 now=now,
             )
-            self.admission.acquire(requests=0, tokens=tokens, field=reservation.field)
+            self.admission.acquire(inputs=0, tokens=tokens, field=reservation.field)
         reservation.inputs = 0
 
     @contextmanager
@@ -168,7 +168,7 @@ class Queue:
         for key in keys:
             if (member := self.scheduler.drop(key)) is not None:
                 del self._owners[key]
-                self.admission.release(requests=1, tokens=member.tokens)
+                self.admission.release(inputs=1, tokens=member.tokens)
                 self._observer.dropped(reason)
 
     def items(self, members: Sequence[Waiting]) -> list[Item]:
@@ -179,7 +179,7 @@ class Queue:
         """Take the next batch out of the queue. Empty if no items are left."""
         members = self.scheduler.take(now, planned)
         for member in members:
-            self.admission.release(requests=1, tokens=member.tokens, waited_s=now - member.arrived)
+            self.admission.release(inputs=1, tokens=member.tokens, waited_s=now - member.arrived)
         return members
 
     def answer(self, members: Sequence[Waiting], answers: Sequence[Outputs], spent: Spent) -> None:

@@ -132,7 +132,7 @@ MODEL_KEYS: dict[str, tuple[Callable[[str], Any], str]] = {
     "max_batch_tokens": (_whole, "maximum number of tokens in a batch, with padding; 0: default of the provider"),
     "max_batch_padding": (_number, "maximum share of padding in a batch of inputs of different lengths"),
     "max_delay_seconds": (_number, "maximum time that an input waits for a larger batch"),
-    "max_queue_requests": (_whole, "maximum number of waiting inputs; further requests are refused"),
+    "max_queue_requests": (_whole, "maximum number of waiting inputs; further inputs are refused"),
     "max_queue_tokens": (_whole, "maximum number of waiting tokens; 0: max_queue_requests inputs of full length"),
     "max_queue_seconds": (_number, "maximum time that a request without a deadline waits before it is refused"),
     "slots": (_whole, "sequences that are generated concurrently; 0: default of the provider"),

@@ -78,7 +78,7 @@ class Engine:
 
     @property
     def waiting_inputs(self) -> int:
-        return self.admission.requests
+        return self.admission.inputs
 
     @property
     def waiting_tokens(self) -> int:
@@ -111,12 +111,12 @@ class Engine:
         self._worker.cancel_all()
 
     @contextmanager
-    def reserve(self, requests: int, *, field: str) -> Iterator[None]:
+    def reserve(self, inputs: int, *, field: str) -> Iterator[None]:
         """Hold a share of the queue for the block, while the prompts of a request are encoded.
 
         Raises Overloaded, and InvalidRequest if so many prompts can never fit.
         """
-        with self._counting_refusals(), self._worker.reserve(requests=requests, tokens=0, field=field):
+        with self._counting_refusals(), self._worker.reserve(inputs=inputs, tokens=0, field=field):
             yield
 
     @contextmanager
@@ -152,7 +152,7 @@ class Engine:
         self._check_accepting()
         arrived = self._clock()
         context.check_deadline(arrived)
-        reservation = self._worker.reserve(requests=len(ids), tokens=int(lengths.sum()), field="input_ids")
+        reservation = self._worker.reserve(inputs=len(ids), tokens=int(lengths.sum()), field="input_ids")
         with self._counting_refusals(), reservation:
             async with within_deadline(context, arrived), self._logits.hold(ids.size * self.vocabulary):
                 logits, run_seconds = await self._forward(ids, lengths)

@@ -48,7 +48,7 @@ def open_engine(
         raise NotEnoughMemory(f"{name}: {error} (--set {name}.slots=N, or a smaller {name}.capacity)") from error
     _log_cache_size(name, decoder.cache)
     limits = Limits(
-        requests=settings.max_queue_requests,
+        inputs=settings.max_queue_requests,
         tokens=settings.max_queue_tokens or settings.max_queue_requests * capacity,
     )
     chunk_tokens = settings.max_prefill_tokens or CHUNK_TOKENS.get(session.provider, DEFAULT_CHUNK_TOKENS)

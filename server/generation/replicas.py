@@ -1,4 +1,4 @@
-"""Engines for the same model on several devices, used as one: each request goes to the least loaded engine."""
+"""Engines for the same model on several devices, used as one: each input goes to the least loaded engine."""
 
 import asyncio
 from collections import Counter
@@ -17,7 +17,7 @@ class EngineReplicas:
 
     def __init__(self, engines: Sequence[Engine]) -> None:
         self._engines = engines
-        self._requests = [0] * len(engines)  # in flight on each engine
+        self._inputs = [0] * len(engines)  # in flight on each engine
         self.admission = engines[0].admission  # for its limits, which apply to a single request
         self.context_length = min(engine.context_length for engine in engines)
         self.slots = sum(engine.slots for engine in engines)
@@ -60,9 +60,9 @@ class EngineReplicas:
         self._engines[0].check_length(field, tokens)
 
     @contextmanager
-    def reserve(self, requests: int, *, field: str) -> Iterator[None]:
+    def reserve(self, inputs: int, *, field: str) -> Iterator[None]:
         """Like `Engine.reserve`."""
-        with self._assign(requests) as engines, ExitStack() as stack:
+        with self._assign(inputs) as engines, ExitStack() as stack:
             for engine, share in Counter(engines).items():
                 stack.enter_context(engine.reserve(share, field=field))
             yield
@@ -84,14 +84,14 @@ class EngineReplicas:
             return await engine.logits(ids, lengths, context)
 
     @contextmanager
-    def _assign(self, requests: int) -> Iterator[list[Engine]]:
-        """The least loaded engine for each request in turn. The requests count as load until the end of the block."""
+    def _assign(self, inputs: int) -> Iterator[list[Engine]]:
+        """The least loaded engine for each input in turn. The inputs count as load until the end of the block."""
         numbers = []
-        for _ in range(requests):
-            numbers.append(self._requests.index(min(self._requests)))
-            self._requests[numbers[-1]] += 1
+        for _ in range(inputs):
+            numbers.append(self._inputs.index(min(self._inputs)))
+            self._inputs[numbers[-1]] += 1
         try:
             yield [self._engines[number] for number in numbers]
         finally:
             for number in numbers:
-                self._requests[number] -= 1
+                self._inputs[number] -= 1

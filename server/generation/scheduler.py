@@ -74,11 +74,11 @@ class Scheduler:
         to be too late.
         """
         reserved = sum(sequence.reserved_tokens for sequence in sequences)
-        self.admission.limits.check(requests=len(sequences), tokens=reserved, field=field)
+        self.admission.limits.check(inputs=len(sequences), tokens=reserved, field=field)
         context, now = sequences[0].context, sequences[0].arrived
         sizes = [sequence.remaining for sequence in sequences]
         predicted = self.forecast.check(self.load(context.rank(now)), sizes, context, now)
-        self.admission.acquire(requests=len(sequences), tokens=reserved, field=field)
+        self.admission.acquire(inputs=len(sequences), tokens=reserved, field=field)
         if len(sequences) == 1:
             sequences[0].predicted_first = now + predicted.first_s
             sequences[0].predicted_finish = now + predicted.finish_s
@@ -131,7 +131,7 @@ class Scheduler:
     def clear(self) -> None:
         """Remove all waiting and running sequences."""
         for _, _, sequence in self.waiting:
-            self.admission.release(requests=1, tokens=sequence.reserved_tokens)
+            self.admission.release(inputs=1, tokens=sequence.reserved_tokens)
         self.waiting, self._next_removal = [], math.inf
         self.fail_all()
 
@@ -152,7 +152,7 @@ class Scheduler:
             if sequence.slot >= 0:
                 self.finish(sequence)
             else:
-                self.admission.release(requests=1, tokens=sequence.reserved_tokens)
+                self.admission.release(inputs=1, tokens=sequence.reserved_tokens)
         kept = set(others).difference(refused)
         self.waiting = [entry for entry in self.waiting if entry[2] in kept]
         heapq.heapify(self.waiting)
@@ -197,7 +197,7 @@ class Scheduler:
         if self.prefilling or not self.waiting or len(self.decoding) == self.slots:
             return []
         sequence = heapq.heappop(self.waiting)[2]
-        self.admission.release(requests=1, tokens=sequence.reserved_tokens, waited_s=now - sequence.arrived)
+        self.admission.release(inputs=1, tokens=sequence.reserved_tokens, waited_s=now - sequence.arrived)
         sequence.slot = len(self.decoding)
         sequence.started = now
         running = [(other.slot, other.computed_prompt) for other in self.decoding]

@@ -96,16 +96,16 @@ class Worker:
         return asyncio.wrap_future(future)
 
     @contextmanager
-    def reserve(self, *, requests: int, tokens: int, field: str) -> Iterator[None]:
+    def reserve(self, *, inputs: int, tokens: int, field: str) -> Iterator[None]:
         """Hold a share of the queue for the block. Raises Overloaded, and InvalidRequest if it can never fit."""
         admission = self._scheduler.admission
         with self._lock:
-            admission.acquire(requests=requests, tokens=tokens, field=field)
+            admission.acquire(inputs=inputs, tokens=tokens, field=field)
         try:
             yield
         finally:
             with self._lock:
-                admission.release(requests=requests, tokens=tokens)
+                admission.release(inputs=inputs, tokens=tokens)
 
     def cancel_all(self) -> None:
         """Remove all waiting and running streams before the next step."""

@@ -22,7 +22,7 @@ def describe(model: Model) -> pb.ModelInfoResponse:
         architecture=manifest.architecture,
         provider=model.provider,
         precision=model.precision,
-        max_inputs=model.limits.requests,
+        max_inputs=model.limits.inputs,
         max_tokens=text.max_length,
         vocabulary=text.vocabulary,
         mask_token=task.mask_token if isinstance(task, FillMask) else "",

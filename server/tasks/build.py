@@ -173,7 +173,7 @@ def _batcher(context: LoadContext, *, max_tokens: int) -> Batcher:
         name=artifact.name,
         budget=budget,
         limits=Limits(
-            requests=settings.max_queue_requests,
+            inputs=settings.max_queue_requests,
             tokens=settings.max_queue_tokens or settings.max_queue_requests * max_tokens,
         ),
         max_delay_s=settings.max_delay_seconds,

@@ -47,7 +47,7 @@ class TokenCounter:
         self.max_tokens = encoder.max_length
         self._encoder, self._prepare = encoder, prepare
         self._admission = AdmissionQueue(
-            f"texts to count for {name}", Limits(requests=max_texts, tokens=MAX_COUNTED_CHARACTERS)
+            f"texts to count for {name}", Limits(inputs=max_texts, tokens=MAX_COUNTED_CHARACTERS)
         )
 
     async def __call__(
@@ -63,11 +63,11 @@ class TokenCounter:
             named = {"first": part.start, "field": field, "pair_field": pair_field}
             return self._encoder.count(texts[part], pairs[part], prompt_name=prompt_name, **named)
 
-        self._admission.acquire(requests=len(texts), tokens=0, field=field)
+        self._admission.acquire(inputs=len(texts), tokens=0, field=field)
         try:
             return await offload_chunked(self._prepare, count, _characters(texts, pairs), max_size=CHUNK_CHARACTERS)
         finally:
-            self._admission.release(requests=len(texts), tokens=0)
+            self._admission.release(inputs=len(texts), tokens=0)
 
 
 def _characters(texts: Sequence[str], pairs: Sequence[str]) -> list[int]:

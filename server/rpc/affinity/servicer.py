@@ -203,5 +203,5 @@ def _inputs(model: Model, field: str, values: Sequence[ItemT]) -> list[ItemT]:
     """The inputs of a request. Checks their number first, because there may be millions."""
     if not values:
         raise InvalidRequest(field, "nothing", "at least one")
-    model.limits.check(requests=len(values), field=field)
+    model.limits.check(inputs=len(values), field=field)
     return list(values)

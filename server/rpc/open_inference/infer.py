@@ -27,7 +27,7 @@ def check_inputs(endpoint: Endpoint, request: ModelInferRequest, limits: Limits)
             raise InvalidRequest("inputs", f"a tensor named {given.name!r}", f"only {', '.join(declared)}")
         check_header(given)
         if given.datatype == BYTES:
-            limits.check(requests=math.prod(given.shape), field=given.name)
+            limits.check(inputs=math.prod(given.shape), field=given.name)
     if len(request.inputs) > len(declared):
         raise InvalidRequest("inputs", f"{len(request.inputs)} tensors", f"each of {', '.join(declared)} once")
 

@@ -7,36 +7,36 @@ from server.errors import DeadlineExceeded, InvalidRequest, Overloaded
 
 
 def test_the_queue_is_limited_in_requests_and_tokens():
-    queue = AdmissionQueue("bert", Limits(requests=3, tokens=100))
-    queue.acquire(requests=2, tokens=90)
+    queue = AdmissionQueue("bert", Limits(inputs=3, tokens=100))
+    queue.acquire(inputs=2, tokens=90)
     with pytest.raises(Overloaded, match="2 of 3 inputs and 90 of 100 tokens wait, so 1 and 11 do not fit"):
-        queue.acquire(requests=1, tokens=11)
+        queue.acquire(inputs=1, tokens=11)
     with pytest.raises(Overloaded):
-        queue.acquire(requests=2, tokens=2)
-    queue.acquire(requests=1, tokens=10)
-    queue.release(requests=3, tokens=100)
-    assert (queue.requests, queue.tokens) == (0, 0)
+        queue.acquire(inputs=2, tokens=2)
+    queue.acquire(inputs=1, tokens=10)
+    queue.release(inputs=3, tokens=100)
+    assert (queue.inputs, queue.tokens) == (0, 0)
 
 
 def test_a_request_larger_than_the_queue_is_invalid():
-    queue = AdmissionQueue("bert", Limits(requests=3, tokens=100))
+    queue = AdmissionQueue("bert", Limits(inputs=3, tokens=100))
     with pytest.raises(InvalidRequest, match="texts: found 4 inputs, expected at most 3 inputs"):
-        queue.acquire(requests=4, tokens=4, field="texts")
+        queue.acquire(inputs=4, tokens=4, field="texts")
     with pytest.raises(InvalidRequest, match="found 101 tokens together, expected at most 3 inputs and 100 tokens"):
-        queue.acquire(requests=1, tokens=101)
+        queue.acquire(inputs=1, tokens=101)
 
 
 def test_the_retry_hint_follows_the_waiting_times():
-    queue = AdmissionQueue("bert", Limits(requests=1000, tokens=1000))
+    queue = AdmissionQueue("bert", Limits(inputs=1000, tokens=1000))
     at_first = queue.retry_after_s
     for _ in range(100):
-        queue.acquire(requests=1, tokens=1)
-        queue.release(requests=1, tokens=1, waited_s=2.0)
+        queue.acquire(inputs=1, tokens=1)
+        queue.release(inputs=1, tokens=1, waited_s=2.0)
     assert at_first < 0.1
     assert queue.retry_after_s == pytest.approx(2.0, rel=0.01)
     for _ in range(100):
-        queue.acquire(requests=1, tokens=1)
-        queue.release(requests=1, tokens=1, waited_s=1e6)
+        queue.acquire(inputs=1, tokens=1)
+        queue.release(inputs=1, tokens=1, waited_s=1e6)
     assert queue.retry_after_s == MAX_RETRY_S
 
 

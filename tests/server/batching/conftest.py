@@ -30,7 +30,7 @@ async def make(session, events):
                 sessions or [session],
                 name="sums",
                 budget=Budget(items=items, tokens=tokens, logit_positions=64, padding=0.5),
-                limits=limits or Limits(requests=2000, tokens=100_000),
+                limits=limits or Limits(inputs=2000, tokens=100_000),
                 observer=events,
                 **settings,
             )

@@ -11,7 +11,7 @@ from tests.server.batching.fakes import item, run_items, sums, until
 
 
 async def test_a_full_queue_refuses_requests_and_says_when_to_retry(make, session, events):
-    batcher = await make(limits=Limits(requests=3, tokens=20))
+    batcher = await make(limits=Limits(inputs=3, tokens=20))
     session.open.clear()
     running = asyncio.create_task(run_items(batcher, [item(1)]))
     await until(lambda: batcher.waiting_inputs == 0 and batcher.running_inputs)
@@ -28,7 +28,7 @@ async def test_a_full_queue_refuses_requests_and_says_when_to_retry(make, sessio
 
 
 async def test_a_reservation_counts_before_there_are_items_and_passes_to_them(make):
-    batcher = await make(limits=Limits(requests=3, tokens=20))
+    batcher = await make(limits=Limits(inputs=3, tokens=20))
     async with batcher.reserve(2, RequestContext()) as reservation:
         with pytest.raises(Overloaded, match="the queue of sums is full: 2 of 3 inputs"):
             await run_items(batcher, [item(3), item(4)])
@@ -43,7 +43,7 @@ async def test_a_reservation_counts_before_there_are_items_and_passes_to_them(ma
 
 
 async def test_a_refused_request_returns_its_reservation(make):
-    batcher = await make(limits=Limits(requests=3, tokens=20))
+    batcher = await make(limits=Limits(inputs=3, tokens=20))
     with pytest.raises(InvalidRequest, match="found 30 tokens together"):
         await run_items(batcher, [item(*range(15)), item(*range(15))])
     assert (batcher.waiting_inputs, batcher.waiting_tokens) == (0, 0)

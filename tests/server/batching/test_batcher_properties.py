@@ -30,7 +30,7 @@ class Simulation:
         asyncio.run(self._pass(requests, opens))
 
     async def _pass(self, requests, opens):
-        limits = Limits(requests=200, tokens=2000)
+        limits = Limits(inputs=200, tokens=2000)
         batcher = Batcher(self.sessions, name="sums", budget=BUDGET, limits=limits, observer=NoOpObserver())
         await batcher.start()
         tasks = []

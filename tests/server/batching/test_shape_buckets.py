@@ -79,7 +79,7 @@ async def test_padded_batches_answer_as_single_inputs_do(name, bound):
         [session],
         name=name,
         budget=budget_of(artifact, "cuda"),
-        limits=Limits(requests=1000, tokens=100_000),
+        limits=Limits(inputs=1000, tokens=100_000),
         observer=NoOpObserver(),
     )
     await batcher.start()

@@ -57,7 +57,7 @@ async def engine_of(session, context_length):
     async def make(*, slots=8, max_slots=0, chunk_tokens=8, waiting=100, decoder=Decoder, **options) -> Engine:
         layout = layout_of(session, slots=slots, max_slots=max_slots or slots, capacity=context_length)
         cache = SlotCache(layout, options.pop("memory", None) or HostMemory())
-        admission = AdmissionQueue("gpt", Limits(requests=waiting, tokens=100_000))
+        admission = AdmissionQueue("gpt", Limits(inputs=waiting, tokens=100_000))
         options = {"observer": NoOpObserver(), **options}
         engine = Engine(decoder(session, cache), admission=admission, chunk_tokens=chunk_tokens, **options)
         await engine.start()

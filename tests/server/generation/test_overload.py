@@ -48,7 +48,7 @@ class Machine:
     """Runs steps one after another, while requests arrive at random times."""
 
     def __init__(self, *, max_queue_s=30.0, slow=lambda now: 1.0):
-        limits = Limits(requests=1000, tokens=1_000_000)
+        limits = Limits(inputs=1000, tokens=1_000_000)
         self.forecast = Forecast("gpt", max_queue_s=max_queue_s)
         self.scheduler = Scheduler(AdmissionQueue("gpt", limits), self.forecast, slots=SLOTS, chunk_tokens=64)
         self.slow, self.random, self.outcome = slow, random.Random(0), Outcome()

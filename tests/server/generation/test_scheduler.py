@@ -12,7 +12,7 @@ from server.generation.prefix import Copy
 from server.generation.scheduler import Scheduler, chunk_length
 from server.generation.sequence import Decode, Plan, Prefill, SequenceState
 
-PLENTY = Limits(requests=1000, tokens=1_000_000)
+PLENTY = Limits(inputs=1000, tokens=1_000_000)
 
 
 def scheduler(slots=4, chunk_tokens=8, limits=PLENTY, min_shared_tokens=3, max_slots=0) -> Scheduler:
@@ -148,7 +148,7 @@ def test_a_cancelled_sequence_is_removed_before_the_next_step(steps):
     plans.cancel(leaving)
     assert plans.plan(1.0) == Plan(cancelled=(leaving,))
     assert plans.idle
-    assert plans.admission.requests == plans.admission.tokens == 0
+    assert plans.admission.inputs == plans.admission.tokens == 0
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3], ids=["waiting", "prefilling", "decoding"])
@@ -180,7 +180,7 @@ def test_the_next_prompt_follows_one_that_ends_during_its_prefill():
     assert plans.plan(1.0).step == Prefill(next_one, 0, 4)
 
 
-@pytest.mark.parametrize("limits", [Limits(requests=2, tokens=1000), Limits(requests=1000, tokens=30)])
+@pytest.mark.parametrize("limits", [Limits(inputs=2, tokens=1000), Limits(inputs=1000, tokens=30)])
 def test_a_full_queue_refuses_sequences(limits):
     plans = scheduler(limits=limits)
     plans.submit(request(prompt=4, tokens=10))
@@ -193,7 +193,7 @@ def test_a_full_queue_refuses_sequences(limits):
 
 def test_a_sequence_larger_than_the_queue_is_an_invalid_request():
     with pytest.raises(InvalidRequest, match="prompt"):
-        scheduler(limits=Limits(requests=10, tokens=10)).submit(request(prompt=8, tokens=8))
+        scheduler(limits=Limits(inputs=10, tokens=10)).submit(request(prompt=8, tokens=8))
 
 
 # ---- the prefix cache

@@ -146,7 +146,7 @@ class Simulation:
         assert all(0 <= sequence.slot < self.plans.slots for sequence in running)
         assert all(sequence.computed_tokens < sequence.reserved_tokens for sequence in running)
         admission = self.plans.admission
-        assert admission.requests == len(waiting) <= admission.limits.requests
+        assert admission.inputs == len(waiting) <= admission.limits.inputs
         assert admission.tokens == sum(sequence.reserved_tokens for sequence in waiting) <= admission.limits.tokens
 
     def check_cached_prompts(self) -> None:
@@ -203,7 +203,7 @@ ROUNDS = st.tuples(st.lists(REQUESTS, max_size=4), st.sampled_from(EVENTS), st.i
     more_slots=st.integers(0, 6),
     chunk_tokens=st.integers(3, 16),
     captured=st.booleans(),
-    limits=st.just(PLENTY) | st.builds(Limits, requests=st.integers(1, 9), tokens=st.integers(CAPACITY, 400)),
+    limits=st.just(PLENTY) | st.builds(Limits, inputs=st.integers(1, 9), tokens=st.integers(CAPACITY, 400)),
     rounds=long_lists(ROUNDS, 25),
 )
 def test_each_sequence_ends_exactly_once_and_no_invariant_is_violated(
@@ -232,7 +232,7 @@ def test_each_sequence_ends_exactly_once_and_no_invariant_is_violated(
         pass
     assert set(simulation.ended) == set(sequences)
     assert (
-        simulation.plans.admission.requests == simulation.plans.admission.tokens == simulation.plans.wanted_slots == 0
+        simulation.plans.admission.inputs == simulation.plans.admission.tokens == simulation.plans.wanted_slots == 0
     )
     assert simulation.plans.plan(simulation.now) == Plan()
 

@@ -16,11 +16,11 @@ from contextlib import asynccontextmanager
 from server.admission.deadline import within_deadline
 from server.admission.in_flight import InFlight
 from server.admission.queue import Limits, RequestContext
-from server.batching.calls import NEVER, Waiting
 from server.batching.collate import Item, Outputs
 from server.batching.forecast import Forecast
 from server.batching.queue import Queue, Request, Reservation
 from server.batching.scheduler import Budget, Scheduler, work_of
+from server.batching.waiting import NEVER, WaitingItem
 from server.batching.worker import Batch, BatchWorker, Collated, SessionProtocol, out_of_memory
 from server.errors import NotReady
 from server.host.priority import yield_to_event_loop
@@ -122,8 +122,7 @@ class Batcher:
             return []
         now, loop = self._clock(), asyncio.get_running_loop()
         request = Request(items, [None] * len(items), len(items), loop.create_future())
-        self._queue.admit(items, reservation, now)
-        keys = self._queue.wait(request, reservation.context, now)
+        keys = self._queue.admit(request, reservation, now)
         self._arrived.set()
         patience = None
         if reservation.context.deadline is None:
@@ -196,7 +195,7 @@ class Batcher:
                 async with asyncio.timeout(None if delay == NEVER else delay):
                     await self._arrived.wait()
 
-    async def _plan_ahead(self) -> tuple[list[Waiting], Collated | None]:
+    async def _plan_ahead(self) -> tuple[list[WaitingItem], Collated | None]:
         """The next batch, collated ahead of time. None if collating fails: the worker retries and reports the error."""
         planned = self._scheduler.plan(self._clock())
         items, collate = self._queue.items(planned), self._workers[0].collate
@@ -205,7 +204,7 @@ class Batcher:
         except Exception:
             return planned, None
 
-    def _batch(self, members: list[Waiting], collated: Collated | None = None) -> Batch:
+    def _batch(self, members: list[WaitingItem], collated: Collated | None = None) -> Batch:
         items = self._queue.items(members)
         return Batch(
             members=members,

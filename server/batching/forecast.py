@@ -1,11 +1,11 @@
-"""Predicts when a new call would be answered, and refuses calls that would be answered too late. Pure."""
+"""Predicts when a new request would be answered, and refuses requests that would be answered too late. Pure."""
 
 from dataclasses import dataclass
 
 from server.admission.pace import PredictionError
 from server.admission.queue import RequestContext
-from server.batching.calls import Call
 from server.batching.scheduler import Scheduler
+from server.batching.waiting import WaitingRequest
 from server.errors import Overloaded
 
 
@@ -13,7 +13,7 @@ from server.errors import Overloaded
 class Prediction:
     """In seconds from now."""
 
-    wait_s: float  # until the first item of a call runs
+    wait_s: float  # until the first item of a request runs
     finish_s: float  # until its last item has run
 
 
@@ -21,9 +21,9 @@ class Forecast:
     """Knows how much work waits and runs, and how fast it is done."""
 
     def __init__(self, name: str, scheduler: Scheduler, *, workers: int, max_queue_s: float) -> None:
-        """Calls without a deadline wait for at most `max_queue_s` seconds."""
+        """Requests without a deadline wait for at most `max_queue_s` seconds."""
         self.error = PredictionError()
-        self.tail_s = 0.0  # from the end of a call's last batch to its answer
+        self.tail_s = 0.0  # from the end of a request's last batch to its answer
         self._name, self._scheduler, self._workers = name, scheduler, workers
         self._max_queue_s = max_queue_s
         self._item_work = 0.0  # of recent items, on average, in tokens
@@ -33,20 +33,20 @@ class Forecast:
         self._item_work += 0.05 * (work - self._item_work) if self._item_work else work
 
     def answered(self, tail_s: float) -> None:
-        """A call was answered so much later than its last batch ended."""
+        """Learn from a request that was answered so much later than its last batch ended."""
         self.tail_s += 0.1 * (tail_s - self.tail_s)
 
     def predict(
         self, *, items: int, preparing: int, now: float, work: float | None = None, rank: float = float("inf")
     ) -> Prediction:
-        """When a call of so many items would run if it arrived now.
+        """When a request of so many items would run if it arrived now.
 
-        `preparing` is the number of items of other calls that were accepted and have not arrived in the queue yet.
-        `work` is the size of the call in tokens, by default that of as many recent items.
+        `preparing` is the number of items of other requests that were accepted and have not arrived in the queue yet.
+        `work` is the size of the request in tokens, by default that of as many recent items.
         """
         pace, slowdown = self._scheduler.pace, self._scheduler.pace.slowdown(now)
         work = items * self._item_work if work is None else work
-        ahead_items, ahead = self._scheduler.calls.ahead(work, rank)
+        ahead_items, ahead = self._scheduler.requests.ahead(work, rank)
         wait_s = pace.remaining(now) + self._seconds(ahead_items + preparing, ahead + preparing * self._item_work)
         own_s = max(pace.seconds(work / max(items, 1)), self._seconds(items, work) / self._workers)
         return Prediction(slowdown * wait_s / self._workers, slowdown * (wait_s / self._workers + own_s))
@@ -54,9 +54,9 @@ class Forecast:
     def check(
         self, context: RequestContext, *, items: int, preparing: int, now: float, work: float | None = None
     ) -> Prediction:
-        """The prediction for a call. Raises Overloaded if its deadline, or the longest wait, would pass before.
+        """The prediction for a request. Raises Overloaded if its deadline, or the longest wait, would pass before.
 
-        A call is accepted in any case while there is no other: it costs no other call time, and shows the speed.
+        A request is accepted in any case while there is no other: it delays none, and its time shows the speed.
         """
         rank = context.rank(now)
         found = self.predict(items=items, preparing=preparing, now=now, work=work, rank=rank)
@@ -72,16 +72,18 @@ class Forecast:
             )
         return found
 
-    def late_calls(self, now: float) -> list[Call]:
-        """The waiting calls that cannot end before their deadlines any more.
+    def late_requests(self, now: float) -> list[WaitingRequest]:
+        """The waiting requests that cannot end before their deadlines any more.
 
-        Where a single call waits it may still try: no other call needs the time.
+        A single waiting request is never late: no other one needs the time.
         """
-        calls = list(self._scheduler.calls)
-        if len(calls) < 2:
+        requests = list(self._scheduler.requests)
+        if len(requests) < 2:
             return []
-        late = [call for call in calls if now + self._seconds(len(call.keys), call.work) > call.deadline]
-        return late[1:] if len(late) == len(calls) and self._scheduler.pace.stale(now) else late
+        late = [
+            request for request in requests if now + self._seconds(len(request.keys), request.work) > request.deadline
+        ]
+        return late[1:] if len(late) == len(requests) and self._scheduler.pace.stale(now) else late
 
     def _seconds(self, items: float, work: float) -> float:
         """The time that items of so many tokens together take on one worker, in full batches."""

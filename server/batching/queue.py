@@ -6,17 +6,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from server.admission.queue import AdmissionQueue, CancelReason, Limits, RequestContext
-from server.batching.calls import Call, Waiting
 from server.batching.collate import Item, Outputs
 from server.batching.forecast import Forecast, Prediction
 from server.batching.scheduler import Scheduler
+from server.batching.waiting import WaitingItem, WaitingRequest
 from server.errors import InvalidRequest, Overloaded
 from server.observability.observer import Observer, Spent
 
 
 @dataclass(eq=False)
 class Request:
-    """The items of one call, and the answers so far."""
+    """A request from its arrival in the queue to its answer: all of its items, and the answers so far."""
 
     items: Sequence[Item]
     answers: list[Outputs | None]
@@ -72,7 +72,7 @@ class Queue:
 
     @property
     def preparing(self) -> int:
-        """The number of inputs that were accepted and are no items yet."""
+        """The number of inputs that were accepted but are not yet items."""
         return self.admission.inputs - len(self.scheduler)
 
     def reserve(self, inputs: int, context: RequestContext, now: float, *, field: str) -> Prediction:
@@ -86,24 +86,30 @@ class Queue:
             self.admission.acquire(inputs=inputs, tokens=0, field=field)
         return found
 
-    def admit(self, items: Sequence[Item], reservation: Reservation, now: float) -> None:
-        """Take queue capacity for the tokens of the items of a reservation. Raises as `reserve` does."""
+    def admit(self, request: Request, reservation: Reservation, now: float) -> range:
+        """Take queue capacity for the tokens of a request, add its items, and return their keys.
+
+        Raises as `reserve` does.
+        """
+        items, admission = request.items, self.admission
         assert reservation.inputs == len(items), (
             f"reserved {reservation.inputs} inputs, found {len(items)} items; this is a bug"
         )
-        length, tokens = self.scheduler.budget.shapes.length, sum(item.tokens for item in items)
-        self.check(items, reservation.field)
-        self.admission.limits.check(inputs=len(items), tokens=tokens, field=reservation.field)
+        lengths = [self.scheduler.budget.shapes.length(item.tokens) for item in items]  # padded
+        tokens = sum(item.tokens for item in items)
+        self._check_sizes(items, reservation.field)
+        admission.limits.check(inputs=len(items), tokens=tokens, field=reservation.field)
         with self._counting_refusals():
             self.forecast.check(
                 reservation.context,
                 items=len(items),
                 preparing=self.preparing - len(items),
-                work=sum(length(item.tokens) for item in items),
+                work=sum(lengths),
                 now=now,
             )
-            self.admission.acquire(inputs=0, tokens=tokens, field=reservation.field)
+            admission.acquire(inputs=0, tokens=tokens, field=reservation.field)
         reservation.inputs = 0
+        return self._add(request, lengths, reservation.context, now)
 
     @contextmanager
     def _counting_refusals(self) -> Iterator[None]:
@@ -113,7 +119,7 @@ class Queue:
             self._observer.refused("overloaded")
             raise
 
-    def check(self, items: Sequence[Item], field: str) -> None:
+    def _check_sizes(self, items: Sequence[Item], field: str) -> None:
         """Raise InvalidRequest if an item is too large for any batch."""
         budget = self.scheduler.budget
         for number, item in enumerate(items):
@@ -123,43 +129,42 @@ class Queue:
                     f"{field}[{number}]", found, f"at most {budget.tokens}, {budget.logit_positions} with logits"
                 )
 
-    def wait(self, request: Request, context: RequestContext, now: float) -> range:
-        """Add the items of a request, whose capacity is reserved already, and return their keys."""
+    def _add(self, request: Request, lengths: Sequence[int], context: RequestContext, now: float) -> range:
         keys = range(self._keys, self._keys + len(request.items))
         self._keys = keys.stop
-        rank, length = context.rank(now), self.scheduler.budget.shapes.length
-        deadline = context.answer_by - self.forecast.tail_s
-        for number, (key, item) in enumerate(zip(keys, request.items, strict=True)):
+        rank, deadline = context.rank(now), context.answer_by - self.forecast.tail_s
+        for number, (key, item, length) in enumerate(zip(keys, request.items, lengths, strict=True)):
             self._owners[key] = request, number
-            waiting = Waiting(
-                key=key,
-                tokens=item.tokens,
-                length=length(item.tokens),
-                logit_positions=item.logit_positions,
-                rank=rank,
-                arrived=now,
-                deadline=deadline,
-                call=keys.start,
+            self.forecast.item_arrived(length)
+            self.scheduler.add(
+                WaitingItem(
+                    key=key,
+                    tokens=item.tokens,
+                    length=length,
+                    logit_positions=item.logit_positions,
+                    rank=rank,
+                    arrived=now,
+                    deadline=deadline,
+                    request_key=keys.start,
+                )
             )
-            self.forecast.item_arrived(waiting.length)
-            self.scheduler.add(waiting)
         return keys
 
     def refuse_late(self, now: float) -> None:
         """Refuse the waiting requests that cannot be answered before their deadlines any more."""
-        for call in self.forecast.late_calls(now):
-            self._refuse(call, f"the deadline in {max(0.0, call.deadline - now):.1f} s is too near", now)
+        for waiting in self.forecast.late_requests(now):
+            self._refuse(waiting, f"the deadline in {max(0.0, waiting.deadline - now):.1f} s is too near", now)
 
     def refuse_waiting(self, keys: range, now: float) -> None:
         """Refuse a request of which nothing has run yet; it waits for longer than a setting allows."""
-        for call in self.scheduler.calls:
-            if len(call.keys) == len(keys) and keys.start in call.keys:
-                self._refuse(call, "the request has waited for too long", now)
+        for waiting in self.scheduler.requests:
+            if len(waiting.keys) == len(keys) and keys.start in waiting.keys:
+                self._refuse(waiting, "the request has waited for too long", now)
                 return
 
-    def _refuse(self, call: Call, reason: str, now: float) -> None:
-        request, _ = self._owners[min(call.keys)]
-        self.drop(list(call.keys), "overloaded")
+    def _refuse(self, waiting: WaitingRequest, reason: str, now: float) -> None:
+        request, _ = self._owners[min(waiting.keys)]
+        self.drop(list(waiting.keys), "overloaded")
         retry_after_s = self.forecast.predict(items=1, preparing=self.preparing, now=now).wait_s
         request.fail(Overloaded(f"{self.admission.name} is overloaded: {reason}", retry_after_s=retry_after_s))
 
@@ -171,18 +176,18 @@ class Queue:
                 self.admission.release(inputs=1, tokens=member.tokens)
                 self._observer.dropped(reason)
 
-    def items(self, members: Sequence[Waiting]) -> list[Item]:
+    def items(self, members: Sequence[WaitingItem]) -> list[Item]:
         owners = (self._owners[member.key] for member in members)
         return [request.items[number] for request, number in owners]
 
-    def take(self, planned: Sequence[Waiting], now: float) -> list[Waiting]:
+    def take(self, planned: Sequence[WaitingItem], now: float) -> list[WaitingItem]:
         """Take the next batch out of the queue. Empty if no items are left."""
         members = self.scheduler.take(now, planned)
         for member in members:
             self.admission.release(inputs=1, tokens=member.tokens, waited_s=now - member.arrived)
         return members
 
-    def answer(self, members: Sequence[Waiting], answers: Sequence[Outputs], spent: Spent) -> None:
+    def answer(self, members: Sequence[WaitingItem], answers: Sequence[Outputs], spent: Spent) -> None:
         """Deliver the answers of items that ran as one batch."""
         owners = [self._owners.pop(member.key) for member in members]
         for request in {request for request, _ in owners}:
@@ -190,7 +195,7 @@ class Queue:
         for (request, number), answer in zip(owners, answers, strict=True):
             request.answer(number, answer)
 
-    def fail(self, members: Sequence[Waiting], error: Exception) -> None:
+    def fail(self, members: Sequence[WaitingItem], error: Exception) -> None:
         """Fail the requests of a batch that failed."""
         self._observer.failed(len(members))
         for member in members:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from server.arrays import Array
-from server.batching.calls import Waiting
 from server.batching.collate import Item, Outputs, collate, split, wanted
 from server.batching.scheduler import tokens_of
 from server.batching.shape_buckets import Shapes
+from server.batching.waiting import WaitingItem
 from server.host.priority import yield_to_event_loop
 from server.observability.observer import Spent
 
@@ -45,7 +45,7 @@ class Collated:
 class Batch:
     """The items of one batch."""
 
-    members: list[Waiting]
+    members: list[WaitingItem]
     items: list[Item]
     collated: Collated | None  # if collated ahead of time
     padded_tokens: int

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from server.admission.queue import RequestContext
-from server.batching.calls import Waiting
 from server.batching.forecast import Forecast
 from server.batching.scheduler import Budget, Scheduler, work_of
+from server.batching.waiting import WaitingItem
 from server.errors import Overloaded
 
 TAIL_S = 0.01  # from the end of a batch to the answer
@@ -91,7 +91,7 @@ class Machine:
                 when, event = (subject.deadline, "expire") if limited else (now + self.max_queue_s, "too long")
                 heapq.heappush(events, (when, next(numbers), event, subject))
             while free and len(self.scheduler):
-                for late in self.forecast.late_calls(now):
+                for late in self.forecast.late_requests(now):
                     for key in list(late.keys):
                         self.scheduler.drop(key)
                         owners.pop(key).refused = now
@@ -117,12 +117,12 @@ class Machine:
             owners[key] = call
             self.forecast.item_arrived(length)
             self.scheduler.add(
-                Waiting(
+                WaitingItem(
                     key=key,
                     tokens=length,
                     rank=context.rank(now),
                     arrived=now,
-                    call=first,
+                    request_key=first,
                     deadline=call.deadline - self.forecast.tail_s,
                 )
             )

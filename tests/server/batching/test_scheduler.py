@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from server.batching.calls import NEVER, Waiting
 from server.batching.scheduler import Budget, Scheduler
 from server.batching.shape_buckets import EXACT, Shapes, steps_to
+from server.batching.waiting import NEVER, WaitingItem
 
 
 def scheduler_of(lengths, budget, **settings):
     scheduler = Scheduler(budget, **settings)
     for key, tokens in enumerate(lengths):
-        scheduler.add(Waiting(key=key, tokens=tokens, arrived=float(key)))
+        scheduler.add(WaitingItem(key=key, tokens=tokens, arrived=float(key)))
     return scheduler
 
 
@@ -56,14 +56,14 @@ def test_rows_near_in_length_run_together(lengths, budget, expected):
 def test_positions_with_logits_have_a_budget_of_their_own():
     scheduler = Scheduler(Budget(items=8, tokens=512, logit_positions=10))
     for key in range(3):
-        scheduler.add(Waiting(key=key, tokens=5, logit_positions=5))
+        scheduler.add(WaitingItem(key=key, tokens=5, logit_positions=5))
     assert batches(scheduler) == [[0, 1], [2]]
 
 
 def test_the_lowest_rank_leads():
     scheduler = Scheduler(Budget(items=1, tokens=512, logit_positions=1))
     for key, rank in enumerate((2.0, 1.0, 2.0, 0.5)):
-        scheduler.add(Waiting(key=key, tokens=5, rank=rank))
+        scheduler.add(WaitingItem(key=key, tokens=5, rank=rank))
     assert batches(scheduler) == [[3], [1], [0], [2]]
 
 
@@ -81,7 +81,7 @@ def test_nothing_waits_for_company_unless_it_is_told_to():
     patient = scheduler_of([5, 5], budget, max_delay_s=2.0)  # came at 0 and at 1
     assert patient.due(now=1.5) == 0.5
     assert patient.due(now=9.0) == 0.0
-    patient.add(Waiting(key=2, tokens=5, arrived=1.6))  # the batch is full
+    patient.add(WaitingItem(key=2, tokens=5, arrived=1.6))  # the batch is full
     assert patient.due(now=1.6) == 0.0
 
 
@@ -131,7 +131,7 @@ class Day:
     def _come(self, rank, request):
         for tokens, logit_positions in request:
             key, length = len(self.items), self._shapes.length(tokens)
-            item = self.items[key] = Waiting(
+            item = self.items[key] = WaitingItem(
                 key=key, tokens=tokens, length=length, logit_positions=logit_positions, rank=rank
             )
             others = [self.items[other] for other in self.before.keys() - self.dropped - set(self.taken)]
@@ -193,15 +193,18 @@ def test_a_plan_is_what_is_taken_if_nothing_happens_between(budget, events):
 def test_a_plan_is_kept_for_rows_that_came_later_and_would_not_fit():
     scheduler = scheduler_of([5, 5], Budget(items=2, tokens=512, logit_positions=1))
     planned = scheduler.plan(0.0)
-    scheduler.add(Waiting(key=2, tokens=5))
+    scheduler.add(WaitingItem(key=2, tokens=5))
     assert [item.key for item in scheduler.take(0.0, planned)] == [0, 1]
 
 
 @pytest.mark.parametrize(
     ("happens", "expected"),
     [
-        (lambda scheduler: scheduler.add(Waiting(key=3, tokens=5)), [0, 2, 3]),  # there is room for it
-        (lambda scheduler: scheduler.add(Waiting(key=3, tokens=1, rank=-1.0)), [3]),  # it is its turn, alone as it is
+        (lambda scheduler: scheduler.add(WaitingItem(key=3, tokens=5)), [0, 2, 3]),  # there is room for it
+        (
+            lambda scheduler: scheduler.add(WaitingItem(key=3, tokens=1, rank=-1.0)),
+            [3],
+        ),  # it is its turn, alone as it is
         (lambda scheduler: scheduler.drop(2), [0]),
         (lambda scheduler: scheduler.drop(0), [1]),  # it led
     ],
@@ -229,7 +232,7 @@ def test_lengths_of_all_kinds_are_padded_by_less_than_fifteen_percent(shapes, ca
 
     def come(count):
         for key, tokens in itertools.islice(coming, count):
-            scheduler.add(Waiting(key=key, tokens=tokens, length=shapes.length(tokens)))
+            scheduler.add(WaitingItem(key=key, tokens=tokens, length=shapes.length(tokens)))
 
     come(callers)
     while batch := scheduler.take(0.0):
@@ -245,5 +248,5 @@ def test_rows_whose_lengths_are_padded_to_the_same_step_run_together():
     shapes = Shapes(lengths=(8, 16), batch_sizes=(1, 2, 4))
     scheduler = Scheduler(Budget(items=4, tokens=48, logit_positions=1, padding=0.0, shapes=shapes))
     for key, tokens in enumerate((9, 8, 16, 12, 10)):
-        scheduler.add(Waiting(key=key, tokens=tokens, length=shapes.length(tokens)))
+        scheduler.add(WaitingItem(key=key, tokens=tokens, length=shapes.length(tokens)))
     assert batches(scheduler) == [[0, 2], [1], [3, 4]]  # three items would be padded to four, which is too much

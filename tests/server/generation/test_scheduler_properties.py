@@ -231,9 +231,7 @@ def test_each_sequence_ends_exactly_once_and_no_invariant_is_violated(
     while simulation.step():
         pass
     assert set(simulation.ended) == set(sequences)
-    assert (
-        simulation.plans.admission.inputs == simulation.plans.admission.tokens == simulation.plans.wanted_slots == 0
-    )
+    assert simulation.plans.admission.inputs == simulation.plans.admission.tokens == simulation.plans.wanted_slots == 0
     assert simulation.plans.plan(simulation.now) == Plan()
 
 

@@ -1,4 +1,4 @@
-"""The decoder for GPUs, which captures its decode steps as CUDA graphs, and the choice of a decoder by provider."""
+"""The decoder for GPUs, which captures its decode steps as CUDA graphs."""
 
 from collections.abc import Sequence
 from itertools import count
@@ -8,9 +8,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from server.arrays import Array, Ids
-from server.generation.cache import Layout, SlotCache
+from server.generation.cache import SlotCache
 from server.generation.decoder import Decoder, Scores
-from server.generation.device_memory import CudaMemory, DeviceMemory, HostMemory
 from server.runtime.capture_lock import CAPTURE_LOCK
 from server.runtime.session import Session, run_options
 
@@ -68,31 +67,3 @@ class CapturingDecoder(Decoder):
     def _options_of(self, batch_size: int) -> onnxruntime.RunOptions:
         self._graph_ids.append(next(GRAPH_IDS))
         return run_options(self._graph_ids[-1])
-
-
-DECODERS = {"cuda": CapturingDecoder}  # by provider
-
-
-def decoder_of(session: Session, layout: Layout, memory: DeviceMemory) -> Decoder:
-    """A decoder over a new cache. Raises NotEnoughMemory."""
-    return DECODERS.get(session.provider, Decoder)(session, SlotCache(layout, memory))
-
-
-def memory_of(session: Session, *, device_id: int = 0, limit: int | None = None) -> DeviceMemory:
-    """The memory of the device on which the session runs. `limit` is the number of bytes that may be used on a GPU."""
-    return CudaMemory(device_id, limit=limit) if session.provider == "cuda" else HostMemory()
-
-
-def layout_of(session: Session, *, slots: int, max_slots: int, capacity: int) -> Layout:
-    """The layout of a cache for the graph of a session, with `capacity` tokens in each slot."""
-    keys = [name for name in session.input_names if name.startswith("past_key.")]
-    _, heads, _, head_width = session.tensor_shapes[keys[0]]
-    return Layout(
-        layers=len(keys),
-        slots=slots,
-        max_slots=max_slots,
-        heads=heads,
-        capacity=capacity,
-        head_width=head_width,
-        dtype=session.input_types[keys[0]],
-    )

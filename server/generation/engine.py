@@ -103,7 +103,7 @@ class Engine:
         self.in_flight.close()
         await self.in_flight.wait_idle()  # includes requests whose prompts are still being encoded
         self._accepting = False
-        await self._worker.idle()
+        await self._worker.wait_idle()
 
     def abort(self) -> None:
         """Refuse new requests, and cancel all others."""

@@ -12,7 +12,7 @@ from protos.artifact import MAXIMUM
 from server.arrays import Floats, Ids
 from server.artifact import Artifact, GoldenCase
 from server.errors import BadArtifact
-from server.generation.cuda_graphs import decoder_of, layout_of, memory_of
+from server.generation.open import make_decoder, make_layout, make_memory
 from server.runtime.golden_check import tolerance_of
 from server.runtime.session import Session
 
@@ -39,8 +39,8 @@ def replay(session: Session, cases: Sequence[GoldenCase], *, device: int = 0) ->
     The texts of all cases decode together in one step.
     """
     texts, expected = zip(*(pair for case in cases for pair in _last_positions(case)), strict=True)
-    layout = layout_of(session, slots=len(texts), max_slots=len(texts), capacity=max(map(len, texts)))
-    decoder = decoder_of(session, layout, memory_of(session, device_id=device))
+    layout = make_layout(session, slots=len(texts), max_slots=len(texts), capacity=max(map(len, texts)))
+    decoder = make_decoder(session, layout, make_memory(session, device_id=device))
     for slot, text in enumerate(texts):
         for start in range(0, len(text) - 1, CHUNK_TOKENS):
             decoder.prefill(slot, text[: len(text) - 1][start : start + CHUNK_TOKENS], start)

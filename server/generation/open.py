@@ -1,4 +1,4 @@
-"""Opens an engine over a session: the sizes of its cache and its steps, by provider and settings."""
+"""Opens an engine over a session. The decoder, the cache and the sizes of steps depend on provider and settings."""
 
 import logging
 from collections.abc import Collection
@@ -8,16 +8,18 @@ from server.admission.in_flight import InFlight
 from server.admission.queue import AdmissionQueue, Limits
 from server.config.settings import ModelSettings
 from server.errors import NotEnoughMemory
-from server.generation.cache import SlotCache, check_memory, megabytes, usable_bytes
-from server.generation.cuda_graphs import decoder_of, layout_of, memory_of
+from server.generation.cache import Layout, SlotCache, check_memory, megabytes, usable_bytes
+from server.generation.cuda_graphs import CapturingDecoder
 from server.generation.decoder import Decoder
+from server.generation.device_memory import CudaMemory, DeviceMemory, HostMemory
 from server.generation.engine import DEFAULT_FORWARD_TOKENS, MIN_SHARED_TOKENS, Engine
 from server.observability.observer import Observer
 from server.runtime.session import Session
 
 log = logging.getLogger(__name__)
 
-MAX_SLOTS = {"cuda": 128}  # by provider
+DECODERS = {"cuda": CapturingDecoder}  # by provider
+MAX_SLOTS = {"cuda": 128}
 INITIAL_SLOTS = 8
 CHUNK_TOKENS = {"cuda": 512}  # of a prompt, in one run
 FORWARD_TOKENS = {"cuda": 1024}  # of whole texts, with padding, in one run between two steps
@@ -70,13 +72,13 @@ def _open_decoder(
 ) -> Decoder:
     """A decoder over a new cache. A number of slots in the settings must fit; the default is reduced until it fits."""
     max_slots = settings.slots or MAX_SLOTS.get(session.provider, DEFAULT_MAX_SLOTS)
-    memory = memory_of(session, device_id=device, limit=memory_limit)
-    layout = layout_of(session, slots=max_slots, max_slots=max_slots, capacity=capacity)
+    memory = make_memory(session, device_id=device, limit=memory_limit)
+    layout = make_layout(session, slots=max_slots, max_slots=max_slots, capacity=capacity)
     if settings.slots:
         check_memory(layout, memory, slots=max_slots, size=layout.bytes(max_slots))
     max_slots = max(1, min(max_slots, usable_bytes(memory) // layout.bytes(1)))
     layout = replace(layout, slots=min(max_slots, INITIAL_SLOTS), max_slots=max_slots)
-    return decoder_of(session, layout, memory)
+    return make_decoder(session, layout, memory)
 
 
 def _log_cache_size(name: str, cache: SlotCache) -> None:
@@ -90,4 +92,29 @@ def _log_cache_size(name: str, cache: SlotCache) -> None:
         megabytes(layout.bytes(layout.slots)),
         megabytes(layout.bytes(layout.max_slots)),
         layout.max_slots,
+    )
+
+
+def make_decoder(session: Session, layout: Layout, memory: DeviceMemory) -> Decoder:
+    """A decoder over a new cache. Raises NotEnoughMemory."""
+    return DECODERS.get(session.provider, Decoder)(session, SlotCache(layout, memory))
+
+
+def make_memory(session: Session, *, device_id: int = 0, limit: int | None = None) -> DeviceMemory:
+    """The memory of the device on which the session runs. `limit` is the number of bytes that may be used on a GPU."""
+    return CudaMemory(device_id, limit=limit) if session.provider == "cuda" else HostMemory()
+
+
+def make_layout(session: Session, *, slots: int, max_slots: int, capacity: int) -> Layout:
+    """The layout of a cache for the graph of a session, with `capacity` tokens in each slot."""
+    keys = [name for name in session.input_names if name.startswith("past_key.")]
+    _, heads, _, head_width = session.tensor_shapes[keys[0]]
+    return Layout(
+        layers=len(keys),
+        slots=slots,
+        max_slots=max_slots,
+        heads=heads,
+        capacity=capacity,
+        head_width=head_width,
+        dtype=session.input_types[keys[0]],
     )

@@ -24,19 +24,16 @@ class Runner:
             self.decoder.cache.copy(source=copy.source, target=copy.target, tokens=copy.tokens)
 
     def run(self, step: Prefill | Decode, streams: Sequence[Stream]) -> list[SampledToken]:
-        """The next token of each stream. None for a prefill step that does not reach the end of the prompt."""
+        """The next token of each stream; none after a prefill step that does not reach the end of the prompt."""
         states = [stream.sampling_state for stream in streams]
         if isinstance(step, Prefill):
             token_ids = step.sequence.prompt[step.start : step.stop]
             scores = self.decoder.prefill(step.sequence.slot, token_ids, step.start)
             return self._sampler_of(states).sample(scores) if step.last else []
-        idle = step.idle  # padding rows also write one token, after the tokens to keep in their slots
-        scores = self.decoder.decode(
-            np.array([*(stream.last_token for stream in streams), *(0 for _ in idle)], np.int64),
-            np.array(
-                [*(stream.sequence.computed_tokens + 1 for stream in streams), *(kept + 1 for kept in idle)], np.int32
-            ),
-        ).first(len(streams))
+        # Each row writes one token, a padding row after the tokens to keep in its slot.
+        token_ids = np.array([*(stream.last_token for stream in streams), *(0 for _ in step.kept_tokens)], np.int64)
+        present = [*(stream.sequence.computed_tokens for stream in streams), *step.kept_tokens]
+        scores = self.decoder.decode(token_ids, np.array(present, np.int32) + 1).first(len(streams))
         if self._sampler is None or self._sampler.states != states:
             self._sampler = self._sampler_of(states)
         return self._sampler.sample(scores)

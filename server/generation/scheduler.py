@@ -49,10 +49,6 @@ class Scheduler:
         self.prefix_cache = PrefixCache(self.slots, min_tokens=self.min_shared_tokens)
 
     @property
-    def idle(self) -> bool:
-        return not (self.waiting or self.prefilling or self.decoding)
-
-    @property
     def running(self) -> list[SequenceState]:
         """The sequences that have a slot."""
         return self.decoding + ([self.prefilling] if self.prefilling else [])
@@ -113,11 +109,14 @@ class Scheduler:
 
     def finish(self, sequence: SequenceState) -> None:
         """The sequence has its last token, or was removed: free its slot, and keep the prompt for later requests."""
-        self.fail(sequence)
+        self._free_slot(sequence)
         self.prefix_cache.keep(sequence.slot, sequence.computed_prompt)
 
     def fail(self, sequence: SequenceState) -> None:
         """A step of the sequence failed: free its slot, whose contents are invalid."""
+        self._free_slot(sequence)
+
+    def _free_slot(self, sequence: SequenceState) -> None:
         if sequence is self.prefilling:
             self.prefilling = None
         else:

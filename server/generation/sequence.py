@@ -78,12 +78,12 @@ class Prefill:
 class Decode:
     """Generate one token for each sequence; `sequences[i]` is in slot i.
 
-    `idle` has one number for each padding row: the number of tokens in its slot that the step must not overwrite.
+    `kept_tokens` has one number for each padding row: the tokens in its slot that the step must not overwrite.
     """
 
     kind: ClassVar = "decode"
     sequences: tuple[SequenceState, ...]
-    idle: tuple[int, ...] = ()
+    kept_tokens: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:

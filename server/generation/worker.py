@@ -111,7 +111,7 @@ class Worker:
         """Remove all waiting and running streams before the next step."""
         self.cancel(*self._streams.values())
 
-    async def idle(self) -> None:
+    async def wait_idle(self) -> None:
         """Wait until there is no work."""
         if (work := self._work) is not None:
             await asyncio.shield(asyncio.wrap_future(work))

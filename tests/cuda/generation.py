@@ -14,8 +14,9 @@ import numpy as np
 from server.artifact import read_artifact
 from server.config.settings import Settings
 from server.errors import NotEnoughMemory, ProviderUnavailable
-from server.generation.cuda_graphs import CapturingDecoder, decoder_of, layout_of, memory_of
+from server.generation.cuda_graphs import CapturingDecoder
 from server.generation.device_memory import CudaMemory
+from server.generation.open import make_decoder, make_layout, make_memory
 from server.runtime.open import open_session, reserved_bytes
 from server.runtime.providers import ProviderChoice
 from server.runtime.session import Session
@@ -65,9 +66,9 @@ def moved() -> list[int]:
 
 def refused(session: Session) -> str:
     """The error for a cache that is larger than its limit."""
-    layout = layout_of(session, slots=8, max_slots=8, capacity=64)
+    layout = make_layout(session, slots=8, max_slots=8, capacity=64)
     try:
-        decoder_of(session, layout, memory_of(session, limit=6 * layout.bytes(1)))
+        make_decoder(session, layout, make_memory(session, limit=6 * layout.bytes(1)))
     except NotEnoughMemory as error:
         return str(error)
     return ""
@@ -75,7 +76,7 @@ def refused(session: Session) -> str:
 
 def captured(session: Session) -> list[str]:
     """The graph ids of steps of 1, 2 and 4 rows, and of a step of 2 rows after the cache has grown."""
-    decoder = decoder_of(session, layout_of(session, slots=4, max_slots=8, capacity=64), memory_of(session))
+    decoder = make_decoder(session, make_layout(session, slots=4, max_slots=8, capacity=64), make_memory(session))
     assert isinstance(decoder, CapturingDecoder)
     steps = [decoder._bind_decode(size) for size in (1, 2, 4)]
     decoder.grow(8)

@@ -10,8 +10,8 @@ import transformers
 
 from server.artifact import read_artifact
 from server.config.settings import Settings
-from server.generation.cuda_graphs import decoder_of, layout_of, memory_of
 from server.generation.device_memory import DeviceMemory
+from server.generation.open import make_decoder, make_layout, make_memory
 from server.runtime.open import open_session
 from server.runtime.providers import find_providers
 from tests.gpu.compiling import compiled
@@ -28,9 +28,9 @@ def decoding(
     artifact, choice = read_artifact(artifacts / "gpt2" / "1"), find_providers(settings).choices[0]
     session = open_session(artifact, choice, settings, enable_cuda_graph=True)
     slots, context_length = max(batches), artifact.manifest.text.max_length
-    memory = memory_of(session)
-    layout = layout_of(session, slots=slots, max_slots=slots, capacity=context_length)
-    decoder = decoder_of(session, layout, memory)
+    memory = make_memory(session)
+    layout = make_layout(session, slots=slots, max_slots=slots, capacity=context_length)
+    decoder = make_decoder(session, layout, memory)
     speed = bytes_per_second(memory)
     weights = artifact.path(artifact.graph(choice.target).file).stat().st_size
     for batch in batches:

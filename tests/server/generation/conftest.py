@@ -11,10 +11,10 @@ from server.admission.queue import AdmissionQueue, Limits
 from server.artifact import read_artifact
 from server.config.settings import Settings
 from server.generation.cache import SlotCache
-from server.generation.cuda_graphs import layout_of
 from server.generation.decoder import Decoder
 from server.generation.device_memory import HostMemory
 from server.generation.engine import Engine
+from server.generation.open import make_layout
 from server.observability.observer import NoOpObserver
 from server.runtime.open import open_session
 from server.runtime.providers import ProviderChoice
@@ -55,7 +55,7 @@ async def engine_of(session, context_length):
     engines = []
 
     async def make(*, slots=8, max_slots=0, chunk_tokens=8, waiting=100, decoder=Decoder, **options) -> Engine:
-        layout = layout_of(session, slots=slots, max_slots=max_slots or slots, capacity=context_length)
+        layout = make_layout(session, slots=slots, max_slots=max_slots or slots, capacity=context_length)
         cache = SlotCache(layout, options.pop("memory", None) or HostMemory())
         admission = AdmissionQueue("gpt", Limits(inputs=waiting, tokens=100_000))
         options = {"observer": NoOpObserver(), **options}

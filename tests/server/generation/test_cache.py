@@ -5,15 +5,15 @@ import pytest
 
 from server.errors import BadArtifact, NotEnoughMemory
 from server.generation.cache import RUNTIME_SHARE, SlotCache
-from server.generation.cuda_graphs import layout_of
 from server.generation.decoder import Decoder
 from server.generation.device_memory import HostMemory
 from server.generation.golden_check import check_decoding, replay
+from server.generation.open import make_layout
 
 
 @pytest.fixture
 def decoder(session, context_length):
-    layout = layout_of(session, slots=4, max_slots=16, capacity=context_length)
+    layout = make_layout(session, slots=4, max_slots=16, capacity=context_length)
     return Decoder(session, SlotCache(layout, HostMemory()))
 
 
@@ -89,13 +89,13 @@ def test_growing_keeps_the_contents_of_slots(decoder):
 
 
 def test_the_error_for_a_cache_that_does_not_fit_says_how_many_slots_would_fit(session, context_length):
-    layout = layout_of(session, slots=8, max_slots=16, capacity=context_length)
+    layout = make_layout(session, slots=8, max_slots=16, capacity=context_length)
     with pytest.raises(NotEnoughMemory, match="found 8 slots of 64 tokens, .* expected at most 5"):
         SlotCache(layout, LimitedMemory(int(5.9 * layout.bytes(1))))
 
 
 def test_a_cache_that_cannot_grow_keeps_its_slots_and_their_contents(session, context_length):
-    layout = layout_of(session, slots=4, max_slots=16, capacity=context_length)
+    layout = make_layout(session, slots=4, max_slots=16, capacity=context_length)
     decoder = Decoder(session, SlotCache(layout, LimitedMemory(6 * layout.bytes(1))))
     with pytest.raises(NotEnoughMemory, match="found 16 slots"):
         decoder.grow(16)

@@ -54,7 +54,7 @@ async def test_a_failing_prompt_ends_its_call_at_once_and_no_other_call(root, re
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             [response async for response in stub.Generate(request)]
         assert failed.value.code() is grpc.StatusCode.INTERNAL
-        await engine._worker.idle()
+        await engine._worker.wait_idle()
         assert barrier.steps_after <= 1
         assert engine.running_inputs == engine.waiting_inputs == engine.waiting_tokens == 0
         barrier.left.clear()
@@ -73,7 +73,7 @@ async def test_killing_a_client_frees_its_slot_before_the_next_step(root, refere
         assert await asyncio.to_thread(barrier.started.wait, 30)  # the step for the second token
         client.kill()
         await client.communicate()
-        await engine._worker.idle()
+        await engine._worker.wait_idle()
         assert barrier.steps_after == 1
         assert engine.running_inputs == 0
         barrier.left.clear()
@@ -93,7 +93,7 @@ async def test_a_client_that_does_not_read_delays_no_other_and_can_still_read_al
             others = [AffinityStub(channel).Generate(request_of([number], **asked)) for number in range(1, 9)]
             for number, other in enumerate(others, start=1):
                 assert tokens_of([response async for response in other]) == greedy_of(reference, [number], 30)
-        await engine._worker.idle()
+        await engine._worker.wait_idle()
         assert engine.running_inputs == engine.waiting_inputs == 0
         assert calls.count == 1  # gRPC buffers no more of its responses
         if then == "cancel":

@@ -9,9 +9,10 @@ import pytest
 from server.errors import NotEnoughMemory
 from server.generation import cuda_graphs
 from server.generation.cache import SlotCache
-from server.generation.cuda_graphs import CapturingDecoder, layout_of
+from server.generation.cuda_graphs import CapturingDecoder
 from server.generation.decoder import Decoder
 from server.generation.device_memory import HostMemory
+from server.generation.open import make_layout
 from server.runtime.capture_lock import CaptureLock
 from tests.continuations import greedy_of
 from tests.server.generation.engines import GREEDY, outputs_of, tokens_of
@@ -130,4 +131,4 @@ def test_a_failed_capture_is_retried_under_the_write_lock(session, context_lengt
 
 
 def layout(session, context_length):
-    return layout_of(session, slots=4, max_slots=4, capacity=context_length)
+    return make_layout(session, slots=4, max_slots=4, capacity=context_length)

@@ -91,7 +91,7 @@ async def test_a_cancelled_call_frees_its_slot_before_the_next_step(root):
         await call.read()
         assert await asyncio.to_thread(started.wait, 30)
         call.cancel()
-        await engine._worker.idle()
+        await engine._worker.wait_idle()
         assert len(steps) == 1
         assert engine.running_inputs == 0
 

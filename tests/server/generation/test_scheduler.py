@@ -147,7 +147,8 @@ def test_a_cancelled_sequence_is_removed_before_the_next_step(steps):
         run(plans)
     plans.cancel(leaving)
     assert plans.plan(1.0) == Plan(cancelled=(leaving,))
-    assert plans.idle
+    assert not plans.waiting
+    assert not plans.running
     assert plans.admission.inputs == plans.admission.tokens == 0
 
 

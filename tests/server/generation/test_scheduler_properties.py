@@ -84,7 +84,9 @@ class Simulation:
         self.end([*plan.cancelled, *plan.expired])
         self.check_sequences()
         self.now += STEP_SECONDS
-        assert (plan.step is None) == self.plans.idle, "idle although there is work, or a step without work"
+        assert bool(plan.step) == bool(self.plans.waiting or self.plans.running), (
+            "idle although there is work, or a step without work"
+        )
         for sequence in self.plans.running:
             self.got_slot.setdefault(sequence, len(self.steps))
         return plan if plan.step else None
@@ -117,7 +119,7 @@ class Simulation:
     def write_idle(self, step: Prefill | Decode) -> None:
         """Idle rows write one token after those that they must keep."""
         if isinstance(step, Decode):
-            for slot, kept in enumerate(step.idle, start=len(step.sequences)):
+            for slot, kept in enumerate(step.kept_tokens, start=len(step.sequences)):
                 event("an idle row after kept tokens" if kept else "an idle row")
                 self.slots[slot] = [*self.slots.get(slot, [])[:kept], PADDING_TOKEN]
                 assert len(self.slots[slot]) == kept + 1 <= CAPACITY
@@ -167,7 +169,7 @@ class Simulation:
         count = len(step.sequences)
         assert count, "an empty batch"
         assert [sequence.slot for sequence in step.sequences] == list(range(count))
-        assert count + len(step.idle) == self.plans.padded_batch_size(count) <= self.plans.slots
+        assert count + len(step.kept_tokens) == self.plans.padded_batch_size(count) <= self.plans.slots
         stalled = self.plans.prefilling and self.steps and isinstance(self.steps[-1], Decode)
         assert not stalled, "a decode step although a prompt waits for its turn"
 

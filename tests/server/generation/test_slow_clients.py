@@ -120,7 +120,7 @@ async def test_a_client_that_does_not_read_loses_its_slots_and_reads_why(root, r
         endless = Endless(engine)
         silent = call(its_own)
         await until(lambda: counted(metrics, "grpc_server_handled_total", grpc_method=method, grpc_code="ABORTED"))
-        await engine._worker.idle()
+        await engine._worker.wait_idle()
         assert engine.running_inputs == engine.waiting_inputs == engine.waiting_tokens == 0
         assert await calls.wait_idle(60)
         assert counted(metrics, "affinity_requests_total", status="ABORTED") == requests
@@ -145,7 +145,7 @@ async def test_a_client_that_does_not_read_keeps_its_stream_without_a_limit(root
     ):
         silent = generate(its_own)
         await silent.initial_metadata()
-        await engine._worker.idle()
+        await engine._worker.wait_idle()
         reasons = [piece.finish_reason async for piece in silent if piece.finish_reason]
         assert reasons == ["length"] * 200
 

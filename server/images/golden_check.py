@@ -8,14 +8,14 @@ from protos.golden import GoldenImage, grey_levels
 from server.artifact import Artifact
 from server.errors import BadArtifact, InvalidRequest
 from server.images.preprocess import ImageDecoder
-from server.runtime.golden_check import GoldenInputs
+from server.runtime.golden_check import PreprocessingParity
 
 
-def check_images(artifact: Artifact, decoder: ImageDecoder) -> GoldenInputs:
+def check_images(artifact: Artifact, decoder: ImageDecoder) -> PreprocessingParity:
     """Decode the golden images. BadArtifact if one is refused, or differs from the export."""
     images = artifact.golden_images()
     errors = [_error(artifact, decoder, number, image) for number, image in enumerate(images)]
-    return GoldenInputs(images=len(images), pixel_error=max(errors))
+    return PreprocessingParity(images=len(images), pixel_error=max(errors))
 
 
 def _error(artifact: Artifact, decoder: ImageDecoder, number: int, image: GoldenImage) -> float:

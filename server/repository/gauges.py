@@ -106,7 +106,7 @@ def _golden_inputs(models: Sequence[Model]) -> Iterable[Metric]:
         labels=MODEL,
     )
     for model in models:
-        name, golden = (model.name, model.version), model.golden_inputs
+        name, golden = (model.name, model.version), model.preprocessing_parity
         if golden.texts:
             inputs.add_metric((*name, "text"), golden.texts)
         if golden.images:

@@ -110,11 +110,16 @@ class ModelLoader:
             in_flight=in_flight,
             stop=self._stop,
         )
+        built = TASKS[artifact.manifest.task].build(context)
         return Model(
             artifact=artifact,
             session=worst.session,
             parity=worst.parity,
-            handlers=TASKS[artifact.manifest.task].build(context),
+            task=built.task,
+            raw=built.raw,
+            counter=built.counter,
+            backend=built.backend,
+            preprocessing_parity=built.preprocessing_parity,
             prepare=self._prepare,
             in_flight=in_flight,
         )

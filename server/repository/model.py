@@ -8,9 +8,9 @@ from server.admission.in_flight import InFlight
 from server.admission.queue import Limits
 from server.artifact import Artifact
 from server.errors import WrongTask
-from server.runtime.golden_check import GoldenInputs, Parity
+from server.runtime.golden_check import Parity, PreprocessingParity
 from server.runtime.session import Session
-from server.tasks.build import Backend, Handlers, Task, TensorTask
+from server.tasks.build import Backend, Task, TensorTask
 from server.tasks.registry import names_of
 from server.text.encode import TokenCounter
 
@@ -24,7 +24,11 @@ class Model:
     artifact: Artifact
     session: Session  # of several devices, the session with the largest error
     parity: Parity  # the errors of `session`
-    handlers: Handlers = field(repr=False)
+    task: Task = field(repr=False)
+    raw: TensorTask = field(repr=False)  # runs the graph on tensors of the caller
+    counter: TokenCounter | None = field(repr=False)  # of models on text
+    backend: Backend = field(repr=False)
+    preprocessing_parity: PreprocessingParity
     prepare: Executor = field(repr=False)  # threads for work that would block the event loop
     in_flight: InFlight = field(repr=False)  # counts the requests of this model; its back-end shares it
 
@@ -36,32 +40,12 @@ class Model:
     def version(self) -> str:
         return self.artifact.version
 
-    @property
-    def task(self) -> Task:
-        return self.handlers.task
-
     def task_as(self, *task_classes: type[TaskT]) -> TaskT:
         """The task, as one of these classes. Raises WrongTask if it has another class."""
         if not isinstance(self.task, task_classes):
             found, expected = self.artifact.manifest.task, " or ".join(names_of(*task_classes))
             raise WrongTask(f"model {self.name}: found task {found}, expected {expected}")
         return self.task
-
-    @property
-    def raw(self) -> TensorTask:
-        return self.handlers.raw
-
-    @property
-    def counter(self) -> TokenCounter | None:
-        return self.handlers.counter
-
-    @property
-    def backend(self) -> Backend:
-        return self.handlers.backend
-
-    @property
-    def golden_inputs(self) -> GoldenInputs:
-        return self.handlers.golden_inputs
 
     @property
     def limits(self) -> Limits:

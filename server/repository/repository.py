@@ -20,8 +20,6 @@ from server.repository.loader import ModelLoader
 from server.repository.model import Model, TaskT
 from server.tasks.registry import names_of
 
-__all__ = ["Entry", "Model", "Repository"]
-
 LOADING, READY, UNLOADING, UNAVAILABLE = "LOADING", "READY", "UNLOADING", "UNAVAILABLE"  # as Triton calls them
 
 RELEASE_AFTER_S = 1.0

@@ -10,14 +10,18 @@ from server.admission.queue import Cancellation, RequestContext
 
 GrpcContext = grpc.aio.ServicerContext[Any, Any]
 
-ROUNDING, TRANSIT_S = 0.01, 0.1
+ROUNDING_SHARE = 0.01  # of the remaining time: by so much gRPC may have rounded it up
+MAX_TRANSIT_S = 0.1  # from the client to the server
 
-# Of the call that this task, or the task that created it, runs.
+# Of the streaming call that this task, or the task that created it, runs.
 _CANCELLATION: ContextVar[Cancellation | None] = ContextVar("_CANCELLATION", default=None)
 
 
-def cancellation_of_call() -> Cancellation:
-    """Make the cancellation of the call that the current task runs. Its request contexts share it from now on."""
+def start_cancellation() -> Cancellation:
+    """A new cancellation, which all request contexts share that this task makes from now on.
+
+    ResponseWriter notes in it that the client is slow. Unary calls have none: each of their contexts has its own.
+    """
     cancellation = Cancellation()
     _CANCELLATION.set(cancellation)
     return cancellation
@@ -42,4 +46,4 @@ def make_request_context(context: GrpcContext, *, priority: int = 0, timeout_us:
 
 
 def _leeway_s(remaining_s: float) -> float:
-    return max(ROUNDING * remaining_s, min(TRANSIT_S, remaining_s / 2))
+    return max(ROUNDING_SHARE * remaining_s, min(MAX_TRANSIT_S, remaining_s / 2))

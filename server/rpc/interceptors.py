@@ -14,7 +14,7 @@ import grpc
 from server.admission.in_flight import InFlight
 from server.errors import drop_tracebacks
 from server.rpc.connections import Connections
-from server.rpc.context import GrpcContext, cancellation_of_call, make_request_context
+from server.rpc.context import GrpcContext, make_request_context, start_cancellation
 from server.rpc.request_reader import read_each, read_one, unreadable_as_value
 from server.rpc.response_writer import ResponseWriter
 from server.status import CANCEL_STATUSES, ErrorStatus, code_of, error_status
@@ -95,7 +95,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _streaming(self, kind: str, path: str, read: ReadRequest, inner: Behaviour) -> Behaviour:
         async def behaviour(messages: AsyncIterable[Any], context: GrpcContext) -> None:
-            writer = ResponseWriter(context, cancellation_of_call(), slow_client_seconds=self._slow_client_seconds)
+            writer = ResponseWriter(context, start_cancellation(), slow_client_seconds=self._slow_client_seconds)
 
             async def respond() -> None:
                 request = await read(messages, context)
@@ -138,7 +138,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _measured(self, kind: str, path: str, context: GrpcContext) -> Iterator[None]:
         _, service, method = path.split("/")
         self._listener.call_started(kind, service, method)
-        request_context = make_request_context(context)
+        request_context = make_request_context(context)  # for the status of a cancelled call only
         started = time.perf_counter()
         code = grpc.StatusCode.OK
         try:

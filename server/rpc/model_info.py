@@ -7,7 +7,7 @@ from google.protobuf.json_format import MessageToDict
 from protos import affinity_pb2 as pb
 from server.images.file import FORMATS
 from server.images.limits import MAX_PIXELS
-from server.repository.repository import Model
+from server.repository.model import Model
 from server.tasks.fill_mask import FillMask
 
 

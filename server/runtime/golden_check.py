@@ -17,8 +17,8 @@ from server.runtime.session import Session
 
 
 @dataclass(frozen=True, kw_only=True)
-class GoldenInputs:
-    """The golden texts and images that the server encoded as transformers did, and the largest pixel error."""
+class PreprocessingParity:
+    """The numbers of golden texts and images that the server encodes as transformers did; the largest pixel error."""
 
     texts: int = 0
     images: int = 0

@@ -1,4 +1,4 @@
-"""Builds the handlers of a model: the tokenizer or image decoder, the batcher or engine, and the tasks that use them.
+"""Builds the task of a model: its tokenizer or image decoder, its batcher or engine, and the tasks that use them.
 
 server/tasks/registry.py maps tasks to builders.
 """
@@ -26,7 +26,7 @@ from server.images.decode_pool import DecodePool
 from server.images.golden_check import check_images
 from server.images.preprocess import ImageDecoder
 from server.observability.observer import Observer
-from server.runtime.golden_check import GoldenInputs
+from server.runtime.golden_check import PreprocessingParity
 from server.runtime.session import Session
 from server.tasks.classify_image import ClassifyImage
 from server.tasks.classify_text import ClassifyText
@@ -86,48 +86,48 @@ class LoadContext:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Handlers:
-    """The task and the tensor task of a model, and the back-end that both use."""
+class BuiltTask:
+    """The task and the tensor task of a model, the back-end that both use, and the check of the preprocessing."""
 
     task: Task
     raw: TensorTask
     counter: TokenCounter | None = None  # of models on text
     backend: Backend
-    golden_inputs: GoldenInputs = GoldenInputs()  # that the tokenizer or image decoder was checked with
+    preprocessing_parity: PreprocessingParity  # of the tokenizer or image decoder
 
 
-def build_text(task_class: type[TextTask], context: LoadContext) -> Handlers:
+def build_text(task_class: type[TextTask], context: LoadContext) -> BuiltTask:
     """A task on texts that are encoded and run in batches."""
     artifact, encoder = context.artifact, TextEncoder(context.artifact)
-    golden_inputs = GoldenInputs(texts=check_golden_texts(encoder, artifact))
+    preprocessing_parity = PreprocessingParity(texts=check_golden_texts(encoder, artifact))
     batcher = _batcher(context, max_tokens=artifact.manifest.text.max_length)
-    return Handlers(
+    return BuiltTask(
         task=task_class(artifact, batcher, encoder, context.prepare),
         raw=RawText(artifact, batcher),
         counter=_counter(context, encoder),
         backend=batcher,
-        golden_inputs=golden_inputs,
+        preprocessing_parity=preprocessing_parity,
     )
 
 
-def build_image(context: LoadContext) -> Handlers:
+def build_image(context: LoadContext) -> BuiltTask:
     """Classification of images that are decoded and run in batches."""
     artifact, image = context.artifact, context.artifact.manifest.image
     decoder = ImageDecoder(image)
-    golden_inputs = check_images(artifact, decoder)
+    preprocessing_parity = check_images(artifact, decoder)
     batcher = _batcher(context, max_tokens=max(1, image.height * image.width // PIXELS_PER_TOKEN))
-    return Handlers(
+    return BuiltTask(
         task=ClassifyImage(artifact, batcher, decoder, pool=context.images, prepare=context.prepare),
         raw=RawImage(artifact, batcher),
         backend=batcher,
-        golden_inputs=golden_inputs,
+        preprocessing_parity=preprocessing_parity,
     )
 
 
-def build_generate(context: LoadContext) -> Handlers:
+def build_generate(context: LoadContext) -> BuiltTask:
     """Generation by one engine for each device."""
     artifact, encoder = context.artifact, TextEncoder(context.artifact)
-    golden_inputs = GoldenInputs(texts=check_golden_texts(encoder, artifact))
+    preprocessing_parity = PreprocessingParity(texts=check_golden_texts(encoder, artifact))
     engines = []
     for session in context.sessions:
         context.stop.check()
@@ -146,12 +146,12 @@ def build_generate(context: LoadContext) -> Handlers:
             )
         )
     engine = engines[0] if len(engines) == 1 else EngineReplicas(engines)
-    return Handlers(
+    return BuiltTask(
         task=Generate(engine, encoder, context.prepare),
         raw=RawGpt(engine),
         counter=_counter(context, encoder),
         backend=engine,
-        golden_inputs=golden_inputs,
+        preprocessing_parity=preprocessing_parity,
     )
 
 

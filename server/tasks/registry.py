@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from server.tasks.build import Handlers, LoadContext, Task, build_generate, build_image, build_text
+from server.tasks.build import BuiltTask, LoadContext, Task, build_generate, build_image, build_text
 from server.tasks.classify_image import ClassifyImage
 from server.tasks.classify_text import ClassifyText
 from server.tasks.embed import Embed
@@ -22,7 +22,7 @@ class TaskSpec:
 
     name: str  # in the manifest
     task_class: type[Task]
-    build: Callable[[LoadContext], Handlers]
+    build: Callable[[LoadContext], BuiltTask]
     takes_text: bool  # then its tokens can be counted
     example: str  # arguments of `python -m server.client`; {image} stands for the path of a file
 

@@ -15,7 +15,8 @@ from server.admission.queue import RequestContext
 from server.concurrency.offload import offload
 from server.errors import InvalidRequest
 from server.observability.prometheus import Metrics, Tokens
-from server.repository.repository import Model, Repository
+from server.repository.model import Model
+from server.repository.repository import Repository
 from server.rpc.affinity.messages import (
     add_classifications,
     add_delta,

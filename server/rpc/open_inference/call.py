@@ -9,7 +9,7 @@ from typing import Any
 from protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse
 from server.concurrency.offload import offload
 from server.observability.prometheus import Tokens
-from server.repository.repository import Model
+from server.repository.model import Model
 from server.rpc.context import GrpcContext, make_request_context
 from server.rpc.open_inference.endpoint import Endpoint, EndpointRequest
 from server.rpc.open_inference.infer import (

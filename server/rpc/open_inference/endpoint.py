@@ -7,7 +7,7 @@ from typing import Any
 from server.admission.queue import RequestContext
 from server.arrays import Array
 from server.observability.prometheus import Tokens
-from server.repository.repository import Model
+from server.repository.model import Model
 from server.rpc.parameters import Kind, Value
 
 Arrays = Mapping[str, Array]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from protos import open_inference_pb2 as oip
 from server.config.settings import version
-from server.repository.repository import Model
+from server.repository.model import Model
 from server.rpc.model_info import properties
 from server.rpc.open_inference.endpoint import Endpoint, Tensor
 from server.rpc.open_inference.tensors import BYTES

@@ -18,7 +18,8 @@ from server.admission.in_flight import InFlight
 from server.config.settings import Settings
 from server.errors import AffinityError, InvalidRequest, ModelNotFound, NotReady, drop_tracebacks
 from server.observability.prometheus import Metrics
-from server.repository.repository import Model, Repository
+from server.repository.model import Model
+from server.repository.repository import Repository
 from server.rpc.context import GrpcContext, make_request_context
 from server.rpc.open_inference import metadata
 from server.rpc.open_inference.call import InferCall

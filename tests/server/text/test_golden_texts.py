@@ -224,4 +224,4 @@ async def test_the_number_of_golden_texts_is_known_of_a_model(exported, tmp_path
     spoiled(exported, "tiny-bert", tmp_path)
     async with opened(tmp_path, "tiny-bert") as repository:
         golden = json.loads((tmp_path / "tiny-bert/1" / GOLDEN_TEXTS).read_text("utf-8"))
-        assert repository.get("tiny-bert").golden_inputs.texts == len(golden["texts"]) >= 16
+        assert repository.get("tiny-bert").preprocessing_parity.texts == len(golden["texts"]) >= 16

@@ -87,7 +87,7 @@ def load(job: Job) -> LoadedSource:
             config,
             tensors | text.vector.tensors,
             pooling=text.poolings,
-            layers=text.vector.layers,
+            vector_layers=text.vector.layers,
             image_size=job.image_size,
             file=weights_file(source.encoder),
             ignore_unused=job.ignore_unused,

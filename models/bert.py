@@ -38,7 +38,7 @@ class Bert(nn.Module):
         )
         self.stack = attention_stack(config, norm_first=False)
         self.head = self._head()
-        self.layers = nn.Sequential(*map(vector_layer, config.layers, config.vector_widths))
+        self.vector_layers = nn.Sequential(*map(vector_layer, config.vector_layers, config.vector_widths))
 
     def _head(self) -> nn.Module:
         config = self.config
@@ -75,7 +75,7 @@ class Bert(nn.Module):
         """Run the model on `input_ids` (b, t), whose rows have `lengths` (b) real tokens and padding on the right.
 
         The result depends on `config.head`. masked-language: logits (b, t, v), or (n, v) at the flat positions
-        `selected`. classifier: logits (b, c). pooling or pooler: one vector for each text, after `config.layers`.
+        `selected`. classifier: logits (b, c). pooling or pooler: one vector for each text, after its layers.
         """
         b, t = input_ids.shape
         if lengths is None:
@@ -89,8 +89,8 @@ class Bert(nn.Module):
             case "classifier":
                 return self.head(x)
             case "pooler":
-                return self.layers(self.head(x))
-        return self.layers(self.head(x, lengths, self.columns(position_ids)))
+                return self.vector_layers(self.head(x))
+        return self.vector_layers(self.head(x, lengths, self.columns(position_ids)))
 
 
 def vector_layer(layer: VectorLayer, width: int) -> nn.Module:

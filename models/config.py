@@ -87,9 +87,9 @@ class BertConfig(AttentionConfig):
 
     Options of the head "masked-language": `tied_head` (it shares the matrix of the token embedding) and
     `head_activation` (by default that of the blocks). Of "classifier": `classes`. Of "pooling": `poolings`, whose
-    vectors are concatenated. Of both heads that give one vector for a text, "pooling" and "pooler": `layers` on that
-    vector, in order. `pad_position` adds a last row to the position embedding, for padding tokens within a text
-    (RoBERTa).
+    vectors are concatenated. Of both heads that give one vector for a text, "pooling" and "pooler": `vector_layers`,
+    which are applied to that vector in order. `pad_position` adds a last row to the position embedding, for padding
+    tokens within a text (RoBERTa).
     """
 
     MAY_BE_ZERO = ("segments",)
@@ -103,14 +103,14 @@ class BertConfig(AttentionConfig):
     classes: int = 2
     pooler_activation: str = "tanh"
     poolings: tuple[str, ...] = ("mean",)
-    layers: tuple[VectorLayer, ...] = ()
+    vector_layers: tuple[VectorLayer, ...] = ()
     pad_position: bool = False
 
     @property
     def vector_widths(self) -> tuple[int, ...]:
         """The width of a text's vector after the pooling, and after each of the layers."""
         widths = [self.width * (len(self.poolings) if self.head == "pooling" else 1)]
-        for layer in self.layers:
+        for layer in self.vector_layers:
             widths.append(getattr(layer, "width", widths[-1]))
         return tuple(widths)
 

@@ -25,7 +25,10 @@ PRODUCTS = ("MatMul", "FusedMatMul", "Gemm")
 # 128 take a quarter longer than blocks of 256 (768 × 3072, 2 cores with AVX512-VNNI: 0.95 ms instead of 0.76 ms).
 BLOCKS = {8: (256, 128, 64, 32), 4: (128, 64, 32)}
 INT8_INPUTS = 4  # the accuracy level that rounds inputs to int8, too, block by block: the fast kernels
-HEAD = ("model.head.", "model.layers.")  # prefixes of the names of the head's matrices in `models`
+HEAD = (
+    "model.head.",
+    "model.vector_layers.",
+)  # of the names of matrices in `models`: the head, and the layers on its vector
 
 
 def quantize(model: onnx_ir.Model, precision: Precision) -> onnx_ir.Model:

@@ -24,12 +24,12 @@ OURS: dict[str, type[StackConfig]] = {"bert": BertConfig, "gpt": GptConfig, "vit
 
 
 def configuration(
-    config: Json, *, pooling: str | Sequence[str] | None = None, layers: Sequence[VectorLayer] = ()
+    config: Json, *, pooling: str | Sequence[str] | None = None, vector_layers: Sequence[VectorLayer] = ()
 ) -> tuple[str, BertConfig | GptConfig | VitConfig | MixerConfig]:
     """The published family (bert, roberta, …, mixer) and the sizes that a published `config.json` describes.
 
     `pooling` makes an encoder of any BERT, RoBERTa or DistilBERT: "pooler", one of POOLINGS, or several, which are
-    concatenated. `layers` follow it. The caller chooses both, because `config.json` does not have them
+    concatenated. `vector_layers` follow it. The caller chooses both, because `config.json` does not have them
     (sentence-transformers has files of its own); with them, a file without architectures is that of an encoder.
     """
     poolings = (pooling,) if isinstance(pooling, str) else tuple(pooling or ())
@@ -38,17 +38,21 @@ def configuration(
     if poolings and named(config) is None:
         config = for_task(config, "embed")
     family, head = architecture(config)
-    if (poolings or layers) and family not in ENCODERS:
-        raise CheckpointError(f"pooling is {pooling!r}, with {len(layers)} layers: expected neither, for {family}")
-    if layers and not poolings:
-        raise CheckpointError(f"found {len(layers)} layers after the head {head}: expected pooling, there is no vector")
+    if (poolings or vector_layers) and family not in ENCODERS:
+        raise CheckpointError(
+            f"pooling is {pooling!r}, with {len(vector_layers)} layers: expected neither, for {family}"
+        )
+    if vector_layers and not poolings:
+        raise CheckpointError(
+            f"found {len(vector_layers)} layers after the head {head}: expected pooling, there is no vector"
+        )
     if poolings:
         head = POOLER if poolings == (POOLER,) else "pooling"
     try:
         ours = READERS[family](config, head)
         if head == "pooling":
             ours = replace(ours, poolings=poolings)
-        return family, replace(ours, layers=tuple(layers)) if layers else ours
+        return family, replace(ours, vector_layers=tuple(vector_layers)) if vector_layers else ours
     except CheckpointError:
         raise
     except (ValueError, TypeError) as error:  # a value out of its range, or of the wrong type

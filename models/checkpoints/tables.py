@@ -199,13 +199,14 @@ LAYOUTS: dict[str, tuple[Layout, Mapping[object, tuple[Row, ...]]]] = {
 def vector_rows(config: BertConfig) -> tuple[Row, ...]:
     """The tensors of the layers on a text's vector: they have files of their own, and the names of the parameters."""
     names: list[str] = []
-    for number, (found, width) in enumerate(zip(config.layers, config.vector_widths, strict=False)):
+    for number, (found, width) in enumerate(zip(config.vector_layers, config.vector_widths, strict=False)):
+        prefix = f"vector_layers.{number}"
         match found:
             case DenseLayer():
-                names += [f"layers.{number}.linear.weight", *([f"layers.{number}.linear.bias"] * found.bias)]
-                names += [f"layers.{number}.residual.weight"] * (found.residual and found.width != width)
+                names += [f"{prefix}.linear.weight", *([f"{prefix}.linear.bias"] * found.bias)]
+                names += [f"{prefix}.residual.weight"] * (found.residual and found.width != width)
             case NormLayer():
-                names += [f"layers.{number}.norm.weight", f"layers.{number}.norm.bias"]
+                names += [f"{prefix}.norm.weight", f"{prefix}.norm.bias"]
     return tuple(Row((name,), name) for name in names)
 
 

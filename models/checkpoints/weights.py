@@ -49,18 +49,18 @@ def fitted(
     tensors: Mapping[str, Tensor],
     *,
     pooling: str | Sequence[str] | None = None,
-    layers: Sequence[VectorLayer] = (),
+    vector_layers: Sequence[VectorLayer] = (),
     image_size: int | None = None,
     file: str = "the weights",
     ignore_unused: bool = False,
 ) -> Loaded:
     """The model that a configuration describes, with its tensors, in fp32 and in evaluation mode.
 
-    `pooling` and `layers` are for encoders of texts: see `configuration`. `image_size`, in pixels, is for a ViT with
-    images of another size than in training. `file` is the name of the tensors' file in errors; `ignore_unused` allows
-    tensors that the model does not use. CheckpointError if anything does not fit.
+    `pooling` and `vector_layers` are for encoders of texts: see `configuration`. `image_size`, in pixels, is for a ViT
+    with images of another size than in training. `file` is the name of the tensors' file in errors; `ignore_unused`
+    allows tensors that the model does not use. CheckpointError if anything does not fit.
     """
-    family, config = configuration(published, pooling=pooling, layers=layers)
+    family, config = configuration(published, pooling=pooling, vector_layers=vector_layers)
     check_sizes(family, config, tensors, file=file)
     names = layout(family, config)
     if getattr(config, "tied_head", False):

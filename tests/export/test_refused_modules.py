@@ -21,8 +21,8 @@ LIBRARY = "sentence_transformers.models"
     (POOLING,  {"pooling_mode_median": True},         "1_Pooling/config.json: found pooling_mode_median, expected"),
     (DENSE,    {"activation_function": "their.Act"},  "2_Dense/config.json: activation_function is 'their.Act', expected one of torch"),  # noqa: E501
     (DENSE,    {"in_features": 63},                   "in_features is 63, expected 64, the width of the vector before it"),  # noqa: E501
-    (DENSE,    {"out_features": 31},                  r"misshapen layers.0.linear.weight: found \(24, 64\)"),
-    (DENSE,    {"bias": False},                       "left over layers.0.linear.bias"),
+    (DENSE,    {"out_features": 31},                  r"misshapen vector_layers.0.linear.weight: found \(24, 64\)"),
+    (DENSE,    {"bias": False},                       "left over vector_layers.0.linear.bias"),
     (DENSE,    {"module_input_name": "token_embeddings"}, "module_input_name is 'token_embeddings', expected 'sentence_embedding'"),  # noqa: E501
     (DENSE,    {"shift": 1},                          "2_Dense/config.json: found shift, expected some of in_features"),
     (PROMPTS,  {"default_prompt_name": "title"},      "default_prompt_name is 'title', expected one of the prompts"),

@@ -80,8 +80,8 @@ def test_encoders_come_back_with_the_pooling_and_the_layers_that_the_caller_name
 ) -> None:
     layers = (NormLayer(), DenseLayer(width=32), DenseLayer(width=48, residual=True, bias=False), NormaliseLayer())
     head = {"head": "pooler"} if pooling == "pooler" else {"head": "pooling", "poolings": pooling}
-    model = randomised(Bert(replace(MASKED, **head, layers=layers)))
-    assert_same(load((published_config(model), published(model)), pooling=pooling, layers=layers), model)
+    model = randomised(Bert(replace(MASKED, **head, vector_layers=layers)))
+    assert_same(load((published_config(model), published(model)), pooling=pooling, vector_layers=layers), model)
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_the_weights_of_a_long_text_fit_fp16() -> None:
 @pytest.mark.parametrize("head", ["pooling", "pooler"])
 def test_normalised_embeddings_have_length_one_and_the_same_direction(head: str, randomised: Randomised) -> None:
     model = randomised(Bert(replace(TINY_BERT, head=head)))
-    normalised = Bert(replace(TINY_BERT, head=head, layers=(NormaliseLayer(),))).eval()
+    normalised = Bert(replace(TINY_BERT, head=head, vector_layers=(NormaliseLayer(),))).eval()
     normalised.load_state_dict(model.state_dict())
     text, lengths = words(2, 8), torch.tensor([8, 3])
     plain, embedding = model(text, lengths), normalised(text, lengths)
@@ -123,7 +123,7 @@ def test_normalised_embeddings_have_length_one_and_the_same_direction(head: str,
     [
         (Bert(TINY_BERT), (2, 6, 512)),
         (Bert(replace(TINY_BERT, head="classifier", classes=3)), (2, 3)),
-        (Bert(replace(TINY_BERT, head="pooling", layers=(DenseLayer(width=9),))), (2, 9)),
+        (Bert(replace(TINY_BERT, head="pooling", vector_layers=(DenseLayer(width=9),))), (2, 9)),
         (Gpt(TINY_GPT), (2, 6, 512)),
         (AttentionOnly(TINY_GPT), (2, 6, 512)),
     ],

@@ -158,7 +158,7 @@ def test_all_minilm_l6_v2_with_its_published_weights(assert_parity: AssertParity
     hidden = BertModel.from_pretrained(get_model_path()).eval()(**inputs).last_hidden_state
     real = inputs["attention_mask"][..., None]
     expected = functional.normalize((hidden * real).sum(dim=1) / real.sum(dim=1), dim=-1)
-    ours = run_bert(load(get_model_path(), pooling="mean", layers=[NormaliseLayer()]), inputs)
+    ours = run_bert(load(get_model_path(), pooling="mean", vector_layers=[NormaliseLayer()]), inputs)
     assert_parity(ours, expected)
     assert (ours - expected).abs().max() <= 1e-4
     torch.testing.assert_close(ours.norm(dim=-1), torch.ones(len(texts)))

@@ -115,7 +115,7 @@ def test_poolings_are_known_ones_and_for_bert_alone() -> None:
     with pytest.raises(CheckpointError, match="pooling is 'mean', with 0 layers: expected neither, for gpt"):
         configuration(PUBLISHED["gpt"], pooling="mean")
     with pytest.raises(CheckpointError, match="found 1 layers after the head classifier: expected pooling"):
-        configuration(PUBLISHED["classifier"], layers=[NormaliseLayer()])
+        configuration(PUBLISHED["classifier"], vector_layers=[NormaliseLayer()])
 
 
 def test_only_positions_of_patches_can_be_interpolated(checkpoint: Callable[..., Checkpoint]) -> None:

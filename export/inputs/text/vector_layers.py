@@ -58,7 +58,9 @@ def read(directory: Path, modules: Sequence[Module], *, width: int, cut_to: int 
         if layer is None:
             continue
         if module.kind in WEIGHTED:
-            tensors |= {f"layers.{len(layers)}.{name}": tensor for name, tensor in weights(directory, module).items()}
+            tensors |= {
+                f"vector_layers.{len(layers)}.{name}": tensor for name, tensor in weights(directory, module).items()
+            }
         layers.append(layer)
         width = getattr(layer, "width", width)
     if cut_to is not None and cut_to < width:

@@ -1,4 +1,4 @@
-"""The first step of an export: read a source, and write into a manifest what its files say.
+"""The first step of an export: read a source, and describe its model in a manifest.
 
 The result is a recipe, whose model has its weights, and a manifest without graphs.
 """
@@ -12,7 +12,7 @@ from export.errors import ExportError
 from export.graph.recipes import BertRecipe, GptRecipe, ImageRecipe, Recipe, recipe_for
 from export.inputs.images import golden_images, processor
 from export.inputs.text import golden_texts, sentence_model, tokenizer
-from export.inputs.text.sentence_model import TextModel
+from export.inputs.text.sentence_model import SentenceModel
 from export.precisions import Precision
 from export.sources.lookup import Source
 from export.sources.modules import as_encoder
@@ -78,21 +78,21 @@ def load(job: Job) -> LoadedSource:
     """Read the source of a job. ExportError says which file and which key cannot be exported."""
     check_image_size(job.image_size)
     source, directory = job.source, job.source.directory
-    text = sentence_model.read(directory, job.task) if directory else TextModel()
+    sentence = sentence_model.read(directory, job.task) if directory else SentenceModel()
     try:
         config, tensors = checkpoints.read(source.encoder)
         config = for_task(config, job.task)
-        config = as_encoder(config) if text.poolings else config
-        loaded = fitted(
+        config = as_encoder(config) if sentence.poolings else config
+        fitting = fitted(
             config,
-            tensors | text.vector.tensors,
-            pooling=text.poolings,
-            vector_layers=text.vector.layers,
+            tensors | sentence.vector.tensors,
+            pooling=sentence.poolings,
+            vector_layers=sentence.vector.layers,
             image_size=job.image_size,
             file=weights_file(source.encoder),
             ignore_unused=job.ignore_unused,
         )
-        recipe = recipe_for(loaded.model)
+        recipe = recipe_for(fitting.model)
         names = labels(config) if recipe.task.startswith("classify") else []
     except CheckpointError as error:
         raise ExportError(f"{source.location}: {error}") from error
@@ -100,7 +100,22 @@ def load(job: Job) -> LoadedSource:
         raise ExportError(
             f"--task {job.task}: found a model for {recipe.task} by its modules.json, expected no other task"
         )
-    manifest = Manifest(
+    manifest = new_manifest(job, recipe)
+    if recipe.task.startswith("classify"):
+        manifest.labels.extend(names)
+        by_type = function_to_apply(config, len(names))  # also checks the type
+        manifest.function_to_apply = sentence.function_to_apply or by_type
+    if isinstance(recipe, ImageRecipe):
+        loaded = read_image_input(source, recipe, manifest, config)
+    else:
+        loaded = read_text_input(source, recipe, manifest, config, sentence)
+    return replace(loaded, remarks=[*loaded.remarks, *remark_on_ignored(fitting.ignored)])
+
+
+def new_manifest(job: Job, recipe: Recipe) -> Manifest:
+    """The manifest of a model, without its inputs and graphs."""
+    source = job.source
+    return Manifest(
         format_version=FORMAT_VERSION,
         name=job.name,
         architecture=recipe.architecture,
@@ -110,15 +125,6 @@ def load(job: Job) -> LoadedSource:
         ),
         tool_versions=tool_versions(),
     )
-    if recipe.task in ("classify-text", "classify-image"):
-        manifest.labels.extend(names)
-        by_type = function_to_apply(config, len(names))
-        manifest.function_to_apply = text.function_to_apply or by_type
-    if isinstance(recipe, ImageRecipe):
-        found = read_image_input(source, recipe, manifest, config)
-    else:
-        found = read_text_input(source, recipe, manifest, config, text)
-    return replace(found, remarks=[*found.remarks, *remark_on_ignored(loaded.ignored)])
 
 
 def check_image_size(pixels: int | None) -> None:
@@ -135,15 +141,16 @@ def remark_on_ignored(tensors: list[str]) -> list[str]:
 def read_image_input(
     source: Source, recipe: ImageRecipe, manifest: Manifest, config: dict[str, object]
 ) -> LoadedSource:
-    """Add to the manifest how an image file is preprocessed."""
+    """The loaded source of a model on images, whose manifest now says how an image file is preprocessed."""
     trained = configuration(config)[1]
     assert source.directory is not None, "an image model is a directory: this is a bug"
     assert isinstance(trained, VitConfig | MixerConfig), "an image model has a size: this is a bug"
     sizes = {"image_size": recipe.config.image_size, "trained": trained.image_size}
-    found = processor.read(source.directory, channels=recipe.config.channels, **sizes)
-    manifest.image.CopyFrom(found.manifest)
-    manifest.golden.images = len(golden_images.files(found.manifest))
-    return LoadedSource(recipe, manifest, files={GOLDEN_IMAGES: golden_images.make(found)}, remarks=found.remarks)
+    preprocessing = processor.read(source.directory, channels=recipe.config.channels, **sizes)
+    manifest.image.CopyFrom(preprocessing.image_input)
+    manifest.golden.images = len(golden_images.files(manifest.image))
+    files = {GOLDEN_IMAGES: golden_images.make(preprocessing)}
+    return LoadedSource(recipe, manifest, files=files, remarks=preprocessing.remarks)
 
 
 def read_text_input(
@@ -151,29 +158,29 @@ def read_text_input(
     recipe: Recipe,
     manifest: Manifest,
     config: dict[str, object],
-    text: TextModel,
+    sentence: SentenceModel,
 ) -> LoadedSource:
-    """Add to the manifest how a text is tokenized, and how the output of the graph is read."""
+    """The loaded source of a model on texts, whose manifest now says how texts are tokenized and outputs are read."""
     assert isinstance(recipe, BertRecipe | GptRecipe), "only text is tokenized: this is a bug"
-    needs = tokenizer.Needs(
+    model = tokenizer.ModelDescription(
         family=architecture(config)[0],
         task=recipe.task,
         vocabulary=recipe.config.vocabulary,
         positions=recipe.config.positions,
         segments=getattr(recipe.config, "segments", 0),
-        settings=text.settings,
+        settings=sentence.settings,
     )
-    found = tokenizer.read(source.tokenizer, source.encoder if source.directory else None, needs)
-    manifest.text.CopyFrom(found.manifest)
+    loaded = tokenizer.read(source.tokenizer, source.encoder if source.directory else None, model)
+    manifest.text.CopyFrom(loaded.text_input)
     if getattr(recipe.config, "pad_position", False):
         manifest.text.pad_position, manifest.text.pad_position_id = recipe.config.positions, PAD_POSITION
-    manifest.text.empty_pairs = text.function_to_apply is not None  # a cross-encoder
-    golden = golden_texts.make(replace(found, manifest=manifest.text), recipe.task)
+    manifest.text.empty_pairs = sentence.function_to_apply is not None  # a cross-encoder
+    golden = golden_texts.make(replace(loaded, text_input=manifest.text), recipe.task)
     manifest.golden.texts = len(golden.texts)
     if recipe.task == "embed":
         (embedding,) = recipe.outputs("fp32").values()
         manifest.embedding_width = embedding.sized({"batch": 1})[1]
-        manifest.normalise = text.vector.normalise  # by the server: a request may ask for the vector as it is
+        manifest.normalise = sentence.vector.normalise  # by the server: a request may ask for the vector as it is
     if isinstance(recipe, GptRecipe):
         layers, heads = recipe.config.depth, recipe.config.heads
         manifest.cache.CopyFrom(CacheLayout(layers=layers, heads=heads, head_width=recipe.head_width))
@@ -181,9 +188,9 @@ def read_text_input(
     return LoadedSource(
         recipe,
         manifest,
-        tokenizer=found.tokenizer,
-        files={TOKENIZER: found.tokenizer.encode(), GOLDEN_TEXTS: golden_texts.to_json(golden)},
-        remarks=[*([f"guessed: {guess}"] if guess else []), *found.remarks],
+        tokenizer=loaded.json,
+        files={TOKENIZER: loaded.json.encode(), GOLDEN_TEXTS: golden_texts.to_json(golden)},
+        remarks=[*([f"guessed: {guess}"] if guess else []), *loaded.remarks],
     )
 
 

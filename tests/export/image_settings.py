@@ -48,4 +48,4 @@ def prepared(
 def read(
     directory: Path, preprocessor: dict[str, Any] | None = None, config: dict[str, Any] | None = None
 ) -> ImageInput:
-    return prepared(directory, preprocessor, config).manifest
+    return prepared(directory, preprocessor, config).image_input

@@ -142,25 +142,25 @@ def test_disabled_steps_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("settings", [*NAMED.values(), *DEFAULTS.values()], ids=[*NAMED, *DEFAULTS])
 def test_the_steps_give_the_pixel_values_of_the_image_processor(settings: dict[str, Any], tmp_path: Path) -> None:
     found = prepared(tmp_path, settings, image_size=32)
-    decoder, compared = ImageDecoder(found.manifest), 0
+    decoder, compared = ImageDecoder(found.image_input), 0
     for file in [*(file_of(picture(*size)) for size in SIZES), *(FILES[kind] for kind in KINDS)]:
         expected = found.reference(steps.loaded(file))
         if expected.shape != (3, 32, 32):
             with pytest.raises(ExportError, match="expected 32 × 32"):
-                steps.pixel_values(steps.loaded(file), found.manifest)
+                steps.pixel_values(steps.loaded(file), found.image_input)
             with pytest.raises(InvalidRequest, match="expected 32 x 32"):
                 decoder.decode(file)
             continue
-        for pixels in (steps.pixel_values(steps.loaded(file), found.manifest), decoder.decode(file)):
-            assert grey_levels(pixels - expected, found.manifest) <= 1e-3
+        for pixels in (steps.pixel_values(steps.loaded(file), found.image_input), decoder.decode(file)):
+            assert grey_levels(pixels - expected, found.image_input) <= 1e-3
         compared += 1
     assert compared
 
 
 def test_the_model_type_selects_the_processor_if_the_file_names_none(tmp_path: Path) -> None:
     settings = {"size": 32, "crop_size": 32}
-    deit = prepared(tmp_path / "deit", settings, {"model_type": "deit"}, image_size=32).manifest
-    vit = prepared(tmp_path / "vit", settings, {"model_type": "vit"}, image_size=32).manifest
+    deit = prepared(tmp_path / "deit", settings, {"model_type": "deit"}, image_size=32).image_input
+    vit = prepared(tmp_path / "vit", settings, {"model_type": "vit"}, image_size=32).image_input
     assert (deit.resample, deit.HasField("crop")) == ("bicubic", True)
     assert (vit.resample, vit.HasField("crop")) == ("bilinear", False)
 
@@ -168,7 +168,7 @@ def test_the_model_type_selects_the_processor_if_the_file_names_none(tmp_path: P
 def test_settings_in_processor_config_take_precedence(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(VIT))
     nested = {"image_processor": {"image_processor_type": "ViTImageProcessor", "size": 32, "resample": 0}}
-    found = prepared(tmp_path, nested, image_size=32, file="processor_config.json").manifest
+    found = prepared(tmp_path, nested, image_size=32, file="processor_config.json").image_input
     assert (found.resize, found.resample) == (Size(height=32, width=32), "nearest")
 
 
@@ -180,7 +180,7 @@ def test_a_transparent_colour_is_white_only_for_processors_that_convert_to_rgb(n
     shown = steps.loaded(file)
     del shown.info["transparency"]
     assert np.array_equal(expected, found.reference(shown)) == (name == "ViTImageProcessor")
-    assert grey_levels(ImageDecoder(found.manifest).decode(file) - expected, found.manifest) <= 1e-3
+    assert grey_levels(ImageDecoder(found.image_input).decode(file) - expected, found.image_input) <= 1e-3
 
 
 def test_golden_images_are_of_many_kinds_and_reproducible(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_golden_images_are_of_many_kinds_and_reproducible(tmp_path: Path) -> Non
     contents = golden_images.make(found)
     tensors = load(contents)
     assert contents == golden_images.make(found)
-    assert len(tensors) == 2 * len(golden_images.files(found.manifest)) >= 12
+    assert len(tensors) == 2 * len(golden_images.files(found.image_input)) >= 12
     assert {tensors[f"{number}/pixel_values"].shape for number in range(len(tensors) // 2)} == {(3, 32, 32)}
 
 
@@ -208,6 +208,6 @@ def test_golden_images_have_sizes_that_the_model_accepts(settings: dict[str, Any
 
 def test_the_export_fails_if_the_steps_differ_from_the_processor(tmp_path: Path) -> None:
     found = prepared(tmp_path, VIT | {"size": 32}, image_size=32)
-    found.manifest.resample = "nearest"
+    found.image_input.resample = "nearest"
     with pytest.raises(ExportError, match="the image processor and the manifest's steps differ on a grey image"):
         golden_images.make(found)

@@ -123,7 +123,7 @@ def test_all_steps_are_scaled_for_larger_images(
     preprocessor: dict[str, Any], resize: Size, crop: Size, tmp_path: Path
 ) -> None:
     grown = prepared(tmp_path, preprocessor, image_size=384, trained=224)
-    found = grown.manifest
+    found = grown.image_input
     assert (found.height, found.width, found.resize, found.crop) == (384, 384, resize, crop)
     assert grown.reference(picture(90, 60)).shape == (3, 384, 384)
 

@@ -11,14 +11,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from export.errors import ExportError
 from export.inputs.text import golden_texts, tokenizer
 from export.inputs.text.text_settings import TextSettings
-from export.inputs.text.tokenizer import Needs, Text
+from export.inputs.text.tokenizer import LoadedTokenizer, ModelDescription
 from tests.tokenizer_kinds import KINDS, byte_level, byte_level_file, change_settings, vocab_txt, write
 
-NEEDS = {"family": "bert", "task": "fill-mask", "vocabulary": 400, "positions": 64, "segments": 2}
+MODEL = {"family": "bert", "task": "fill-mask", "vocabulary": 400, "positions": 64, "segments": 2}
 
 
-def read(directory: Path, **changes: object) -> Text:
-    return tokenizer.read(directory, directory, Needs(**NEEDS | changes))
+def read(directory: Path, **changes: object) -> LoadedTokenizer:
+    return tokenizer.read(directory, directory, ModelDescription(**MODEL | changes))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -27,9 +27,9 @@ def test_every_kind_is_stored_as_transformers_reads_it(kind: str, tmp_path: Path
     found = read(tmp_path, task="classify-text")
     assert len(golden_texts.make(found, "classify-text").texts) >= 16  # each of them compared
     expected = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert found.manifest.truncation_side == expected.truncation_side
-    assert found.manifest.token_types == ("token_type_ids" in expected.model_input_names)
-    stored = Tokenizer.from_str(found.tokenizer)
+    assert found.text_input.truncation_side == expected.truncation_side
+    assert found.text_input.token_types == ("token_type_ids" in expected.model_input_names)
+    stored = Tokenizer.from_str(found.json)
     assert (stored.truncation, stored.padding) == (None, None)
 
 
@@ -41,7 +41,7 @@ def test_truncation_and_padding_in_the_file_are_left_to_the_server(
     stored.enable_padding(length=16)
     stored.save(str(tmp_path / "tokenizer.json"))
     write(tmp_path, "config.json", {"model_type": "bert"})
-    found = Tokenizer.from_str(read(tmp_path).tokenizer)
+    found = Tokenizer.from_str(read(tmp_path).json)
     assert (found.truncation, found.padding) == (None, None)
 
 
@@ -94,13 +94,13 @@ def test_a_directory_without_a_vocabulary_is_refused(family: str, tmp_path: Path
 def test_a_separate_tokenizer_is_read_for_the_family_of_the_model(tmp_path: Path) -> None:
     byte_level(tmp_path, "gpt2", ["<|endoftext|>"])
     (tmp_path / "config.json").unlink()
-    found = tokenizer.read(tmp_path, None, Needs(**NEEDS | {"family": "nanogpt", "task": "generate"}))
-    assert (list(found.manifest.end_ids), found.manifest.begin_id) == ([0], 0)
+    found = tokenizer.read(tmp_path, None, ModelDescription(**MODEL | {"family": "nanogpt", "task": "generate"}))
+    assert (list(found.text_input.end_ids), found.text_input.begin_id) == ([0], 0)
 
 
 def test_a_file_of_any_name_may_be_the_tokenizer(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     shutil.copy(checkpoints["bert"] / "tokenizer.json", tmp_path / "mine.json")
-    found = Tokenizer.from_str(read(tmp_path / "mine.json", task="classify-text").tokenizer)
+    found = Tokenizer.from_str(read(tmp_path / "mine.json", task="classify-text").json)
     assert found.encode("The list").ids == Tokenizer.from_file(str(tmp_path / "mine.json")).encode("The list").ids
 
 
@@ -113,7 +113,7 @@ def test_the_length_is_that_of_sentence_transformers_or_of_the_tokenizer(
 ) -> None:
     vocab_txt(tmp_path, **({"model_max_length": stated} if stated else {}))
     assert (
-        read(tmp_path, positions=positions, settings=TextSettings(max_length=longest)).manifest.max_length == expected
+        read(tmp_path, positions=positions, settings=TextSettings(max_length=longest)).text_input.max_length == expected
     )
 
 
@@ -127,12 +127,12 @@ def test_a_length_without_room_for_the_special_tokens_is_refused(stated: object,
 @pytest.mark.parametrize("stated", [1e30, float("inf"), None])
 def test_a_tokenizer_without_a_length_has_that_of_the_model(stated: object, tmp_path: Path) -> None:
     vocab_txt(tmp_path, model_max_length=stated)
-    assert read(tmp_path).manifest.max_length == 64
+    assert read(tmp_path).text_input.max_length == 64
 
 
 def test_the_length_of_generated_text_is_that_of_the_model(tmp_path: Path) -> None:
     byte_level_file(tmp_path, model_max_length=16)
-    assert read(tmp_path, task="generate").manifest.max_length == 64
+    assert read(tmp_path, task="generate").text_input.max_length == 64
 
 
 @pytest.mark.parametrize(
@@ -157,8 +157,8 @@ def test_the_manifest_has_every_end_token(
     for name, contents in files.items():
         write(tmp_path, name, {"model_type": "gpt2"} | contents)
     found = read(tmp_path, task="generate")
-    assert list(found.manifest.end_ids) == ends
-    assert (found.manifest.begin_id if found.manifest.HasField("begin_id") else None) == begins
+    assert list(found.text_input.end_ids) == ends
+    assert (found.text_input.begin_id if found.text_input.HasField("begin_id") else None) == begins
     assert (remark is None) == (not found.remarks)
     assert remark is None or remark in found.remarks[0]
 
@@ -194,7 +194,7 @@ def test_tokens_beyond_the_model_are_remarked_upon(tmp_path: Path) -> None:
     found = read(tmp_path, task="generate")
     (remark,) = found.remarks
     assert "no row for 1 of its tokenizer's tokens: '[PAD]'; texts with them are refused" in remark
-    assert found.manifest.pad_id == 400
+    assert found.text_input.pad_id == 400
 
 
 def test_a_tokenizer_of_another_model_is_refused(checkpoints: dict[str, Path]) -> None:
@@ -219,7 +219,7 @@ def test_filling_masks_needs_a_mask_that_the_model_knows(checkpoints: dict[str, 
 def test_a_special_token_may_be_given_as_an_object(tmp_path: Path) -> None:
     vocab_txt(tmp_path)
     write(tmp_path, "special_tokens_map.json", {"mask_token": {"content": "[MASK]", "lstrip": True}})
-    assert read(tmp_path).manifest.mask_id == 4
+    assert read(tmp_path).text_input.mask_id == 4
 
 
 def test_nothing_that_transformers_warns_about_reaches_the_user(
@@ -234,10 +234,10 @@ def test_nothing_that_transformers_warns_about_reaches_the_user(
 def test_a_tokenizer_that_does_more_than_its_file_says_is_refused(tmp_path: Path) -> None:
     vocab_txt(tmp_path)
     found = read(tmp_path)
-    altered = json.loads(found.tokenizer)
+    altered = json.loads(found.json)
     altered["normalizer"]["lowercase"] = False
     with pytest.raises(ExportError, match=r"golden text 0 .*: found token \d+ at position 1, expected \d+"):
-        golden_texts.make(Text(json.dumps(altered), found.manifest, found.reference), "fill-mask")
+        golden_texts.make(LoadedTokenizer(json.dumps(altered), found.text_input, found.reference), "fill-mask")
 
 
 def test_a_tokenizer_that_decodes_by_more_than_its_file_says_is_refused(tmp_path: Path) -> None:

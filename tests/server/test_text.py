@@ -9,7 +9,7 @@ import transformers
 from tokenizers import Tokenizer, models
 
 from export.inputs.text import tokenizer
-from export.inputs.text.tokenizer import Needs
+from export.inputs.text.tokenizer import ModelDescription
 from protos.artifact import TOKENIZER
 from protos.manifest_pb2 import Manifest, TextInput
 from server.admission.queue import RequestContext
@@ -28,11 +28,13 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 def encoder_of(directory, *, task="classify-text", family="bert", **sizes):
     """The server's tokenizer over what the export stores of a directory."""
-    needs = Needs(family=family, task=task, **{"vocabulary": 500, "positions": 16, "segments": 2} | sizes)
-    found = tokenizer.read(directory, None, needs)
+    model = ModelDescription(family=family, task=task, **{"vocabulary": 500, "positions": 16, "segments": 2} | sizes)
+    found = tokenizer.read(directory, None, model)
     (directory / "stored").mkdir()
-    (directory / "stored" / TOKENIZER).write_text(found.tokenizer, "utf-8")
-    return TextEncoder(Artifact(directory / "stored", Manifest(name="any", version=1, task=task, text=found.manifest)))
+    (directory / "stored" / TOKENIZER).write_text(found.json, "utf-8")
+    return TextEncoder(
+        Artifact(directory / "stored", Manifest(name="any", version=1, task=task, text=found.text_input))
+    )
 
 
 # ---- empty texts

@@ -30,7 +30,7 @@ def make(preprocessing: Preprocessing) -> bytes:
 
     ExportError if the manifest's steps give other pixels than the image processor.
     """
-    image = preprocessing.manifest
+    image = preprocessing.image_input
     tensors: dict[str, np.ndarray] = {}
     for number, (kind, file) in enumerate(files(image).items()):
         picture = loaded(file)

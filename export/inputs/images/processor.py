@@ -37,7 +37,7 @@ REPLACED: dict[str, type[BaseImageProcessor]] = {"ViTHybridImageProcessor": BitI
 class Preprocessing:
     """The manifest's steps for a picture, and the reference that they reproduce."""
 
-    manifest: ImageInput
+    image_input: ImageInput
     reference: Callable[[Image.Image], Pixels]  # a picture in RGB → (3, h, w)
     remarks: list[str] = field(default_factory=list)  # for the user
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from export.errors import ExportError
 from export.inputs.text.characters import Characters
-from export.inputs.text.tokenizer import EXPECTED, Text, loaded, quiet, reraise_if_foreign
+from export.inputs.text.tokenizer import EXPECTED, LoadedTokenizer, loaded, quiet, reraise_if_foreign
 from protos.artifact import TOKENIZER
 from protos.manifest_pb2 import GoldenText, GoldenTexts, TextInput
 
@@ -65,8 +65,8 @@ class Reference(Protocol):
 class TransformersReference:
     """A tokenizer of transformers."""
 
-    def __init__(self, text: Text) -> None:
-        self._tokenizer, self._settings = text.reference, text.manifest
+    def __init__(self, tokenizer: LoadedTokenizer) -> None:
+        self._tokenizer, self._settings = tokenizer.reference, tokenizer.text_input
 
     def encode(self, text: str, pair: str | None, *, max_length: int) -> tuple[list[int], list[int]]:
         arguments = {"truncation": "longest_first", "max_length": max_length, "return_token_type_ids": True}
@@ -94,21 +94,21 @@ class CharacterReference:
         return "".join(characters[number] for number in ids)
 
 
-def make(text: Text, task: str) -> GoldenTexts:
+def make(tokenizer: LoadedTokenizer, task: str) -> GoldenTexts:
     """The golden texts for a tokenizer, with the reference's results.
 
     ExportError if the stored tokenizer gives others: then the reference does more than the stored file can describe.
     """
-    settings = text.manifest
-    characters = text.reference if isinstance(text.reference, dict) else None
-    reference: Reference = CharacterReference(characters) if characters else TransformersReference(text)
-    golden = GoldenTexts(settings=settings, tokenizer_sha256=digest(text.tokenizer))
+    settings = tokenizer.text_input
+    characters = tokenizer.reference if isinstance(tokenizer.reference, dict) else None
+    reference: Reference = CharacterReference(characters) if characters else TransformersReference(tokenizer)
+    golden = GoldenTexts(settings=settings, tokenizer_sha256=digest(tokenizer.json))
     refusal = ""
     with quiet():
-        make_probes = (
-            partial(character_probes, characters, settings) if characters else partial(transformers_probes, text, task)
-        )
-        for probe in loaded(lambda: list(make_probes()), type(text.reference).__name__):
+        make_probes = partial(transformers_probes, tokenizer, task)
+        if characters:
+            make_probes = partial(character_probes, characters, settings)
+        for probe in loaded(lambda: list(make_probes()), type(tokenizer.reference).__name__):
             try:
                 add_reference(probe, reference, settings, decodes=task in DECODED)
             except BaseException as error:  # a vocabulary without an unknown token; no library raises anything narrower
@@ -119,9 +119,9 @@ def make(text: Text, task: str) -> GoldenTexts:
     if len(golden.texts) < MIN_TEXTS:
         raise ExportError(f"tokenizer: found {len(golden.texts)} texts that it reads ({refusal}), expected {MIN_TEXTS}")
     try:
-        check(golden, text.tokenizer, settings)
+        check(golden, tokenizer.json, settings)
     except ExportError as error:
-        kind = type(text.reference).__name__
+        kind = type(tokenizer.reference).__name__
         raise ExportError(f"tokenizer: {kind} does more than a {TOKENIZER} can say: {error}; {EXPECTED}") from error
     return golden
 
@@ -136,40 +136,40 @@ def add_reference(probe: GoldenText, reference: Reference, settings: TextInput, 
         probe.decoded = reference.decode(ids)
 
 
-def transformers_probes(text: Text, task: str) -> Iterator[GoldenText]:
+def transformers_probes(tokenizer: LoadedTokenizer, task: str) -> Iterator[GoldenText]:
     """Texts for a tokenizer of transformers, then pairs or prompts if the task has them."""
-    special = special_texts(text)
-    longest = too_long(text)
+    special = special_texts(tokenizer)
+    longest = too_long(tokenizer)
     for probe in (*PROBES, *special, longest):
         yield GoldenText(text=probe)
     if task == "classify-text":
         for first, second in (*PAIRS, *((PLAIN, each) for each in special[:1]), (longest, longest), (PLAIN, longest)):
             yield GoldenText(text=first, pair=second)
-    for name in ("", *sorted(text.manifest.prompts)) if text.manifest.prompts else ():
+    for name in ("", *sorted(tokenizer.text_input.prompts)) if tokenizer.text_input.prompts else ():
         for probe in (PLAIN, "", longest):
             yield GoldenText(text=probe, prompt_name=name)
-    for probe in known_texts(text):
+    for probe in known_texts(tokenizer):
         yield GoldenText(text=probe)
 
 
-def special_texts(text: Text) -> list[str]:
+def special_texts(tokenizer: LoadedTokenizer) -> list[str]:
     """Texts that contain the special and added tokens of this tokenizer: one with all of them, then one for each."""
-    added = [token.content for _, token in sorted(text.reference.added_tokens_decoder.items())]
-    tokens = list(dict.fromkeys([*text.reference.all_special_tokens, *added]))[:MAX_SPECIAL]
+    added = [token.content for _, token in sorted(tokenizer.reference.added_tokens_decoder.items())]
+    tokens = list(dict.fromkeys([*tokenizer.reference.all_special_tokens, *added]))[:MAX_SPECIAL]
     if not tokens:
         return []
     return [" ".join(["all", *tokens, "of", *reversed(tokens)])] + [f"one {each} two{each}three" for each in tokens]
 
 
-def known_texts(text: Text) -> list[str]:
+def known_texts(tokenizer: LoadedTokenizer) -> list[str]:
     """Texts of the tokenizer's own tokens, for tokenizers that accept no others."""
-    ids, drawn = sorted(text.reference.get_vocab().values()), random.Random(0)
-    return [text.reference.decode(drawn.choices(ids, k=number)) for number in range(1, MIN_TEXTS + 1)]
+    ids, drawn = sorted(tokenizer.reference.get_vocab().values()), random.Random(0)
+    return [tokenizer.reference.decode(drawn.choices(ids, k=number)) for number in range(1, MIN_TEXTS + 1)]
 
 
-def too_long(text: Text) -> str:
+def too_long(tokenizer: LoadedTokenizer) -> str:
     """A text of more tokens than the model takes, without repetition, so that it shows where it is truncated."""
-    count = text.manifest.max_length
+    count = tokenizer.text_input.max_length
     return " ".join(f"{PLAIN.split()[number % 9]} {number}" for number in range(count))
 
 
@@ -182,10 +182,10 @@ def character_probes(characters: Characters, settings: TextInput) -> Iterator[Go
     yield GoldenText(text="".join(alphabet))
 
 
-def with_prompt(golden: GoldenText, settings: TextInput) -> str:
+def with_prompt(probe: GoldenText, settings: TextInput) -> str:
     """The text with its prompt before it, as the tokenizer reads it."""
-    name = golden.prompt_name if golden.HasField("prompt_name") else settings.default_prompt_name
-    return settings.prompts[name] + golden.text if name else golden.text
+    name = probe.prompt_name if probe.HasField("prompt_name") else settings.default_prompt_name
+    return settings.prompts[name] + probe.text if name else probe.text
 
 
 def to_json(golden: GoldenTexts) -> bytes:
@@ -218,16 +218,16 @@ def check(golden: GoldenTexts, tokenizer: str, settings: TextInput) -> int:
     reader.encode_special_tokens = settings.split_special_tokens
     writer = decoder(reader, settings)
     reader.enable_truncation(settings.max_length, direction=settings.truncation_side)
-    for number, text in enumerate(golden.texts):
-        name = f"golden text {number} ({text.text[:40]!r})"
-        found = encode_golden(reader, text, settings)
-        check_equal(name, "token", found.ids, text.input_ids)
+    for number, probe in enumerate(golden.texts):
+        name = f"golden text {number} ({probe.text[:40]!r})"
+        found = encode_golden(reader, probe, settings)
+        check_equal(name, "token", found.ids, probe.input_ids)
         if settings.token_types:
-            check_equal(name, "token type", found.type_ids, text.token_type_ids)
-        if text.HasField("decoded"):
-            decoded = writer.decode(list(text.input_ids), skip_special_tokens=True)
-            if decoded != text.decoded:
-                raise ExportError(f"{name}: found {decoded!r} when decoded, expected {text.decoded!r} of transformers")
+            check_equal(name, "token type", found.type_ids, probe.token_type_ids)
+        if probe.HasField("decoded"):
+            decoded = writer.decode(list(probe.input_ids), skip_special_tokens=True)
+            if decoded != probe.decoded:
+                raise ExportError(f"{name}: found {decoded!r} when decoded, expected {probe.decoded!r} of transformers")
     return len(golden.texts)
 
 
@@ -240,10 +240,10 @@ def decoder(reader: Tokenizer, settings: TextInput) -> PreTrainedTokenizerFast:
     )
 
 
-def encode_golden(reader: Tokenizer, text: GoldenText, settings: TextInput) -> Encoding:
+def encode_golden(reader: Tokenizer, probe: GoldenText, settings: TextInput) -> Encoding:
     """Encode a golden text. A pair with an empty second text is a single text, unless the settings say otherwise."""
-    is_pair = text.HasField("pair") and (text.pair or settings.empty_pairs)
-    return reader.encode(with_prompt(text, settings), text.pair if is_pair else None)
+    is_pair = probe.HasField("pair") and (probe.pair or settings.empty_pairs)
+    return reader.encode(with_prompt(probe, settings), probe.pair if is_pair else None)
 
 
 def check_equal(name: str, what: str, found: Sequence[int], expected: Sequence[int]) -> None:

@@ -23,7 +23,7 @@ EMBEDDER_TYPE, CROSS_ENCODER_TYPE = "SentenceTransformer", "CrossEncoder"  # the
 
 
 @dataclass(frozen=True)
-class TextModel:
+class SentenceModel:
     """The settings of sentence-transformers.
 
     `poolings` are empty for a model with a head; otherwise config.json is read `as_encoder`. `function_to_apply` is
@@ -36,7 +36,7 @@ class TextModel:
     function_to_apply: str | None = None
 
 
-def read(directory: Path, task: str | None = None) -> TextModel:
+def read(directory: Path, task: str | None = None) -> SentenceModel:
     """Read the files in `directory`; `task` replaces an architecture that config.json does not name.
 
     ExportError names the file and the key of what is not supported.
@@ -46,15 +46,15 @@ def read(directory: Path, task: str | None = None) -> TextModel:
     architectures = [str(name) for name in config.get("architectures") or []]
     if not modules:
         if not set(ENCODERS.values()).isdisjoint(architectures):
-            return TextModel(poolings=("mean",), settings=TextSettings(prompts=text_settings.ALWAYS))
-        return TextModel(function_to_apply=scores(directory, config, architectures, saved_whole=False))
+            return SentenceModel(poolings=("mean",), settings=TextSettings(prompts=text_settings.ALWAYS))
+        return SentenceModel(function_to_apply=scores(directory, config, architectures, saved_whole=False))
     settings = read_json(directory / LIBRARY_SETTINGS)
     if len(modules) > 1 and modules[1].kind == POOLING:
         check_type(settings, EMBEDDER_TYPE)
         return embedder(directory, modules, config, settings)
     if len(modules) == 1 and any(name.endswith(CLASSIFIER) for name in architectures):
         check_type(settings, CROSS_ENCODER_TYPE)
-        return TextModel(
+        return SentenceModel(
             settings=text_settings.read(directory, encoder(directory), task="sequence-classification", output="logits"),
             function_to_apply=scores(directory, config, architectures, saved_whole=True),
         )
@@ -78,7 +78,9 @@ def encoder(directory: Path) -> Path:
     return directory / saved.encoder_folder(directory)
 
 
-def embedder(directory: Path, modules: Sequence[Module], config: dict[str, Any], settings: dict[str, Any]) -> TextModel:
+def embedder(
+    directory: Path, modules: Sequence[Module], config: dict[str, Any], settings: dict[str, Any]
+) -> SentenceModel:
     """A model that computes a vector for each text."""
     texts = text_settings.read(
         directory,
@@ -96,7 +98,7 @@ def embedder(directory: Path, modules: Sequence[Module], config: dict[str, Any],
     if cut_to is not None and (not isinstance(cut_to, int) or isinstance(cut_to, bool) or cut_to < 1):
         raise ExportError(f"{LIBRARY_SETTINGS}: truncate_dim is {cut_to!r}, expected a width, 1 or more, or null")
     vector = vector_layers.read(directory, modules[2:], width=width * len(poolings), cut_to=cut_to)
-    return TextModel(poolings, vector, texts)
+    return SentenceModel(poolings, vector, texts)
 
 
 def scores(directory: Path, config: dict[str, Any], architectures: Sequence[str], *, saved_whole: bool) -> str | None:

@@ -37,21 +37,18 @@ EXPECTED = (
 
 
 @dataclass(frozen=True)
-class Text:
-    """A tokenizer as the contents of its file, its settings in the manifest, and the tokenizer that they come from.
+class LoadedTokenizer:
+    """A tokenizer for the artifact, and the source's own one."""
 
-    `reference` is a tokenizer of transformers, or nanoGPT's dictionary of characters.
-    """
-
-    tokenizer: str
-    manifest: TextInput
-    reference: Any
-    remarks: list[str] = field(default_factory=list)
+    json: str  # the contents of tokenizer.json
+    text_input: TextInput  # the settings for the manifest
+    reference: Any  # a tokenizer of transformers, or nanoGPT's dictionary of characters
+    remarks: list[str] = field(default_factory=list)  # for the user
 
 
 @dataclass(frozen=True, kw_only=True)
-class Needs:
-    """The model that a tokenizer is read for: its sizes, its task and its family.
+class ModelDescription:
+    """The model that a tokenizer is read for: its family, its task and its sizes.
 
     `settings` are those of sentence-transformers, which change the tokenizer.
     """
@@ -64,54 +61,54 @@ class Needs:
     settings: TextSettings = TextSettings()
 
 
-def read(path: Path, model: Path | None, needs: Needs) -> Text:
-    """The tokenizer in a directory or a file; `model` is the directory with the model's other settings.
+def read(path: Path, model_directory: Path | None, model: ModelDescription) -> LoadedTokenizer:
+    """The tokenizer in a directory or a file; `model_directory` has the model's other settings.
 
     ExportError if there is no tokenizer, if transformers has no fast form of it, if it does not fit the vocabulary, or
     if fill-mask has no mask token.
     """
     characters_file = path if path.is_file() else path / CHARACTERS
     if characters_file.suffix == ".pkl" and characters_file.is_file():
-        return read_characters(characters_file, needs)
+        return read_characters(characters_file, model)
     with quiet():
-        reference = load(path, needs.family, needs.settings.tokenizer_options)
-        needs.settings.set_up(reference.backend_tokenizer)
+        reference = load(path, model.family, model.settings.tokenizer_options)
+        model.settings.set_up(reference.backend_tokenizer)
         tokenizer = serialised(reference)
-    remarks = check_vocabulary(tokenizer, needs.vocabulary)
-    manifest = TextInput(
+    remarks = check_vocabulary(tokenizer, model.vocabulary)
+    text_input = TextInput(
         tokenizer=TOKENIZER,
-        vocabulary=needs.vocabulary,
-        max_length=max_length(reference, needs, special=tokenizer.num_special_tokens_to_add(needs.task == PAIRED)),
-        segments=needs.segments,
+        vocabulary=model.vocabulary,
+        max_length=max_length(reference, model, special=tokenizer.num_special_tokens_to_add(model.task == PAIRED)),
+        segments=model.segments,
         truncation_side=reference.truncation_side,
-        token_types=bool(needs.segments) and "token_type_ids" in reference.model_input_names,
+        token_types=bool(model.segments) and "token_type_ids" in reference.model_input_names,
         split_special_tokens=bool(reference.split_special_tokens),
         clean_up_spaces=cleans_up(reference),
-        prompts=needs.settings.prompts,
-        default_prompt_name=needs.settings.default_prompt_name,
+        prompts=model.settings.prompts,
+        default_prompt_name=model.settings.default_prompt_name,
     )
     if reference.pad_token_id is not None:
-        manifest.pad_id = reference.pad_token_id
-    if needs.task == "fill-mask":
-        manifest.mask_id = mask_id(reference, needs.vocabulary)
-    if needs.task == "generate":
-        ends, dropped = end_ids(model, reference.eos_token_id, needs.vocabulary)
-        manifest.end_ids.extend(ends)
-        begin, dropped_begin = begin_id(model, reference.bos_token_id, needs.vocabulary)
+        text_input.pad_id = reference.pad_token_id
+    if model.task == "fill-mask":
+        text_input.mask_id = mask_id(reference, model.vocabulary)
+    if model.task == "generate":
+        ends, dropped = end_ids(model_directory, reference.eos_token_id, model.vocabulary)
+        text_input.end_ids.extend(ends)
+        begin, dropped_begin = begin_id(model_directory, reference.bos_token_id, model.vocabulary)
         if begin is not None:
-            manifest.begin_id = begin
-        remarks += dropped + dropped_begin + sampling_left_out(model)
-    return Text(tokenizer.to_str(), manifest, reference, remarks)
+            text_input.begin_id = begin
+        remarks += dropped + dropped_begin + sampling_left_out(model_directory)
+    return LoadedTokenizer(tokenizer.to_str(), text_input, reference, remarks)
 
 
-def read_characters(path: Path, needs: Needs) -> Text:
+def read_characters(path: Path, model: ModelDescription) -> LoadedTokenizer:
     """nanoGPT's characters, whose number must be the size of the model's vocabulary."""
     numbers = characters.read(path)
     count = max(numbers.values(), default=-1) + 1
-    if count != needs.vocabulary:
-        raise ExportError(f"{path}: found {count} characters, expected the model's {needs.vocabulary}")
-    manifest = TextInput(tokenizer=TOKENIZER, vocabulary=count, max_length=needs.positions, truncation_side="right")
-    return Text(characters.tokenizer_of(numbers).to_str(), manifest, numbers)
+    if count != model.vocabulary:
+        raise ExportError(f"{path}: found {count} characters, expected the model's {model.vocabulary}")
+    text_input = TextInput(tokenizer=TOKENIZER, vocabulary=count, max_length=model.positions, truncation_side="right")
+    return LoadedTokenizer(characters.tokenizer_of(numbers).to_str(), text_input, numbers)
 
 
 def load(path: Path, family: str, options: Mapping[str, Any]) -> Any:
@@ -244,21 +241,21 @@ def mask_id(reference: Any, vocabulary: int) -> int:
     return int(found)
 
 
-def max_length(reference: Any, needs: Needs, *, special: int) -> int:
+def max_length(reference: Any, model: ModelDescription, *, special: int) -> int:
     """The maximum length of a text in tokens. For generation it is the number of the model's positions.
 
     ExportError if the tokenizer has no length, or if it is less than the number of `special` tokens of every text.
     """
-    if needs.task == "generate":
-        return needs.positions
-    where, found = "max_seq_length", needs.settings.max_length
+    if model.task == "generate":
+        return model.positions
+    where, found = "max_seq_length", model.settings.max_length
     if found is None:
         where, found = f"{TOKENIZER_CONFIG}: model_max_length", reference.model_max_length
     if not isinstance(found, int | float) or not found >= max(1, special):
         raise ExportError(
             f"{where}: found {found!r}, expected a number of tokens, at least the {special} special ones of every input"
         )
-    return int(min(needs.positions, found))
+    return int(min(model.positions, found))
 
 
 def cleans_up(reference: Any) -> bool:

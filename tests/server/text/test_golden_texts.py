@@ -8,7 +8,7 @@ import pytest
 import transformers
 
 from export.inputs.text import golden_texts, tokenizer
-from export.inputs.text.tokenizer import Needs
+from export.inputs.text.tokenizer import ModelDescription
 from protos.artifact import GOLDEN_TEXTS, TOKENIZER
 from protos.manifest_pb2 import Manifest
 from server.artifact import Artifact, read_artifact
@@ -63,13 +63,13 @@ def read(request, tmp_path_factory):
     """A tokenizer of each kind: the library's own, and the server's over what the export stores."""
     directory, artifact = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("artifact")
     KINDS[request.param](directory)
-    needs = Needs(family="bert", task="classify-text", vocabulary=500, positions=MOST, segments=2)
-    found = tokenizer.read(directory, None, needs)
-    (artifact / TOKENIZER).write_text(found.tokenizer, "utf-8")
+    model = ModelDescription(family="bert", task="classify-text", vocabulary=500, positions=MOST, segments=2)
+    found = tokenizer.read(directory, None, model)
+    (artifact / TOKENIZER).write_text(found.json, "utf-8")
     for_text = golden_texts.make(found, "fill-mask")
     for_text.texts.extend(golden_texts.make(found, "classify-text").texts)
     (artifact / GOLDEN_TEXTS).write_bytes(golden_texts.to_json(for_text))
-    manifest = Manifest(name="any", version=1, task="classify-text", text=found.manifest)
+    manifest = Manifest(name="any", version=1, task="classify-text", text=found.text_input)
     manifest.golden.texts = len(for_text.texts)
     return transformers.AutoTokenizer.from_pretrained(directory), Artifact(artifact, manifest)
 

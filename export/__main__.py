@@ -14,7 +14,7 @@ from export.precisions import Precision
 from export.progress import Progress
 from export.sources import lookup
 from export.sources.lookup import Source
-from protos.artifact import MANIFEST, MANIFEST_DIGEST
+from protos.artifact import MANIFEST, MANIFEST_DIGEST, TASKS
 
 INSPECTIONS = ("inspect", "verify", "seal")
 FAILED, MISUSED = 1, 2  # exit statuses
@@ -68,7 +68,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     """The options for reading the source."""
     parser.add_argument(
         "--task",
-        choices=families.TASKS,
+        choices=TASKS,
         help="the task of the model, for a config.json that names no architecture or an unknown one; together with its "
         "model_type, the task determines the architecture",
     )

@@ -46,7 +46,6 @@ SENTENCE_TRANSFORMERS = (
     "cross-encoders with Identity, Sigmoid or Softmax",
     "refused: other modules",
 )
-TASKS = ("fill-mask", "classify-text", "embed", "classify-image", "generate")
 
 
 def account() -> dict[str, Any]:

@@ -21,6 +21,8 @@ PRECISIONS = ("fp32", "fp16", "int8-weights", "int4-weights")
 FUNCTIONS = ("softmax", "sigmoid", "none")  # function_to_apply
 TRUNCATION_SIDES = ("right", "left")
 
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # that are read, by the names of Pillow
+
 INPUT, OUTPUT = "input", "output"  # of a golden case
 FILE, PIXEL_VALUES = "file", "pixel_values"  # of a golden image: the bytes of its file, and what the model is given
 MAX_RESIZED_PIXELS = 16_000_000  # of an image after its resize, before a crop

@@ -1,8 +1,7 @@
 """The queue of a batcher: admits items, drops them, and maps each answer to its request."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from server.admission.queue import AdmissionQueue, CancelReason, Limits, RequestContext
@@ -11,7 +10,7 @@ from server.batching.forecast import Forecast, Prediction
 from server.batching.scheduler import Scheduler
 from server.batching.waiting import WaitingItem, WaitingRequest
 from server.errors import InvalidRequest, Overloaded
-from server.observability.observer import Observer, Spent
+from server.observability.observer import Observer, Spent, counting_refusals
 
 
 @dataclass(eq=False)
@@ -80,7 +79,7 @@ class Queue:
 
         Raises InvalidRequest if so many can never fit; Overloaded if they do not fit now, or would be done too late.
         """
-        with self._counting_refusals():
+        with counting_refusals(self._observer):
             self.admission.limits.check(inputs=inputs, field=field)
             found = self.forecast.check(context, items=inputs, preparing=self.preparing, now=now)
             self.admission.acquire(inputs=inputs, tokens=0, field=field)
@@ -99,7 +98,7 @@ class Queue:
         tokens = sum(item.tokens for item in items)
         self._check_sizes(items, reservation.field)
         admission.limits.check(inputs=len(items), tokens=tokens, field=reservation.field)
-        with self._counting_refusals():
+        with counting_refusals(self._observer):
             self.forecast.check(
                 reservation.context,
                 items=len(items),
@@ -110,14 +109,6 @@ class Queue:
             admission.acquire(inputs=0, tokens=tokens, field=reservation.field)
         reservation.inputs = 0
         return self._add(request, lengths, reservation.context, now)
-
-    @contextmanager
-    def _counting_refusals(self) -> Iterator[None]:
-        try:
-            yield
-        except Overloaded:
-            self._observer.refused("overloaded")
-            raise
 
     def _check_sizes(self, items: Sequence[Item], field: str) -> None:
         """Raise InvalidRequest if an item is too large for any batch."""

@@ -16,7 +16,7 @@ from server.admission.in_flight import InFlight
 from server.admission.queue import AdmissionQueue, RequestContext
 from server.arrays import Floats, Ids
 from server.concurrency.weighted_semaphore import WeightedSemaphore
-from server.errors import InvalidRequest, NotReady, Overloaded
+from server.errors import InvalidRequest, NotReady
 from server.generation.decoder import Decoder
 from server.generation.forecast import Forecast
 from server.generation.request import Sampling
@@ -26,10 +26,10 @@ from server.generation.scheduler import Scheduler
 from server.generation.sequence import SequenceState
 from server.generation.stream import Stream, TokensPrompt
 from server.generation.worker import Clock, Worker
-from server.observability.observer import Observer, Spent
+from server.observability.observer import Observer, Spent, counting_refusals
 
 DEFAULT_FORWARD_TOKENS = 64  # of whole texts, with padding, in one run between two steps
-MAX_LOGITS = 1 << 26  # numbers, in all results of `Engine.logits` that are being computed: 256 MiB
+MAX_LOGITS_IN_FLIGHT = 1 << 26  # numbers, in all results of `Engine.logits` that are being computed: 256 MiB
 MIN_SHARED_TOKENS = 16  # a shorter common prefix of two prompts is processed again instead of copied
 
 
@@ -60,7 +60,7 @@ class Engine:
         self.vocabulary = decoder.vocabulary
         self.admission = admission
         self._forward_tokens = forward_tokens
-        self._logits = WeightedSemaphore(MAX_LOGITS)
+        self._logits = WeightedSemaphore(MAX_LOGITS_IN_FLIGHT)
         self._end_ids = frozenset(end_ids)
         self._observer, self._clock = observer, clock
         scheduler = Scheduler(
@@ -116,7 +116,7 @@ class Engine:
 
         Raises Overloaded, and InvalidRequest if so many prompts can never fit.
         """
-        with self._counting_refusals(), self._worker.reserve(inputs=inputs, tokens=0, field=field):
+        with counting_refusals(self._observer), self._worker.reserve(inputs=inputs, tokens=0, field=field):
             yield
 
     @contextmanager
@@ -136,7 +136,7 @@ class Engine:
         for prompt in prompts:
             self._check_ids(prompt.name, prompt.ids)
         streams = [self._stream(prompt, sampling, context) for prompt in prompts]
-        with self._counting_refusals():
+        with counting_refusals(self._observer):
             self._worker.submit(*streams, field=field)
         try:
             yield
@@ -153,7 +153,7 @@ class Engine:
         arrived = self._clock()
         context.check_deadline(arrived)
         reservation = self._worker.reserve(inputs=len(ids), tokens=int(lengths.sum()), field="input_ids")
-        with self._counting_refusals(), reservation:
+        with counting_refusals(self._observer), reservation:
             async with within_deadline(context, arrived), self._logits.hold(ids.size * self.vocabulary):
                 logits, run_seconds = await self._forward(ids, lengths)
         waited = max(0.0, self._clock() - arrived - run_seconds)
@@ -199,14 +199,6 @@ class Engine:
         if not 0 <= ids.min() <= ids.max() < self.vocabulary:
             wrong = ids[(ids < 0) | (ids >= self.vocabulary)][0]
             raise InvalidRequest(field, f"token {wrong}", f"0 to {self.vocabulary - 1}")
-
-    @contextmanager
-    def _counting_refusals(self) -> Iterator[None]:
-        try:
-            yield
-        except Overloaded:
-            self._observer.refused("overloaded")
-            raise
 
     def _check_accepting(self) -> None:
         if not self._accepting:

@@ -38,7 +38,6 @@ READERS: tuple[tuple[bytes, type[ImageFile]], ...] = (
 # AVIF and HEIC files start with the length of a box of type `ftyp`, then a brand, a version, and other brands.
 BRANDED, AVIF_BRANDS, SHARED_BRANDS = b"ftyp", (b"avif", b"avis"), (b"mif1", b"msf1")
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 EXPECTED = "a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file"
 # The first bytes of unsupported files → their format.
 UNSUPPORTED: tuple[tuple[bytes, str], ...] = (

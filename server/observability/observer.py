@@ -3,9 +3,12 @@
 An observer belongs to one version of one model, so the events carry no names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Protocol
+
+from server.errors import Overloaded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,3 +87,13 @@ class NoOpObserver:
     def step(self, *, kind: str, sequences: int, tokens: int, seconds: float) -> None: ...
 
     def finished(self, *, reason: str, usage: Usage) -> None: ...
+
+
+@contextmanager
+def counting_refusals(observer: Observer) -> Iterator[None]:
+    """Notify the observer if the block refuses a request with Overloaded."""
+    try:
+        yield
+    except Overloaded:
+        observer.refused("overloaded")
+        raise

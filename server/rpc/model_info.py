@@ -5,7 +5,7 @@ import json
 from google.protobuf.json_format import MessageToDict
 
 from protos import affinity_pb2 as pb
-from server.images.file import FORMATS
+from protos.artifact import IMAGE_FORMATS
 from server.images.limits import MAX_PIXELS
 from server.repository.model import Model
 from server.tasks.fill_mask import FillMask
@@ -36,7 +36,7 @@ def describe(model: Model) -> pb.ModelInfoResponse:
     )
     if manifest.HasField("image"):
         info.image_height, info.image_width = manifest.image.height, manifest.image.width
-        info.image_formats.extend(FORMATS)
+        info.image_formats.extend(IMAGE_FORMATS)
         info.max_image_pixels = MAX_PIXELS
     return info
 

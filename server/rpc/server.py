@@ -77,7 +77,7 @@ def add_ports(server: grpc.aio.Server, host: str, port: int) -> int:
 def _options(settings: Settings) -> list[tuple[str, Any]]:
     return [
         ("grpc.max_receive_message_length", settings.max_message_mb * 2**20),
-        ("grpc.max_send_message_length", -1),  # responses are bounded where they are built (MAX_LOGITS)
+        ("grpc.max_send_message_length", -1),  # responses are bounded where they are built (MAX_RESPONSE_LOGITS)
         ("grpc.so_reuseport", 0),  # otherwise a second server could share the port and get half of the requests
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),

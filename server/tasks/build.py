@@ -33,7 +33,7 @@ from server.tasks.classify_text import ClassifyText
 from server.tasks.embed import Embed
 from server.tasks.fill_mask import FillMask
 from server.tasks.generate import Generate, RawGpt
-from server.tasks.tensors import MAX_LOGITS, RawImage, RawText
+from server.tasks.tensors import MAX_RESPONSE_LOGITS, RawImage, RawText
 from server.text.encode import TokenCounter
 from server.text.golden_check import check_golden_texts
 from server.text.tokenizer import TextEncoder
@@ -187,7 +187,7 @@ def _budget(context: LoadContext, max_tokens: int) -> Budget:
     settings, text = context.settings, context.artifact.manifest.text
     provider = context.sessions[0].provider
     tokens = settings.max_batch_tokens or max(MAX_BATCH_TOKENS[provider], max_tokens)
-    logit_positions = max(MAX_LOGITS // max(1, text.vocabulary), max_tokens)
+    logit_positions = max(MAX_RESPONSE_LOGITS // max(1, text.vocabulary), max_tokens)
     longest = min(text.max_length, tokens) or None
     return Budget(
         items=settings.max_batch_size,

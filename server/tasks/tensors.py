@@ -20,7 +20,7 @@ from server.errors import InvalidRequest
 from server.tasks.embed import normalised
 from server.text.positions import positions
 
-MAX_LOGITS = 1 << 26  # numbers in one response: 256 MiB
+MAX_RESPONSE_LOGITS = 1 << 26  # numbers in one response: 256 MiB
 
 
 class RawText:
@@ -126,9 +126,9 @@ def read_segments(
 
 def check_size(ids: NDArray[np.int64], vocabulary: int) -> None:
     """Raise InvalidRequest for ids (n, t) whose logits would need too much memory."""
-    if ids.size * vocabulary > MAX_LOGITS:
+    if ids.size * vocabulary > MAX_RESPONSE_LOGITS:
         found = f"{len(ids)} x {ids.shape[1]} tokens of {vocabulary} logits each"
-        raise InvalidRequest("input_ids", found, f"at most {MAX_LOGITS // vocabulary} tokens in a request")
+        raise InvalidRequest("input_ids", found, f"at most {MAX_RESPONSE_LOGITS // vocabulary} tokens in a request")
 
 
 def _integers(field: str, array: Array, shape: tuple[int, ...] | None = None) -> NDArray[np.int64]:

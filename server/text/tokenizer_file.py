@@ -57,6 +57,6 @@ def _opened(file: _File, settings: TokenizerSettings) -> Tokenizer:
 
 
 def reraise_if_foreign(error: BaseException) -> None:
-    """Reraise an error that is not the tokenizers library's, whose panics in Rust are no `Exception` in Python."""
+    """Raise `error` again unless it is an `Exception` or a panic in the Rust code of tokenizers."""
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
         raise error

@@ -15,9 +15,9 @@ from transformers import image_transforms
 from transformers.image_utils import ChannelDimension, load_image
 
 from export.errors import ExportError
+from protos.artifact import IMAGE_FORMATS
 from protos.manifest_pb2 import ImageInput, Size
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # those that the server reads
 FIRST = ChannelDimension.FIRST
 GREY_LEVELS = 256
 Pixels = NDArray[np.float32]
@@ -30,7 +30,7 @@ def loaded(file: bytes | Path) -> Image.Image:
     all but the 256 darkest of 65,536 greys as white.
     """
     stream: IO[bytes] | Path = io.BytesIO(file) if isinstance(file, bytes) else file
-    with Image.open(stream, formats=FORMATS) as picture:
+    with Image.open(stream, formats=IMAGE_FORMATS) as picture:
         if not picture.mode.startswith("I;16"):
             return load_image(picture)
         greys = np.asarray(ImageOps.exif_transpose(picture))

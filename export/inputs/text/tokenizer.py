@@ -24,10 +24,11 @@ from export.inputs.text.text_settings import TextSettings
 from export.sources.json_files import read_json
 from export.sources.layout import CHARACTERS, TOKENIZER_CONFIG
 from export.sources.modules import CONFIG
+from models.checkpoints.architectures import MODEL_TYPES
 from protos.artifact import TOKENIZER
 from protos.manifest_pb2 import TextInput
 
-MODEL_TYPES = {"gpt": "gpt2", "nanogpt": "gpt2"}  # transformers' name of a family, if it differs
+TOKENIZER_TYPES = MODEL_TYPES | {"nanogpt": "gpt2"}  # the model_type whose tokenizer a family has, if it differs
 NAMED = 5  # tokens in a remark
 PAIRED = "classify-text"  # the task with pairs of texts
 EXPECTED = (
@@ -150,7 +151,10 @@ def loaded(make: Callable[[], Any], what: str) -> Any:
 
 
 def reraise_if_foreign(error: BaseException) -> None:
-    """Raise `error` again unless it is an `Exception` or a panic in the Rust code of tokenizers."""
+    """Raise `error` again unless it is an `Exception` or a panic in the Rust code of tokenizers.
+
+    server/text/tokenizer_file.py has the same function, because neither package imports the other.
+    """
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
         raise error
 
@@ -162,7 +166,7 @@ def model_config(directory: Path, family: str) -> Any:
         return None
     if read_json(directory / TOKENIZER_CONFIG).get("tokenizer_class"):
         return None
-    return transformers.AutoConfig.for_model(MODEL_TYPES.get(family, family))
+    return transformers.AutoConfig.for_model(TOKENIZER_TYPES.get(family, family))
 
 
 def check_code(directory: Path) -> None:

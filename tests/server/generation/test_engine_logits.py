@@ -87,7 +87,7 @@ async def test_a_stream_continues_between_the_chunks_of_a_long_text(engine_of, c
 async def test_texts_wait_while_too_many_logits_are_in_memory(
     engine_of, monkeypatch, vocabulary, texts_in_memory, first_runs
 ):
-    monkeypatch.setattr("server.generation.engine.MAX_LOGITS", texts_in_memory * 24 * vocabulary)
+    monkeypatch.setattr("server.generation.engine.MAX_LOGITS_IN_FLIGHT", texts_in_memory * 24 * vocabulary)
     engine, decoder = await engine_with(engine_of, RunRecorder, forward_tokens=8)
     texts = [np.arange(first, first + 24) for first in (1, 31, 101)]
     await asyncio.gather(*(engine.logits(*padded([text]), RequestContext()) for text in texts))
@@ -136,7 +136,7 @@ async def test_a_request_that_is_cancelled_during_a_forward_run_is_in_no_later_s
 
 
 async def test_a_deadline_ends_the_wait_for_logits(engine_of, monkeypatch):
-    monkeypatch.setattr("server.generation.engine.MAX_LOGITS", 1)
+    monkeypatch.setattr("server.generation.engine.MAX_LOGITS_IN_FLIGHT", 1)
     engine, decoder = await engine_with(engine_of, HeldForwardDecoder)
     first, *others = (
         asyncio.create_task(engine.logits(*padded([[1]]), RequestContext(deadline=deadline)))

@@ -79,7 +79,7 @@ class Pace:
         return sum(max(0.0, self.seconds(work) - (now - begun)) for work, begun in list(self._running.values()))
 
 
-class PredictionError:
+class LatenessEstimate:
     """By how much answers come later than predicted: the mean and the mean deviation.
 
     The estimator of round-trip times in TCP (Jacobson, "Congestion Avoidance and Control", 1988).
@@ -90,9 +90,9 @@ class PredictionError:
 
     def record(self, seconds: float) -> None:
         """An answer came so much later (or earlier: negative) than predicted."""
-        error = seconds - self._mean_s
-        self._mean_s += error / 8
-        self._deviation_s += (abs(error) - self._deviation_s) / 4
+        deviation = seconds - self._mean_s
+        self._mean_s += deviation / 8
+        self._deviation_s += (abs(deviation) - self._deviation_s) / 4
 
     @property
     def margin_s(self) -> float:

@@ -110,7 +110,7 @@ class Batcher:
         if reservation.answered is not None:
             self._forecast.answered(self._clock() - reservation.answered)
         if reservation.answered is not None or reservation.timeout.expired():
-            self._forecast.error.record(late_s)
+            self._forecast.lateness.record(late_s)
 
     async def run(self, items: Sequence[Item], reservation: Reservation) -> list[Outputs]:
         """Run the items of a reservation, and return the requested outputs of each item, in order.

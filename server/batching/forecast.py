@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from server.admission.pace import PredictionError
+from server.admission.pace import LatenessEstimate
 from server.admission.queue import RequestContext
 from server.batching.scheduler import Scheduler
 from server.batching.waiting import WaitingRequest
@@ -22,7 +22,7 @@ class Forecast:
 
     def __init__(self, name: str, scheduler: Scheduler, *, workers: int, max_queue_s: float) -> None:
         """Requests without a deadline wait for at most `max_queue_s` seconds."""
-        self.error = PredictionError()
+        self.lateness = LatenessEstimate()
         self.tail_s = 0.0  # from the end of a request's last batch to its answer
         self._name, self._scheduler, self._workers = name, scheduler, workers
         self._max_queue_s = max_queue_s
@@ -63,11 +63,11 @@ class Forecast:
         if not (preparing or len(self._scheduler) or self._scheduler.pace.running):
             return found
         left_s, limit = context.time_left(now, max_wait_s=self._max_queue_s)
-        late_s = (found.wait_s if context.deadline is None else found.finish_s + self.error.margin_s) - left_s
+        late_s = (found.wait_s if context.deadline is None else found.finish_s + self.lateness.margin_s) - left_s
         if late_s > 0:
             raise Overloaded(
                 f"{self._name} is overloaded: the request would wait for about {found.wait_s:.1f} s and take "
-                f"{found.finish_s + self.error.margin_s:.1f} s, and {limit}",
+                f"{found.finish_s + self.lateness.margin_s:.1f} s, and {limit}",
                 retry_after_s=late_s,
             )
         return found

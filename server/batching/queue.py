@@ -10,7 +10,7 @@ from server.batching.forecast import Forecast, Prediction
 from server.batching.scheduler import Scheduler
 from server.batching.waiting import WaitingItem, WaitingRequest
 from server.errors import InvalidRequest, Overloaded
-from server.observability.observer import Observer, Spent, counting_refusals
+from server.observability.observer import Observer, TimeSpent, counting_refusals
 
 
 @dataclass(eq=False)
@@ -21,9 +21,9 @@ class Request:
     answers: list[Outputs | None]
     missing: int
     done: asyncio.Future[None]
-    work: Spent = Spent()  # in all batches that contained its items
+    work: TimeSpent = TimeSpent()  # in all batches that contained its items
 
-    def spent(self, seconds: float) -> Spent:
+    def spent(self, seconds: float) -> TimeSpent:
         """Where the time until the answer went: the part that was not work was queueing time."""
         return replace(self.work, queue_seconds=max(0.0, seconds - self.work.seconds))
 
@@ -178,7 +178,7 @@ class Queue:
             self.admission.release(inputs=1, tokens=member.tokens, waited_s=now - member.arrived)
         return members
 
-    def answer(self, members: Sequence[WaitingItem], answers: Sequence[Outputs], spent: Spent) -> None:
+    def answer(self, members: Sequence[WaitingItem], answers: Sequence[Outputs], spent: TimeSpent) -> None:
         """Deliver the answers of items that ran as one batch."""
         owners = [self._owners.pop(member.key) for member in members]
         for request in {request for request, _ in owners}:

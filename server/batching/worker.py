@@ -12,7 +12,7 @@ from server.batching.scheduler import tokens_of
 from server.batching.shape_buckets import Shapes
 from server.batching.waiting import WaitingItem
 from server.host.priority import yield_to_event_loop
-from server.observability.observer import Spent
+from server.observability.observer import TimeSpent
 
 # The last is the message of a memory arena with a limit: "Available memory of N is smaller than requested bytes of M".
 OUT_OF_MEMORY = (
@@ -60,7 +60,7 @@ class BatchResult:
     """The outputs of a batch by item, in order, and the time it took."""
 
     answers: list[Outputs]
-    spent: Spent
+    spent: TimeSpent
 
 
 class BatchWorker:
@@ -94,7 +94,7 @@ class BatchWorker:
         answers = split(outputs, batch.items)
         split_seconds = self._clock() - ran
         return BatchResult(
-            answers, Spent(collate_seconds=collated.seconds, run_seconds=ran - begun, split_seconds=split_seconds)
+            answers, TimeSpent(collate_seconds=collated.seconds, run_seconds=ran - begun, split_seconds=split_seconds)
         )
 
 

@@ -26,7 +26,7 @@ from server.generation.scheduler import Scheduler
 from server.generation.sequence import SequenceState
 from server.generation.stream import Stream, TokensPrompt
 from server.generation.worker import Clock, Worker
-from server.observability.observer import Observer, Spent, counting_refusals
+from server.observability.observer import Observer, TimeSpent, counting_refusals
 
 DEFAULT_FORWARD_TOKENS = 64  # of whole texts, with padding, in one run between two steps
 MAX_LOGITS_IN_FLIGHT = 1 << 26  # numbers, in all results of `Engine.logits` that are being computed: 256 MiB
@@ -157,7 +157,7 @@ class Engine:
             async with within_deadline(context, arrived), self._logits.hold(ids.size * self.vocabulary):
                 logits, run_seconds = await self._forward(ids, lengths)
         waited = max(0.0, self._clock() - arrived - run_seconds)
-        self._observer.answered(Spent(queue_seconds=waited, run_seconds=run_seconds))
+        self._observer.answered(TimeSpent(queue_seconds=waited, run_seconds=run_seconds))
         return logits
 
     async def _forward(self, ids: Ids, lengths: Ids) -> tuple[Floats, float]:

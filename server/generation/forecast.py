@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from server.admission.pace import MEMORY_S, Pace, PredictionError
+from server.admission.pace import MEMORY_S, LatenessEstimate, Pace
 from server.admission.queue import RequestContext
 from server.errors import Overloaded
 from server.generation.sequence import Decode, Prefill, SequenceState, Size
@@ -58,7 +58,7 @@ class Forecast:
     def __init__(self, name: str, *, max_queue_s: float = math.inf) -> None:
         """Requests without a deadline wait for at most `max_queue_s` seconds."""
         self.max_queue_s = max_queue_s
-        self.first_error, self.finish_error = PredictionError(), PredictionError()
+        self.first_lateness, self.finish_lateness = LatenessEstimate(), LatenessEstimate()
         self._name = name
         self._prefill = Pace()
         self._decode, self._rounds = RoundTimes(), RoundTimes()
@@ -70,7 +70,7 @@ class Forecast:
         if isinstance(step, Prefill):
             self._prefill.record(step.tokens, seconds, now)
             if step.last and step.sequence.predicted_first is not None:
-                self.first_error.record(now - step.sequence.predicted_first)
+                self.first_lateness.record(now - step.sequence.predicted_first)
             return
         count = len(step.sequences)
         self._decode.record(count, seconds)
@@ -85,7 +85,7 @@ class Forecast:
         """A sequence has generated its last token."""
         self._length_share += (generated / sequence.max_tokens - self._length_share) / 16
         if sequence.predicted_finish is not None:
-            self.finish_error.record(now - sequence.predicted_finish)
+            self.finish_lateness.record(now - sequence.predicted_finish)
 
     def prefill_seconds(self, tokens: int) -> float:
         """The predicted time of a prompt."""
@@ -124,9 +124,9 @@ class Forecast:
         if context.deadline is None:
             late_s = found.first_s - left_s
         else:
-            late_s = found.first_s + self.first_error.margin_s - left_s
+            late_s = found.first_s + self.first_lateness.margin_s - left_s
             if self._alone_s(sequences) <= left_s:
-                late_s = max(late_s, found.finish_s + self.finish_error.margin_s - left_s)
+                late_s = max(late_s, found.finish_s + self.finish_lateness.margin_s - left_s)
         if late_s > 0:
             raise Overloaded(
                 f"{self._name} is overloaded: the first token would come in about {found.first_s:.1f} s and the last "

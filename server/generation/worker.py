@@ -24,7 +24,7 @@ from server.generation.scheduler import Scheduler
 from server.generation.sequence import Decode, Plan, Prefill, SequenceState, Size
 from server.generation.stream import Stream
 from server.host.priority import yield_to_event_loop
-from server.observability.observer import Observer, Spent
+from server.observability.observer import Observer, TimeSpent
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ class Worker:
             tokens=sum(map(len, logits)),
             padded_tokens=len(logits) * max(map(len, logits)),
             queue_seconds=[started - submitted] * len(logits),
-            spent=Spent(run_seconds=seconds),
+            spent=TimeSpent(run_seconds=seconds),
         )
         self._send([], [batch])
         future.set_result((logits, seconds))

@@ -12,7 +12,7 @@ from server.errors import Overloaded
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spent:
+class TimeSpent:
     """Where the time of a request went. It is charged for every batch it was part of; the rest is queueing time."""
 
     queue_seconds: float = 0.0
@@ -24,8 +24,8 @@ class Spent:
     def seconds(self) -> float:
         return self.queue_seconds + self.collate_seconds + self.run_seconds + self.split_seconds
 
-    def __add__(self, other: "Spent") -> "Spent":
-        return Spent(**{name: seconds + getattr(other, name) for name, seconds in asdict(self).items()})
+    def __add__(self, other: "TimeSpent") -> "TimeSpent":
+        return TimeSpent(**{name: seconds + getattr(other, name) for name, seconds in asdict(self).items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +43,11 @@ class Observer(Protocol):
     """Receives the events. Methods run on the event loop; they must return at once and never raise."""
 
     def batch(
-        self, *, items: int, tokens: int, padded_tokens: int, queue_seconds: Sequence[float], spent: Spent
+        self, *, items: int, tokens: int, padded_tokens: int, queue_seconds: Sequence[float], spent: TimeSpent
     ) -> None:
         """A batch ran: its items, their tokens without and with padding, and how long each item waited."""
 
-    def answered(self, spent: Spent) -> None:
+    def answered(self, spent: TimeSpent) -> None:
         """All items of a request were answered."""
 
     def failed(self, items: int) -> None:
@@ -73,10 +73,10 @@ class NoOpObserver:
     """An observer that ignores all events."""
 
     def batch(
-        self, *, items: int, tokens: int, padded_tokens: int, queue_seconds: Sequence[float], spent: Spent
+        self, *, items: int, tokens: int, padded_tokens: int, queue_seconds: Sequence[float], spent: TimeSpent
     ) -> None: ...
 
-    def answered(self, spent: Spent) -> None: ...
+    def answered(self, spent: TimeSpent) -> None: ...
 
     def failed(self, items: int) -> None: ...
 

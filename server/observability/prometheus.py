@@ -13,7 +13,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from server.admission.queue import RequestContext
-from server.observability.observer import Spent, Usage
+from server.observability.observer import TimeSpent, Usage
 from server.observability.totals import Statistics
 from server.observability.triton_names import TritonNames
 from server.status import CANCEL_STATUSES, code_of
@@ -135,12 +135,12 @@ class Metrics:
                 self.of(name, model, version, **labelled)
 
     @contextmanager
-    def request(self, model: str, version: str, task: str, context: RequestContext) -> Iterator["Tokens"]:
+    def request(self, model: str, version: str, task: str, context: RequestContext) -> Iterator["TokenTimer"]:
         """Count and time one request to a loaded model, by the status it ends with."""
         started = time.perf_counter()
-        status, tokens = "OK", Tokens(self, model, version, started)
+        status, token_timer = "OK", TokenTimer(self, model, version, started)
         try:
-            yield tokens
+            yield token_timer
         except (GeneratorExit, asyncio.CancelledError):
             status = CANCEL_STATUSES[context.cancel_reason(time.monotonic())].name
             raise
@@ -154,8 +154,8 @@ class Metrics:
             if statistics := self.statistics.get((model, version)):
                 failure = "" if status == "OK" else TRITON_REASONS.get(status, "OTHER")
                 statistics.request(failure=failure, seconds=seconds)
-                if tokens.usages and not failure:
-                    statistics.generated(tokens.usages)
+                if token_timer.usages and not failure:
+                    statistics.generated(token_timer.usages)
 
     # ---- a CallListener of server/rpc/interceptors.py
 
@@ -167,7 +167,7 @@ class Metrics:
         self._call_seconds.labels(kind, service, method).observe(seconds)
 
 
-class Tokens:
+class TokenTimer:
     """Counts and times the tokens of one request while they are generated."""
 
     def __init__(self, metrics: Metrics, model: str, version: str, started: float) -> None:
@@ -176,7 +176,7 @@ class Tokens:
         self._last: dict[int, float] = {}  # by prompt: the time of its latest token
         self.usages: list[Usage] = []  # of the sequences that have finished
 
-    def came(self, count: int, *, prompt: int = 0) -> None:
+    def record(self, count: int, *, prompt: int = 0) -> None:
         """Record new tokens of one sequence of the request."""
         if not count:
             return
@@ -202,7 +202,7 @@ class ModelObserver:
         self._metrics, self._model, self._version = metrics, model, version
 
     def batch(
-        self, *, items: int, tokens: int, padded_tokens: int, queue_seconds: Sequence[float], spent: Spent
+        self, *, items: int, tokens: int, padded_tokens: int, queue_seconds: Sequence[float], spent: TimeSpent
     ) -> None:
         self._statistics.batch(items, spent)
         queue = self._of("affinity_queue_duration_seconds")
@@ -215,7 +215,7 @@ class ModelObserver:
         self._of("affinity_padding_tokens").inc(padded_tokens - tokens)
         self._of("affinity_batch_padding_ratio").observe(1 - tokens / padded_tokens if padded_tokens else 0)
 
-    def answered(self, spent: Spent) -> None:
+    def answered(self, spent: TimeSpent) -> None:
         self._statistics.answered(spent)
 
     def failed(self, items: int) -> None:
@@ -230,7 +230,7 @@ class ModelObserver:
     def step(self, *, kind: str, sequences: int, tokens: int, seconds: float) -> None:
         self._of("affinity_step_duration_seconds", kind=kind).observe(seconds)
         self._of("affinity_step_rows", kind=kind).observe(sequences)
-        self._statistics.step(sequences, Spent(run_seconds=seconds))
+        self._statistics.step(sequences, TimeSpent(run_seconds=seconds))
 
     def finished(self, *, reason: str, usage: Usage) -> None:
         self._of("affinity_finished_generations", reason=reason).inc()

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from server.observability.observer import Spent, Usage
+from server.observability.observer import TimeSpent, Usage
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Work:
     run: Total = field(default_factory=Total)
     split: Total = field(default_factory=Total)
 
-    def add(self, spent: Spent) -> None:
+    def add(self, spent: TimeSpent) -> None:
         self.collate.add(spent.collate_seconds)
         self.run.add(spent.run_seconds)
         self.split.add(spent.split_seconds)
@@ -61,7 +61,7 @@ class Statistics:
         else:
             self.success.add(seconds)
 
-    def answered(self, spent: Spent) -> None:
+    def answered(self, spent: TimeSpent) -> None:
         """A request was answered."""
         self.queue.add(spent.queue_seconds)
         self.work.add(spent)
@@ -71,14 +71,14 @@ class Statistics:
         self.inputs += len(usages)
         waited = min(usage.queue_seconds for usage in usages)
         ended = max(usage.queue_seconds + usage.inference_seconds for usage in usages)
-        self.answered(Spent(queue_seconds=waited, run_seconds=ended - waited))
+        self.answered(TimeSpent(queue_seconds=waited, run_seconds=ended - waited))
 
-    def batch(self, items: int, spent: Spent) -> None:
+    def batch(self, items: int, spent: TimeSpent) -> None:
         """A batch ran."""
         self.inputs += items
         self.step(items, spent)
 
-    def step(self, size: int, spent: Spent) -> None:
+    def step(self, size: int, spent: TimeSpent) -> None:
         """A batch or generation step of this size ran."""
         self.executions += 1
         self.batches.setdefault(size, Work()).add(spent)

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
 from server.admission.queue import RequestContext
-from server.observability.prometheus import Tokens
+from server.observability.prometheus import TokenTimer
 from server.rpc.sampling_params import GenerationOptions
 from server.tasks.generate import Generate, Prompt
 from server.tasks.text_stream import TextDelta
@@ -16,7 +16,7 @@ async def generate_deltas(
     options: GenerationOptions,
     *,
     context: RequestContext,
-    tokens: Tokens,
+    token_timer: TokenTimer,
     field: str,
     release: Callable[[], None],
 ) -> AsyncGenerator[tuple[int, TextDelta], None]:
@@ -36,7 +36,7 @@ async def generate_deltas(
     async with admitted as stream, aclosing(stream.read()) as deltas:
         release()
         async for number, delta in deltas:
-            tokens.came(len(delta.token_ids), prompt=number)
+            token_timer.record(len(delta.token_ids), prompt=number)
             if delta.usage is not None:
-                tokens.usages.append(delta.usage)
+                token_timer.usages.append(delta.usage)
             yield number, delta

@@ -14,7 +14,7 @@ from protos.affinity_pb2_grpc import AffinityServicer
 from server.admission.queue import RequestContext
 from server.concurrency.offload import offload
 from server.errors import InvalidRequest
-from server.observability.prometheus import Metrics, Tokens
+from server.observability.prometheus import Metrics, TokenTimer
 from server.repository.model import Model
 from server.repository.repository import Repository
 from server.rpc.affinity.messages import (
@@ -65,7 +65,7 @@ class TaskCall(Generic[TaskT]):
     model: Model
     task: TaskT
     context: RequestContext
-    tokens: Tokens  # counts generated tokens
+    token_timer: TokenTimer
     release: Callable[[], None]  # ends the use of the model
 
     async def respond(self, response: ResponseT, add_results: Callable[[ResponseT], None], *, items: int) -> ResponseT:
@@ -106,7 +106,7 @@ class AffinityService(AffinityServicer):
                 [read_prompt(number, message) for number, message in enumerate(messages)],
                 options,
                 context=call.context,
-                tokens=call.tokens,
+                token_timer=call.token_timer,
                 field="prompts",
                 release=call.release,
             )
@@ -191,8 +191,8 @@ class AffinityService(AffinityServicer):
             model, task = in_use.enter_context(self._repository.use(request.model, request.model_version, task_class))
             request_context = make_request_context(context, priority=request.priority)
             task_name = model.artifact.manifest.task
-            with self._metrics.request(model.name, model.version, task_name, request_context) as tokens:
-                yield TaskCall(model, task, request_context, tokens, release=in_use.close)
+            with self._metrics.request(model.name, model.version, task_name, request_context) as token_timer:
+                yield TaskCall(model, task, request_context, token_timer, release=in_use.close)
 
 
 def _optional(request: Message, *names: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse
 from server.concurrency.offload import offload
-from server.observability.prometheus import Tokens
+from server.observability.prometheus import TokenTimer
 from server.repository.model import Model
 from server.rpc.context import GrpcContext, make_request_context
 from server.rpc.open_inference.endpoint import Endpoint, EndpointRequest
@@ -33,7 +33,7 @@ class InferCall:
     model: Model
     endpoint: Endpoint
     context: GrpcContext
-    tokens: Tokens  # counts generated tokens
+    token_timer: TokenTimer
     release: Callable[[], None]  # ends the use of the model
 
     async def infer(self) -> ModelInferResponse:
@@ -66,7 +66,7 @@ class InferCall:
         check_inputs(self.endpoint, self.message, self.model.limits)
         read = partial(read_inputs, self.endpoint, self.message)
         inputs = await offload(self.model.prepare, read, items=count_input_items(self.message))
-        request = EndpointRequest(self.model, inputs, parameters, request_context, self.tokens, self.release)
+        request = EndpointRequest(self.model, inputs, parameters, request_context, self.token_timer, self.release)
         return request, requested_outputs(self.endpoint, self.message)
 
     def _new_response(self) -> ModelInferResponse:

@@ -6,7 +6,7 @@ from typing import Any
 
 from server.admission.queue import RequestContext
 from server.arrays import Array
-from server.observability.prometheus import Tokens
+from server.observability.prometheus import TokenTimer
 from server.repository.model import Model
 from server.rpc.parameters import Kind, Value
 
@@ -38,7 +38,7 @@ class EndpointRequest:
     inputs: Arrays
     parameters: Mapping[str, Any]  # those of the endpoint, each of the declared kind
     context: RequestContext
-    tokens: Tokens  # counts generated tokens
+    token_timer: TokenTimer
     release: Callable[[], None]  # ends the use of the model
 
 

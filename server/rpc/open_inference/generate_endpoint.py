@@ -78,7 +78,7 @@ def _deltas(request: EndpointRequest, prompts: Sequence[str]) -> AsyncGenerator[
         prompts,
         from_parameters(request.parameters),
         context=request.context,
-        tokens=request.tokens,
+        token_timer=request.token_timer,
         field="text_input",
         release=request.release,
     )

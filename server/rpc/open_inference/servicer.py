@@ -179,9 +179,9 @@ class OpenInferenceService:
         model, endpoint = self._find(request.model_name, request.model_version)
         task = "raw" if request.model_name.endswith(RAW) else model.artifact.manifest.task
         measured = self._metrics.request(model.name, model.version, task, make_request_context(context))
-        with ExitStack() as in_use, measured as tokens:
+        with ExitStack() as in_use, measured as token_timer:
             in_use.enter_context(model.in_flight.track())
-            yield InferCall(request, model, endpoint, context, tokens, release=in_use.close)
+            yield InferCall(request, model, endpoint, context, token_timer, release=in_use.close)
 
     def _is_streaming(self, request: oip.ModelInferRequest) -> bool:
         try:

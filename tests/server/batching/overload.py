@@ -73,7 +73,7 @@ class Machine:
                         if not call.missing and math.isnan(call.refused):
                             call.done = now + TAIL_S
                             self.forecast.answered(TAIL_S)
-                            self.forecast.error.record(call.done - call.arrived - call.predicted)
+                            self.forecast.lateness.record(call.done - call.arrived - call.predicted)
                 case "too long":
                     waiting = [key for key, call in owners.items() if call is subject]
                     if len(waiting) == len(subject.lengths) and all(map(self.scheduler.drop, waiting)):
@@ -82,7 +82,7 @@ class Machine:
                             del owners[key]
                 case "expire":
                     if math.isnan(subject.done) and math.isnan(subject.refused):
-                        self.forecast.error.record(now - subject.arrived - subject.predicted)
+                        self.forecast.lateness.record(now - subject.arrived - subject.predicted)
                     for key in [key for key, call in owners.items() if call is subject]:
                         if self.scheduler.drop(key):
                             del owners[key]

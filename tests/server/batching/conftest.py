@@ -7,7 +7,7 @@ import pytest
 from server.admission.queue import Limits
 from server.batching.batcher import Batcher
 from server.batching.scheduler import Budget
-from tests.server.batching.fakes import EventRecorder, SumSession
+from tests.server.batching.fakes import BatcherEvents, SumSession
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def session():
 
 @pytest.fixture
 def events():
-    return EventRecorder()
+    return BatcherEvents()
 
 
 @pytest.fixture

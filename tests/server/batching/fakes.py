@@ -40,7 +40,7 @@ class SumSession:
         return {name: feeds["input_ids"].sum(axis=1) for name in outputs}
 
 
-class EventRecorder(NoOpObserver):
+class BatcherEvents(NoOpObserver):
     """Records the events of a batcher."""
 
     def __init__(self):

@@ -1,27 +1,27 @@
-"""Overload, simulated: what is answered in time, what is refused, and how long short calls wait beside large ones."""
+"""Simulated overload: requests answered in time, refused requests, and the wait of short requests beside large ones."""
 
 import math
 
 import pytest
 
-from tests.server.batching.overload import Machine, Simulated, offered
+from tests.server.batching.overload import SimulatedBatcher, SimulatedRequest, offered
 
 SPEED = 5000.0  # tokens a second
 CAPACITY = 0.96 * SPEED  # without padding and the fixed part of each batch
-TOKENS = 110  # of a call, on average
+TOKENS = 110  # of a request, on average
 DEADLINES_S = (0.5, 1.0, 2.0, 4.0)
 
 
 def one_text(now, rng):
-    return Simulated(now, [rng.randint(20, 200)], rng.choice(DEADLINES_S))
+    return SimulatedRequest(now, [rng.randint(20, 200)], rng.choice(DEADLINES_S))
 
 
 def several_texts(now, rng):
-    return Simulated(now, [rng.randint(20, 200) for _ in range(rng.choice([1, 2, 4]))], rng.choice(DEADLINES_S))
+    return SimulatedRequest(now, [rng.randint(20, 200) for _ in range(rng.choice([1, 2, 4]))], rng.choice(DEADLINES_S))
 
 
 def without_deadline(now, rng):
-    return Simulated(now, [rng.randint(20, 200)], math.inf)
+    return SimulatedRequest(now, [rng.randint(20, 200)], math.inf)
 
 
 def constant(_):
@@ -32,32 +32,33 @@ def drifting(now):
     return SPEED * (1 + 0.5 * math.sin(now / 2))
 
 
-def goodput(calls, *, start, stop):
-    """The tokens a second of the calls that were answered in time."""
-    return sum(call.work for call in calls if call.in_time and start <= call.done < stop) / (stop - start)
+def goodput(requests, *, start, stop):
+    """The tokens a second of the requests that were answered in time."""
+    in_time = [request for request in requests if request.in_time and start <= request.done < stop]
+    return sum(request.work for request in in_time) / (stop - start)
 
 
-def simulate(make, *, load, speed=constant, seconds=20, tokens=TOKENS, **machine):
-    calls = offered(load * SPEED / tokens, seconds, make)
-    Machine(speed=speed, **machine).run(calls, until=seconds + 60)
-    return calls
+def simulate(make, *, load, speed=constant, seconds=20, tokens=TOKENS, **options):
+    requests = offered(load * SPEED / tokens, seconds, make)
+    SimulatedBatcher(speed=speed, **options).run(requests, until=seconds + 60)
+    return requests
 
 
 @pytest.mark.parametrize("speed", [constant, drifting])
 @pytest.mark.parametrize(("make", "tokens"), [(one_text, TOKENS), (several_texts, TOKENS * 7 / 3)])
 @pytest.mark.parametrize(("load", "share"), [(0.5, 0.95), (1, 0.75), (1.5, 0.88), (3, 0.9), (5, 0.9), (10, 0.9)])
-def test_most_of_the_capacity_answers_calls_in_time_whatever_is_offered(load, share, make, tokens, speed):
-    calls = simulate(make, load=load, speed=speed, tokens=tokens)
-    possible = min(CAPACITY, sum(call.work for call in calls if call.arrived >= 3) / 17)
-    assert goodput(calls, start=3, stop=20) >= share * possible
-    accepted = [call for call in calls if call.refused != call.arrived]
-    assert sum(call.in_time for call in accepted) >= 0.85 * len(accepted)
+def test_most_of_the_capacity_answers_requests_in_time_whatever_is_offered(load, share, make, tokens, speed):
+    requests = simulate(make, load=load, speed=speed, tokens=tokens)
+    possible = min(CAPACITY, sum(request.work for request in requests if request.arrived >= 3) / 17)
+    assert goodput(requests, start=3, stop=20) >= share * possible
+    accepted = [request for request in requests if request.refused != request.arrived]
+    assert sum(request.in_time for request in accepted) >= 0.85 * len(accepted)
 
 
-def test_a_call_is_told_to_retry_when_it_would_be_accepted():
-    refused = [call for call in simulate(one_text, load=3) if call.refused == call.arrived]
+def test_a_refused_request_says_when_to_retry():
+    refused = [request for request in simulate(one_text, load=3) if request.refused == request.arrived]
     assert len(refused) > 1000
-    assert all(0 < call.retry_after_s < 5 for call in refused)
+    assert all(0 < request.retry_after_s < 5 for request in refused)
 
 
 def test_two_workers_do_twice_the_work():
@@ -65,37 +66,37 @@ def test_two_workers_do_twice_the_work():
     assert two > 1.8 * one
 
 
-def test_calls_without_a_deadline_wait_for_so_long_at_most_and_most_others_are_refused_at_once():
-    calls = simulate(without_deadline, load=3, max_queue_s=5.0)
-    answered = [call for call in calls if not math.isnan(call.done)]
-    assert max(call.done - call.arrived for call in answered) < 6
-    at_once = [call for call in calls if call.refused == call.arrived]
-    assert len(at_once) >= 0.75 * (len(calls) - len(answered))
-    assert goodput(calls, start=6, stop=20) >= 0.9 * SPEED
+def test_requests_without_a_deadline_wait_for_so_long_at_most_and_most_others_are_refused_at_once():
+    requests = simulate(without_deadline, load=3, max_queue_s=5.0)
+    answered = [request for request in requests if not math.isnan(request.done)]
+    assert max(request.done - request.arrived for request in answered) < 6
+    at_once = [request for request in requests if request.refused == request.arrived]
+    assert len(at_once) >= 0.75 * (len(requests) - len(answered))
+    assert goodput(requests, start=6, stop=20) >= 0.9 * SPEED
 
 
-def test_after_a_pause_the_first_call_runs_however_slow_the_last_one_was():
-    machine = Machine(speed=lambda now: 10 if now < 20 else SPEED)  # 11 s for 110 tokens
-    calls = [Simulated(now, [110], 4.0) for now in (0.0, 30.0, 40.0)]
-    machine.run(calls, until=60)
-    assert [call.in_time for call in calls] == [False, True, True]
+def test_after_a_pause_the_first_request_runs_however_slow_the_last_one_was():
+    batcher = SimulatedBatcher(speed=lambda now: 10 if now < 20 else SPEED)  # 11 s for 110 tokens
+    requests = [SimulatedRequest(now, [110], 4.0) for now in (0.0, 30.0, 40.0)]
+    batcher.run(requests, until=60)
+    assert [request.in_time for request in requests] == [False, True, True]
 
 
-def test_short_calls_wait_for_one_batch_of_each_large_call_at_most():
-    large = [Simulated(0.001 * number, [512] * 200, math.inf) for number in range(4)]
-    short = offered(2.0, 60, lambda now, rng: Simulated(now, [rng.randint(5, 30)], math.inf))
-    machine = Machine(speed=lambda _: 1200.0, noise=0.0)
-    machine.run([*large, *short], until=70)
-    batch_s = 1024 / 1200 + machine.fixed_s
-    waits = [call.done - call.arrived for call in short if call.arrived < 55]
-    assert max(waits) < 6 * batch_s  # one that runs, four large calls, their own
-    done = [200 - call.missing for call in large]
-    assert max(done) - min(done) <= 4  # and the large calls take turns
+def test_short_requests_wait_for_one_batch_of_each_large_request_at_most():
+    large = [SimulatedRequest(0.001 * number, [512] * 200, math.inf) for number in range(4)]
+    short = offered(2.0, 60, lambda now, rng: SimulatedRequest(now, [rng.randint(5, 30)], math.inf))
+    batcher = SimulatedBatcher(speed=lambda _: 1200.0, noise=0.0)
+    batcher.run([*large, *short], until=70)
+    batch_s = 1024 / 1200 + batcher.fixed_s
+    waits = [request.done - request.arrived for request in short if request.arrived < 55]
+    assert max(waits) < 6 * batch_s  # one that runs, four large requests, their own
+    done = [200 - request.missing for request in large]
+    assert max(done) - min(done) <= 4  # and the large requests take turns
 
 
-def test_calls_of_many_texts_share_the_time_that_short_ones_leave():
-    large = Simulated(0.0, [128] * 100, math.inf)
-    short = offered(5.0, 60, lambda now, rng: Simulated(now, [100], 4.0))
-    Machine(speed=lambda _: 1200.0).run([large, *short], until=70)
+def test_requests_of_many_texts_share_the_time_that_short_ones_leave():
+    large = SimulatedRequest(0.0, [128] * 100, math.inf)
+    short = offered(5.0, 60, lambda now, rng: SimulatedRequest(now, [100], 4.0))
+    SimulatedBatcher(speed=lambda _: 1200.0).run([large, *short], until=70)
     assert large.done < 30
-    assert sum(call.in_time for call in short) >= 0.95 * len(short)
+    assert sum(request.in_time for request in short) >= 0.95 * len(short)

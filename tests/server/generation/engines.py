@@ -31,7 +31,7 @@ def padded(texts):
     return ids, np.array([len(text) for text in texts])
 
 
-class EventRecorder(NoOpObserver):
+class EngineEvents(NoOpObserver):
     """Records the events of an engine."""
 
     def __init__(self):

@@ -14,7 +14,7 @@ from tests.continuations import greedy_of
 from tests.generating import generate
 from tests.server.generation.engines import (
     GREEDY,
-    EventRecorder,
+    EngineEvents,
     outputs_of,
     tokens_of,
 )
@@ -97,7 +97,7 @@ async def test_outputs_are_identical_with_and_without_the_prefix_cache(engine_of
 
 
 async def test_growing_the_cache_does_not_change_the_tokens_of_running_requests(engine_of, prompts, reference):
-    events, asked = EventRecorder(), prompts(30)
+    events, asked = EngineEvents(), prompts(30)
     engine = await engine_of(slots=2, max_slots=12, observer=events)
     found = await asyncio.gather(*(tokens_of(engine, prompt, max_tokens=20, **GREEDY) for prompt in asked))
     assert found == [greedy_of(reference, prompt, 20) for prompt in asked]
@@ -112,7 +112,7 @@ async def test_all_requests_are_answered_if_the_cache_cannot_grow(engine_of, pro
         def grow(self, address, size, new):
             raise error
 
-    events, asked = EventRecorder(), prompts(8)
+    events, asked = EngineEvents(), prompts(8)
     engine = await engine_of(slots=2, max_slots=8, memory=Full(), observer=events)
     found = await asyncio.gather(*(tokens_of(engine, prompt, max_tokens=9, **GREEDY) for prompt in asked))
     assert found == [greedy_of(reference, prompt, 9) for prompt in asked]

@@ -13,7 +13,7 @@ from tests.continuations import greedy_of
 from tests.generating import generate, generate_all
 from tests.server.generation.engines import (
     GREEDY,
-    EventRecorder,
+    EngineEvents,
     engine_with,
     outputs_of,
     padded,
@@ -22,7 +22,7 @@ from tests.server.generation.engines import (
 
 
 async def test_a_cancelled_request_frees_its_slot_before_the_next_step(engine_of):
-    events = EventRecorder()
+    events = EngineEvents()
     engine, decoder = await engine_with(engine_of, slots=2, observer=events)
     leaving = generate(engine, np.array([1, 2]), Sampling(max_tokens=50, ignore_eos=True), RequestContext())
     await anext(leaving)
@@ -39,7 +39,7 @@ async def test_a_cancelled_request_frees_its_slot_before_the_next_step(engine_of
 
 
 async def test_a_request_that_is_cancelled_while_it_waits_never_runs(engine_of):
-    events = EventRecorder()
+    events = EngineEvents()
     engine, decoder = await engine_with(engine_of, slots=1, observer=events)
     running = asyncio.create_task(tokens_of(engine, [1], max_tokens=5, ignore_eos=True))
     await decoder.decode_started()
@@ -91,7 +91,7 @@ async def test_a_request_whose_deadline_passes_keeps_the_tokens_that_it_has(engi
 
 
 async def test_a_full_queue_refuses_requests_and_says_when_to_retry(engine_of):
-    events = EventRecorder()
+    events = EngineEvents()
     engine, decoder = await engine_with(engine_of, slots=1, waiting=1, observer=events)
     running = asyncio.create_task(tokens_of(engine, [1], max_tokens=3, ignore_eos=True))
     await decoder.decode_started()
@@ -108,7 +108,7 @@ async def test_a_full_queue_refuses_requests_and_says_when_to_retry(engine_of):
 
 
 async def test_all_prompts_of_a_request_are_admitted_or_none(engine_of):
-    events = EventRecorder()
+    events = EngineEvents()
     engine, decoder = await engine_with(engine_of, slots=1, waiting=3, observer=events)
     running = asyncio.create_task(tokens_of(engine, [1], max_tokens=3, ignore_eos=True))
     await decoder.decode_started()

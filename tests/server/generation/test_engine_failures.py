@@ -11,7 +11,7 @@ from server.generation.worker import StepFailed
 from tests.continuations import greedy_of
 from tests.server.generation.engines import (
     GREEDY,
-    EventRecorder,
+    EngineEvents,
     padded,
     tokens_of,
 )
@@ -35,7 +35,7 @@ async def test_a_step_that_fails_fails_only_the_requests_in_it(engine_of, refere
                 raise RuntimeError("out of memory")
             return super().decode(*arguments)
 
-    events = EventRecorder()
+    events = EngineEvents()
     engine = await engine_of(slots=2, decoder=Flaky, observer=events)
     asked = [[1], [2], [3], [4]]
     answers = [asyncio.create_task(tokens_of(engine, prompt, max_tokens=10, **GREEDY)) for prompt in asked]
@@ -84,7 +84,7 @@ async def test_a_bug_in_the_plan_fails_all_present_requests_and_no_later_one(eng
                 raise RuntimeError("a bug")
             return sequences
 
-    events = EventRecorder()
+    events = EngineEvents()
     engine = await engine_of(slots=2, decoder=Failing, observer=events)
     asked = [tokens_of(engine, [number], max_tokens=9, **GREEDY) for number in range(1, 6)]
     answers = asyncio.gather(*asked, engine.logits(*padded([[1]]), RequestContext()), return_exceptions=True)

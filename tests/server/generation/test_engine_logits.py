@@ -16,7 +16,7 @@ from server.generation.engine import padded_batches
 from server.generation.request import Sampling
 from tests.generating import generate
 from tests.server.generation.engines import (
-    EventRecorder,
+    EngineEvents,
     HeldDecoder,
     engine_with,
     padded,
@@ -118,7 +118,7 @@ class HeldForwardDecoder(HeldDecoder):
 
 
 async def test_a_request_that_is_cancelled_during_a_forward_run_is_in_no_later_step(engine_of):
-    events = EventRecorder()
+    events = EngineEvents()
     engine, decoder = await engine_with(engine_of, HeldForwardDecoder, observer=events)
     leaving = generate(engine, [1, 2], Sampling(max_tokens=50, ignore_eos=True))
     await anext(leaving)

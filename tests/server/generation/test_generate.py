@@ -15,7 +15,7 @@ from server.generation.decoder import Decoder
 from server.generation.request import Sampling
 from server.tasks.generate import Generate, RawGpt
 from server.text.tokenizer import TextEncoder
-from tests.server.generation.engines import EventRecorder, engine_with
+from tests.server.generation.engines import EngineEvents, engine_with
 
 PROMPT = "A list is"
 
@@ -110,7 +110,7 @@ class SynchronousDecoder(Decoder):
         return super().decode(*arguments)
 
 
-class EndRecorder(EventRecorder):
+class EndRecorder(EngineEvents):
     """Sets an event when a sequence has finished."""
 
     def __init__(self):
@@ -174,7 +174,7 @@ async def test_the_text_of_a_stop_token_is_included_only_if_requested(task, arti
 async def test_a_stream_that_is_left_early_frees_its_slot_and_one_that_is_left_while_it_waits_never_runs(
     engine_of, artifact, prepare
 ):
-    events, how = EventRecorder(), Sampling(max_tokens=40, ignore_eos=True)
+    events, how = EngineEvents(), Sampling(max_tokens=40, ignore_eos=True)
     engine, decoder = await engine_with(engine_of, slots=1, observer=events)
     task = Generate(engine, TextEncoder(artifact), prepare)
     async with task.stream([PROMPT], how, context=RequestContext()) as stream:

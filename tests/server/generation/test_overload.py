@@ -44,7 +44,7 @@ class Outcome:
         return self.in_time / SECONDS
 
 
-class Machine:
+class SimulatedEngine:
     """Runs steps one after another, while requests arrive at random times."""
 
     def __init__(self, *, max_queue_s=30.0, slow=lambda now: 1.0):
@@ -99,7 +99,7 @@ class Machine:
 @pytest.mark.parametrize(("load", "share"), [(0.5, 0.9), (1, 0.8), (1.5, 0.85), (3, 0.85), (5, 0.85), (10, 0.85)])
 @pytest.mark.parametrize("slow", [lambda now: 1.0, lambda now: 1 + 0.5 * math.sin(now / 3)], ids=["steady", "drifting"])
 def test_most_of_the_capacity_generates_texts_that_end_in_time(load, share, slow):
-    outcome = Machine(slow=slow).run(load, deadlines_s=(2.0, 3.0, 4.0))
+    outcome = SimulatedEngine(slow=slow).run(load, deadlines_s=(2.0, 3.0, 4.0))
     assert outcome.goodput >= share * min(1, load) * CAPACITY
     accepted = outcome.in_time + outcome.late + outcome.refused_waiting
     assert outcome.in_time >= 0.75 * accepted
@@ -107,13 +107,13 @@ def test_most_of_the_capacity_generates_texts_that_end_in_time(load, share, slow
 
 
 def test_requests_without_a_deadline_wait_for_so_long_at_most():
-    outcome = Machine(max_queue_s=3.0).run(3, deadlines_s=(None,))
+    outcome = SimulatedEngine(max_queue_s=3.0).run(3, deadlines_s=(None,))
     assert outcome.goodput >= 0.9 * CAPACITY
     assert outcome.longest_wait_s <= 3.5
     assert outcome.refused_waiting <= 0.1 * outcome.refused
 
 
 def test_after_a_pause_the_first_request_runs_however_slow_the_last_one_was():
-    machine = Machine(slow=lambda now: 100.0 if now < 5 else 1.0)
-    machine.run(0.02, deadlines_s=(4.0,))
-    assert machine.outcome.in_time >= 5
+    engine = SimulatedEngine(slow=lambda now: 100.0 if now < 5 else 1.0)
+    engine.run(0.02, deadlines_s=(4.0,))
+    assert engine.outcome.in_time >= 5

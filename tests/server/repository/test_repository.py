@@ -17,7 +17,7 @@ from server.tasks.embed import Embed
 from server.tasks.fill_mask import FillMask
 from server.tasks.generate import Generate
 from tests.artifacts import change_manifest
-from tests.server.batching.fakes import EventRecorder
+from tests.server.batching.fakes import BatcherEvents
 from tests.server.conftest import opened
 
 CONTEXT = RequestContext()
@@ -71,7 +71,7 @@ class EventsListener(RepositoryListener):
         self.events = {}
 
     def observer(self, name, version):
-        return self.events.setdefault((name, version), EventRecorder())
+        return self.events.setdefault((name, version), BatcherEvents())
 
 
 async def test_every_model_of_the_directory_is_loaded_and_measured(root):

@@ -4,7 +4,7 @@ AffinityError
 ├── InvalidRequest      the request is invalid and will fail again if it is sent again
 ├── ModelNotFound       no model, or no version, of that name
 ├── WrongTask           the model exists, but serves another task
-├── Overloaded          the queue is full; `retry_after_s` says when to retry
+├── Overloaded          the queue is full, or the answer would be too late; `retry_after_s` says when to retry
 ├── NotReady            starting, loading or draining
 ├── DeadlineExceeded    the deadline passed before the answer was ready
 ├── SlowClient          the client did not read its responses for too long
@@ -57,7 +57,7 @@ class WrongTask(AffinityError):
 
 
 class Overloaded(AffinityError):
-    """The queue is full."""
+    """The queue is full, or the answer is predicted to be too late."""
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)

@@ -3,7 +3,7 @@
 Read in the order in which data flows:
 
     sources      the name that the user typed → files on this machine; which files an export reads, and their digest
-    inputs       what happens to a text or an image before the graph, as the library that defines it reads its settings
+    inputs       the preprocessing of a text or an image, with the settings as the library that defines them reads them
     loading      a source → a recipe (the model with named inputs and outputs) and a manifest
     graph        a recipe → an ONNX graph: traced with the runtime's fused attention, fused, quantised, run
     parity       how far a graph is from PyTorch, on seeded inputs, on GPT's cache, on held-out and on the user's inputs

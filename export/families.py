@@ -1,4 +1,4 @@
-"""What can be exported, and which files each family needs: `--list` on the command line.
+"""The families of models that can be exported, and the files each of them needs: `--list` on the command line.
 
 The texts are constants, so that `--list` needs no torch; tests compare them with what models/checkpoints reads.
 """

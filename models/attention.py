@@ -85,7 +85,7 @@ class SelfAttention(nn.Module):
 
     @property
     def ov(self) -> Tensor:
-        """(h, d, d): what head h adds to a token, `y ov`, when it attends to token y.
+        """(h, d, d): the vector that head h adds to a token, `y ov`, when it attends to token y.
 
         Likewise, only the product of the value matrix and the output projection matters.
         """

@@ -47,7 +47,7 @@ class PatchEmbedding(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:  # (b, channels, i·p, i·p)
         i, p = self.per_side, self.patch_size
         expected = (self.channels, i * p, i * p)
-        if pixel_values.shape[1:] != expected:  # reshape would take a larger image for several small ones
+        if pixel_values.shape[1:] != expected:  # reshape would split a larger image into several small ones
             raise ValueError(f"pixel_values is {tuple(pixel_values.shape)}: expected a batch of {expected}")
         x = pixel_values.reshape(-1, self.channels, i, p, i, p)
         x = x.permute(0, 2, 4, 1, 3, 5)  # (b, i, i, channels, p, p)

@@ -1,4 +1,4 @@
-"""The contract of an artifact beside manifest.proto: names of files and of values, keys of golden tensors, tolerances.
+"""The contract of an artifact besides manifest.proto: names of files and of values, keys of golden tensors, tolerances.
 
 The exporter writes by it and the server reads by it.
 """
@@ -24,7 +24,7 @@ TRUNCATION_SIDES = ("right", "left")
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # that are read, by the names of Pillow
 
 INPUT, OUTPUT = "input", "output"  # of a golden case
-FILE, PIXEL_VALUES = "file", "pixel_values"  # of a golden image: the bytes of its file, and what the model is given
+FILE, PIXEL_VALUES = "file", "pixel_values"  # of a golden image: the bytes of its file, and the input of the model
 MAX_RESIZED_PIXELS = 16_000_000  # of an image after its resize, before a crop
 PIXEL_TOLERANCE = 1.0  # grey levels of 256: the libraries of two machines decode JPEG files a little differently
 

@@ -67,7 +67,7 @@ def digest_line(contents: bytes) -> str:
 
 
 def check_artifact(directory: Path, manifest: Manifest) -> None:
-    """Check that an artifact is whole and unaltered. ArtifactError names what is not."""
+    """Check that an artifact is whole and unaltered. ArtifactError names the fault."""
     _check_place(directory, manifest)
     _check_names(directory, manifest)
     _check_labels(directory, manifest)

@@ -50,7 +50,7 @@ KINDS: dict[int, tuple[str, Callable[[object], bool]]] = {
 
 
 def read_object(contents: bytes) -> dict[str, Any]:
-    """The object in a JSON file. JsonError if it is not in UTF-8, or has a key twice, or is no object."""
+    """The object in a JSON file. JsonError if it is not in UTF-8, or has a key twice, or is not an object."""
     if not contents:
         raise JsonError("found an empty file, expected a JSON object")
     encoding = json.detect_encoding(contents)
@@ -88,7 +88,7 @@ def to_message(value: dict[str, Any], message: MessageT) -> MessageT:
 
 
 def parse(contents: bytes, message: MessageT) -> MessageT:
-    """Fill an empty message with the contents of a JSON file. JsonError says what is wrong with them."""
+    """Fill an empty message with the contents of a JSON file. JsonError names the fault."""
     value = read_object(contents)
     check_fields(value, type(message))
     return to_message(value, message)

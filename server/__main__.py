@@ -62,7 +62,7 @@ def _report_ignored_variables() -> None:
     if injected:
         log.info("ignored, because they describe a Kubernetes service or a Docker link: %s", ", ".join(injected))
     if unknown:
-        log.warning("ignored environment variables that are no settings: %s", ", ".join(unknown))
+        log.warning("ignored unknown environment variables: %s", ", ".join(unknown))
 
 
 if __name__ == "__main__":

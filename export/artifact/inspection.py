@@ -110,7 +110,7 @@ def unlisted_lines(account: Account) -> list[str]:
 
 
 def verify(directory: Path) -> Account:
-    """Check every hash and run the golden inputs through every graph. ExportError names what has changed.
+    """Check every hash and run the golden inputs through every graph. ExportError names the change.
 
     A graph for CUDA runs on CUDA if this machine can, otherwise on the CPU.
     """

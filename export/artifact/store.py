@@ -106,7 +106,7 @@ def newest(root: Path, name: str) -> tuple[Path, Manifest] | None:
 
 
 def read(directory: Path) -> Manifest:
-    """The manifest of an artifact that is whole and unaltered. ExportError names what is not."""
+    """The manifest of an artifact that is whole and unaltered. ExportError names the fault."""
     with translated_errors():
         manifest = manifests.read_manifest(directory)
         manifests.check_artifact(directory, manifest)

@@ -30,7 +30,7 @@ def encoded(tokenizer: str, texts: Sequence[str], text: TextInput, path: Path) -
         found = [encoding for encoding in reader.encode_batch(list(texts)) if encoding.ids]
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise ExportError(
-            f"{path}: found what the tokenizer has no token for ({error}), "
+            f"{path}: found a character that the tokenizer has no token for ({error}), "
             "expected only characters that the model knows"
         ) from error
     for encoding in found:

@@ -1,4 +1,4 @@
-"""What PyTorch computes in fp32: the references that every graph of an artifact is compared with."""
+"""PyTorch's results in fp32: the references that every graph of an artifact is compared with."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field

@@ -19,9 +19,9 @@ from export.sources.modules import WEIGHT_FILES, WEIGHTED, Module, as_encoder, e
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 HINTS = {  # by HTTP status
-    401: "expected a token that is valid in HF_TOKEN (or none, for what is public): it may have expired",
+    401: "expected a token that is valid in HF_TOKEN (or none, for public repositories): it may have expired",
     403: "expected a token in HF_TOKEN that may read it",
-    429: "it wants fewer requests: try again later, with HF_TOKEN set",
+    429: "the hub limits the rate of requests: try again later, with HF_TOKEN set",
 }
 
 
@@ -93,12 +93,12 @@ def translated_errors(repository: str, revision: str) -> Iterator[None]:
             f"{repository}: found no such directory, and no hub id either ({first_line(error)}), expected one of them"
         ) from error
     except errors.GatedRepoError as error:
-        found = "HF_TOKEN is set, and not let in" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
+        found = "HF_TOKEN is set, but has no access" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
         raise ExportError(
             f"{repository}: it is gated: accept its licence on the hub, and set HF_TOKEN to a token of yours ({found})"
         ) from error
     except errors.RepositoryNotFoundError as error:
-        raise ExportError(f"{repository}: the hub has no such repository, or HF_TOKEN does not open it") from error
+        raise ExportError(f"{repository}: the hub has no such repository, or HF_TOKEN gives no access to it") from error
     except errors.RevisionNotFoundError as error:
         raise ExportError(f"{repository}: the hub has no revision {revision!r} of it") from error
     except Exception as error:  # also those of the HTTP library, which depends on the version

@@ -20,7 +20,7 @@ NANOGPT_SUFFIXES = (".pt", ".pth")
 
 @dataclass(frozen=True)
 class Source:
-    """`location` is what the user typed, `name` the default name of the artifact.
+    """`location` is the text that the user typed, `name` the default name of the artifact.
 
     `weights` is a directory in the Hugging Face layout or nanoGPT's file, `tokenizer` a directory or a file: by default
     the encoder's directory. `revision` is the commit of a hub id.

@@ -141,7 +141,7 @@ def wanted(config: Json) -> str:
     if family is not None:
         return f"take --task {choices(family)} if its tensors are those of such a {config['model_type']} model"
     found = f"found model_type {config['model_type']!r}" if config.get("model_type") else "found no model_type either"
-    return f"{found}, which together with --task would do if it were one of {', '.join(BY_MODEL_TYPE)}"
+    return f"{found}; --task needs a model_type that is one of {', '.join(BY_MODEL_TYPE)}"
 
 
 def choices(family: str) -> str:

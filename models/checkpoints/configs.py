@@ -60,7 +60,7 @@ def configuration(
 
 
 def guessed(config: Json) -> str | None:
-    """What had to be guessed and why, for the user; None if the file has everything."""
+    """The guesses that were necessary, and the reason, for the user; None if the file has everything."""
     return activation(config)[1] if architecture(config)[0] == "nanogpt" else None
 
 

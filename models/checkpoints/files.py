@@ -107,7 +107,7 @@ def unpickled(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
-        found = f"a pickle that asks for {wanted[1]}" if wanted else "no pickle of tensors"
+        found = f"a pickle that imports {wanted[1]}" if wanted else "a file that is not a pickle of tensors"
         raise CheckpointError(
             f"{path}: found {found}, expected tensors and plain values. "
             "A pickle can run any code, so nothing of it was loaded; save the tensors as safetensors"

@@ -131,7 +131,7 @@ def compare(names: Layout, found: Found, expected: Mapping[str, Tensor], problem
 
 
 def described(model: str, file: str, problems: Problems) -> str:
-    """The error text: what is wrong, and what to do about it."""
+    """The error text: the fault, and its remedy."""
     lines = [f"{file}: {sum(map(len, problems.values()))} tensors are not those of {model}:"]
     for kind in KINDS:
         texts = problems.get(kind, [])
@@ -141,7 +141,9 @@ def described(model: str, file: str, problems: Problems) -> str:
     if MISSING in problems:
         lines.append("  expected the whole model that config.json describes, by the names of transformers or timm")
     elif MISSHAPEN in problems:
-        lines.append("  expected the shapes that config.json gives by its sizes and labels: correct what does not fit")
+        lines.append(
+            "  expected the shapes that config.json gives by its sizes and labels: correct those that do not fit"
+        )
     elif problems.keys() == {LEFT_OVER}:
         lines.append("  if the model does without them, --ignore-unused leaves them out")
     return "\n".join(lines)

@@ -37,7 +37,7 @@ def activation(config: Mapping[str, Any]) -> tuple[str, str]:
     """The GELU that a model was probably trained with, and why: nanoGPT changed it in June 2023, and no file has it."""
     if "bias" in config:
         return "gelu", "the exact GELU, as nanoGPT's since June 2023 (those of the four months before had GELU by tanh)"
-    return "gelu_new", "GELU by tanh, for a file that says nothing of biases is older than February 2023"
+    return "gelu_new", "GELU by tanh, because a file without the key `bias` is older than February 2023"
 
 
 def with_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -57,7 +57,7 @@ class Pace:
         if spread > 0.01 * self._x * self._x:
             slope = (self._n * self._xy - self._x * self._y) / spread
             self._unit_s = min(max(slope, 0.0), per_unit)
-        else:  # batches of one size say nothing of the fixed part
+        else:  # batches of one size do not show the fixed part
             self._unit_s = per_unit
         self._fixed_s = max(0.0, (self._y - self._unit_s * self._x) / self._n)
 
@@ -96,5 +96,5 @@ class LatenessEstimate:
 
     @property
     def margin_s(self) -> float:
-        """What to add to a prediction so that few answers come later."""
+        """The seconds to add to a prediction so that few answers come later."""
         return max(0.0, self._mean_s + 2 * self._deviation_s)

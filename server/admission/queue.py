@@ -49,7 +49,7 @@ class RequestContext:
         return left_s, f"its deadline is in {left_s:.1f} s"
 
     def cancel_reason(self, now: float) -> CancelReason:
-        """Why a call is cancelled that is cancelled now: by its deadline, by its client, or by the server."""
+        """The reason if the call is cancelled now: its deadline, its client or the server."""
         if self.cancellation.reason is not None:
             return self.cancellation.reason
         return "expired" if self.deadline is not None and now >= self.deadline - self.leeway_s else "cancelled"

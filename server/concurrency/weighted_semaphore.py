@@ -38,7 +38,7 @@ class WeightedSemaphore:
             raise
 
     def release(self, size: int) -> None:
-        """Return what `acquire` took."""
+        """Return the share that `acquire` took."""
         self.free += min(size, self.capacity)
         self._wake_waiters()
 

@@ -1,4 +1,4 @@
-"""Environment variables that begin like those of the settings and are none. Pure: reads a mapping.
+"""Environment variables with the prefix AFFINITY_ that are not settings. Pure: reads a mapping.
 
 For a service called `affinity`, Kubernetes sets AFFINITY_PORT=tcp://10.0.0.1:8001, AFFINITY_SERVICE_HOST, … in the
 containers of its namespace (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
@@ -13,7 +13,7 @@ from difflib import get_close_matches
 PREFIX = "AFFINITY_"
 PROTOCOL = "(TCP|UDP|SCTP)"
 ADDRESS = re.compile(rf"{PROTOCOL}://(\[[0-9a-f:.]+\]|[\w.-]+):\d{{1,5}}", re.ASCII | re.IGNORECASE)
-# The names that services and links have beside SERVICE_PORT=ADDRESS. The name of the service can be longer.
+# The names that services and links have in addition to SERVICE_PORT=ADDRESS. The name of the service can be longer.
 INJECTED_NAMES = re.compile(
     rf"AFFINITY(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_{PROTOCOL}(_(PROTO|PORT|ADDR|PORT_START|PORT_END))?"
     rf"|PORT_\d+_{PROTOCOL}_(START|END)|NAME|ENV_\w+)",
@@ -29,7 +29,7 @@ def is_injected(variable: str, value: str) -> bool:
 def ignored(environ: Mapping[str, str], known: Collection[str]) -> tuple[list[str], list[str]]:
     """The variables with the prefix that are not read: those of services and links, then all others.
 
-    `known` are the variables of the settings; of the others each comes with the most similar one, if there is any.
+    `known` are the variables of the settings. Unknown ones are returned with the most similar of these, if any.
     """
     injected, unknown = [], []
     for variable, value in sorted(environ.items()):

@@ -75,7 +75,7 @@ class Decoder:
         """Prepare for the first steps. All slots must be free."""
 
     def release(self) -> None:
-        """Release what depends on the addresses of the cache."""
+        """Release everything that depends on the addresses of the cache."""
 
     def prefill(self, slot: int, token_ids: Ids, past: int) -> Scores:
         """Append `token_ids` (t,) to the first `past` tokens of a slot. Returns one row, after the last token."""

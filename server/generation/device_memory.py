@@ -149,7 +149,7 @@ class CudaMemory:
             status = getattr(self._cuda, name)(*arguments)
         if status == OUT_OF_MEMORY:
             self._cuda.cudaGetLastError()  # clears the error, which the runtime would otherwise report as its own
-            raise NotEnoughMemory("the GPU has not as much memory left")
+            raise NotEnoughMemory("the GPU does not have enough free memory")
         if status:
             raise RuntimeError(f"{name} failed with CUDA error {status}")
 

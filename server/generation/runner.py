@@ -1,4 +1,4 @@
-"""Runs one step on the device: copies slots, runs the model, samples tokens. Decides nothing and knows no callers."""
+"""Runs one step on the device: copies slots, runs the model, samples tokens. Decides nothing."""
 
 from collections.abc import Iterable, Sequence
 

@@ -59,7 +59,7 @@ class Stream:
         if self.sequence.cancelled:
             return self.cancelled(now)
         if retry_after_s is None:
-            return DeadlineExceeded("the deadline of the request passed before its last token was there")
+            return DeadlineExceeded("the deadline of the request passed before its last token was generated")
         waited_s = now - self.sequence.arrived
         return Overloaded(
             f"overloaded: the request has waited for {waited_s:.1f} s, and its first token would come too late",

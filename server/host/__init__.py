@@ -1,4 +1,4 @@
-"""What the machine gives this process: CPUs and memory, within its control groups, addresses and standard files.
+"""Resources of this process: CPUs and memory, within its control groups, listening addresses and standard files.
 
 Imports server.errors alone.
 """

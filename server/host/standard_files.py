@@ -42,7 +42,7 @@ class Output:
         self._process_lock = lock
 
     def _send(self, data: bytes) -> bytes:
-        """Returns what could not be written. Pipes that accept bytes accept PIPE_BUF without blocking."""
+        """Returns the bytes that could not be written. Pipes that accept bytes accept PIPE_BUF without blocking."""
         while data:
             if not self._is_writable():
                 return data

@@ -94,7 +94,7 @@ class Header:
 
 
 def read_header(file: bytes, field: str = "image") -> Header:
-    """Read the header of a file. InvalidRequest if it is no image, or would take too much time or memory."""
+    """Read the header of a file. InvalidRequest if it is not an image, or would take too much time or memory."""
     picture = _opened(file, field)
     bytes_per_pixel = {
         WebPImageFile: WEBP_BYTES_PER_PIXEL,
@@ -181,7 +181,9 @@ def _unsupported(file: bytes) -> str:
         return "a HEIC file"
     if _is_tga(file):
         return "a TGA file"
-    return next((kind for start, kind in UNSUPPORTED if file.startswith(start)), f"{len(file)} bytes that are no image")
+    return next(
+        (kind for start, kind in UNSUPPORTED if file.startswith(start)), f"{len(file)} bytes that are not an image"
+    )
 
 
 def _is_tga(file: bytes) -> bool:

@@ -31,7 +31,7 @@ MAX_JPEG_PIXELS = 150_000_000  # decoded at half the size
 MAX_SCANNED_PIXELS = 1_000_000_000
 SCAN = b"\xff\xda"
 # Pillow concatenates the EXIF parts of a JPEG one by one, in quadratic time. Cameras write one part of at most 64 KiB,
-# and further ones in pictures behind or within the first. Only the orientation is used.
+# and further ones in pictures after or within the first. Only the orientation is used.
 EXIF, MAX_EXIF_PARTS, MAX_EXIF_BYTES = b"Exif\0\0", 16, 1 << 20
 PACKED, MAX_PACKED_PARTS = (b"zTXt", b"iTXt", b"iCCP"), 8  # of a PNG: each can have a megabyte when unpacked
 # Pillow unpacks the runs of equal pixels in a BMP in Python, pixel by pixel.
@@ -126,7 +126,7 @@ def check_work(picture: ImageFile, file: bytes, field: str) -> None:
 
 def _check_jpeg(picture: JpegImageFile, file: bytes, field: str) -> None:
     """Refuse too many scans, and too many pixels in several scans: all of their coefficients are kept in memory."""
-    assert picture.fp is not None, "Pillow keeps the file until the pixels are there; this is a bug"
+    assert picture.fp is not None, "Pillow keeps the file open until the pixels are decoded; this is a bug"
     start = picture.fp.tell()  # of the first scan's data
     if _is_only_scan(picture, file, start):
         return

@@ -41,7 +41,7 @@ class ImageDecoder:
         return replace(header, decoding_bytes=header.decoding_bytes + preprocessing_bytes)
 
     def decode(self, file: bytes, field: str = "image") -> Pixels:
-        """Pixel values (3, h, w), FP32. InvalidRequest if the file is no image, or its size is wrong for the model."""
+        """Pixel values (3, h, w), FP32. InvalidRequest if the file is not an image, or has a wrong size."""
         picture, image = decode(file, field), self._image
         if image.white_for_transparent:
             picture = on_white(picture)

@@ -156,7 +156,7 @@ def _scrape(registry: CollectorRegistry, scope: Any) -> Answer:
     accepted, encodings = _header(scope, b"accept"), _header(scope, b"accept-encoding")
     try:
         encoder, content_type = choose_encoder(accepted)
-    except (TypeError, ValueError):  # a version that is no number
+    except (TypeError, ValueError):  # a version that is not a number
         encoder, content_type = choose_encoder("")
     names = parse_qs(scope["query_string"].decode("latin-1")).get("name[]")
     selected: Collector = registry.restricted_registry(names) if names else registry

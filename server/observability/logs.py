@@ -33,7 +33,7 @@ class Json(logging.Formatter):
 
 
 class LineHandler(logging.Handler):
-    """Writes each record as a line; what was lost is counted, and reported with the next line that is written."""
+    """Writes each record as a line. Lost lines are counted, and reported with the next line that is written."""
 
     def __init__(self, output: Output, formatter: logging.Formatter) -> None:
         super().__init__()

@@ -38,9 +38,9 @@ log = logging.getLogger("server")
 
 @contextmanager
 def as_json(stderr: Output) -> Iterator[None]:
-    """Send what is written to file descriptor 2 through the process, and `stderr` past it to where 2 led before.
+    """Redirect file descriptor 2 to a second process, while `stderr` keeps writing to the original target.
 
-    The process reads until this one has ended, because native code can write at the very end. On the way out, this
+    The second process reads until this one has ended, because native code can write at the very end. On exit, this
     context waits for the lines that were written in it.
     """
     try:

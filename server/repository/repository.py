@@ -92,9 +92,9 @@ class Repository:
         able = sorted({model.name for model in self.models() if isinstance(model.task, task_classes)})
         tasks = " or ".join(names_of(*task_classes))
         if not able:
-            raise ModelNotFound(f"model: none of those that are served does {tasks}")
+            raise ModelNotFound(f"model: no served model has the task {tasks}")
         if len(able) > 1:
-            raise InvalidRequest("model", "nothing", f"one of {', '.join(able)}: several do {tasks}")
+            raise InvalidRequest("model", "nothing", f"one of {', '.join(able)}: several models have the task {tasks}")
         return able[0]
 
     def _missing(self, name: str, version: str) -> ModelNotFound | NotReady:

@@ -155,7 +155,7 @@ class Connections:
             with found:
                 if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                     with socket.socket(socket.AF_UNIX) as silent:
-                        silent.bind("")  # Linux chooses an address that nobody knows
+                        silent.bind("")  # Linux chooses an unused address
                         silent.listen()
                         silent.setblocking(False)
                         os.dup2(silent.fileno(), descriptor, inheritable=False)

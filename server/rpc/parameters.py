@@ -31,7 +31,7 @@ EVERY_REQUEST = {
     "timeout": Kind.INTEGER,  # in microseconds
     "triton_enable_empty_final_response": Kind.BOOLEAN,  # has no effect: the server sends no empty responses
 }
-# What clients say about the encoding of tensors, or about themselves; it changes nothing in the response.
+# Information of clients about the encoding of tensors, or about themselves; it changes nothing in the response.
 INFORMATIVE = frozenset(
     ("binary_data", "binary_data_output", "binary_data_size", "content_type", "headers", "request_id", "user")
 )

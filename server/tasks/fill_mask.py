@@ -107,7 +107,7 @@ class FillMask:
     def _item(self, tokens: EncodedText, outputs: tuple[str, ...], keep: Keep, field: str) -> TextItem:
         masks = np.flatnonzero(tokens.input_ids == self._mask_id)
         if not len(masks):
-            where = " in what is left of it" if tokens.truncated else ""
+            where = " in the rest of it" if tokens.truncated else ""
             raise InvalidRequest(field, f"no {self.mask_token}{where}", f"at least one {self.mask_token}")
         return TextItem(
             input_ids=tokens.input_ids,

@@ -118,7 +118,7 @@ def read_segments(
     if "token_type_ids" not in inputs:
         return None
     if not segments:
-        raise InvalidRequest("token_type_ids", "a tensor", "none: the model knows no segments")
+        raise InvalidRequest("token_type_ids", "a tensor", "none: the model has no segments")
     types = _integers("token_type_ids", inputs["token_type_ids"], ids.shape)
     _check_range("token_type_ids", types, lengths, segments)
     return types
@@ -139,7 +139,7 @@ def _integers(field: str, array: Array, shape: tuple[int, ...] | None = None) ->
 
 
 def _lengths(mask: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The number of leading ones of each row. InvalidRequest if there are ones behind a zero."""
+    """The number of leading ones of each row. InvalidRequest if there are ones after a zero."""
     lengths = np.asarray((mask == 1).sum(axis=1))
     right = (np.arange(mask.shape[1]) < lengths[:, None]).astype(np.int64)
     for number in np.flatnonzero((mask != right).any(axis=1) | (lengths == 0)):

@@ -19,7 +19,7 @@ LONGEST_CLEANED = max(map(len, CLEANED))
 class Detokenizer:
     """Decodes one continuation token by token. It never returns part of a character.
 
-    The returned texts together are what `tokenizer.decode` returns for all tokens, without special tokens.
+    The returned texts together are the text that `tokenizer.decode` returns for all tokens, without special tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, cleans_up: bool = False) -> None:
@@ -74,7 +74,7 @@ class StopStrings:
         self.matched = ""
 
     def push(self, text: str) -> str:
-        """Add text; return what can be passed on of the text held so far. Nothing after a match."""
+        """Add text; return the part of the text held so far that can be passed on. Nothing after a match."""
         if self.matched:
             return ""
         before = len(self._held)  # no stop string ends within these characters

@@ -28,7 +28,7 @@ class AsyncEncoder:
         field: str,
         pair_field: str = "text_pairs",
     ) -> list[EncodedText]:
-        """As `TextEncoder.encode`. Chunks behind a refused text are not encoded."""
+        """As `TextEncoder.encode`. Chunks after a refused text are not encoded."""
         check_pairs(texts, pairs, pair_field)
 
         def encode(part: slice) -> list[EncodedText]:

@@ -75,9 +75,9 @@ class TextEncoder:
         field: str = "texts",
         pair_field: str = "text_pairs",
     ) -> list[EncodedText]:
-        """Encode each text behind its prompt, or each text with its second text in `pairs`.
+        """Encode each text with its prompt in front, or each text with its second text in `pairs`.
 
-        Truncates as transformers does: on the side that the model's tokenizer says, and a pair in its longer text.
+        Truncates as transformers does: on the truncation side of the model's tokenizer, and a pair in its longer text.
         InvalidRequest names a text without tokens, with a token that the model does not know, or that is too long
         without `truncate`. `first` is the number of the first text in these names.
         """
@@ -100,7 +100,7 @@ class TextEncoder:
         return tokens
 
     def encode_as_is(self, text: str, pair: str | None, *, prompt_name: str | None) -> Encoding:
-        """Encode a text, truncated to the model's length, without checking that the model knows all of its tokens."""
+        """Encode a text, truncated to the model's length, without checking that the model has all of its tokens."""
         inputs = self._inputs(self.prompted([text], prompt_name), [] if pair is None else [pair])
         (encoding,) = self._encode(self._truncating, inputs, lambda _: "text")
         return encoding
@@ -199,7 +199,9 @@ class TextEncoder:
             if len(inputs) > 1:
                 for number, each in enumerate(inputs):
                     self._encode(tokenizer, [each], _from(name, number), special=special)
-            raise InvalidRequest(name(0), f"what the tokenizer has no token for ({error})", "text it knows") from error
+            raise InvalidRequest(
+                name(0), f"a character that the tokenizer has no token for ({error})", "text it knows"
+            ) from error
 
     def _inputs(self, texts: Sequence[str], pairs: Sequence[str]) -> Sequence[TextOrPair]:
         """Texts, or pairs of them, as the tokenizers library expects them.

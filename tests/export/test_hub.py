@@ -198,7 +198,7 @@ def test_the_token_of_the_environment_opens_a_gated_repository(hub: Hub, export:
     assert "(HF_TOKEN is not set)" in refused.stderr
     assert hub.fetched == []
     wrong = export("someone/gated", HF_TOKEN="wrong")
-    assert "(HF_TOKEN is set, and not let in)" in wrong.stderr
+    assert "(HF_TOKEN is set, but has no access)" in wrong.stderr
     assert export("someone/gated", HF_TOKEN="secret").returncode == 0
     assert "Bearer secret" in hub.tokens
 
@@ -206,7 +206,7 @@ def test_the_token_of_the_environment_opens_a_gated_repository(hub: Hub, export:
 @pytest.mark.parametrize(
     ("location", "environment", "said"),
     [
-        ("someone/nothing", {}, "someone/nothing: the hub has no such repository, or HF_TOKEN does not open it"),
+        ("someone/nothing", {}, "someone/nothing: the hub has no such repository, or HF_TOKEN gives no access to it"),
         (f"{MIXER}@v9", {}, "the hub has no revision 'v9' of it"),
         (
             MIXER,

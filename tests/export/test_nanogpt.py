@@ -92,7 +92,7 @@ def test_an_unknown_character_is_refused(stub: AffinityStub) -> None:
     with pytest.raises(grpc.RpcError) as refused:
         written(stub, "out-shakespeare-char", "naïve")
     assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert "prompts[0]: found what the tokenizer has no token for" in refused.value.details()
+    assert "prompts[0]: found a character that the tokenizer has no token for" in refused.value.details()
 
 
 def test_the_manifest_takes_the_context_from_the_checkpoint(artifacts: Path) -> None:
@@ -120,7 +120,7 @@ def test_an_unknown_character_in_an_evaluation_file_is_refused(export, letters: 
     (tmp_path / "mine.txt").write_text("naïve")
     outcome = export(letters[1], "--evaluate", tmp_path / "mine.txt")
     assert outcome.status == 1
-    assert "mine.txt: found what the tokenizer has no token for" in outcome.complained
+    assert "mine.txt: found a character that the tokenizer has no token for" in outcome.complained
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ class Malicious:
     [
         (
             {"stoi": {"a": 0}, "extra": Malicious()},
-            r"no pickle of plain values \(it asks for builtins.exec\).* not run",
+            r"no pickle of plain values \(it imports builtins.exec\).* not run",
         ),
         ({"vocab_size": 65}, "found no stoi, expected a dictionary from each character to its number"),
         ({"stoi": {"ab": 0}}, "found no stoi, expected a dictionary from each character"),
@@ -174,4 +174,4 @@ def test_a_checkpoint_with_code_is_refused(export, letters: tuple, tmp_path: Pat
     nanogpt.save_meta(tmp_path / "meta.pkl")
     outcome = export(path)
     assert outcome.status == 1
-    assert "found a pickle that asks for" in outcome.complained
+    assert "found a pickle that imports" in outcome.complained

@@ -250,7 +250,7 @@ def test_a_tokenizer_that_decodes_by_more_than_its_file_says_is_refused(tmp_path
 
 
 def test_a_file_at_which_the_tokenizers_library_panics_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    """What it raises then is no Exception."""
+    """The library then raises an error that is not an Exception."""
     contents = json.loads((checkpoints["bert"] / "tokenizer.json").read_text("utf-8"))
     write(tmp_path, "tokenizer.json", contents | {"normalizer": {"type": "Precompiled", "precompiled_charsmap": ""}})
     write(tmp_path, "config.json", {"model_type": "bert"})

@@ -54,7 +54,7 @@ def test_shards_of_transformers_are_read(size: str, whole: Path) -> None:
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_pickle_of_tensors_is_read(legacy: bool, whole: Path, tensors: dict[str, Tensor]) -> None:
-    """Before PyTorch 1.6 it was no zip file."""
+    """Before PyTorch 1.6 it was not a zip file."""
     directory = beside(whole, "pickled")
     torch.save(tensors, directory / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
     assert_same(load(directory), load(whole))
@@ -112,7 +112,7 @@ def test_a_pickle_with_code_is_refused_and_the_code_is_not_run(
     directory = beside(whole, "malicious")
     path = directory / "pytorch_model.bin"
     torch.save({**tensors, "extra": Malicious()}, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(CheckpointError, match=r"found a pickle that asks for \S*exec, .* nothing of it was loaded"):
+    with pytest.raises(CheckpointError, match=r"found a pickle that imports \S*exec, .* nothing of it was loaded"):
         load(directory)
 
 

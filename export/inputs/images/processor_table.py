@@ -95,12 +95,12 @@ def as_it_is(processor: Any, image: ImageInput) -> None:
 
 @dataclass(frozen=True)
 class Rules:
-    """What a class of processors does otherwise than the most of them."""
+    """How a class of processors differs from the common steps."""
 
     resize: Callable[[Any, ImageInput], None] = plain_resize
     finish: Callable[[Any, ImageInput], None] = as_it_is
     pads: bool = True  # where `do_pad` says so
-    refused: dict[str, str] = field(default_factory=dict)  # switches that must be off → what they do
+    refused: dict[str, str] = field(default_factory=dict)  # switches that must be off → their effect
 
 
 PROCESSORS: dict[str, Rules] = {

@@ -1,7 +1,7 @@
 """Golden texts: texts in an artifact, with the token ids that the source's own tokenizer gives for them.
 
-The server runs its tokenizer over them before it serves the model, and `verify` does the same here. They have what
-tokenizers treat differently: case, accents, scripts, white space, and the special tokens of this tokenizer.
+The server runs its tokenizer over them before it serves the model, and `verify` does the same here. They contain the
+cases that tokenizers treat differently: case, accents, scripts, white space, and the special tokens of this tokenizer.
 """
 
 import random
@@ -213,7 +213,7 @@ def digest(tokenizer: str) -> str:
 def check(golden: GoldenTexts, tokenizer: str, settings: TextInput) -> int:
     """Compare a stored tokenizer with the reference; returns the number of texts. ExportError for a difference."""
     for name in differing(golden.settings, settings):
-        raise ExportError(f"manifest: text.{name} is not what it was when the golden texts were made: export again")
+        raise ExportError(f"manifest: text.{name} has changed since the golden texts were made: export again")
     reader = Tokenizer.from_str(tokenizer)
     reader.encode_special_tokens = settings.split_special_tokens
     writer = decoder(reader, settings)

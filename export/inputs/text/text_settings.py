@@ -60,7 +60,7 @@ PROCESSING: dict[str, tuple[Any, ...] | None] = {
 
 @dataclass(frozen=True)
 class TextSettings:
-    """Settings for tokenizing a text, beside those in the tokenizer's files.
+    """Settings for tokenizing a text, in addition to those in the tokenizer's files.
 
     `max_length` is in tokens, including special ones, and replaces the tokenizer's `model_max_length`.
     `tokenizer_options` are keyword arguments of `AutoTokenizer.from_pretrained`.
@@ -113,7 +113,7 @@ def read(
     prompts, default_prompt_name = read_prompts(directory / LIBRARY_SETTINGS, always or {})
     if unknown := sorted(settings.keys() - {*READ, *WITHOUT_EFFECT}):
         known = ", ".join(READ)
-        raise ExportError(f"{path}: found {', '.join(unknown)}, which changes what texts mean; expected {known}")
+        raise ExportError(f"{path}: found {', '.join(unknown)}, which changes the meaning of texts; expected {known}")
     check_task(path, settings, task=task, output=output)
     check_arguments(path, "model", {**settings.get("model_args", {}), **settings.get("model_kwargs", {})})
     check_arguments(path, "config", {**settings.get("config_args", {}), **settings.get("config_kwargs", {})})
@@ -190,7 +190,7 @@ def check_arguments(path: Path, kind: str, arguments: Mapping[str, Any]) -> None
     known = MODEL_ARGUMENTS if kind == "model" else CONFIG_ARGUMENTS
     if unknown := sorted(arguments.keys() - set(known)):
         raise ExportError(
-            f"{path}: {kind}_kwargs has {', '.join(unknown)}, expected {', '.join(known)} at most: write what it "
+            f"{path}: {kind}_kwargs has {', '.join(unknown)}, expected {', '.join(known)} at most: write its "
             "changes into config.json"
         )
 

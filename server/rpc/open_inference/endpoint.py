@@ -1,4 +1,4 @@
-"""What an endpoint of the Open Inference Protocol is: declared tensors and parameters, and a function over arrays."""
+"""An endpoint of the Open Inference Protocol: declared tensors and parameters, and a function over arrays."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field

@@ -103,7 +103,7 @@ def write_response(
 
 
 def count_response_items(requested: dict[str, int], response: EndpointResponse) -> int:
-    """The cost of `write_response` in items: classes, and what `count_output_items` counts."""
+    """The cost of `write_response` in items: classes, and the values that `count_output_items` counts."""
     classes = sum(_count_classes(response.outputs[name], count) for name, count in requested.items())
     return classes + count_output_items(response.outputs[name] for name in requested)
 

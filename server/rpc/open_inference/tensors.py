@@ -61,7 +61,7 @@ def decode_inputs(request: ModelInferRequest) -> dict[str, tuple[str, Array]]:
         typed = [field for field in CONTENTS if len(getattr(tensor.contents, field))]
         if raw and typed:
             raise InvalidRequest(
-                tensor.name, f"{typed[0]} beside raw_input_contents", "one of the two for all tensors of a request"
+                tensor.name, f"{typed[0]} and raw_input_contents", "one of the two for all tensors of a request"
             )
         array = _from_raw(tensor, raw[number]) if raw else _from_typed(tensor, typed)
         arrays[tensor.name] = tensor.datatype, array

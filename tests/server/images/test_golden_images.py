@@ -125,7 +125,7 @@ def copy(artifacts, tmp_path):
         ),
         (
             lambda tensors: tensors.update({"2/file": np.zeros(9, np.uint8)}),
-            "image 2: .*found 9 bytes that are no image",
+            "image 2: .*found 9 bytes that are not an image",
         ),
         (
             lambda tensors: tensors.update({"0/pixel_values": np.zeros((3, 4, 4), np.float32)}),

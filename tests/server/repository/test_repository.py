@@ -132,7 +132,7 @@ async def test_models_are_found_by_name_version_and_task(repository):
         repository.for_task("tiny-bert", "", Embed)
     with pytest.raises(InvalidRequest, match="model: found nothing, expected one of tiny-mixer, tiny-vit"):
         repository.for_task("", "", ClassifyImage)
-    with pytest.raises(ModelNotFound, match="none of those that are served does generate"):
+    with pytest.raises(ModelNotFound, match="no served model has the task generate"):
         repository.for_task("", "", Generate)
 
 

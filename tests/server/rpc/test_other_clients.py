@@ -1,4 +1,4 @@
-"""Requests of clients of other servers: informative parameters, special values; and bytes that are no message."""
+"""Requests of clients of other servers: informative parameters, special values; and bytes that are not a message."""
 
 import urllib.request
 

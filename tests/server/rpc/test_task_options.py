@@ -192,7 +192,7 @@ def test_long_texts_are_truncated_only_on_request(stub, pipeline):
 
 def test_a_truncated_mask_is_reported(stub):
     request = pb.FillMaskRequest(inputs=[LONG + "[MASK]"], truncate=True)
-    refused(stub.FillMask, request, "inputs[0]: found no [MASK] in what is left of it")
+    refused(stub.FillMask, request, "inputs[0]: found no [MASK] in the rest of it")
 
 
 def test_long_texts_are_classified_and_embedded_up_to_the_models_limit(stub, pipeline):

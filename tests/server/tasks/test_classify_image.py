@@ -84,7 +84,7 @@ async def test_one_bad_image_of_twenty_is_named_and_the_others_are_not_decoded(g
 
 async def test_nothing_is_decoded_if_one_of_the_headers_is_bad(gated):
     decoder, task = gated
-    with pytest.raises(InvalidRequest, match=r"^images\[20\]: found 4 bytes that are no image"):
+    with pytest.raises(InvalidRequest, match=r"^images\[20\]: found 4 bytes that are not an image"):
         await task([*PICTURES, b"what"], context=CONTEXT)
     assert not decoder.most
 

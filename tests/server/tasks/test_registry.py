@@ -10,7 +10,7 @@ from server.client.__main__ import _parser
 from server.rpc.open_inference.endpoints import ENDPOINTS
 from server.tasks.registry import TASKS, TEXT_TASKS, names_of
 
-ABOUT_MODELS = {"CountTokens", "ModelInfo"}  # methods of the typed service that are no tasks
+ABOUT_MODELS = {"CountTokens", "ModelInfo"}  # methods of the typed service that are not tasks
 
 
 def test_each_task_has_an_endpoint_of_the_open_inference_protocol():

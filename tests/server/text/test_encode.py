@@ -90,5 +90,5 @@ def test_an_error_names_a_text_without_a_token_by_its_number(encoder, monkeypatc
     letters.pre_tokenizer = pre_tokenizers.Whitespace()
     monkeypatch.setattr(encoder, "_tokenizer", letters)
     assert [len(tokens) for tokens in encoder.encode(["a", "a b"])] == [1, 2]
-    with pytest.raises(InvalidRequest, match=r"texts\[8\]: found what the tokenizer has no token for"):
+    with pytest.raises(InvalidRequest, match=r"texts\[8\]: found a character that the tokenizer has no token for"):
         encoder.encode(["a", "a b", "c", "d"], first=6)

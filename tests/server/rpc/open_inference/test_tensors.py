@@ -90,7 +90,7 @@ def test_tensors_that_do_not_fit_are_refused_by_name(request_, message):
 def test_raw_and_typed_tensors_in_one_request_are_refused():
     request = raw_request("INT8", [1], b"\0")
     request.inputs[0].contents.int_contents.append(1)
-    with pytest.raises(InvalidRequest, match="x: found int_contents beside raw_input_contents"):
+    with pytest.raises(InvalidRequest, match="x: found int_contents and raw_input_contents"):
         decode_inputs(request)
 
 

@@ -39,14 +39,14 @@ log = logging.getLogger(__name__)
 
 
 class ModelLoader:
-    """Loads models in its own thread. All models share `prepare` and `images`, the pools that prepare inputs."""
+    """Loads models in its own thread. All models share `threads` and `images`, the pools that prepare inputs."""
 
     def __init__(
-        self, settings: Settings, listener: RepositoryListener, *, prepare: Executor, images: DecodePool
+        self, settings: Settings, listener: RepositoryListener, *, threads: Executor, images: DecodePool
     ) -> None:
-        self._settings, self._listener, self._prepare, self._images = settings, listener, prepare, images
+        self._settings, self._listener, self._threads, self._images = settings, listener, threads, images
         self._providers: Providers | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=yield_to_event_loop)
+        self._load_thread = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=yield_to_event_loop)
         self._stop = StopSignal()
 
     async def load(self, directory: Path, old: Model | None) -> Model:
@@ -69,7 +69,7 @@ class ModelLoader:
     def stop(self) -> None:
         """Load no more models. A load in progress stops at its next step."""
         self._stop.set()
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._load_thread.shutdown(wait=False, cancel_futures=True)
 
     async def _started(self, artifact: Artifact, choice: ProviderChoice) -> Model:
         in_flight = InFlight(f"{artifact.name} is being unloaded")
@@ -104,7 +104,7 @@ class ModelLoader:
             sessions=[each.session for each in checked],
             settings=self._settings.of(artifact.name),
             memory_limit=self._memory_limit(artifact, worst.session),
-            prepare=self._prepare,
+            threads=self._threads,
             images=self._images,
             observer=observer,
             in_flight=in_flight,
@@ -120,7 +120,7 @@ class ModelLoader:
             counter=built.counter,
             backend=built.backend,
             preprocessing_parity=built.preprocessing_parity,
-            prepare=self._prepare,
+            threads=self._threads,
             in_flight=in_flight,
         )
 
@@ -129,7 +129,7 @@ class ModelLoader:
         return reserved_bytes(artifact, self._settings) if limited else None
 
     async def _in_thread(self, work: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        return await asyncio.get_running_loop().run_in_executor(self._load_thread, work)
 
 
 def _log_parity(artifact: Artifact, checked: CheckedSession) -> None:

@@ -29,7 +29,7 @@ class Model:
     counter: TokenCounter | None = field(repr=False)  # of models on text
     backend: Backend = field(repr=False)
     preprocessing_parity: PreprocessingParity
-    prepare: Executor = field(repr=False)  # threads for work that would block the event loop
+    threads: Executor = field(repr=False)  # for work that would block the event loop
     in_flight: InFlight = field(repr=False)  # counts the requests of this model; its back-end shares it
 
     @property

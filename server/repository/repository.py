@@ -49,11 +49,11 @@ class Repository:
         self._entries: dict[tuple[str, int], Entry] = {}
         self._locks: dict[str, asyncio.Lock] = {}  # one load or unload of a model at a time
         self._draining: dict[asyncio.Task[None], Model] = {}  # unloaded models with requests in flight
-        self._prepare = ThreadPoolExecutor(
+        self._threads = ThreadPoolExecutor(
             usable_cpus() + 1, thread_name_prefix="prepare", initializer=yield_to_event_loop
         )
         self._images = DecodePool(usable_cpus() + 1)
-        self._loader = ModelLoader(settings, self._listener, prepare=self._prepare, images=self._images)
+        self._loader = ModelLoader(settings, self._listener, threads=self._threads, images=self._images)
         self._release: asyncio.TimerHandle | None = None
         self.ready = False
 
@@ -203,7 +203,7 @@ class Repository:
         await asyncio.gather(*(model.drain() for model in self.models()), *self._draining)
         if self._release is not None:
             self._release.cancel()
-        self._prepare.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
         self._images.close()
 
     def _chosen(self, name: str) -> dict[int, Path]:

@@ -78,7 +78,7 @@ class LoadContext:
     sessions: Sequence[Session]  # of the same graph, one for each device
     settings: ModelSettings
     memory_limit: int | None  # bytes of a GPU for the cache, without those for the runtime; None: all that are free
-    prepare: Executor  # threads for work that would block the event loop
+    threads: Executor  # for work that would block the event loop
     images: DecodePool
     observer: Observer
     in_flight: InFlight  # counts the requests of the model; its back-ends share it
@@ -102,7 +102,7 @@ def build_text(task_class: type[TextTask], context: LoadContext) -> BuiltTask:
     preprocessing_parity = PreprocessingParity(texts=check_golden_texts(encoder, artifact))
     batcher = _batcher(context, max_tokens=artifact.manifest.text.max_length)
     return BuiltTask(
-        task=task_class(artifact, batcher, encoder, context.prepare),
+        task=task_class(artifact, batcher, encoder, context.threads),
         raw=RawText(artifact, batcher),
         counter=_counter(context, encoder),
         backend=batcher,
@@ -117,7 +117,7 @@ def build_image(context: LoadContext) -> BuiltTask:
     preprocessing_parity = check_images(artifact, decoder)
     batcher = _batcher(context, max_tokens=max(1, image.height * image.width // PIXELS_PER_TOKEN))
     return BuiltTask(
-        task=ClassifyImage(artifact, batcher, decoder, pool=context.images, prepare=context.prepare),
+        task=ClassifyImage(artifact, batcher, decoder, pool=context.images, threads=context.threads),
         raw=RawImage(artifact, batcher),
         backend=batcher,
         preprocessing_parity=preprocessing_parity,
@@ -147,7 +147,7 @@ def build_generate(context: LoadContext) -> BuiltTask:
         )
     engine = engines[0] if len(engines) == 1 else EngineReplicas(engines)
     return BuiltTask(
-        task=Generate(engine, encoder, context.prepare),
+        task=Generate(engine, encoder, context.threads),
         raw=RawGpt(engine),
         counter=_counter(context, encoder),
         backend=engine,
@@ -157,7 +157,7 @@ def build_generate(context: LoadContext) -> BuiltTask:
 
 def _counter(context: LoadContext, encoder: TextEncoder) -> TokenCounter:
     max_texts = context.settings.max_queue_requests
-    return TokenCounter(encoder, context.prepare, name=context.artifact.name, max_texts=max_texts)
+    return TokenCounter(encoder, context.threads, name=context.artifact.name, max_texts=max_texts)
 
 
 def _batcher(context: LoadContext, *, max_tokens: int) -> Batcher:

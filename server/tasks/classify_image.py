@@ -25,11 +25,11 @@ class ClassifyImage:
     """Classifies images by the model's own labels."""
 
     def __init__(
-        self, artifact: Artifact, batcher: Batcher, decoder: ImageDecoder, *, pool: DecodePool, prepare: Executor
+        self, artifact: Artifact, batcher: Batcher, decoder: ImageDecoder, *, pool: DecodePool, threads: Executor
     ) -> None:
         self.labels = tuple(artifact.manifest.labels)
         self.function = artifact.manifest.function_to_apply or "softmax"
-        self._batcher, self._decoder, self._pool, self._prepare = batcher, decoder, pool, prepare
+        self._batcher, self._decoder, self._pool, self._threads = batcher, decoder, pool, threads
 
     async def __call__(
         self,
@@ -47,7 +47,7 @@ class ClassifyImage:
             items = await self._items(images, field)
             answers = await self._batcher.run(items, reservation)
             logits = [answer["logits"] for answer in answers]
-            return await ranked(logits, scores, self.labels, top_k=count, threads=self._prepare)
+            return await ranked(logits, scores, self.labels, top_k=count, threads=self._threads)
 
     async def _items(self, images: Sequence[bytes], field: str) -> list[ImageItem]:
         """Check the headers of all images, then decode the images in several threads."""

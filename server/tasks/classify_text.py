@@ -23,11 +23,11 @@ class ClassifiedText:
 class ClassifyText:
     """Classifies texts by the model's own labels."""
 
-    def __init__(self, artifact: Artifact, batcher: Batcher, encoder: TextEncoder, prepare: Executor) -> None:
+    def __init__(self, artifact: Artifact, batcher: Batcher, encoder: TextEncoder, threads: Executor) -> None:
         self.labels = tuple(artifact.manifest.labels)
         self.function = artifact.manifest.function_to_apply or "softmax"
         self._segments = artifact.manifest.text.segments
-        self._batcher, self._encode, self._prepare = batcher, AsyncEncoder(encoder, prepare), prepare
+        self._batcher, self._encode, self._threads = batcher, AsyncEncoder(encoder, threads), threads
 
     async def __call__(
         self,
@@ -49,7 +49,7 @@ class ClassifyText:
             items = [self._item(each, f"{pair_field}[{number}]") for number, each in enumerate(tokens)]
             answers = await self._batcher.run(items, reservation)
             logits = [answer["logits"] for answer in answers]
-            classes = await ranked(logits, scores, self.labels, top_k=count, threads=self._prepare)
+            classes = await ranked(logits, scores, self.labels, top_k=count, threads=self._threads)
         return [ClassifiedText(found, each.usage) for found, each in zip(classes, tokens, strict=True)]
 
     def _item(self, tokens: EncodedText, pair_field: str) -> TextItem:

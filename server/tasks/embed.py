@@ -27,10 +27,10 @@ class Embeddings:
 class Embed:
     """Computes one vector for each text."""
 
-    def __init__(self, artifact: Artifact, batcher: Batcher, encoder: TextEncoder, prepare: Executor) -> None:
+    def __init__(self, artifact: Artifact, batcher: Batcher, encoder: TextEncoder, threads: Executor) -> None:
         self.width = artifact.manifest.embedding_width
         self.normalise = artifact.manifest.normalise
-        self._batcher, self._encode = batcher, AsyncEncoder(encoder, prepare)
+        self._batcher, self._encode = batcher, AsyncEncoder(encoder, threads)
 
     async def __call__(
         self,

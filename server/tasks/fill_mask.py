@@ -53,15 +53,15 @@ class FilledText:
 class FillMask:
     """Fills the masks of texts, each mask independently."""
 
-    def __init__(self, artifact: Artifact, batcher: Batcher, encoder: TextEncoder, prepare: Executor) -> None:
+    def __init__(self, artifact: Artifact, batcher: Batcher, encoder: TextEncoder, threads: Executor) -> None:
         if encoder.mask_id is None:
             raise BadArtifact(f"{artifact.directory}: found no mask token in the manifest, expected one for fill-mask")
         self.vocabulary = artifact.manifest.text.vocabulary
         self.mask_token = encoder.token(encoder.mask_id)
         self._mask_id = encoder.mask_id
         self._max_top_ids = max_top_ids(artifact)
-        self._batcher, self._encoder, self._prepare = batcher, encoder, prepare
-        self._encode = AsyncEncoder(encoder, prepare)
+        self._batcher, self._encoder, self._threads = batcher, encoder, threads
+        self._encode = AsyncEncoder(encoder, threads)
 
     async def __call__(
         self,
@@ -102,7 +102,7 @@ class FillMask:
             ids = [self._encoder.token_id(word, field=f"targets[{number}]") for number, word in enumerate(targets)]
             return np.array(list(dict.fromkeys(ids)), np.int64)
 
-        return await asyncio.get_running_loop().run_in_executor(self._prepare, find)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, find)
 
     def _item(self, tokens: EncodedText, outputs: tuple[str, ...], keep: Keep, field: str) -> TextItem:
         masks = np.flatnonzero(tokens.input_ids == self._mask_id)
@@ -124,7 +124,7 @@ class FillMask:
             return [self._masks(item, *best(answer, top_k)) for item, answer in pairs]
 
         sizes = [top_k * item.logit_positions * (item.tokens + TOKENS_PER_CANDIDATE) for item in items]
-        return await offload_chunked(self._prepare, fill, sizes, max_size=CHUNK_TOKENS)
+        return await offload_chunked(self._threads, fill, sizes, max_size=CHUNK_TOKENS)
 
     def _masks(self, item: TextItem, scores: NDArray[np.float32], ids: NDArray[np.int64]) -> list[FilledMask]:
         """The masks of one text, from their scores and ids (masks, k)."""

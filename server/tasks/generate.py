@@ -25,8 +25,8 @@ Prompt = str | Sequence[int]
 class Generate:
     """Continues text, over an engine that knows only tokens."""
 
-    def __init__(self, engine: Engine | EngineReplicas, encoder: TextEncoder, prepare: Executor) -> None:
-        self._engine, self._encoder, self._prepare = engine, encoder, prepare
+    def __init__(self, engine: Engine | EngineReplicas, encoder: TextEncoder, threads: Executor) -> None:
+        self._engine, self._encoder, self._threads = engine, encoder, threads
 
     @asynccontextmanager
     async def stream(
@@ -47,7 +47,7 @@ class Generate:
             with self._engine.in_flight.track():  # until the prompts are admitted; from then on the engine tracks them
                 with self._engine.reserve(len(prompts), field=field):
                     encode = partial(self._prompt_ids, prompts, field)
-                    prompt_ids = await asyncio.get_running_loop().run_in_executor(self._prepare, encode)
+                    prompt_ids = await asyncio.get_running_loop().run_in_executor(self._threads, encode)
                     stream = TextStream([self._delta_builder(stop, include_stop, sampling) for _ in prompts])
                 token_prompts = [
                     TokensPrompt(name, ids, partial(stream.push, number))

@@ -15,8 +15,8 @@ MAX_COUNTED_CHARACTERS = 1 << 22  # of one request to count tokens: the length o
 class AsyncEncoder:
     """Encodes texts for one model."""
 
-    def __init__(self, encoder: TextEncoder, prepare: Executor) -> None:
-        self._encoder, self._prepare = encoder, prepare
+    def __init__(self, encoder: TextEncoder, threads: Executor) -> None:
+        self._encoder, self._threads = encoder, threads
 
     async def __call__(
         self,
@@ -36,16 +36,16 @@ class AsyncEncoder:
             return self._encoder.encode(texts[part], pairs[part], prompt_name=prompt_name, truncate=truncate, **named)
 
         lengths = [min(length, self._encoder.max_characters) for length in _characters(texts, pairs)]
-        return await offload_chunked(self._prepare, encode, lengths, max_size=CHUNK_CHARACTERS)
+        return await offload_chunked(self._threads, encode, lengths, max_size=CHUNK_CHARACTERS)
 
 
 class TokenCounter:
     """Counts the tokens of texts for one model."""
 
-    def __init__(self, encoder: TextEncoder, prepare: Executor, *, name: str, max_texts: int) -> None:
+    def __init__(self, encoder: TextEncoder, threads: Executor, *, name: str, max_texts: int) -> None:
         """`max_texts` is the number of texts that may wait to be counted, over all callers."""
         self.max_tokens = encoder.max_length
-        self._encoder, self._prepare = encoder, prepare
+        self._encoder, self._threads = encoder, threads
         self._admission = AdmissionQueue(
             f"texts to count for {name}", Limits(inputs=max_texts, tokens=MAX_COUNTED_CHARACTERS)
         )
@@ -65,7 +65,7 @@ class TokenCounter:
 
         self._admission.acquire(inputs=len(texts), tokens=0, field=field)
         try:
-            return await offload_chunked(self._prepare, count, _characters(texts, pairs), max_size=CHUNK_CHARACTERS)
+            return await offload_chunked(self._threads, count, _characters(texts, pairs), max_size=CHUNK_CHARACTERS)
         finally:
             self._admission.release(inputs=len(texts), tokens=0)
 

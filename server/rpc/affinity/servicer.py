@@ -71,7 +71,7 @@ class TaskCall(Generic[TaskT]):
     async def respond(self, response: ResponseT, add_results: Callable[[ResponseT], None], *, items: int) -> ResponseT:
         """Fill the response, in a thread if there are many items."""
         response.model, response.model_version = self.model.name, self.model.version
-        await offload(self.model.prepare, partial(add_results, response), items=items)
+        await offload(self.model.threads, partial(add_results, response), items=items)
         return response
 
 

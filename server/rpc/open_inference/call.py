@@ -41,7 +41,7 @@ class InferCall:
         request, outputs = await self._read()
         response = await self.endpoint.infer(request)
         write = partial(write_response, self._new_response(), self.endpoint, outputs, response)
-        return await offload(self.model.prepare, write, items=count_response_items(outputs, response))
+        return await offload(self.model.threads, write, items=count_response_items(outputs, response))
 
     async def stream(self) -> AsyncGenerator[ModelInferResponse, None]:
         """The responses to a request on a stream. Each says whether it is the last one."""
@@ -65,7 +65,7 @@ class InferCall:
         parameters = {name: value for name, value in values.items() if name in self.endpoint.parameters}
         check_inputs(self.endpoint, self.message, self.model.limits)
         read = partial(read_inputs, self.endpoint, self.message)
-        inputs = await offload(self.model.prepare, read, items=count_input_items(self.message))
+        inputs = await offload(self.model.threads, read, items=count_input_items(self.message))
         request = EndpointRequest(self.model, inputs, parameters, request_context, self.token_timer, self.release)
         return request, requested_outputs(self.endpoint, self.message)
 

@@ -34,7 +34,7 @@ async def fill_mask(request: EndpointRequest) -> EndpointResponse:
             "row": np.array([row for row, _ in masks], np.int64),  # [masks]
         }
 
-    outputs = await offload(request.model.prepare, arrays, items=sum(len(candidates) for _, candidates in masks))
+    outputs = await offload(request.model.threads, arrays, items=sum(len(candidates) for _, candidates in masks))
     return EndpointResponse(outputs, _usage_parameters(request, [text.usage for text in filled]))
 
 
@@ -86,4 +86,4 @@ async def _class_arrays(request: EndpointRequest, classes: Sequence[Sequence[Cla
             "score": np.array([[found.score for found in row] for row in classes], np.float32),
         }
 
-    return await offload(request.model.prepare, arrays, items=sum(map(len, classes)))
+    return await offload(request.model.threads, arrays, items=sum(map(len, classes)))

@@ -70,7 +70,7 @@ async def engine_of(session, context_length):
 
 
 @pytest.fixture
-def prepare():
+def threads():
     with ThreadPoolExecutor(2) as pool:
         yield pool
 

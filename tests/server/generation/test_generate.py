@@ -21,8 +21,8 @@ PROMPT = "A list is"
 
 
 @pytest.fixture
-async def task(engine_of, artifact, prepare):
-    return Generate(await engine_of(end_ids=artifact.manifest.text.end_ids), TextEncoder(artifact), prepare)
+async def task(engine_of, artifact, threads):
+    return Generate(await engine_of(end_ids=artifact.manifest.text.end_ids), TextEncoder(artifact), threads)
 
 
 async def deltas_of(task, prompt=PROMPT, *, stop=(), include_stop=False, **sampling):
@@ -122,11 +122,11 @@ class EndRecorder(EngineEvents):
         self.ended.set()
 
 
-async def test_a_stop_string_ends_the_sequence_before_the_text_is_read(engine_of, artifact, prepare, monkeypatch):
+async def test_a_stop_string_ends_the_sequence_before_the_text_is_read(engine_of, artifact, threads, monkeypatch):
     monkeypatch.setattr(SynchronousDecoder, "loop", asyncio.get_running_loop(), raising=False)
     events, how = EndRecorder(), Sampling(max_tokens=40, seed=3, ignore_eos=True)
     engine = await engine_of(decoder=SynchronousDecoder, observer=events, clock=lambda: SynchronousDecoder.now)
-    task = Generate(engine, TextEncoder(artifact), prepare)
+    task = Generate(engine, TextEncoder(artifact), threads)
     text = text_of(await deltas_of(task, max_tokens=40, seed=3, ignore_eos=True))
     events.__init__()
     async with task.stream([PROMPT], how, stop=[text[9]], context=RequestContext()) as stream:
@@ -140,9 +140,9 @@ async def test_a_stop_string_ends_the_sequence_before_the_text_is_read(engine_of
     assert steps < 39
 
 
-async def test_deltas_that_wait_for_their_reader_are_merged(engine_of, artifact, prepare):
+async def test_deltas_that_wait_for_their_reader_are_merged(engine_of, artifact, threads):
     engine, decoder = await engine_with(engine_of)
-    task = Generate(engine, TextEncoder(artifact), prepare)
+    task = Generate(engine, TextEncoder(artifact), threads)
     async with task.stream(
         [PROMPT], Sampling(max_tokens=9, logprobs=1, ignore_eos=True), context=RequestContext()
     ) as stream:
@@ -172,11 +172,11 @@ async def test_the_text_of_a_stop_token_is_included_only_if_requested(task, arti
 
 
 async def test_a_stream_that_is_left_early_frees_its_slot_and_one_that_is_left_while_it_waits_never_runs(
-    engine_of, artifact, prepare
+    engine_of, artifact, threads
 ):
     events, how = EngineEvents(), Sampling(max_tokens=40, ignore_eos=True)
     engine, decoder = await engine_with(engine_of, slots=1, observer=events)
-    task = Generate(engine, TextEncoder(artifact), prepare)
+    task = Generate(engine, TextEncoder(artifact), threads)
     async with task.stream([PROMPT], how, context=RequestContext()) as stream:
         await anext(stream.read())
         await decoder.decode_started()
@@ -233,13 +233,13 @@ async def test_the_tensor_task_refuses_invalid_inputs(engine_of, inputs, field):
 
 
 async def test_a_request_whose_prompt_is_being_encoded_is_answered_although_the_model_is_unloaded(
-    engine_of, artifact, prepare
+    engine_of, artifact, threads
 ):
     engine = await engine_of()
-    task = Generate(engine, TextEncoder(artifact), prepare)
+    task = Generate(engine, TextEncoder(artifact), threads)
     busy = threading.Event()
     for _ in range(2):  # all threads that encode prompts
-        prepare.submit(busy.wait)
+        threads.submit(busy.wait)
     request = asyncio.create_task(deltas_of(task, max_tokens=5, ignore_eos=True))
     await asyncio.sleep(0)
     draining = asyncio.create_task(engine.drain())

@@ -28,7 +28,7 @@ class Context:
 @pytest.fixture
 def jobs(repository, monkeypatch):
     """Counts the jobs that the model's threads get."""
-    pool, counted = repository.get("tiny-bert").prepare, Counter()
+    pool, counted = repository.get("tiny-bert").threads, Counter()
     submit = pool.submit
 
     def count(*work):

@@ -52,7 +52,7 @@ def gated(repository):
     decoder = Gated(model.artifact.manifest.image)
     two = 2 * decoder.header(PICTURES[0]).decoding_bytes
     pool = DecodePool(4, decoding_bytes=two)
-    yield decoder, ClassifyImage(model.artifact, model.backend, decoder, pool=pool, prepare=model.prepare)
+    yield decoder, ClassifyImage(model.artifact, model.backend, decoder, pool=pool, threads=model.threads)
     decoder.gate.set()
     pool.close()
 

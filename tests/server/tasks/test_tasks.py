@@ -300,7 +300,7 @@ async def test_a_deadline_that_passes_before_an_input_is_encoded_ends_the_reques
 @pytest.fixture
 def busy(repository):
     """All threads that encode inputs are busy until the test ends."""
-    over, pools = threading.Event(), (repository._prepare, repository._images._threads)
+    over, pools = threading.Event(), (repository._threads, repository._images._threads)
     yield [pool.submit(over.wait, 30) for pool in pools for _ in range(pool._max_workers)]
     over.set()
 

@@ -24,7 +24,7 @@ CARD = cards.Card(
 
 
 def main() -> None:
-    vision_training.recipe(Mixer(CONFIG), CARD, bundle.save_mixer, Schedule(steps=600))
+    vision_training.run(Mixer(CONFIG), CARD, bundle.save_mixer, Schedule(steps=600))
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def accuracy(model: nn.Module, *, dark_on_light: bool = False) -> float:
     return (guesses == held_out.labels).float().mean().item()
 
 
-def recipe(
+def run(
     model: nn.Module, card: cards.Card, save: Callable[[Path, nn.Module, Sequence[str]], None], schedule: Schedule
 ) -> None:
     """The command of a training program: train, save, measure the saved model, and write the card."""

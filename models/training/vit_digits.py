@@ -18,7 +18,7 @@ CARD = cards.Card(
 
 
 def main() -> None:
-    vision_training.recipe(Vit(CONFIG), CARD, bundle.save_vit, Schedule())
+    vision_training.run(Vit(CONFIG), CARD, bundle.save_vit, Schedule())
 
 
 if __name__ == "__main__":

@@ -66,20 +66,33 @@ class RequestContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The capacity of a queue, over all callers."""
+    """The capacity of a queue over all callers, and what one request may have of it."""
 
     inputs: int
     tokens: int
+    request_inputs: int = 0  # of one request; 0: as many as the queue can hold
+    request_tokens: int = 0
+
+    @property
+    def max_inputs(self) -> int:
+        """The inputs of one request."""
+        return min(self.request_inputs or self.inputs, self.inputs)
+
+    @property
+    def max_tokens(self) -> int:
+        """The tokens of one request."""
+        return min(self.request_tokens or self.tokens, self.tokens)
 
     def __post_init__(self) -> None:
         if self.inputs < 1 or self.tokens < 1:
             raise ValueError(f"limits of a queue: found {self}, expected at least 1 of each")
 
     def check(self, *, inputs: int, tokens: int = 0, field: str) -> None:
-        """Raise InvalidRequest if a request of this size can never fit into the queue."""
-        if inputs > self.inputs or tokens > self.tokens:
-            found = f"{inputs} inputs" if inputs > self.inputs else f"{tokens} tokens together"
-            raise InvalidRequest(field, found, f"at most {self.inputs} inputs and {self.tokens} tokens in a request")
+        """Raise InvalidRequest if a request is larger than one may be."""
+        if inputs > self.max_inputs or tokens > self.max_tokens:
+            found = f"{inputs} inputs" if inputs > self.max_inputs else f"{tokens} tokens together"
+            expected = f"at most {self.max_inputs} inputs and {self.max_tokens} tokens in a request"
+            raise InvalidRequest(field, found, expected)
 
 
 class AdmissionQueue:

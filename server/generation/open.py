@@ -52,6 +52,8 @@ def open_engine(
     limits = Limits(
         inputs=settings.max_queue_requests,
         tokens=settings.max_queue_tokens or settings.max_queue_requests * capacity,
+        request_inputs=settings.max_request_inputs,
+        request_tokens=settings.max_request_tokens,
     )
     chunk_tokens = settings.max_prefill_tokens or CHUNK_TOKENS.get(session.provider, DEFAULT_CHUNK_TOKENS)
     return Engine(

@@ -4,11 +4,46 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, shorten
 from server.observability.observer import Usage
 
 MAX_LOGPROBS = 20  # as in vLLM; fewer than the most likely tokens that a graph outputs (64)
-MAX_LISTED_TOKENS = 1024  # in `logit_bias`, and in `stop_token_ids`
+MAX_ESCAPED_CHARACTER, MAX_ENTRY_CHARACTERS = 12, 64  # of one character of a string, and of one number, in JSON
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListLimits:
+    """How many entries the lists of a request may have, and how long stop strings may be.
+
+    The time of each token grows with all of them. The checks raise InvalidRequest.
+    """
+
+    stop_strings: int = 16
+    stop_characters: int = 256
+    logit_bias: int = 1024
+    stop_token_ids: int = 1024
+
+    def check_stop(self, stop: Sequence[str]) -> None:
+        if len(stop) > self.stop_strings:
+            raise InvalidRequest("stop", f"{len(stop)} strings", f"at most {self.stop_strings}")
+        for index, text in enumerate(stop):
+            if len(text) > self.stop_characters:
+                expected = f"at most {self.stop_characters}"
+                raise InvalidRequest(f"stop[{index}]", f"{len(text)} characters", expected)
+
+    def check_tokens(self, name: str, count: int) -> None:
+        """Check the number of entries of `logit_bias` or `stop_token_ids`."""
+        if count > getattr(self, name):
+            raise InvalidRequest(name, f"{count} tokens", f"at most {getattr(self, name)}")
+
+    def check_json(self, name: str, text: str) -> None:
+        """Check the length of a list as JSON, before it is parsed."""
+        if name == "stop":
+            maximum = self.stop_strings * (MAX_ESCAPED_CHARACTER * self.stop_characters + MAX_ENTRY_CHARACTERS)
+        else:
+            maximum = (getattr(self, name) + 1) * MAX_ENTRY_CHARACTERS
+        if len(text) > maximum:
+            raise InvalidRequest(name, repr(shorten(text)), f"at most {maximum} characters")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +72,6 @@ class Sampling:
     logprobs: int = 0
 
     def __post_init__(self) -> None:
-        for name, tokens in (("logit_bias", self.logit_bias), ("stop_token_ids", self.stop_token_ids)):
-            if len(tokens) > MAX_LISTED_TOKENS:
-                raise InvalidRequest(name, f"{len(tokens)} tokens", f"at most {MAX_LISTED_TOKENS}")
         for name, holds, expected in (
             ("max_tokens", self.max_tokens >= 1, "at least 1"),
             ("min_tokens", 0 <= self.min_tokens <= self.max_tokens, f"0 to max_tokens ({self.max_tokens})"),

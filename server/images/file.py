@@ -93,9 +93,9 @@ class Header:
         return self.width * self.height
 
 
-def read_header(file: bytes, field: str = "image") -> Header:
+def read_header(file: bytes, field: str = "image", *, max_pixels: int = limits.MAX_PIXELS) -> Header:
     """Read the header of a file. InvalidRequest if it is not an image, or would take too much time or memory."""
-    picture = _opened(file, field)
+    picture = _opened(file, field, max_pixels)
     bytes_per_pixel = {
         WebPImageFile: WEBP_BYTES_PER_PIXEL,
         AvifImageFile: AVIF_BYTES_PER_PIXEL,
@@ -104,9 +104,9 @@ def read_header(file: bytes, field: str = "image") -> Header:
     return Header(*picture.size, decoding_bytes=bytes_per_pixel * math.prod(picture.size))
 
 
-def decode(file: bytes, field: str = "image") -> Image.Image:
+def decode(file: bytes, field: str = "image", *, max_pixels: int = limits.MAX_PIXELS) -> Image.Image:
     """The picture in RGB, upright. InvalidRequest as in `read_header`, and for a truncated or broken file."""
-    picture: Image.Image = _opened(file, field)
+    picture: Image.Image = _opened(file, field, max_pixels)
     try:
         picture.load()
         transposition = TRANSPOSITIONS.get(_orientation(picture))
@@ -132,7 +132,7 @@ def on_white(picture: Image.Image) -> Image.Image:
     return picture
 
 
-def _opened(file: bytes, field: str) -> ImageFile:
+def _opened(file: bytes, field: str, max_pixels: int) -> ImageFile:
     """The picture, checked, with its pixels not decoded yet."""
     reader = _reader(file, field)
     limits.check_parts(reader, file, field)
@@ -140,9 +140,9 @@ def _opened(file: bytes, field: str) -> ImageFile:
         picture = reader(_stream(reader, file))
     except Exception as error:
         raise _broken(field, error) from None
-    limits.check_size(picture, field)
-    limits.check_work(picture, file, field)
-    if isinstance(picture, JpegImageFile) and math.prod(picture.size) > limits.MAX_PIXELS:
+    limits.check_size(picture, field, max_pixels)
+    limits.check_work(picture, file, field, max_pixels)
+    if isinstance(picture, JpegImageFile) and math.prod(picture.size) > max_pixels:
         picture.draft(None, (picture.width // 2, picture.height // 2))
     return picture
 

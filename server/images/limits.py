@@ -1,6 +1,7 @@
 """Limits on image files: on pixels, on parts, and on work that is out of proportion to either.
 
 Each check uses the bytes of the file or its header, before pixels are decoded. All of them raise InvalidRequest.
+`max_pixels` is a setting, MAX_PIXELS or less.
 """
 
 import math
@@ -22,11 +23,12 @@ from PIL.TiffImagePlugin import (
     TiffImageFile,
 )
 
+from server.config.settings import MAX_IMAGE_PIXELS
 from server.errors import InvalidRequest
 
 MAX_SIDE = 1 << 16  # above it, the filters of a resize alone take gigabytes
-MAX_PIXELS = 50_000_000  # 200 MB decoded; twice as much while the picture is rotated or converted
-MAX_JPEG_PIXELS = 150_000_000  # decoded at half the size
+MAX_PIXELS = MAX_IMAGE_PIXELS  # of a picture that is decoded in full
+HALVED = 3  # times as many pixels may a JPEG in one scan have, which is decoded at half the size
 # Each scan of a progressive JPEG goes over all of its pixels, but takes only about 70 bytes of the file.
 MAX_SCANNED_PIXELS = 1_000_000_000
 SCAN = b"\xff\xda"
@@ -104,36 +106,37 @@ def has_runs(file: bytes) -> bool:
 # ---- checks of the header
 
 
-def check_size(picture: ImageFile, field: str) -> None:
+def check_size(picture: ImageFile, field: str, max_pixels: int) -> None:
     """Refuse pictures with too many pixels."""
     width, height = picture.size
-    max_pixels = MAX_JPEG_PIXELS if isinstance(picture, JpegImageFile) else MAX_PIXELS
+    if isinstance(picture, JpegImageFile):
+        max_pixels *= HALVED
     if not 0 < width * height <= max_pixels or max(width, height) > MAX_SIDE:
         raise InvalidRequest(
             field, f"{width} x {height} pixels", f"1 to {max_pixels} pixels, at most {MAX_SIDE} a side"
         )
 
 
-def check_work(picture: ImageFile, file: bytes, field: str) -> None:
+def check_work(picture: ImageFile, file: bytes, field: str, max_pixels: int) -> None:
     """Refuse pictures that take time or memory out of proportion to their pixels."""
     if isinstance(picture, JpegImageFile):
-        _check_jpeg(picture, file, field)
+        _check_jpeg(picture, file, field, max_pixels)
     if isinstance(picture, BmpImageFile) and has_runs(file):
         _check_runs(picture, file, field)
     if isinstance(picture, TiffImageFile):
         _check_tiff(picture, file, field)
 
 
-def _check_jpeg(picture: JpegImageFile, file: bytes, field: str) -> None:
+def _check_jpeg(picture: JpegImageFile, file: bytes, field: str, max_pixels: int) -> None:
     """Refuse too many scans, and too many pixels in several scans: all of their coefficients are kept in memory."""
     assert picture.fp is not None, "Pillow keeps the file open until the pixels are decoded; this is a bug"
     start = picture.fp.tell()  # of the first scan's data
     if _is_only_scan(picture, file, start):
         return
     pixels, scans = math.prod(picture.size), 1 + file.count(SCAN, start)
-    if pixels > MAX_PIXELS or scans * pixels > MAX_SCANNED_PIXELS:
+    if pixels > max_pixels or scans * pixels > MAX_SCANNED_PIXELS:
         found = f"{picture.width} x {picture.height} pixels in {scans} scans"
-        raise InvalidRequest(field, found, f"at most {MAX_PIXELS} pixels, and {MAX_SCANNED_PIXELS} over all scans")
+        raise InvalidRequest(field, found, f"at most {max_pixels} pixels, and {MAX_SCANNED_PIXELS} over all scans")
 
 
 def _is_only_scan(picture: JpegImageFile, file: bytes, start: int) -> bool:

@@ -11,6 +11,7 @@ from protos.artifact import MAX_RESIZED_PIXELS
 from protos.manifest_pb2 import ImageInput, Size
 from server.errors import BadArtifact, InvalidRequest
 from server.images.file import Header, decode, on_white, read_header
+from server.images.limits import MAX_PIXELS
 
 BYTES_PER_RESIZED_PIXEL = 10  # 4 in Pillow, and 3 in each of two copies
 CHANNELS = 3
@@ -21,17 +22,17 @@ Pixels = NDArray[np.float32]
 class ImageDecoder:
     """The preprocessing of one model: RGB, resize, centre crop, rescale, normalise, pad. Threads may share it."""
 
-    def __init__(self, image: ImageInput) -> None:
-        """BadArtifact if the steps in the manifest cannot be carried out."""
+    def __init__(self, image: ImageInput, *, max_pixels: int = MAX_PIXELS) -> None:
+        """BadArtifact if the steps in the manifest cannot be carried out. `max_pixels` is the limit of an image."""
         check_steps(image)
-        self._image = image
+        self._image, self.max_pixels = image, max_pixels
         self._resample = Image.Resampling[(image.resample or "bilinear").upper()]
         self._mean = np.array(image.mean, np.float32).reshape(-1, 1, 1)  # (3, 1, 1)
         self._deviation = np.array(image.deviation, np.float32).reshape(-1, 1, 1)
 
     def header(self, file: bytes, field: str = "image") -> Header:
         """The header of a file, with the memory for decoding and resizing. InvalidRequest if either is impossible."""
-        header, image = read_header(file, field), self._image
+        header, image = read_header(file, field, max_pixels=self.max_pixels), self._image
         preprocessing_bytes = BYTES_PER_FP32_PIXEL * image.height * image.width
         if image.HasField("resize"):
             width, height = _target(header.size, image.resize, field)
@@ -42,7 +43,7 @@ class ImageDecoder:
 
     def decode(self, file: bytes, field: str = "image") -> Pixels:
         """Pixel values (3, h, w), FP32. InvalidRequest if the file is not an image, or has a wrong size."""
-        picture, image = decode(file, field), self._image
+        picture, image = decode(file, field, max_pixels=self.max_pixels), self._image
         if image.white_for_transparent:
             picture = on_white(picture)
         if image.HasField("resize"):

@@ -15,6 +15,7 @@ from server.admission.in_flight import InFlight
 from server.errors import drop_tracebacks
 from server.rpc.connections import Connections
 from server.rpc.context import GrpcContext, make_request_context, start_cancellation
+from server.rpc.rates import CallerRates
 from server.rpc.request_reader import read_each, read_one, unreadable_as_value
 from server.rpc.response_writer import ResponseWriter
 from server.status import CANCEL_STATUSES, ErrorStatus, code_of, error_status
@@ -50,16 +51,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         *,
         tracked_paths: frozenset[str],
         slow_client_seconds: float = 0.0,
+        rates: CallerRates | None = None,
     ) -> None:
         """A stopping server waits for calls of `tracked_paths` to finish, and refuses those that could go elsewhere.
 
-        A stream whose client has read nothing for `slow_client_seconds` is aborted; 0: never.
+        `rates` limits the rate of these calls, too. A stream whose client has read nothing for `slow_client_seconds` is
+        aborted; 0: never.
         """
         self._listener = listener
         self._in_flight = in_flight
         self._connections = connections
         self._tracked_paths = tracked_paths
         self._slow_client_seconds = slow_client_seconds
+        self._rates = rates or CallerRates(0)
 
     async def intercept_service(
         self,
@@ -130,6 +134,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _tracked(self, path: str, context: GrpcContext) -> Iterator[None]:
         with ExitStack() as stack:
             if path in self._tracked_paths:
+                self._rates.check(context)
                 late = self._connections.was_open_at_stop(context)
                 stack.enter_context(self._in_flight.track_late() if late else self._in_flight.track())
             yield

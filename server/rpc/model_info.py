@@ -6,8 +6,8 @@ from google.protobuf.json_format import MessageToDict
 
 from protos import affinity_pb2 as pb
 from protos.artifact import IMAGE_FORMATS
-from server.images.limits import MAX_PIXELS
 from server.repository.model import Model
+from server.tasks.classify_image import ClassifyImage
 from server.tasks.fill_mask import FillMask
 
 
@@ -22,7 +22,7 @@ def describe(model: Model) -> pb.ModelInfoResponse:
         architecture=manifest.architecture,
         provider=model.provider,
         precision=model.precision,
-        max_inputs=model.limits.inputs,
+        max_inputs=model.limits.max_inputs,
         max_tokens=text.max_length,
         vocabulary=text.vocabulary,
         mask_token=task.mask_token if isinstance(task, FillMask) else "",
@@ -37,7 +37,7 @@ def describe(model: Model) -> pb.ModelInfoResponse:
     if manifest.HasField("image"):
         info.image_height, info.image_width = manifest.image.height, manifest.image.width
         info.image_formats.extend(IMAGE_FORMATS)
-        info.max_image_pixels = MAX_PIXELS
+        info.max_image_pixels = task.max_pixels if isinstance(task, ClassifyImage) else 0
     return info
 
 

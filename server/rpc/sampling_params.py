@@ -10,7 +10,7 @@ from typing import Any
 
 from protos.affinity_pb2 import GenerateRequest
 from server.errors import InvalidRequest
-from server.generation.request import Sampling
+from server.generation.request import ListLimits, Sampling
 from server.rpc.parameters import Kind, Value
 
 PARAMETERS: dict[str, Kind] = {
@@ -41,8 +41,11 @@ class GenerationOptions:
     include_stop: bool = False
 
 
-def from_request(request: GenerateRequest) -> GenerationOptions:
+def from_request(request: GenerateRequest, limits: ListLimits) -> GenerationOptions:
     """The options of a typed request. Missing fields take the defaults of Sampling."""
+    limits.check_stop(request.stop)
+    limits.check_tokens("logit_bias", len(request.logit_bias))
+    limits.check_tokens("stop_token_ids", len(request.stop_token_ids))
     optional = ("max_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
     given: dict[str, Any] = {name: getattr(request, name) for name in optional if request.HasField(name)}  # type: ignore[arg-type]
     plain = ("min_tokens", "min_p", "frequency_penalty", "presence_penalty", "ignore_eos", "logprobs")
@@ -51,19 +54,22 @@ def from_request(request: GenerateRequest) -> GenerationOptions:
     return GenerationOptions(sampling, tuple(request.stop), request.include_stop_str_in_output)
 
 
-def from_parameters(parameters: Mapping[str, Value]) -> GenerationOptions:
+def from_parameters(parameters: Mapping[str, Value], limits: ListLimits) -> GenerationOptions:
     """The options of an Open Inference request, whose parameters have been checked against PARAMETERS."""
     given: dict[str, Any] = dict(parameters)
+    for name in ("stop", "logit_bias", "stop_token_ids"):
+        limits.check_json(name, given.get(name, ""))
     if given.get("top_k") == -1:  # in vLLM: the whole vocabulary
         given["top_k"] = 0
     if given.get("seed") == -1:  # in vLLM: a random seed
         del given["seed"]
     stop = read_strings(given.pop("stop", ""))
+    limits.check_stop(stop)
     include_stop = given.pop("include_stop_str_in_output", False)
-    if "stop_token_ids" in given:
-        given["stop_token_ids"] = _token_ids(given["stop_token_ids"])
-    if "logit_bias" in given:
-        given["logit_bias"] = _biases(given["logit_bias"])
+    for name, read in (("stop_token_ids", _token_ids), ("logit_bias", _biases)):
+        if name in given:
+            given[name] = read(given[name])
+            limits.check_tokens(name, len(given[name]))
     return GenerationOptions(Sampling(**given), stop, include_stop)
 
 

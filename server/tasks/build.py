@@ -22,6 +22,7 @@ from server.config.settings import ModelSettings
 from server.generation.golden_check import check_decoding
 from server.generation.open import open_engine
 from server.generation.replicas import EngineReplicas
+from server.generation.request import ListLimits
 from server.images.decode_pool import DecodePool
 from server.images.golden_check import check_images
 from server.images.preprocess import ImageDecoder
@@ -113,7 +114,7 @@ def build_text(task_class: type[TextTask], context: LoadContext) -> BuiltTask:
 def build_image(context: LoadContext) -> BuiltTask:
     """Classification of images that are decoded and run in batches."""
     artifact, image = context.artifact, context.artifact.manifest.image
-    decoder = ImageDecoder(image)
+    decoder = ImageDecoder(image, max_pixels=context.settings.max_image_pixels)
     preprocessing_parity = check_images(artifact, decoder)
     batcher = _batcher(context, max_tokens=max(1, image.height * image.width // PIXELS_PER_TOKEN))
     return BuiltTask(
@@ -147,11 +148,20 @@ def build_generate(context: LoadContext) -> BuiltTask:
         )
     engine = engines[0] if len(engines) == 1 else EngineReplicas(engines)
     return BuiltTask(
-        task=Generate(engine, encoder, context.threads),
+        task=Generate(engine, encoder, context.threads, limits=_list_limits(context.settings)),
         raw=RawGpt(engine),
         counter=_counter(context, encoder),
         backend=engine,
         preprocessing_parity=preprocessing_parity,
+    )
+
+
+def _list_limits(settings: ModelSettings) -> ListLimits:
+    return ListLimits(
+        stop_strings=settings.max_stop_strings,
+        stop_characters=settings.max_stop_characters,
+        logit_bias=settings.max_logit_bias,
+        stop_token_ids=settings.max_stop_token_ids,
     )
 
 
@@ -175,6 +185,8 @@ def _batcher(context: LoadContext, *, max_tokens: int) -> Batcher:
         limits=Limits(
             inputs=settings.max_queue_requests,
             tokens=settings.max_queue_tokens or settings.max_queue_requests * max_tokens,
+            request_inputs=settings.max_request_inputs,
+            request_tokens=settings.max_request_tokens,
         ),
         max_delay_s=settings.max_delay_seconds,
         max_queue_s=settings.max_queue_seconds,

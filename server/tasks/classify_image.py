@@ -12,11 +12,10 @@ from server.batching.collate import ImageItem
 from server.errors import InvalidRequest
 from server.images.decode_pool import DecodePool
 from server.images.file import Header
-from server.images.limits import MAX_PIXELS
 from server.images.preprocess import ImageDecoder
 from server.tasks.classification import Class, check_classes, ranked, score_function
 
-MAX_REQUEST_PIXELS = 20 * MAX_PIXELS  # in all images of a request: about ten seconds of decoding
+LARGEST_IMAGES = 20  # of the largest size in a request, or more smaller ones: about ten seconds of decoding
 # The memory to read a header: Pillow may fill the frame of a GIF or unpack the texts of a PNG.
 HEADER_BYTES = 200_000_000
 
@@ -29,6 +28,7 @@ class ClassifyImage:
     ) -> None:
         self.labels = tuple(artifact.manifest.labels)
         self.function = artifact.manifest.function_to_apply or "softmax"
+        self.max_pixels = decoder.max_pixels  # of one image
         self._batcher, self._decoder, self._pool, self._threads = batcher, decoder, pool, threads
 
     async def __call__(
@@ -68,11 +68,11 @@ class ClassifyImage:
 
     def _headers(self, images: Sequence[bytes], field: str) -> list[Header]:
         headers: list[Header] = []
-        pixels = 0
+        pixels, max_pixels = 0, LARGEST_IMAGES * self.max_pixels
         for number, image in enumerate(images):
             headers.append(self._decoder.header(image, f"{field}[{number}]"))
             pixels += headers[-1].pixels
-            if pixels > MAX_REQUEST_PIXELS:
+            if pixels > max_pixels:
                 found = f"{pixels} pixels in the first {number + 1}"
-                raise InvalidRequest(field, found, f"at most {MAX_REQUEST_PIXELS} in a request")
+                raise InvalidRequest(field, found, f"at most {max_pixels} in a request")
         return headers

@@ -12,7 +12,7 @@ from server.admission.queue import RequestContext
 from server.arrays import Array, Ids
 from server.generation.engine import Engine
 from server.generation.replicas import EngineReplicas
-from server.generation.request import Sampling
+from server.generation.request import ListLimits, Sampling
 from server.generation.stream import TokensPrompt
 from server.tasks.tensors import check_size, read_ids, read_lengths, read_segments
 from server.tasks.text_stream import DeltaBuilder, TextStream
@@ -21,12 +21,22 @@ from server.text.tokenizer import TextEncoder
 
 Prompt = str | Sequence[int]
 
+DEFAULT_LIMITS = ListLimits()
+
 
 class Generate:
     """Continues text, over an engine that knows only tokens."""
 
-    def __init__(self, engine: Engine | EngineReplicas, encoder: TextEncoder, threads: Executor) -> None:
-        self._engine, self._encoder, self._threads = engine, encoder, threads
+    def __init__(
+        self,
+        engine: Engine | EngineReplicas,
+        encoder: TextEncoder,
+        threads: Executor,
+        *,
+        limits: ListLimits = DEFAULT_LIMITS,
+    ) -> None:
+        """`limits` are those of the lists in a request, for the protocols, which check them when they read it."""
+        self._engine, self._encoder, self._threads, self.limits = engine, encoder, threads, limits
 
     @asynccontextmanager
     async def stream(

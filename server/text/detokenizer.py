@@ -7,7 +7,6 @@ from tokenizers.decoders import DecodeStream
 
 from server.errors import InvalidRequest
 
-MAX_STOPS = 16
 CLEANED = {  # in this order
     **{f" {mark}": mark for mark in ".?!,"},
     " ' ": "'",
@@ -63,8 +62,6 @@ class StopStrings:
     """
 
     def __init__(self, stops: Sequence[str], *, include: bool) -> None:
-        if len(stops) > MAX_STOPS:
-            raise InvalidRequest("stop", f"{len(stops)} strings", f"at most {MAX_STOPS}")
         for index, stop in enumerate(stops):
             if not stop:
                 raise InvalidRequest(f"stop[{index}]", "an empty string", "at least one character")

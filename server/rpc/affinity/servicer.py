@@ -99,7 +99,7 @@ class AffinityService(AffinityServicer):
         self, request: pb.GenerateRequest, context: GrpcContext
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         with self._call(request, context, Generate) as call:
-            options = from_request(request)
+            options = from_request(request, call.task.limits)
             messages = _inputs(call.model, "prompts", request.prompts)
             deltas = generate_deltas(
                 call.task,

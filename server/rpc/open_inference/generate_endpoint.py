@@ -73,10 +73,11 @@ def _prompts(request: EndpointRequest) -> list[str]:
 
 
 def _deltas(request: EndpointRequest, prompts: Sequence[str]) -> AsyncGenerator[tuple[int, TextDelta], None]:
+    task = request.model.task_as(Generate)
     return generate_deltas(
-        request.model.task_as(Generate),
+        task,
         prompts,
-        from_parameters(request.parameters),
+        from_parameters(request.parameters, task.limits),
         context=request.context,
         token_timer=request.token_timer,
         field="text_input",

@@ -125,7 +125,7 @@ def test_the_largest_seed_is_returned_exactly(client):
     assert json.loads(answer.parameters["seed"].string_param) == [largest]
 
 
-@pytest.mark.parametrize("stop", ["[" * 100_000, f"[{'1' * 5000}]"], ids=["deep", "long"])
+@pytest.mark.parametrize("stop", ["[" * 200, f"[{'1' * 200}]"], ids=["deep", "long"])
 def test_a_stop_string_may_look_like_an_invalid_json_list(client, stop):
     answer = infer(client, "tiny-gpt", [("text_input", ["a"])], parameters={**GREEDY, "stop": stop})
     assert answer.as_numpy("finish_reason").tolist() == [b"length"]

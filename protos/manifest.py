@@ -79,10 +79,8 @@ def check_files(directory: Path, manifest: Manifest) -> None:
     listed = {file.path for file in manifest.files}
     if unlisted := sorted(used_files(manifest) - listed):
         raise ArtifactError(f"{directory}: {', '.join(unlisted)} not among the files of the manifest")
-    files = sorted(manifest.files, key=lambda file: file.bytes)  # damage in a small file is found at once
-    for file in files:
-        _check_size(directory, file)
-    for file in files:
+    check_sizes(directory, manifest)
+    for file in sorted(manifest.files, key=lambda file: file.bytes):  # damage in a small file is found at once
         with _named_errors(directory / file.path):
             found = sha256_of(directory / file.path)
         if found != file.sha256:
@@ -90,6 +88,12 @@ def check_files(directory: Path, manifest: Manifest) -> None:
                 f"{directory / file.path}: found sha256 {found}, expected {file.sha256}: the file was altered; "
                 "export again"
             )
+
+
+def check_sizes(directory: Path, manifest: Manifest) -> None:
+    """Check that every listed file has its exported size."""
+    for file in manifest.files:
+        _check_size(directory, file)
 
 
 def used_files(manifest: Manifest) -> set[str]:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from protos.artifact import MANIFEST
 from protos.golden import GoldenCase, GoldenImage, read_cases, read_images, read_texts
-from protos.manifest import ArtifactError, check_artifact, read_manifest, unlisted_files
+from protos.manifest import ArtifactError, check_artifact, check_sizes, read_manifest, unlisted_files
 from protos.manifest_pb2 import GoldenTexts, Graph, Manifest
 from server.errors import BadArtifact
 
 NAMED = 8  # files that a message names
 
-__all__ = ["Artifact", "GoldenCase", "newest", "read_artifact", "versions"]
+__all__ = ["Artifact", "GoldenCase", "newest", "read_artifact", "versions", "why_incomplete"]
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +83,15 @@ def read_artifact(directory: Path) -> Artifact:
     if ignored := unlisted_files(directory, manifest):
         log.info("%s: ignored files that the manifest does not list: %s", directory, ", ".join(ignored[:NAMED]))
     return Artifact(directory, manifest)
+
+
+def why_incomplete(directory: Path) -> str:
+    """Why an artifact is not whole, by its manifest and the sizes of its files; empty if it is. Reads no large file."""
+    try:
+        check_sizes(directory, read_manifest(directory))
+    except ArtifactError as error:
+        return str(error)
+    return ""
 
 
 def versions(root: Path, name: str) -> dict[int, Path]:

@@ -1,6 +1,7 @@
 """Change an artifact in a test, as a user may do by hand."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,14 @@ def change_manifest(directory: Path, change: Callable[[dict[str, Any]], object] 
     if change is not None:
         change(changed)
     write_sealed(directory, json.dumps(changed).encode())
+
+
+def next_version(root: Path, name: str, **fields: Any) -> Path:
+    """Another version of a model with changed fields, as an export would add it: whole, by a rename."""
+    version = max(int(path.name) for path in (root / name).iterdir() if path.name.isdecimal()) + 1
+    temporary = shutil.copytree(root / name / "1", root / f".{name}-{version}")
+    change_manifest(temporary, version=version, **fields)
+    return temporary.rename(root / name / str(version))
 
 
 def write_sealed(directory: Path, contents: bytes) -> None:

@@ -1,5 +1,6 @@
 """Gauges of the models that are served. They are read at each scrape, so an unloaded model disappears at once."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client.core import GaugeMetricFamily, Metric, UnknownMetricFamily
@@ -7,6 +8,7 @@ from prometheus_client.registry import Collector
 
 from protos.artifact import MAXIMUM, ROOT_MEAN_SQUARE
 from server.repository.model import Model
+from server.repository.states import Entry
 
 MODEL = ("model", "version")
 QUEUES: dict[str, tuple[str, Callable[[Model], float]]] = {
@@ -35,11 +37,11 @@ QUEUES: dict[str, tuple[str, Callable[[Model], float]]] = {
 
 
 class ModelMetrics(Collector):
-    """Collects the gauges of the models that are served."""
+    """Collects the gauges of the models that are served, and of the versions that could not be loaded."""
 
-    def __init__(self, models: Callable[[], Sequence[Model]]) -> None:
-        """`models` is called from other threads."""
-        self._models = models
+    def __init__(self, models: Callable[[], Sequence[Model]], failures: Callable[[], Sequence[Entry]]) -> None:
+        """Both functions are called from other threads."""
+        self._models, self._failures = models, failures
 
     def collect(self) -> Iterable[Metric]:
         models = self._models()
@@ -52,6 +54,7 @@ class ModelMetrics(Collector):
         yield _info(models)
         yield from _parity(models)
         yield from _golden_inputs(models)
+        yield _failed_versions(self._failures())
 
 
 def _pending(models: Sequence[Model]) -> Metric:
@@ -114,3 +117,15 @@ def _golden_inputs(models: Sequence[Model]) -> Iterable[Metric]:
             errors.add_metric(name, golden.pixel_error)
     yield inputs
     yield errors
+
+
+def _failed_versions(failures: Sequence[Entry]) -> Metric:
+    """By model and reason, without the versions, so that the number of labels is bounded."""
+    family = GaugeMetricFamily(
+        "affinity_failed_versions",
+        "Versions that could not be loaded, by reason; RepositoryIndex has the details.",
+        labels=("model", "reason"),
+    )
+    for labels, count in sorted(Counter((entry.name, entry.failure) for entry in failures).items()):
+        family.add_metric(labels, count)
+    return family

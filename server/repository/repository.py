@@ -2,15 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from server.artifact import newest, versions
+from server.artifact import newest, versions, why_incomplete
 from server.config.settings import EVERY_MODEL, Settings
-from server.errors import AffinityError, BadArtifact, InvalidRequest, ModelNotFound, NotReady
+from server.errors import BadArtifact, InvalidRequest, ModelNotFound, NotReady
 from server.host.cpus import usable_cpus
 from server.host.memory import release_free_memory
 from server.host.priority import yield_to_event_loop
@@ -18,23 +17,12 @@ from server.images.decode_pool import DecodePool
 from server.repository.listener import RepositoryListener
 from server.repository.loader import ModelLoader
 from server.repository.model import Model, TaskT
+from server.repository.states import LOADING, READY, UNAVAILABLE, UNLOADING, Entry, VersionStates, reason_of
 from server.tasks.registry import names_of
-
-LOADING, READY, UNLOADING, UNAVAILABLE = "LOADING", "READY", "UNLOADING", "UNAVAILABLE"  # as Triton calls them
 
 RELEASE_AFTER_S = 1.0
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """The state of one version of a model, served or not."""
-
-    name: str
-    version: str
-    state: str
-    reason: str = ""
 
 
 class Repository:
@@ -46,7 +34,7 @@ class Repository:
         # Name → version → model, the lowest version first. Inner dicts are replaced, not changed, as other threads read
         # them.
         self._models: dict[str, dict[int, Model]] = {}
-        self._entries: dict[tuple[str, int], Entry] = {}
+        self._states = VersionStates()
         self._locks: dict[str, asyncio.Lock] = {}  # one load or unload of a model at a time
         self._draining: dict[asyncio.Task[None], Model] = {}  # unloaded models with requests in flight
         self._threads = ThreadPoolExecutor(
@@ -99,7 +87,7 @@ class Repository:
 
     def _missing(self, name: str, version: str) -> ModelNotFound | NotReady:
         """The reason why no such model is served."""
-        own = [entry for (of, _), entry in self._entries.items() if of == name and version in ("", entry.version)]
+        own = [entry for entry in self._states.of(name) if version in ("", entry.version)]
         if any(entry.state == LOADING for entry in own):
             return NotReady(f"model {name} is being loaded")
         if served := self._models.get(name):
@@ -115,7 +103,17 @@ class Repository:
 
     def names(self) -> list[str]:
         """The name of each model that was loaded, or failed to load, since the server started."""
-        return sorted({name for name, _ in self._entries})
+        return self._states.names()
+
+    def served_versions(self, name: str) -> set[int]:
+        return set(self._models.get(name, {}))
+
+    def failures(self) -> list[Entry]:
+        """The versions that could not be loaded. May be called from any thread."""
+        return self._states.failures()
+
+    def failed_versions(self, name: str) -> set[int]:
+        return {int(entry.version) for entry in self.failures() if entry.name == name}
 
     def index(self) -> list[Entry]:
         """Each version that is in the directory, or that was loaded or failed to load since the server started."""
@@ -124,7 +122,7 @@ class Repository:
             for name in newest(self._settings.artifacts)
             for number in versions(self._settings.artifacts, name)
         }
-        return [entry for _, entry in sorted((entries | self._entries).items())]
+        return [entry for _, entry in sorted((entries | dict(self._states.all())).items())]
 
     def _why_not(self, name: str) -> str:
         """The reason why a version is not served that the repository has not tried to load."""
@@ -135,7 +133,10 @@ class Repository:
     # ---- loading and unloading
 
     async def load_all(self) -> None:
-        """Load all models, or those that the settings name. Stops at the first failure."""
+        """Load all models, or those that the settings name. Stops at the first failure.
+
+        If the directory is polled, versions that are not complete yet are left to the first poll.
+        """
         found = newest(self._settings.artifacts)
         names = self._settings.models or tuple(found)
         if not names:
@@ -144,12 +145,17 @@ class Repository:
         for name in self._settings.overrides:
             if name not in (EVERY_MODEL, *found):
                 raise ModelNotFound(f"--set {name}: found no such model, expected one of {', '.join(found)}")
-        for name in names:
-            for number in self._chosen(name):
-                self._note(name, number, LOADING)
+        choose = self._complete if self._settings.poll_artifacts else self._chosen
+        chosen = {name: choose(name) for name in names}
+        if not any(chosen.values()):
+            raise BadArtifact(f"{self._settings.artifacts}: found no model with a complete version")
+        for name, directories in chosen.items():
+            for number in directories:
+                self._states.note(name, number, LOADING)
         await self._listener.changed(self)
-        for name in names:
-            await self.load(name)
+        for name, directories in chosen.items():
+            if directories:
+                await self._serve(name, choose)
         self.ready = True
         await self._listener.changed(self)
 
@@ -159,27 +165,47 @@ class Repository:
         A served version that has not changed on disk stays. A version that is no longer chosen is unloaded when all
         others are ready; its requests in flight are answered.
         """
-        self._chosen(name)  # raises for an unknown name before a lock is made for it
+        await self._serve(name, self._chosen)
+
+    async def update(self, name: str, directories: Mapping[int, Path], *, keep: Collection[int]) -> None:
+        """Serve the versions in these directories, and the served versions of `keep` without a look at their files.
+
+        All others are unloaded as in `load`. If a version fails to load, nothing changes.
+        """
         async with self._locks.setdefault(name, asyncio.Lock()):
-            old, chosen = self._models.get(name, {}), self._chosen(name)
-            for number in chosen.keys() - old.keys():
-                self._note(name, number, LOADING)
-            new: dict[int, Model] = {}
-            try:
-                await self._listener.changed(self)
-                for number, directory in chosen.items():
-                    new[number] = await self._loader.load(directory, old.get(number))
-            except BaseException as error:
-                self._note_failure(name, number, error, waiting=chosen.keys() - old.keys())
-                self._release_memory_soon()
-                self._unload_all(new, keep=old)
-                await self._listener.changed(self)
-                raise
-            self._models[name] = new
-            for number in new:
-                self._note(name, number, READY)
-            self._unload_all(old, keep=new)
+            kept = {number: model for number, model in self._models.get(name, {}).items() if number in keep}
+            await self._replace(name, directories, kept)
         await self._listener.changed(self)
+
+    async def _serve(self, name: str, choose: Callable[[str], dict[int, Path]]) -> None:
+        choose(name)  # raises for an unknown name before a lock is made for it
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            await self._replace(name, choose(name), {})
+        await self._listener.changed(self)
+
+    async def _replace(self, name: str, directories: Mapping[int, Path], kept: Mapping[int, Model]) -> None:
+        """Serve `kept` and the versions in the directories instead of those that are served now."""
+        old, new = self._models.get(name, {}), dict(kept)
+        fresh, number = directories.keys() - old.keys(), 0
+        for number in directories:
+            self._states.note(name, number, LOADING if number in fresh else READY)
+        try:
+            await self._listener.changed(self)
+            for number, directory in directories.items():
+                new[number] = await self._loader.load(directory, old.get(number))
+        except BaseException as error:
+            self._note_failure(name, number, error, fresh=fresh)
+            self._release_memory_soon()
+            self._unload_all(new, keep=old)
+            await self._listener.changed(self)
+            raise
+        if new:
+            self._models[name] = dict(sorted(new.items()))
+        else:
+            self._models.pop(name, None)
+        for number in directories:
+            self._states.note(name, number, READY)
+        self._unload_all(old, keep=new)
 
     async def unload(self, name: str) -> None:
         """Unload the model when its requests in flight are answered, even if this call is cancelled."""
@@ -206,10 +232,22 @@ class Repository:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._images.close()
 
+    def note_problem(self, name: str, number: int, error: Exception) -> None:
+        """Note why a version in the directory is not loaded, or not loaded again."""
+        self._states.note_failure(name, number, error, served=number in self._models.get(name, {}))
+
+    def forget_failure(self, name: str, number: int) -> None:
+        """Forget a version that was never served, and whose directory is gone."""
+        self._states.forget_failure(name, number)
+
+    def _found(self, name: str) -> dict[int, Path]:
+        root = self._settings.artifacts
+        return versions(root, name) if name in newest(root) else {}
+
     def _chosen(self, name: str) -> dict[int, Path]:
         """The directories of the versions to serve. Raises ModelNotFound if there are none, or one is missing."""
         root, wanted = self._settings.artifacts, self._settings.of(name).versions
-        found = versions(root, name) if name in newest(root) else {}
+        found = self._found(name)
         if not found:
             raise ModelNotFound(f"model {name}: found no such directory in {root}")
         if missing := set(wanted.named) - found.keys():
@@ -219,12 +257,24 @@ class Repository:
             )
         return {number: found[number] for number in wanted.choose(found)}
 
-    def _note_failure(self, name: str, failed: int, error: BaseException, *, waiting: set[int]) -> None:
-        """Note for each version in `waiting` why it is not loaded: version `failed` failed."""
-        reason = str(error) if isinstance(error, AffinityError) else "could not be loaded"
-        for number in waiting:
-            self._note(name, number, UNAVAILABLE, reason if number == failed else f"version {failed}: {reason}")
+    def _complete(self, name: str) -> dict[int, Path]:
+        """The directories of the versions to serve, out of those that are complete. Raises ModelNotFound as `_chosen`.
+
+        A model that the settings name needs one: otherwise BadArtifact says why it has none.
+        """
+        chosen, found = self._chosen(name), self._found(name)
+        problems = {number: why_incomplete(directory) for number, directory in found.items()}
+        complete = self._settings.of(name).versions.choose(number for number in found if not problems[number])
+        if not complete and name in self._settings.models:
+            raise BadArtifact(f"model {name}: found no complete version: {problems[max(chosen)]}")
+        return {number: found[number] for number in complete}
+
+    def _note_failure(self, name: str, failed: int, error: BaseException, *, fresh: Collection[int]) -> None:
+        """Note why version `failed` could not be loaded, and why no version in `fresh` is served."""
+        for number in fresh:
+            self._states.note(name, number, UNAVAILABLE, f"version {failed}: {reason_of(error)}")
             self._listener.unloaded(name, str(number))
+        self._states.note_failure(name, failed, error, served=failed not in fresh)
 
     def _unload_all(self, models: Mapping[int, Model], *, keep: Mapping[int, Model]) -> list[asyncio.Task[None]]:
         """Start to unload these models, except those that are also in `keep`."""
@@ -254,10 +304,5 @@ class Repository:
 
     def _note_unload(self, model: Model, state: str, reason: str = "") -> None:
         """Note the state of an unloaded version, unless it was never served or the same version is served again."""
-        number = int(model.version)
-        served = self._entries[model.name, number].state in (READY, UNLOADING)
-        if served and number not in self._models.get(model.name, {}):
-            self._note(model.name, number, state, reason)
-
-    def _note(self, name: str, number: int, state: str, reason: str = "") -> None:
-        self._entries[name, number] = Entry(name, str(number), state, reason)
+        if int(model.version) not in self._models.get(model.name, {}):
+            self._states.note_unload(model.name, int(model.version), state, reason)

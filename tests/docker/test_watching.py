@@ -37,7 +37,7 @@ def queries() -> Iterator[tuple[str, str]]:
 
 def series() -> set[str]:
     """The names of the server's metrics in Prometheus."""
-    families = [*Metrics().registry.collect(), *ModelMetrics(lambda: ()).collect()]
+    families = [*Metrics().registry.collect(), *ModelMetrics(lambda: (), lambda: ()).collect()]
     return {family.name + suffix for family in families for suffix in SUFFIXES.get(family.type, ("",))}
 
 

@@ -231,7 +231,7 @@ def test_no_metric_family_is_missing(samples):
     """Prometheus has every metric of the server, also those of events that did not occur."""
     metrics = Metrics()
     metrics.observe("some", "1")
-    families = [*metrics.registry.collect(), *ModelMetrics(lambda: ()).collect()]
+    families = [*metrics.registry.collect(), *ModelMetrics(lambda: (), lambda: ()).collect()]
     stored = {name for name, _ in samples[1]}
     suffixes = ("", "_total", "_bucket")
     assert [each.name for each in families if not {each.name + suffix for suffix in suffixes} & stored] == []

@@ -10,13 +10,13 @@ from server.admission.queue import RequestContext
 from server.config.version_policy import Versions
 from server.errors import BadArtifact, InvalidRequest, ModelNotFound, NotReady, ProviderUnavailable, WrongTask
 from server.repository.listener import RepositoryListener
-from server.repository.repository import Entry
+from server.repository.states import Entry
 from server.rpc.health import Health
 from server.tasks.classify_image import ClassifyImage
 from server.tasks.embed import Embed
 from server.tasks.fill_mask import FillMask
 from server.tasks.generate import Generate
-from tests.artifacts import change_manifest
+from tests.artifacts import change_manifest, next_version
 from tests.server.batching.fakes import BatcherEvents
 from tests.server.conftest import opened
 
@@ -30,14 +30,6 @@ def root(artifacts, tmp_path):
     for name in ("tiny-bert", "tiny-embedder"):
         shutil.copytree(artifacts / name, tmp_path / name)
     return tmp_path
-
-
-def next_version(root, name, **fields):
-    """Another version of a model, as an export would add it."""
-    version = max(int(path.name) for path in (root / name).iterdir()) + 1
-    directory = shutil.copytree(root / name / "1", root / name / str(version))
-    change_manifest(directory, version=version, **fields)
-    return directory
 
 
 class VersionRecorder(RepositoryListener):

@@ -19,6 +19,7 @@ from server.observability.observer import Observer
 from server.observability.prometheus import Metrics
 from server.repository.gauges import ModelMetrics
 from server.repository.listener import RepositoryListener, ServedModels
+from server.repository.poller import Poller
 from server.repository.repository import Repository
 from server.rpc.connections import Connections
 from server.rpc.health import Health
@@ -38,10 +39,10 @@ async def serve(settings: Settings) -> None:
     """Start all parts, wait for a signal, stop them. Binds the ports before it loads the models."""
     signals, metrics, health, in_flight = Signals(), Metrics(), Health(), InFlight(STOPPING)
     repository = Repository(settings, Reporter(health, metrics))
-    metrics.registry.register(ModelMetrics(repository.models))
+    metrics.registry.register(ModelMetrics(repository.models, repository.failures))
     async with AsyncExitStack() as stack:  # stops the parts in reverse order of their start
         http = HttpServer(
-            settings.host, settings.http_port, metrics.registry, lambda: repository.ready and not in_flight.closed
+            settings.host, settings.http_port, metrics.registry, lambda: repository.ready and not in_flight.closing
         )
         stack.callback(http.stop)
         stack.push_async_callback(repository.drain)
@@ -50,11 +51,20 @@ async def serve(settings: Settings) -> None:
         stack.push_async_callback(server.stop, GRACE_S)
         await health.refresh(repository)
         await server.start()
-        if await signals.unless_stopped(repository.load_all()):
+        poller = Poller(repository, settings) if settings.poll_artifacts else None
+        if await signals.unless_stopped(_load(repository, poller)):
             _announce(settings, repository, port, http.port)
-            await signals.stop.wait()
+            await (signals.unless_stopped(poller.run()) if poller else signals.stop.wait())
+            if settings.shutdown_delay_seconds:
+                await _serve_on(settings.shutdown_delay_seconds, health, in_flight)
         await _drain(settings, connections, repository, health, in_flight)
     log.info("stopped")
+
+
+async def _load(repository: Repository, poller: Poller | None) -> None:
+    if poller:
+        await poller.start()
+    await repository.load_all()
 
 
 class Reporter(RepositoryListener):
@@ -96,6 +106,14 @@ class Signals:
             return False
         task.result()
         return True
+
+
+async def _serve_on(seconds: float, health: Health, in_flight: InFlight) -> None:
+    """Report that the server is not ready, and serve for some seconds more, in which load balancers notice."""
+    log.info("stopping: not ready from now on; requests are served for %g s more; Ctrl-C exits at once", seconds)
+    in_flight.announce_close()
+    await health.stop()
+    await asyncio.sleep(seconds)
 
 
 async def _drain(

@@ -8,10 +8,14 @@ from server.errors import NotReady
 
 
 class InFlight:
-    """Counts requests from start to finish. After `close`, new requests are refused with the text `refusal`."""
+    """Counts requests from start to finish. After `close`, new requests are refused with the text `refusal`.
+
+    `closing` says that `close` was called or announced.
+    """
 
     def __init__(self, refusal: str) -> None:
         self.count = 0
+        self.closing = False
         self.closed = False
         self._refusal = refusal
         self._idle = asyncio.Event()
@@ -37,9 +41,13 @@ class InFlight:
             if not self.count:
                 self._idle.set()
 
+    def announce_close(self) -> None:
+        """Report from now on that `close` will follow. Requests are still accepted."""
+        self.closing = True
+
     def close(self) -> None:
         """Refuse new requests from now on."""
-        self.closed = True
+        self.closing = self.closed = True
 
     async def wait_idle(self, timeout_s: float | None = None) -> bool:
         """Wait until no request is in flight. Returns False if the timeout expires first."""

@@ -95,6 +95,12 @@ OPTIONS = {
     "models": (
         Option("artifacts", Path, "DIR", "directory of the exported models"),
         Option("models", _names, "A,B", "models to serve, separated by commas; default: all"),
+        Option(
+            "poll_artifacts",
+            _number,
+            "S",
+            "look for new and removed versions every S seconds, load and unload them; 0: never",
+        ),
     ),
     "execution": (
         Option(
@@ -116,9 +122,42 @@ OPTIONS = {
         ),
         Option("port", _whole, "PORT", "gRPC port; 0: any free port"),
         Option("http_port", _whole, "PORT", "HTTP port for metrics and health; 0: any free port"),
-        Option("max_message_mb", _whole, "MB", "maximum size of a request"),
+        Option(
+            "max_connection_age_seconds",
+            _number,
+            "S",
+            "close a connection after so long, so that clients connect to new servers, too; 0: never",
+        ),
+        Option(
+            "max_connection_age_grace_seconds",
+            _number,
+            "S",
+            "time for the calls of a connection that has reached its age; 0: no limit",
+        ),
+        Option(
+            "shutdown_delay_seconds",
+            _number,
+            "S",
+            "serve requests for so long after SIGTERM, while health checks already fail",
+        ),
         Option("drain_seconds", _number, "S", "time for requests in flight to finish when the server stops"),
         Option("slow_client_seconds", _number, "S", "end a stream whose client has read nothing for so long; 0: never"),
+    ),
+    "limits": (
+        Option("max_message_mb", _whole, "MB", "maximum size of a request"),
+        Option("max_connections", _whole, "N", "maximum number of open gRPC connections; further ones are closed"),
+        Option(
+            "max_concurrent_streams",
+            _whole,
+            "N",
+            "maximum number of concurrent calls on a connection; clients hold further ones back",
+        ),
+        Option(
+            "max_requests_per_second",
+            _number,
+            "N",
+            "maximum rate of requests with one token, or without tokens from one address; 0: no limit",
+        ),
     ),
     "logs": (
         Option("log_level", _one_of(*LOG_LEVELS), "|".join(LOG_LEVELS), "lowest level to log"),
@@ -135,6 +174,16 @@ MODEL_KEYS: dict[str, tuple[Callable[[str], Any], str]] = {
     "max_queue_requests": (_whole, "maximum number of waiting inputs; further inputs are refused"),
     "max_queue_tokens": (_whole, "maximum number of waiting tokens; 0: max_queue_requests inputs of full length"),
     "max_queue_seconds": (_number, "maximum time that a request without a deadline waits before it is refused"),
+    "max_request_inputs": (_whole, "maximum number of inputs in a request; 0: max_queue_requests"),
+    "max_request_tokens": (_whole, "maximum number of tokens in a request; 0: max_queue_tokens"),
+    "max_image_pixels": (
+        _whole,
+        "maximum number of pixels of an image; three times as many of a JPEG in one scan",
+    ),
+    "max_stop_strings": (_whole, "maximum number of stop strings in a request"),
+    "max_stop_characters": (_whole, "maximum length of a stop string"),
+    "max_logit_bias": (_whole, "maximum number of entries in logit_bias"),
+    "max_stop_token_ids": (_whole, "maximum number of entries in stop_token_ids"),
     "slots": (_whole, "sequences that are generated concurrently; 0: default of the provider"),
     "capacity": (
         _whole,
@@ -216,7 +265,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     defaults = {known.name: known.default for known in fields(Settings)}
     model_defaults = {known.name: known.default for known in fields(ModelSettings)}
-    keys = "\n".join(f"  {key:19} {text} ({_plain(model_defaults[key])})" for key, (_, text) in MODEL_KEYS.items())
+    keys = "\n".join(f"  {key:20} {text} ({_plain(model_defaults[key])})" for key, (_, text) in MODEL_KEYS.items())
     parser = _Parser(
         prog="python -m server",
         description="Serve exported models over gRPC. Ctrl-C lets requests in flight finish, then exits.",

@@ -15,6 +15,7 @@ PROVIDERS = ("auto", "cuda", "openvino", "cpu")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
 EVERY_MODEL = "*"
+MAX_IMAGE_PIXELS = 50_000_000  # 200 MB decoded; twice as much while the picture is rotated or converted
 
 
 class BadSetting(ValueError):
@@ -33,15 +34,32 @@ class ModelSettings:
     max_queue_requests: int = 1024
     max_queue_tokens: int = 0
     max_queue_seconds: float = 30.0
+    max_request_inputs: int = 0
+    max_request_tokens: int = 0
+    max_image_pixels: int = MAX_IMAGE_PIXELS
+    max_stop_strings: int = 16
+    max_stop_characters: int = 256
+    max_logit_bias: int = 1024
+    max_stop_token_ids: int = 1024
     slots: int = 0
     capacity: int = 0
     max_prefill_tokens: int = 0
     prefix_cache: bool = True
 
     def __post_init__(self) -> None:
-        for name, minimum in (("max_batch_size", 1), ("max_queue_requests", 1)):
+        for name, minimum in (
+            ("max_batch_size", 1),
+            ("max_queue_requests", 1),
+            ("max_image_pixels", 1),
+            ("max_stop_strings", 1),
+            ("max_stop_characters", 1),
+            ("max_logit_bias", 1),
+            ("max_stop_token_ids", 1),
+        ):
             if getattr(self, name) < minimum:
                 raise BadSetting(f"{name}: found {getattr(self, name)}, expected at least {minimum}")
+        if self.max_image_pixels > MAX_IMAGE_PIXELS:
+            raise BadSetting(f"max_image_pixels: found {self.max_image_pixels}, expected at most {MAX_IMAGE_PIXELS}")
         if not 0 <= self.max_batch_padding < 1:
             raise BadSetting(f"max_batch_padding: found {self.max_batch_padding}, expected a share from 0 to below 1")
         for name in (
@@ -49,6 +67,8 @@ class ModelSettings:
             "max_delay_seconds",
             "max_queue_tokens",
             "max_queue_seconds",
+            "max_request_inputs",
+            "max_request_tokens",
             "slots",
             "capacity",
             "max_prefill_tokens",
@@ -63,6 +83,7 @@ class Settings:
 
     artifacts: Path = Path("artifacts")
     models: tuple[str, ...] = ()
+    poll_artifacts: float = 0.0
     provider: str = "auto"
     device: tuple[int, ...] = (0,)
     threads: int = 0
@@ -71,6 +92,12 @@ class Settings:
     port: int = 8001
     http_port: int = 8002
     max_message_mb: int = 64
+    max_connections: int = 10_000
+    max_concurrent_streams: int = 1024
+    max_requests_per_second: float = 0.0
+    max_connection_age_seconds: float = 0.0
+    max_connection_age_grace_seconds: float = 0.0
+    shutdown_delay_seconds: float = 0.0
     drain_seconds: float = 30.0
     slow_client_seconds: float = 30.0
     log_level: str = "info"
@@ -85,9 +112,16 @@ class Settings:
             if not 0 <= getattr(self, name) <= 65535:
                 raise BadSetting(f"{name}: found {getattr(self, name)}, expected 0 (any free one) to 65535")
         for name, minimum in (
+            ("poll_artifacts", 0),
             ("threads", 0),
             ("gpu_memory_mb", 0),
             ("max_message_mb", 1),
+            ("max_connections", 1),
+            ("max_concurrent_streams", 1),
+            ("max_requests_per_second", 0),
+            ("max_connection_age_seconds", 0),
+            ("max_connection_age_grace_seconds", 0),
+            ("shutdown_delay_seconds", 0),
             ("drain_seconds", 0),
             ("slow_client_seconds", 0),
         ):

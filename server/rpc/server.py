@@ -1,5 +1,6 @@
 """The gRPC server: every service on one port."""
 
+import math
 from typing import Any
 
 import grpc
@@ -16,6 +17,7 @@ from server.rpc.connections import Connections
 from server.rpc.health import Health
 from server.rpc.interceptors import CallInterceptor
 from server.rpc.open_inference.servicer import OpenInferenceService, add_open_inference_to_server
+from server.rpc.rates import CallerRates
 from server.rpc.reflection import enable_reflection
 from server.rpc.services import OPEN_INFERENCE, TYPED
 
@@ -29,6 +31,7 @@ TRACKED_PATHS = frozenset(
         ),
     )
 )
+NO_LIMIT = 2**31 - 1  # of an option of gRPC
 KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 60_000, 20_000  # detects clients that vanish without closing the connection
 
 
@@ -41,16 +44,18 @@ def build_server(
     connections: Connections,
 ) -> tuple[grpc.aio.Server, int]:
     """A server that listens once it is started, and its port. Raises CannotListen."""
+    rates = CallerRates(settings.max_requests_per_second)
     interceptor = CallInterceptor(
         metrics,
         in_flight,
         connections,
         tracked_paths=TRACKED_PATHS,
         slow_client_seconds=settings.slow_client_seconds,
+        rates=rates,
     )
     server = grpc.aio.server(interceptors=(interceptor,), options=_options(settings))
     add_AffinityServicer_to_server(AffinityService(repository, metrics), server)
-    add_open_inference_to_server(OpenInferenceService(settings, repository, metrics, in_flight), server)
+    add_open_inference_to_server(OpenInferenceService(settings, repository, metrics, in_flight, rates), server)
     add_HealthServicer_to_server(health, server)
     enable_reflection(server)
     connections.port = add_ports(server, settings.host, settings.port)
@@ -77,6 +82,8 @@ def add_ports(server: grpc.aio.Server, host: str, port: int) -> int:
 def _options(settings: Settings) -> list[tuple[str, Any]]:
     return [
         ("grpc.max_receive_message_length", settings.max_message_mb * 2**20),
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
         ("grpc.max_send_message_length", -1),  # responses are bounded where they are built (MAX_RESPONSE_LOGITS)
         ("grpc.so_reuseport", 0),  # otherwise a second server could share the port and get half of the requests
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
@@ -84,4 +91,11 @@ def _options(settings: Settings) -> list[tuple[str, Any]]:
         ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),  # keepalive pings wait for 60 s without it
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_ping_strikes", 0),  # no limit: otherwise clients that ping every 10 s are disconnected
+        ("grpc.max_connection_age_ms", _milliseconds(settings.max_connection_age_seconds)),
+        ("grpc.max_connection_age_grace_ms", _milliseconds(settings.max_connection_age_grace_seconds)),
     ]
+
+
+def _milliseconds(seconds: float) -> int:
+    """A time for an option of gRPC; 0 means no limit."""
+    return min(math.ceil(seconds * 1000), NO_LIMIT) if seconds else NO_LIMIT

@@ -27,6 +27,7 @@ from server.rpc.open_inference.endpoint import Endpoint
 from server.rpc.open_inference.endpoints import RAW, endpoint_for
 from server.rpc.open_inference.statistics import model_statistics
 from server.rpc.open_inference.stream import InferStream
+from server.rpc.rates import CallerRates
 from server.rpc.services import OPEN_INFERENCE
 from server.status import error_status
 
@@ -69,7 +70,16 @@ def add_open_inference_to_server(servicer: Any, server: Any) -> None:
 class OpenInferenceService:
     """The methods of the protocol. The interceptor converts errors to statuses."""
 
-    def __init__(self, settings: Settings, repository: Repository, metrics: Metrics, in_flight: InFlight) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        repository: Repository,
+        metrics: Metrics,
+        in_flight: InFlight,
+        rates: CallerRates | None = None,
+    ) -> None:
+        """`rates` limits the rate of requests on streams, which the interceptor does not see one by one."""
+        self._rates = rates or CallerRates(0)
         self._settings = settings
         self._repository = repository
         self._metrics = metrics
@@ -81,7 +91,7 @@ class OpenInferenceService:
         return oip.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: oip.ServerReadyRequest, context: GrpcContext) -> oip.ServerReadyResponse:
-        return oip.ServerReadyResponse(ready=self._repository.ready and not self._in_flight.closed)
+        return oip.ServerReadyResponse(ready=self._repository.ready and not self._in_flight.closing)
 
     async def ServerMetadata(
         self, request: oip.ServerMetadataRequest, context: GrpcContext
@@ -96,7 +106,7 @@ class OpenInferenceService:
             self._find(request.name, request.version)
         except (ModelNotFound, NotReady):
             return oip.ModelReadyResponse(ready=False)
-        return oip.ModelReadyResponse(ready=not self._in_flight.closed)
+        return oip.ModelReadyResponse(ready=not self._in_flight.closing)
 
     async def ModelMetadata(self, request: oip.ModelMetadataRequest, context: GrpcContext) -> oip.ModelMetadataResponse:
         model, endpoint = self._find(request.name, request.version)
@@ -157,6 +167,7 @@ class OpenInferenceService:
 
         async def respond(request: oip.ModelInferRequest) -> AsyncGenerator[oip.ModelStreamInferResponse, None]:
             try:
+                self._rates.check(context)
                 with self._in_flight.track(), self._call(request, context) as call:
                     async with aclosing(call.stream()) as responses:
                         async for response in responses:

@@ -24,6 +24,15 @@ async def test_wait_idle_has_a_timeout():
         assert not await in_flight.wait_idle(0)
 
 
+async def test_requests_are_accepted_between_the_announcement_and_the_close():
+    in_flight = InFlight("the server is stopping")
+    in_flight.announce_close()
+    assert in_flight.closing
+    assert not in_flight.closed
+    with in_flight.track():
+        assert in_flight.count == 1
+
+
 async def test_new_requests_are_refused_after_close():
     in_flight = InFlight("the server is stopping")
     in_flight.close()

@@ -10,6 +10,7 @@ import pytest
 from grpc._cython import cygrpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from protos.open_inference_pb2 import ModelInferRequest, ModelStreamInferResponse
 from server.admission.in_flight import InFlight
 from server.config.settings import Settings
 from server.observability.prometheus import Metrics
@@ -17,6 +18,7 @@ from server.repository.repository import Repository
 from server.rpc.connections import Connections
 from server.rpc.health import Health
 from server.rpc.server import build_server
+from server.rpc.services import OPEN_INFERENCE
 from tests.frames import ACK, GOAWAY, PING, PREFACE, SETTINGS, frame, relay
 from tests.serving import ROOT
 
@@ -32,9 +34,9 @@ PINGS = 120 // 10  # of a client that pings every ten seconds for two minutes
 
 
 @asynccontextmanager
-async def serving(tmp_path):
+async def serving(tmp_path, **settings):
     """The port of a server without models."""
-    settings = Settings(artifacts=tmp_path, port=0)
+    settings = Settings(artifacts=tmp_path, port=0, **settings)
     repository, metrics = Repository(settings), Metrics()
     server, port = build_server(settings, repository, metrics, Health(), InFlight("stopping"), Connections())
     await server.start()
@@ -97,6 +99,60 @@ async def test_no_number_of_pings_is_too_many(tmp_path):
             await asyncio.wait_for(reader.readuntil(frame(PING, payload, flags=ACK)), 30)
         writer.close()
         await writer.wait_closed()
+
+
+class Frames:
+    """What a relay saw: how many connections clients opened, and when the server sent the first GOAWAY."""
+
+    def __init__(self):
+        self.connections, self.goaway = 0, asyncio.Event()
+
+    def from_client(self, kind, flags, payload):
+        self.connections += kind == SETTINGS and not flags & ACK
+
+    def from_server(self, kind, flags, payload):
+        if kind == GOAWAY:
+            self.goaway.set()
+
+
+def open_stream(channel):
+    """A ModelStreamInfer call that stays open."""
+    return channel.stream_stream(
+        f"/{OPEN_INFERENCE}/ModelStreamInfer",
+        request_serializer=ModelInferRequest.SerializeToString,
+        response_deserializer=ModelStreamInferResponse.FromString,
+    )()
+
+
+async def answered(stream):
+    """Whether the server answers on a stream. It has no models, so the answer is an error message."""
+    await stream.write(ModelInferRequest(model_name="none"))
+    return (await asyncio.wait_for(stream.read(), 30)).error_message.startswith("model: found 'none'")
+
+
+async def test_streams_in_flight_survive_the_age_of_their_connection(tmp_path):
+    seen = Frames()
+    async with (
+        serving(tmp_path, max_connection_age_seconds=0.2) as port,
+        relay(port, from_client=seen.from_client, from_server=seen.from_server) as relayed,
+        grpc.aio.insecure_channel(f"127.0.0.1:{relayed}") as channel,
+    ):
+        stream = open_stream(channel)
+        assert await answered(stream)
+        await asyncio.wait_for(seen.goaway.wait(), 30)
+        assert await answered(stream)
+        await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        assert seen.connections > 1
+        await stream.done_writing()
+        assert await asyncio.wait_for(stream.code(), 30) is grpc.StatusCode.OK
+
+
+async def test_streams_end_with_the_grace_of_their_connection(tmp_path):
+    settings = {"max_connection_age_seconds": 0.2, "max_connection_age_grace_seconds": 0.2}
+    async with serving(tmp_path, **settings) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stream = open_stream(channel)
+        assert await answered(stream)
+        assert await asyncio.wait_for(stream.code(), 30) is grpc.StatusCode.UNAVAILABLE
 
 
 def test_grpc_knows_every_option_that_is_set():

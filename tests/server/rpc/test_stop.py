@@ -8,10 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections import Counter
 
 import grpc
 import pytest
+import tritonclient.grpc as triton
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos import affinity_pb2 as pb
@@ -108,6 +111,40 @@ def test_new_connections_are_refused_while_a_call_is_finished(artifacts):
         reasons = [piece.finish_reason for piece in stream if piece.finish_reason]
         assert running.process.wait(timeout=60) == 0
     assert reasons == ["length"] * 200
+
+
+def test_requests_are_served_for_a_time_in_which_health_checks_fail(artifacts):
+    flags = ("--models", "tiny-bert", "--shutdown-delay-seconds", "600")
+    with served(artifacts, *flags) as running, grpc.insecure_channel(running.target) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        watched = [health.Watch(health_pb2.HealthCheckRequest(service=name)) for name in ("", "model/tiny-bert")]
+        assert [next(each).status for each in watched] == [health_pb2.HealthCheckResponse.SERVING] * 2
+        running.process.send_signal(signal.SIGTERM)
+        assert [next(each).status for each in watched] == [health_pb2.HealthCheckResponse.NOT_SERVING] * 2
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            urllib.request.urlopen(running.url("/readyz"), timeout=30)
+        assert urllib.request.urlopen(running.url("/livez"), timeout=30).status == 200
+        with (
+            triton.InferenceServerClient(running.target) as other,
+            grpc.insecure_channel(running.target, options=[("grpc.use_local_subchannel_pool", 1)]) as later,
+        ):
+            assert (other.is_server_live(), other.is_server_ready(), other.is_model_ready("tiny-bert")) == (
+                True,
+                False,
+                False,
+            )
+            for each in (channel, later):  # an open connection and a new one
+                assert AffinityStub(each).FillMask(pb.FillMaskRequest(inputs=["A [MASK]."])).results
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(timeout=60) == 128 + signal.SIGTERM
+
+
+def test_the_server_stops_after_the_time_in_which_health_checks_fail(artifacts):
+    with served(artifacts, "--models", "tiny-bert", "--shutdown-delay-seconds", "0.2") as running:
+        running.process.send_signal(signal.SIGTERM)
+        log, _ = running.process.communicate(timeout=60)
+    assert running.process.returncode == 0
+    assert log.index("requests are served for 0.2 s more") < log.index("requests in flight have") < log.index("stopped")
 
 
 # ---- with plain sockets in the place of gRPC

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from protos.artifact import MANIFEST
 from server.artifact import why_incomplete
 
 Fingerprint = frozenset[tuple[str, int, int]]  # of each file: path, size, time of modification in nanoseconds
@@ -37,12 +38,18 @@ class Scanner:
 
     def _versions(self, model: Path) -> dict[int, Found]:
         try:
-            found = [self._examine(path) for path in _directories(model) if _is_number(path.name)]
+            directories = [path for path in _directories(model) if self._is_version(path)]
+            found = [self._examine(path) for path in directories]
         except FileNotFoundError:  # it was removed during the scan
             found = []
         except OSError:  # it cannot be read now, which does not mean that the versions are gone
             found = [last for path, last in self._last.items() if path.parent == model]
         return {int(each.directory.name): each for each in sorted(found, key=lambda each: int(each.directory.name))}
+
+    def _is_version(self, directory: Path) -> bool:
+        """Whether there is a manifest, or was one: it may be about to be replaced."""
+        named = re.fullmatch(r"0|[1-9]\d{0,17}", directory.name, re.ASCII) is not None
+        return named and ((directory / MANIFEST).exists() or directory in self._last)
 
     def _examine(self, directory: Path) -> Found:
         fingerprint = _fingerprint(directory)
@@ -58,10 +65,6 @@ def _directories(parent: Path) -> Iterator[Path]:
         for entry in entries:
             if not entry.name.startswith(".") and entry.is_dir():
                 yield Path(entry.path)
-
-
-def _is_number(name: str) -> bool:
-    return re.fullmatch(r"0|[1-9]\d{0,17}", name, re.ASCII) is not None
 
 
 def _fingerprint(directory: Path) -> Fingerprint:

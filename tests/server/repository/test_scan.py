@@ -32,7 +32,8 @@ def test_a_complete_version_has_no_problem(root):
 
 
 def test_a_version_that_is_being_copied_has_a_problem_until_its_last_byte(root):
-    scanner, source, target = Scanner(root), root / "tiny-vit/1", root / "tiny-vit/2"
+    scanner, source = Scanner(root), root / "tiny-vit/1"
+    scanner.scan()
     shutil.move(source, root / "whole")
     source.mkdir()
     files = sorted((root / "whole").iterdir(), key=lambda path: path.name != MANIFEST)  # the manifest first
@@ -44,7 +45,6 @@ def test_a_version_that_is_being_copied_has_a_problem_until_its_last_byte(root):
             problems.append(scanner.scan()["tiny-vit"][1].problem)
     assert all(problems[:-1])
     assert not problems[-1]
-    assert not target.exists()
 
 
 def test_an_unchanged_version_is_examined_once(root, monkeypatch):
@@ -58,7 +58,15 @@ def test_an_unchanged_version_is_examined_once(root, monkeypatch):
 
 
 def test_what_is_no_version_is_not_found(root):
-    for name in (".tiny-bert/1", "lost+found", "tiny-vit/01", "tiny-vit/.2", "tiny-vit/two", "tiny-vit/²"):
+    for name in (
+        ".tiny-bert/1",
+        "lost+found",
+        "tiny-vit/01",
+        "tiny-vit/.2",
+        "tiny-vit/two",
+        "tiny-vit/²",
+        "tiny-vit/4",
+    ):
         (root / name).mkdir(parents=True)
     (root / "tiny-vit/3").write_text("a file")
     assert [*Scanner(root).scan()["tiny-vit"]] == [1]

@@ -115,13 +115,13 @@ def build_image(context: LoadContext) -> BuiltTask:
     """Classification of images that are decoded and run in batches."""
     artifact, image = context.artifact, context.artifact.manifest.image
     decoder = ImageDecoder(image, max_pixels=context.settings.max_image_pixels)
-    preprocessing_parity = check_images(artifact, decoder)
+    parity = check_images(artifact, ImageDecoder(image))  # golden images may be larger than those of requests
     batcher = _batcher(context, max_tokens=max(1, image.height * image.width // PIXELS_PER_TOKEN))
     return BuiltTask(
         task=ClassifyImage(artifact, batcher, decoder, pool=context.images, threads=context.threads),
         raw=RawImage(artifact, batcher),
         backend=batcher,
-        preprocessing_parity=preprocessing_parity,
+        preprocessing_parity=parity,
     )
 
 

@@ -109,10 +109,10 @@ async def test_versions_that_are_rolled_out_by_polling_lose_no_request(root):
             bad = next_version(root, "tiny-bert", task="translate")  # one that fails
 
             async def has_failed():
-                return (await states(channel, "tiny-bert")).get("3", ("", ""))[0] == "UNAVAILABLE"
+                state, reason = (await states(channel, "tiny-bert")).get("3", ("", ""))
+                return state == "UNAVAILABLE" and "task: found 'translate'" in reason
 
             await until(has_failed)
-            assert "task: found 'translate'" in (await states(channel, "tiny-bert"))["3"][1]
             metrics = await asyncio.to_thread(lambda: urllib.request.urlopen(running.url("/metrics")).read().decode())
             assert re.search(r'^affinity_failed_versions\{model="tiny-bert",reason="artifact"\} 1.0$', metrics, re.M)
 

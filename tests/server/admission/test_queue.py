@@ -27,19 +27,19 @@ def test_a_request_larger_than_the_queue_is_invalid():
 
 
 def test_a_request_can_have_limits_of_its_own():
-    queue = AdmissionQueue("bert", Limits(requests=30, tokens=1000, request_inputs=3, request_tokens=100))
+    queue = AdmissionQueue("bert", Limits(inputs=30, tokens=1000, request_inputs=3, request_tokens=100))
     with pytest.raises(InvalidRequest, match="texts: found 4 inputs, expected at most 3 inputs and 100 tokens"):
-        queue.acquire(requests=4, tokens=4, field="texts")
+        queue.acquire(inputs=4, tokens=4, field="texts")
     with pytest.raises(InvalidRequest, match="found 101 tokens together, expected at most 3 inputs and 100 tokens"):
-        queue.acquire(requests=1, tokens=101)
+        queue.acquire(inputs=1, tokens=101)
     for _ in range(10):
-        queue.acquire(requests=3, tokens=100)
+        queue.acquire(inputs=3, tokens=100)
     with pytest.raises(Overloaded):
-        queue.acquire(requests=1, tokens=1)
+        queue.acquire(inputs=1, tokens=1)
 
 
 def test_a_request_is_never_larger_than_the_queue():
-    limits = Limits(requests=3, tokens=100, request_inputs=5, request_tokens=500)
+    limits = Limits(inputs=3, tokens=100, request_inputs=5, request_tokens=500)
     assert (limits.max_inputs, limits.max_tokens) == (3, 100)
 
 

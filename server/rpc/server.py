@@ -84,6 +84,7 @@ def _options(settings: Settings) -> list[tuple[str, Any]]:
         ("grpc.max_receive_message_length", settings.max_message_mb * 2**20),
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
         ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
+        ("grpc.server_max_unrequested_time_in_server", NO_LIMIT),  # gRPC cancels calls that wait longer to be accepted
         ("grpc.max_send_message_length", -1),  # responses are bounded where they are built (MAX_RESPONSE_LOGITS)
         ("grpc.so_reuseport", 0),  # otherwise a second server could share the port and get half of the requests
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),

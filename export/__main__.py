@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[:1] and arguments[0] in INSPECTIONS:
         return run_inspection(arguments)
     if "--list" in arguments:
-        return print_result(families.account(), families.described(), as_json="--json" in arguments)
+        return print_result(families.account(), families.describe(), as_json="--json" in arguments)
     options = export_parser().parse_args(arguments)
     progress, done = Progress(), list[str]()
     try:
@@ -226,11 +226,11 @@ def run_inspection(arguments: list[str]) -> int:
     try:
         if options.command == "inspect":
             account = inspection.inspect(options.artifact)
-            lines = inspection.described(account)
+            lines = inspection.describe(account)
         else:
             check = inspection.verify if options.command == "verify" else inspection.seal
             account = check(options.artifact)
-            lines = inspection.verified(account)
+            lines = inspection.describe_verification(account)
             lines += [f"  {MANIFEST_DIGEST} has the digest of {MANIFEST}"] if options.command == "seal" else []
     except ExportError as error:
         return report(error, FAILED)

@@ -61,7 +61,7 @@ def account() -> dict[str, Any]:
     }
 
 
-def described() -> list[str]:
+def describe() -> list[str]:
     """The lines that `--list` prints."""
     return [
         f"bundled models: {', '.join(lookup.bundled()) or 'none'}",

@@ -57,7 +57,7 @@ def nodes_of(path: Path) -> list[str]:
         raise ExportError(f"{path}: found no ONNX graph ({error}), expected it as exported: export again") from error
 
 
-def described(account: Account) -> list[str]:
+def describe(account: Account) -> list[str]:
     """The lines that `inspect` prints."""
     sizes = {file["path"]: file["bytes"] for file in account["files"]}
     source, tools = account["source"], account["tool_versions"]
@@ -115,19 +115,19 @@ def verify(directory: Path) -> Account:
     A graph for CUDA runs on CUDA if this machine can, otherwise on the CPU.
     """
     check_is_artifact(directory)
-    return proven(directory, store.read(directory))
+    return prove(directory, store.read(directory))
 
 
 def seal(directory: Path) -> Account:
     """Do what `verify` does for a manifest that was edited, then write its digest. ExportError as in `verify`."""
     check_is_artifact(directory)
     contents, manifest = store.read_unsealed(directory)
-    account = proven(directory, manifest)
+    account = prove(directory, manifest)
     manifests.seal(directory, contents)
     return account
 
 
-def proven(directory: Path, manifest: Manifest) -> Account:
+def prove(directory: Path, manifest: Manifest) -> Account:
     """Run the golden inputs of an artifact whose files are unaltered."""
     with store.translated_errors():
         cases = golden.read_cases(directory, manifest)
@@ -136,7 +136,7 @@ def proven(directory: Path, manifest: Manifest) -> Account:
         "version": manifest.version,
         "files": len(manifest.files),
         "unlisted_files": unlisted_files(directory, manifest),
-        "graphs": [measured(directory, graph, cases) for graph in manifest.graphs],
+        "graphs": [measure(directory, graph, cases) for graph in manifest.graphs],
     }
     with store.translated_errors():
         if manifest.task == "classify-image":
@@ -150,7 +150,7 @@ def proven(directory: Path, manifest: Manifest) -> Account:
     return account
 
 
-def verified(account: Account) -> list[str]:
+def describe_verification(account: Account) -> list[str]:
     """The lines that `verify` prints."""
     return (
         [f"{account['name']} {account['version']}: all {account['files']} files are as they were exported"]
@@ -183,7 +183,7 @@ def through_casts(graph: Account) -> str:
     return f"; not on CUDA ({why}): checked on the CPU{casts}" if why else ""
 
 
-def measured(directory: Path, graph: Graph, cases: list[GoldenCase]) -> Account:
+def measure(directory: Path, graph: Graph, cases: list[GoldenCase]) -> Account:
     """How far one graph is from the golden outputs on this machine, for its own provider or else on the CPU."""
     from export.graph import runtime  # imports torch, which `inspect` does not need
 

@@ -33,9 +33,9 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration and tensors of a directory in the Hugging Face layout, or of nanoGPT's `ckpt.pt`."""
     path = Path(path)
     if path.is_file():
-        return unpacked(path, unpickled(path))
+        return unpacked(path, unpickle(path))
     config, name = read_object(path, CONFIG), weights_file(path)
-    return config, sharded(path, name) if name.endswith(INDEX) else tensors_in(path / name)
+    return config, read_shards(path, name) if name.endswith(INDEX) else tensors_in(path / name)
 
 
 def weights_file(path: str | Path) -> str:
@@ -45,15 +45,17 @@ def weights_file(path: str | Path) -> str:
         return path.name
     name = next((name for name in CANDIDATES if (path / name).is_file()), None)
     if name is None:
-        raise CheckpointError(f"{path} has no {WEIGHTS}: found {listed(path)}, expected one of {', '.join(CANDIDATES)}")
+        raise CheckpointError(
+            f"{path} has no {WEIGHTS}: found {list_files(path)}, expected one of {', '.join(CANDIDATES)}"
+        )
     return name
 
 
-def listed(directory: Path) -> str:
-    return shortened(sorted(path.name for path in directory.glob("*"))) or "nothing"
+def list_files(directory: Path) -> str:
+    return shorten(sorted(path.name for path in directory.glob("*"))) or "nothing"
 
 
-def shortened(names: Sequence[str]) -> str:
+def shorten(names: Sequence[str]) -> str:
     """The first of some names, and the number of the others."""
     others = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + others
@@ -62,7 +64,7 @@ def shortened(names: Sequence[str]) -> str:
 def read_object(directory: Path, name: str) -> dict[str, Any]:
     """The object in a JSON file."""
     if not (directory / name).is_file():
-        raise CheckpointError(f"{directory} has no {name}: found {listed(directory)}")
+        raise CheckpointError(f"{directory} has no {name}: found {list_files(directory)}")
     try:
         found = json.loads((directory / name).read_text("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -72,7 +74,7 @@ def read_object(directory: Path, name: str) -> dict[str, Any]:
     return found
 
 
-def sharded(directory: Path, name: str) -> dict[str, Tensor]:
+def read_shards(directory: Path, name: str) -> dict[str, Tensor]:
     """The tensors of several files with an index."""
     files_by_tensor = read_object(directory, name).get("weight_map")
     if not isinstance(files_by_tensor, dict) or not all(isinstance(file, str) for file in files_by_tensor.values()):
@@ -80,10 +82,12 @@ def sharded(directory: Path, name: str) -> dict[str, Tensor]:
     tensors = {}
     for file in sorted(set(files_by_tensor.values())):
         if Path(file).name != file or not (directory / file).is_file():
-            raise CheckpointError(f"{directory / name} names {file}: found {listed(directory)}, expected it among them")
+            raise CheckpointError(
+                f"{directory / name} names {file}: found {list_files(directory)}, expected it among them"
+            )
         tensors |= tensors_in(directory / file)
     if missing := sorted(files_by_tensor.keys() - tensors.keys()):
-        raise CheckpointError(f"{directory / name} names {shortened(missing)}: found no such tensors in its files")
+        raise CheckpointError(f"{directory / name} names {shorten(missing)}: found no such tensors in its files")
     return tensors
 
 
@@ -94,13 +98,13 @@ def tensors_in(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except SafetensorError as error:
             raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
-    found = unpickled(path)
+    found = unpickle(path)
     if not isinstance(found, Mapping) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        raise CheckpointError(f"{path} holds {described(found)}: expected tensors by their names and nothing else")
+        raise CheckpointError(f"{path} holds {describe(found)}: expected tensors by their names and nothing else")
     return dict(found)
 
 
-def unpickled(path: Path) -> Any:
+def unpickle(path: Path) -> Any:
     """The contents of a PyTorch file, which may be tensors and plain values only."""
     try:
         # Only the format of PyTorch 1.6 and later, a zip file, can be memory-mapped.
@@ -117,7 +121,7 @@ def unpickled(path: Path) -> Any:
         raise CheckpointError(f"{path} cannot be read by PyTorch: {reason}") from error
 
 
-def described(found: Any) -> str:
+def describe(found: Any) -> str:
     if isinstance(found, Mapping):
         others = [str(name) for name, value in found.items() if not isinstance(value, Tensor)]
         return f"other things than tensors ({', '.join(others[:5])})"

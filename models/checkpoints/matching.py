@@ -28,7 +28,7 @@ class Match:
     ignored: list[str] = field(default_factory=list)
 
 
-def matched(
+def match_tensors(
     model: str,
     names: Layout,
     expected: Mapping[str, Tensor],
@@ -42,15 +42,15 @@ def matched(
     The parts of wrappers are removed from names if more tensors match without them. CheckpointError if a tensor is
     missing, of another shape, or left over; `ignore_unused` allows tensors that are left over.
     """
-    found, problems = sorted_out(names, tensors, expected, strip=str)
+    found, problems = sort_out(names, tensors, expected, strip=str)
     if not expected.keys() <= found.keys():
-        without = sorted_out(names, tensors, expected, strip=unwrapped)
+        without = sort_out(names, tensors, expected, strip=unwrapped)
         if len(expected.keys() - without[0].keys()) < len(expected.keys() - found.keys()):
             found, problems = without
     ignored = [found.pop(name)[0] for name in sorted(found.keys() - expected.keys())] if ignore_unused else []
     compare(names, found, expected, problems)
     if problems:
-        raise CheckpointError(described(model, file, problems))
+        raise CheckpointError(describe(model, file, problems))
     return Match({name: tensor for name, (_, tensor) in found.items()}, ignored)
 
 
@@ -78,7 +78,7 @@ def with_own_bias(names: Layout, tensors: Mapping[str, Tensor]) -> Mapping[str, 
     return tensors
 
 
-def sorted_out(
+def sort_out(
     names: Layout, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, strip: Callable[[str], str]
 ) -> tuple[Found, Problems]:
     """Each tensor by its name in the table; copies replace missing originals, known leftovers are left out."""
@@ -130,7 +130,7 @@ def compare(names: Layout, found: Found, expected: Mapping[str, Tensor], problem
         problems.setdefault(kind, []).append(text)
 
 
-def described(model: str, file: str, problems: Problems) -> str:
+def describe(model: str, file: str, problems: Problems) -> str:
     """The error text: the fault, and its remedy."""
     lines = [f"{file}: {sum(map(len, problems.values()))} tensors are not those of {model}:"]
     for kind in KINDS:

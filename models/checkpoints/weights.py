@@ -14,7 +14,7 @@ from models.checkpoints.configs import configuration, own_family
 from models.checkpoints.errors import CheckpointError, Json
 from models.checkpoints.files import read
 from models.checkpoints.layout import Layout, Row
-from models.checkpoints.matching import are_untied, matched, with_own_bias
+from models.checkpoints.matching import are_untied, match_tensors, with_own_bias
 from models.checkpoints.resize import resized
 from models.checkpoints.tables import layout
 from models.config import BertConfig, GptConfig, MixerConfig, StackConfig, VectorLayer, VitConfig
@@ -69,12 +69,14 @@ def fitted(
             config = replace(config, tied_head=False)
             names = layout(family, config)
     model = unfilled(config)
-    match = matched(type(model).__name__, names, plain(model, names), tensors, file=file, ignore_unused=ignore_unused)
+    matched = match_tensors(
+        type(model).__name__, names, plain(model, names), tensors, file=file, ignore_unused=ignore_unused
+    )
     model.to_empty(device="cpu")
-    fill(model, names, match.tensors)
+    fill(model, names, matched.tensors)
     if image_size is not None:
         model = resized(model, image_size)
-    return Loaded(model.eval(), match.ignored)
+    return Loaded(model.eval(), matched.ignored)
 
 
 def unfilled(config: StackConfig) -> nn.Module:

@@ -143,7 +143,7 @@ def verified(artifacts: Path) -> set[str]:
     """The providers on which `python -m export verify` ran the graphs."""
     accounts = [inspection.verify(directory) for directory in sorted(artifacts.glob("*/1"))]
     for account in accounts:
-        print("\n".join(inspection.verified(account)))
+        print("\n".join(inspection.describe_verification(account)))
     return {graph["measured_on"].rsplit(", ")[-1] for account in accounts for graph in account["graphs"]}
 
 

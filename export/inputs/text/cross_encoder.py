@@ -28,7 +28,7 @@ def function_to_apply(directory: Path, config: Mapping[str, Any], *, classes: in
     activation.
     """
     found = None
-    for file, key, value in written(directory, config, saved_whole=saved_whole):
+    for file, key, value in read_activations(directory, config, saved_whole=saved_whole):
         if value is not None:
             found = file, key, value
             break
@@ -42,7 +42,7 @@ def function_to_apply(directory: Path, config: Mapping[str, Any], *, classes: in
     return FUNCTIONS[value]
 
 
-def written(directory: Path, config: Mapping[str, Any], *, saved_whole: bool) -> list[tuple[str, str, Any]]:
+def read_activations(directory: Path, config: Mapping[str, Any], *, saved_whole: bool) -> list[tuple[str, str, Any]]:
     """The places where an activation may be saved, in order of precedence: file, key and value."""
     nested = config.get(HINTS[0]) or {}
     if not isinstance(nested, dict):

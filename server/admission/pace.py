@@ -62,7 +62,7 @@ class Pace:
         self._fixed_s = max(0.0, (self._y - self._unit_s * self._x) / self._n)
 
     def seconds(self, work: float, *, batches: float = 1.0) -> float:
-        """The predicted time of so much work in so many batches; 0 before the first measurement."""
+        """The predicted time of `work` units in this number of batches; 0 before the first measurement."""
         return self._fixed_s * batches + self._unit_s * work
 
     def slowdown(self, now: float) -> float:
@@ -89,7 +89,7 @@ class LatenessEstimate:
         self._mean_s = self._deviation_s = 0.0
 
     def record(self, seconds: float) -> None:
-        """An answer came so much later (or earlier: negative) than predicted."""
+        """Learn from an answer that came `seconds` later than predicted; negative: earlier."""
         deviation = seconds - self._mean_s
         self._mean_s += deviation / 8
         self._deviation_s += (abs(deviation) - self._deviation_s) / 4

@@ -38,11 +38,11 @@ class RequestContext:
 
     @property
     def answer_by(self) -> float:
-        """When the answer has to leave the server, so that it reaches the client in time; infinity: no deadline."""
+        """When the answer has to leave the server to reach the client in time; infinity without a deadline."""
         return math.inf if self.deadline is None else self.deadline - self.leeway_s
 
     def time_left(self, now: float, *, max_wait_s: float) -> tuple[float, str]:
-        """The seconds in which the request has to be answered, or without a deadline to start, in numbers and words."""
+        """The seconds until the answer is due (the start, without a deadline), and words that say so in an error."""
         if self.deadline is None:
             return max_wait_s, f"it may wait for {max_wait_s:.1f} s"
         left_s = self.answer_by - now

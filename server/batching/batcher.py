@@ -90,7 +90,7 @@ class Batcher:
     ) -> AsyncIterator[Reservation]:
         """Reserve queue capacity for the inputs of a request before they are prepared.
 
-        Raises InvalidRequest if so many inputs can never fit, Overloaded if they do not fit now or are predicted to be
+        Raises InvalidRequest if the inputs can never fit, Overloaded if they do not fit now or are predicted to be
         answered too late, and DeadlineExceeded when the deadline passes inside the block.
         """
         with self.in_flight.track():
@@ -106,7 +106,7 @@ class Batcher:
                     self._learn(reservation, self._clock() - now - predicted.finish_s)
 
     def _learn(self, reservation: Reservation, late_s: float) -> None:
-        """Learn from a request that is answered, or has expired, so much later than predicted."""
+        """Learn from a request that was answered, or has expired, `late_s` seconds later than predicted."""
         if reservation.answered is not None:
             self._forecast.answered(self._clock() - reservation.answered)
         if reservation.answered is not None or reservation.timeout.expired():

@@ -33,16 +33,16 @@ class Forecast:
         self._item_work += 0.05 * (work - self._item_work) if self._item_work else work
 
     def answered(self, tail_s: float) -> None:
-        """Learn from a request that was answered so much later than its last batch ended."""
+        """Learn from a request that was answered `tail_s` seconds after its last batch ended."""
         self.tail_s += 0.1 * (tail_s - self.tail_s)
 
     def predict(
         self, *, items: int, preparing: int, now: float, work: float | None = None, rank: float = float("inf")
     ) -> Prediction:
-        """When a request of so many items would run if it arrived now.
+        """The times at which a request of `items` items would run if it arrived now.
 
-        `preparing` is the number of items of other requests that were accepted and have not arrived in the queue yet.
-        `work` is the size of the request in tokens, by default that of as many recent items.
+        `preparing` is the number of inputs of other requests that were accepted but are not yet in the queue. `work` is
+        the size of the request in tokens; by default, recent items of average size are assumed.
         """
         pace, slowdown = self._scheduler.pace, self._scheduler.pace.slowdown(now)
         work = items * self._item_work if work is None else work
@@ -54,7 +54,7 @@ class Forecast:
     def check(
         self, context: RequestContext, *, items: int, preparing: int, now: float, work: float | None = None
     ) -> Prediction:
-        """The prediction for a request. Raises Overloaded if its deadline, or the longest wait, would pass before.
+        """The prediction for a request. Raises Overloaded if it would miss its deadline, or wait for too long.
 
         A request is accepted in any case while there is no other: it delays none, and its time shows the speed.
         """
@@ -86,7 +86,7 @@ class Forecast:
         return late[1:] if len(late) == len(requests) and self._scheduler.pace.stale(now) else late
 
     def _seconds(self, items: float, work: float) -> float:
-        """The time that items of so many tokens together take on one worker, in full batches."""
+        """The time that `items` items of `work` tokens together take on one worker, in full batches."""
         budget = self._scheduler.budget
         batches = max(items / budget.items, work / budget.tokens)
         return self._scheduler.pace.seconds(work, batches=max(batches, min(1.0, items)))

@@ -77,7 +77,7 @@ class Queue:
     def reserve(self, inputs: int, context: RequestContext, now: float, *, field: str) -> Prediction:
         """Take queue capacity for inputs, and predict when they are done.
 
-        Raises InvalidRequest if so many can never fit; Overloaded if they do not fit now, or would be done too late.
+        Raises InvalidRequest if they can never fit; Overloaded if they do not fit now, or would be done too late.
         """
         with counting_refusals(self._observer):
             self.admission.limits.check(inputs=inputs, field=field)

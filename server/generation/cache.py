@@ -45,7 +45,7 @@ class Layout:
         return tuple(f"{kind}.{layer}" for layer in range(self.layers) for kind in ("key", "value"))
 
     def bytes(self, slots: int) -> int:
-        """The size of so many slots in all tensors."""
+        """The size of `slots` slots in all tensors."""
         return len(self.tensors) * slots * self.slot_bytes
 
 
@@ -82,7 +82,7 @@ class SlotCache:
         self.slots = slots
 
     def check_growth(self, slots: int) -> None:
-        """Raise NotEnoughMemory if the cache cannot grow to so many slots. Nothing has moved then."""
+        """Raise NotEnoughMemory if the cache cannot grow to `slots` slots; then nothing has moved."""
         assert self.slots < slots <= self.layout.max_slots, "a number of slots outside the layout; this is a bug"
         size = self.layout.bytes(slots) - self.layout.bytes(self.slots) + slots * self.layout.slot_bytes
         check_memory(self.layout, self.memory, slots=slots, size=size)
@@ -108,7 +108,7 @@ class SlotCache:
 
 
 def check_memory(layout: Layout, memory: DeviceMemory, *, slots: int, size: int) -> None:
-    """Raise NotEnoughMemory if `size` more bytes, which a cache of so many slots needs, are not available."""
+    """Raise NotEnoughMemory if `size` more bytes, which a cache of `slots` slots needs, are not available."""
     usable = usable_bytes(memory)
     if size > usable:
         each = layout.bytes(1)

@@ -60,7 +60,7 @@ class Decoder:
         self._logits = cache.memory.allocate(size, size)
 
     def padded_batch_size(self, sequences: int) -> int:
-        """The number of rows of a decode step of so many sequences. Padding rows use slots of the cache, too."""
+        """The number of rows of a decode step for `sequences` sequences. Padding rows use slots of the cache, too."""
         return sequences
 
     def grow(self, slots: int) -> None:
@@ -106,9 +106,10 @@ class Decoder:
         return Scores(top_scores, top_ids, logsumexp, self._read_logits)
 
     def forward(self, texts: Sequence[Ids], max_tokens: int) -> Iterator[list[Floats]]:
-        """The logits (t, vocabulary) of each text (t,), without the cache. Several texts are computed in one run.
+        """The logits (t, vocabulary) of each text (t,), computed without the cache.
 
-        A single text is computed in runs of `max_tokens` tokens. Each run yields the logits of its chunk.
+        Several texts are computed in a single run. One text is computed in chunks of `max_tokens` tokens, and the
+        logits of each chunk are yielded after its run.
         """
         lengths = np.array([len(text) for text in texts], np.int32)
         input_ids = np.zeros((len(texts), int(lengths.max())), np.int64)

@@ -114,7 +114,7 @@ class Engine:
     def reserve(self, inputs: int, *, field: str) -> Iterator[None]:
         """Hold a share of the queue for the block, while the prompts of a request are encoded.
 
-        Raises Overloaded, and InvalidRequest if so many prompts can never fit.
+        Raises Overloaded, and InvalidRequest if the prompts can never fit.
         """
         with counting_refusals(self._observer), self._worker.reserve(inputs=inputs, tokens=0, field=field):
             yield

@@ -46,7 +46,7 @@ class RoundTimes:
         self._seconds[size] = seconds + math.exp(-seconds / MEMORY_S) * (known - seconds)
 
     def seconds(self, sequences: int) -> float:
-        """The predicted time with so many sequences: that of the nearest size that was measured; 0 if none was."""
+        """The predicted time for this number of sequences: that of the nearest measured size; 0 before the first."""
         size = max(1, sequences).bit_length()
         nearest = min(self._seconds, key=lambda known: abs(known - size), default=None)
         return 0.0 if nearest is None else self._seconds[nearest]
@@ -113,9 +113,9 @@ class Forecast:
     def check(self, load: Load, sequences: Sequence[Size], context: RequestContext, now: float) -> Prediction:
         """The prediction for a request. Raises Overloaded if it is refused.
 
-        It is refused if its first token would come after its deadline, or its last one although there would be time
-        for it with no other request. A request is accepted in any case while there is no other: it costs no other
-        request time, and shows the speed.
+        It is refused if its first token would be too late. If an idle engine could finish it before the deadline, it is
+        also refused if its last token would be too late. A request is accepted in any case while there is no other: it
+        delays none, and its time shows the speed.
         """
         found = self.predict(load, sequences)
         if load.idle:

@@ -60,7 +60,7 @@ class Scheduler:
         return min(2 * self.slots, self.max_slots) if short else 0
 
     def grow(self, slots: int) -> None:
-        """The cache has grown to so many slots."""
+        """Use the new slots of a cache that has grown to `slots` slots."""
         self.slots = self.prefix_cache.slots = slots
 
     def submit(self, *sequences: SequenceState, field: str = "prompts") -> None:

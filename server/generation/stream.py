@@ -49,15 +49,15 @@ class Stream:
             usage=self.usage(now),
         )
 
-    def cancelled(self, now: float) -> TokenOutput:
+    def output_of_cancellation(self, now: float) -> TokenOutput:
         """The last output of a sequence that the server cancelled. It has no token."""
         seed = self.sampling_state.seed
         return TokenOutput(token_id=None, finish_reason="cancelled", seed=seed, usage=self.usage(now))
 
-    def removed(self, now: float, *, retry_after_s: float | None) -> TokenOutput | Exception:
+    def output_of_removal(self, now: float, *, retry_after_s: float | None) -> TokenOutput | Exception:
         """The last output of a sequence that was removed; with `retry_after_s`, because of overload."""
         if self.sequence.cancelled:
-            return self.cancelled(now)
+            return self.output_of_cancellation(now)
         if retry_after_s is None:
             return DeadlineExceeded("the deadline of the request passed before its last token was generated")
         waited_s = now - self.sequence.arrived

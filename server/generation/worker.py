@@ -30,7 +30,9 @@ log = logging.getLogger(__name__)
 
 Chunks = Iterator[list[Floats]]  # runs of the model over a batch of texts, a chunk at a time: the logits of each text
 ChunkResult = tuple[list[Floats], float]  # the logits of a chunk, and the seconds that the run took
-ForwardJob = tuple[Chunks, float, "Future[ChunkResult]"]  # the next chunk of which is to run, and when it was submitted
+ForwardJob = tuple[
+    Chunks, float, "Future[ChunkResult]"
+]  # runs, of which the next is due; when it was submitted; the result
 Output = tuple[Stream, TokenOutput | Exception]
 ObserverCall = Callable[[], None]
 Clock = Callable[[], float]
@@ -270,12 +272,12 @@ class Worker:
         observer_calls: list[ObserverCall] = []
         for stream in removed:
             overloaded, reason = stream.sequence in refused, stream.sequence.context.cancel_reason(now)
-            outputs.append((stream, stream.removed(now, retry_after_s=retry_after_s if overloaded else None)))
+            outputs.append((stream, stream.output_of_removal(now, retry_after_s=retry_after_s if overloaded else None)))
             if stream.sequence.slot < 0:
                 observer_calls.append(partial(self._observer.dropped, "overloaded" if overloaded else reason))
             else:
                 ended = "slow_client" if reason == "slow_client" else "cancelled"
-                observer_calls.append(self._finished(stream, stream.cancelled(now), ended))
+                observer_calls.append(self._finished(stream, stream.output_of_cancellation(now), ended))
         self._send(outputs, observer_calls)
 
     def _finished(self, stream: Stream, last: TokenOutput, reason: str) -> ObserverCall:

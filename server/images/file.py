@@ -54,13 +54,13 @@ UNSUPPORTED: tuple[tuple[bytes, str], ...] = (
     (b"<?xml", "an XML file"),
     (b"version https://git-lfs.github.com/spec/", "a pointer of Git LFS, not the file itself"),
 )
-# A TGA file has no first bytes of its own. Most of them end with the signature. In the header, the type of the image
-# (here with that of its table of colours) and the bits of a pixel have one of these values.
+# TGA files do not begin with a signature. Most of them end with one. In the header, the type of the image (here with
+# that of its colour table) and the bits per pixel have one of these values.
 TGA_HEADER, TGA_SIGNATURE = struct.Struct("<xBB5s4xHHB"), b"TRUEVISION-XFILE.\0"
 TGA_TYPES, TGA_BITS = {1: 1, 2: 0, 3: 0, 9: 1, 10: 0, 11: 0}, (8, 15, 16, 24, 32)
-# Maximum bytes per pixel while decoding, as measured: 4, and 4 more while the picture is rotated or converted; besides
-# these, the coefficients of a progressive JPEG (12.1 in CMYK), the two canvases of a WebP and a copy, the planes of an
-# AVIF and two copies in RGB, or a TIFF in one strip.
+# Maximum bytes per pixel while decoding, as measured. All formats take 4, and 4 more while the picture is rotated or
+# converted. In addition, a progressive JPEG has coefficients (12.1 bytes in CMYK), a WebP two canvases and a copy, an
+# AVIF planes and two copies in RGB, and a TIFF can be a single strip.
 BYTES_PER_PIXEL, WEBP_BYTES_PER_PIXEL, AVIF_BYTES_PER_PIXEL, TIFF_BYTES_PER_PIXEL = 12, 18, 24, 18
 MAX_BRANDS_BYTES = 256  # of the box with the brands
 BAND_ROWS = 256  # of a picture that are put on white at a time

@@ -32,15 +32,15 @@ HALVED = 3  # times as many pixels may a JPEG in one scan have, which is decoded
 # Each scan of a progressive JPEG goes over all of its pixels, but takes only about 70 bytes of the file.
 MAX_SCANNED_PIXELS = 1_000_000_000
 SCAN = b"\xff\xda"
-# Pillow concatenates the EXIF parts of a JPEG one by one, in quadratic time. Cameras write one part of at most 64 KiB,
-# and further ones in pictures after or within the first. Only the orientation is used.
+# Pillow concatenates the EXIF parts of a JPEG one by one, in quadratic time. A camera writes one part of at most 64 KiB
+# for the picture, and one for each further picture in the file. Only the orientation is used.
 EXIF, MAX_EXIF_PARTS, MAX_EXIF_BYTES = b"Exif\0\0", 16, 1 << 20
 PACKED, MAX_PACKED_PARTS = (b"zTXt", b"iTXt", b"iCCP"), 8  # of a PNG: each can have a megabyte when unpacked
 # Pillow unpacks the runs of equal pixels in a BMP in Python, pixel by pixel.
 RUNS, MAX_PIXELS_IN_RUNS, FREE_RUN_BYTES = (1, 2), 2_100_000, 1 << 16
 # Each strip or tile of a TIFF takes about 400 bytes of memory before the size of the picture is known. Strips can
-# overlap in the file, and each can be as large as the file. Compressions have Pillow's names; all others can allocate
-# memory out of proportion to the picture.
+# overlap in the file, and each can be as large as the file. TIFF_COMPRESSIONS are those that are read, by Pillow's
+# names: all others can allocate memory out of proportion to the picture.
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"MM*\0", b"II\0*")
 MAX_STRIPS, MAX_TIFF_PARTS, FREE_TILE_PIXELS = 1 << 15, 1 << 10, 1 << 22
 TIFF_COMPRESSIONS = (

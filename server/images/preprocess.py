@@ -1,4 +1,7 @@
-"""Turns a picture into the pixel values that a model expects, as `transformers` does."""
+"""Turns a picture into the pixel values that a model expects, as `transformers` does.
+
+export/inputs/images/steps.py has the same steps with the functions of transformers; the golden images compare the two.
+"""
 
 from dataclasses import replace
 from math import ceil
@@ -22,20 +25,20 @@ Pixels = NDArray[np.float32]
 class ImageDecoder:
     """The preprocessing of one model: RGB, resize, centre crop, rescale, normalise, pad. Threads may share it."""
 
-    def __init__(self, image: ImageInput, *, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(self, settings: ImageInput, *, max_pixels: int = MAX_PIXELS) -> None:
         """BadArtifact if the steps in the manifest cannot be carried out. `max_pixels` is the limit of an image."""
-        check_steps(image)
-        self._image, self.max_pixels = image, max_pixels
-        self._resample = Image.Resampling[(image.resample or "bilinear").upper()]
-        self._mean = np.array(image.mean, np.float32).reshape(-1, 1, 1)  # (3, 1, 1)
-        self._deviation = np.array(image.deviation, np.float32).reshape(-1, 1, 1)
+        check_steps(settings)
+        self._settings, self.max_pixels = settings, max_pixels
+        self._resample = Image.Resampling[(settings.resample or "bilinear").upper()]
+        self._mean = np.array(settings.mean, np.float32).reshape(-1, 1, 1)  # (3, 1, 1)
+        self._deviation = np.array(settings.deviation, np.float32).reshape(-1, 1, 1)
 
     def header(self, file: bytes, field: str = "image") -> Header:
         """The header of a file, with the memory for decoding and resizing. InvalidRequest if either is impossible."""
-        header, image = read_header(file, field, max_pixels=self.max_pixels), self._image
-        preprocessing_bytes = BYTES_PER_FP32_PIXEL * image.height * image.width
-        if image.HasField("resize"):
-            width, height = _target(header.size, image.resize, field)
+        header, settings = read_header(file, field, max_pixels=self.max_pixels), self._settings
+        preprocessing_bytes = BYTES_PER_FP32_PIXEL * settings.height * settings.width
+        if settings.HasField("resize"):
+            width, height = _target(header.size, settings.resize, field)
             # Pillow resizes one side after the other; EXIF may swap the sides.
             intermediate = max(width * header.height, height * header.width)
             preprocessing_bytes += BYTES_PER_RESIZED_PIXEL * (width * height + intermediate)
@@ -43,34 +46,36 @@ class ImageDecoder:
 
     def decode(self, file: bytes, field: str = "image") -> Pixels:
         """Pixel values (3, h, w), FP32. InvalidRequest if the file is not an image, or has a wrong size."""
-        picture, image = decode(file, field, max_pixels=self.max_pixels), self._image
-        if image.white_for_transparent:
+        picture, settings = decode(file, field, max_pixels=self.max_pixels), self._settings
+        if settings.white_for_transparent:
             picture = on_white(picture)
-        if image.HasField("resize"):
-            picture = picture.resize(_target(picture.size, image.resize, field), self._resample)
+        if settings.HasField("resize"):
+            picture = picture.resize(_target(picture.size, settings.resize, field), self._resample)
         values = np.asarray(picture)  # (h, w, 3)
-        if image.HasField("crop"):
-            values = _crop(values, image)
+        if settings.HasField("crop"):
+            values = _crop(values, settings)
         result = self._rescaled(values)  # (3, h, w)
-        if image.HasField("pad"):
-            result = _pad(result, image.pad)
-        if result.shape[1:] != (image.height, image.width):
+        if settings.HasField("pad"):
+            result = _pad(result, settings.pad)
+        if result.shape[1:] != (settings.height, settings.width):
             found = f"{result.shape[2]} x {result.shape[1]} pixels"
-            raise InvalidRequest(field, found, f"{image.width} x {image.height}: this model does not {self._missing}")
+            raise InvalidRequest(
+                field, found, f"{settings.width} x {settings.height}: this model does not {self._missing}"
+            )
         return np.ascontiguousarray(result)
 
     def _rescaled(self, values: NDArray[np.uint8]) -> Pixels:
         """Rescale and normalise grey levels (h, w, 3) to pixel values (3, h, w)."""
-        image = self._image
+        settings = self._settings
         result = values.transpose(2, 0, 1).astype(np.float32)
-        if image.HasField("rescale"):
-            result *= np.float32(image.rescale)
-        return (result - self._mean) / self._deviation if image.mean else result
+        if settings.HasField("rescale"):
+            result *= np.float32(settings.rescale)
+        return (result - self._mean) / self._deviation if settings.mean else result
 
     @property
     def _missing(self) -> str:
         """The missing step that would bring images to the size of the model."""
-        return "crop to it" if self._image.HasField("resize") else "resize"
+        return "crop to it" if self._settings.HasField("resize") else "resize"
 
 
 def check_steps(image: ImageInput) -> None:
@@ -134,15 +139,15 @@ def _bounded_edges(short: int, long: int, size: Size) -> tuple[int, int]:
     return (short, long) if edge == short else (edge, int(wanted * long / short))
 
 
-def _crop(values: NDArray[np.uint8], image: ImageInput) -> NDArray[np.uint8]:
+def _crop(values: NDArray[np.uint8], settings: ImageInput) -> NDArray[np.uint8]:
     """The centre of (h, w, 3), with black added around an image that is too small."""
-    height, width = image.crop.height, image.crop.width
+    height, width = settings.crop.height, settings.crop.width
     missing = [max(0, wanted - found) for wanted, found in zip((height, width), values.shape[:2], strict=True)]
     if any(missing):
         padding = [(ceil(pixels / 2), pixels - ceil(pixels / 2)) for pixels in missing]
         values = np.pad(values, [*padding, (0, 0)])
     excess = values.shape[0] - height, values.shape[1] - width
-    top, left = (round(pixels / 2) if image.crop_half_to_even else pixels // 2 for pixels in excess)
+    top, left = (round(pixels / 2) if settings.crop_half_to_even else pixels // 2 for pixels in excess)
     return values[top : top + height, left : left + width]
 
 

@@ -32,12 +32,13 @@ def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(1 / (1 + np.exp(-np.clip(logits, -80, 80))))
 
 
-def none(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+def identity(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The logits themselves."""
     return logits
 
 
 Function = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-FUNCTIONS: dict[str, Function] = {"softmax": softmax, "sigmoid": sigmoid, "none": none}
+FUNCTIONS: dict[str, Function] = {"softmax": softmax, "sigmoid": sigmoid, "none": identity}
 DEFAULT = "default"
 
 

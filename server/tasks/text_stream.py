@@ -1,4 +1,4 @@
-"""Streams text while tokens are generated: applies stop strings, and merges deltas that a slow reader has not read."""
+"""Streams text while tokens are generated: applies stop strings, and merges deltas that the client has not read yet."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -21,8 +21,8 @@ class TokenLogprobs:
 class TextDelta:
     """The part of a continuation that is new since the previous delta.
 
-    `text` may lag behind `token_ids`: characters are never split, and text that may begin a stop string is held back.
-    Only the last delta has a `finish_reason`, the seed and the usage.
+    `text` can end before the text of `token_ids`, because characters are never split, and text that may be the start
+    of a stop string is held back. Only the last delta has a `finish_reason`, the seed and the usage.
     """
 
     text: str

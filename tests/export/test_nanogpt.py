@@ -124,7 +124,7 @@ def test_an_unknown_character_in_an_evaluation_file_is_refused(export, letters: 
 
 
 @pytest.mark.parametrize(
-    ("biases", "said"), [(True, "guessed: the exact GELU, as"), (False, "guessed: GELU by tanh, for")]
+    ("biases", "said"), [(True, "guessed: the exact GELU, as"), (False, "guessed: GELU by tanh, because")]
 )
 def test_the_guessed_gelu_is_reported(
     biases: bool, said: str, export, words: tuple, checkpoints: dict[str, Path], tmp_path: Path

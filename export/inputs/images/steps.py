@@ -1,7 +1,8 @@
 """The manifest's steps of image preprocessing, run with transformers' own functions.
 
 Each export proves on the golden images that the steps give the pixels of the checkpoint's image processor. They also
-reproduce timm's evaluation transform: see `timm_layout`.
+reproduce timm's evaluation transform: see `timm_layout`. server/images/preprocess.py has the same steps without
+transformers; the golden images compare the two.
 """
 
 import io

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from export.artifact import graph, store
+from export.artifact import graph_writer, store
 from export.errors import ExportError
 from export.graph.recipes import Recipe
 from export.loading import Job, load
@@ -42,7 +42,7 @@ def export(job: Job, progress: Progress) -> Path:
         manifest.golden.cases = references.save_golden(directory / GOLDEN_TENSORS, recipe, known.cases)
         # fp32 comes first: a model that was converted to half precision stays in it.
         for target, precision in sorted(targets.items(), key=lambda chosen: chosen[1].datatype != "FP32"):
-            manifest.graphs.append(graph.make(directory, target, precision, recipe, known, progress))
+            manifest.graphs.append(graph_writer.make(directory, target, precision, recipe, known, progress))
         with progress.step("publish") as remarks:
             published = store.publish(directory, job.artifacts, manifest)
             remarks.append(f"{sum(file.bytes for file in manifest.files) / MILLION:.1f} MB")

@@ -25,7 +25,7 @@ class RequestContext:
     """Deadline and priority of one request, and the cancellation of its call."""
 
     deadline: float | None = None  # on time.monotonic()'s clock
-    leeway_s: float = 0.0  # a caller that leaves this long before its deadline counts as expired
+    leeway_s: float = 0.0  # a cancellation this long before the deadline counts as its expiry
     priority: int = 0  # 1 is the highest, 0 means the default
     cancellation: Cancellation = field(default_factory=Cancellation, compare=False)
 

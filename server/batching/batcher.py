@@ -156,7 +156,7 @@ class Batcher:
             self.in_flight.close()
             await self.in_flight.wait_idle()
             if self._running:
-                await asyncio.wait(self._running)  # batches whose callers have left
+                await asyncio.wait(self._running)  # batches whose requests were cancelled
         finally:  # also when the drain is cancelled
             if self._loop is not None:
                 self._loop.cancel()

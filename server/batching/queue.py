@@ -160,7 +160,7 @@ class Queue:
         request.fail(Overloaded(f"{self.admission.name} is overloaded: {reason}", retry_after_s=retry_after_s))
 
     def drop(self, keys: Sequence[int], reason: str) -> None:
-        """Remove the waiting items of a caller that left. Running items finish, and their outputs are discarded."""
+        """Remove the waiting items of a request that has ended. Running items finish; their outputs are discarded."""
         for key in keys:
             if (member := self.scheduler.drop(key)) is not None:
                 del self._owners[key]

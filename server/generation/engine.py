@@ -25,7 +25,7 @@ from server.generation.sampler import SamplingState
 from server.generation.scheduler import Scheduler
 from server.generation.sequence import SequenceState
 from server.generation.stream import Stream, TokensPrompt
-from server.generation.worker import Clock, Worker
+from server.generation.worker import Clock, StepWorker
 from server.observability.observer import Observer, TimeSpent, counting_refusals
 
 DEFAULT_FORWARD_TOKENS = 64  # of whole texts, with padding, in one run between two steps
@@ -72,7 +72,7 @@ class Engine:
             min_shared_tokens=min_shared_tokens,
             padded_batch_size=decoder.padded_batch_size,
         )
-        self._worker = Worker(Runner(decoder), scheduler, observer=observer, clock=clock)
+        self._worker = StepWorker(Runner(decoder), scheduler, observer=observer, clock=clock)
         self.in_flight = in_flight or InFlight(f"{admission.name} is being unloaded")
         self._accepting = False
 

@@ -44,7 +44,7 @@ class StepFailed(RuntimeError):
     """A run of the model failed, and with it the requests in the run."""
 
 
-class Worker:
+class StepWorker:
     """Owns the runner. All public methods are called on the event loop and return at once."""
 
     def __init__(self, runner: Runner, scheduler: Scheduler, *, observer: Observer, clock: Clock) -> None:

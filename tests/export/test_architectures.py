@@ -13,7 +13,7 @@ from google.protobuf.json_format import Parse
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from export.artifact import graph
+from export.artifact import graph_writer
 from export.graph.fuse import optimize
 from export.graph.recipes import DTYPES, Port, Ports, Recipe, Tensors
 from export.graph.runtime import Runtime
@@ -194,7 +194,7 @@ def test_every_activation_survives_the_export(precision: str, tmp_path: Path) ->
     with torch.no_grad():
         expected = {name: y.numpy() for name, y in recipe({"x": x}).items()}
     dtype = DTYPES[chosen.datatype]
-    graph.save(optimize(trace(recipe.to(dtype), precision)), tmp_path / "cpu.onnx")
+    graph_writer.save(optimize(trace(recipe.to(dtype), precision)), tmp_path / "cpu.onnx")
     found = Runtime(tmp_path / "cpu.onnx").run({"x": x.to(dtype).numpy()})
     for name, y in expected.items():
         error = np.abs(found[name] - y).max() if precision == "fp32" else np.square(found[name] - y).mean() ** 0.5

@@ -21,7 +21,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from export.__main__ import main
-from export.artifact import graph, store
+from export.artifact import graph_writer, store
 from export.progress import Progress
 from export.sources import lookup
 from protos.manifest import unlisted_files
@@ -96,7 +96,7 @@ def test_targets_can_be_named_in_any_order(export, checkpoints: dict[str, Path])
 def test_weights_too_large_for_one_file_get_a_file_of_their_own(
     export, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graph, "EXTERNAL_BYTES", 10_000)
+    monkeypatch.setattr(graph_writer, "EXTERNAL_BYTES", 10_000)
     outcome = export(checkpoints["mixer"], "--target", "cpu")
     directory = outcome.artifacts / "tiny-mixer/1"
     sizes = {file["path"]: file["bytes"] for file in manifest(directory)["files"]}
@@ -107,8 +107,8 @@ def test_weights_too_large_for_one_file_get_a_file_of_their_own(
 def test_large_weights_are_split_into_several_files(
     export, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(graph, "EXTERNAL_BYTES", 10_000)
-    monkeypatch.setattr(graph, "SHARD_BYTES", 100_000)
+    monkeypatch.setattr(graph_writer, "EXTERNAL_BYTES", 10_000)
+    monkeypatch.setattr(graph_writer, "SHARD_BYTES", 100_000)
     directory = export(checkpoints["mixer"], "--target", "cpu").artifacts / "tiny-mixer/1"
     sizes = {file["path"]: file["bytes"] for file in manifest(directory)["files"]}
     weights = [size for name, size in sizes.items() if name.endswith(".data")]
@@ -122,13 +122,13 @@ def test_large_weights_are_split_into_several_files(
 def test_no_graph_is_in_memory_while_its_file_is_compared(
     precision: str, export, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alive, prove = [], graph.prove
+    alive, prove = [], graph_writer.prove
 
     def counted(*arguments: object) -> object:
         alive.append(sum(type(each) is onnx_ir.Model for each in gc.get_objects()))
         return prove(*arguments)
 
-    monkeypatch.setattr(graph, "prove", counted)
+    monkeypatch.setattr(graph_writer, "prove", counted)
     gc.collect()
     before = sum(type(each) is onnx_ir.Model for each in gc.get_objects())
     outcome = export(checkpoints["gpt"], "--target", f"cpu={precision}")

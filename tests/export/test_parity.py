@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from export.artifact import graph
+from export.artifact import graph_writer
 from export.errors import ExportError, ParityError
 from export.graph.recipes import GptRecipe, Recipe, recipe_for
 from export.graph.runtime import Runtime
@@ -27,7 +27,7 @@ LONGEST = 64
 
 def prove(path: Path, recipe: Recipe) -> comparison.Parity:
     """The comparison at the end of every export."""
-    return graph.prove(path, FP32, recipe, references(recipe))
+    return graph_writer.prove(path, FP32, recipe, references(recipe))
 
 
 def references(recipe: Recipe) -> References:
@@ -190,7 +190,7 @@ def test_a_failed_comparison_leaves_nothing_behind(
     def fail(*arguments: object) -> None:
         raise ParityError("logits at [0, 3]: found 1, PyTorch has 2")
 
-    monkeypatch.setattr(graph, "prove", fail)
+    monkeypatch.setattr(graph_writer, "prove", fail)
     outcome = export(checkpoints["mixer"], "--target", "cpu")
     assert (outcome.status, outcome.visible) == (1, [])
     assert outcome.complained == "error: logits at [0, 3]: found 1, PyTorch has 2\n"

@@ -1,4 +1,4 @@
-"""One graph of an artifact: traced, fused, quantised if the precision says so, saved, and compared with its source."""
+"""Writes one graph of an artifact: traces, fuses, quantises and saves it, and compares it with its source."""
 
 import gc
 from pathlib import Path

@@ -223,11 +223,7 @@ class StepWorker:
         now = self._clock()
         outputs = self._accept(step, streams, sampled, now, now - started)
         ran = partial(
-            self._observer.step,
-            kind=step.kind,
-            sequences=len(streams),
-            tokens=step.tokens,
-            seconds=now - started,
+            self._observer.step, kind=step.kind, sequences=len(streams), tokens=step.tokens, seconds=now - started
         )
         finished = [
             self._finished(stream, output, output.finish_reason) for stream, output in outputs if output.finish_reason

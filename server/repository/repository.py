@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from server.artifact import newest, versions, why_incomplete
+from server.artifact import newest, versions
 from server.config.settings import EVERY_MODEL, Settings
 from server.errors import BadArtifact, InvalidRequest, ModelNotFound, NotReady
 from server.host.cpus import usable_cpus
@@ -17,6 +17,7 @@ from server.images.decode_pool import DecodePool
 from server.repository.listener import RepositoryListener
 from server.repository.loader import ModelLoader
 from server.repository.model import Model, TaskT
+from server.repository.selection import select, select_complete
 from server.repository.states import LOADING, READY, UNAVAILABLE, UNLOADING, Entry, VersionStates, reason_of
 from server.tasks.registry import names_of
 
@@ -145,8 +146,8 @@ class Repository:
         for name in self._settings.overrides:
             if name not in (EVERY_MODEL, *found):
                 raise ModelNotFound(f"--set {name}: found no such model, expected one of {', '.join(found)}")
-        choose = self._complete if self._settings.poll_artifacts else self._chosen
-        chosen = {name: choose(name) for name in names}
+        choose = select_complete if self._settings.poll_artifacts else select
+        chosen = {name: choose(self._settings, name) for name in names}
         if not any(chosen.values()):
             raise BadArtifact(f"{self._settings.artifacts}: found no model with a complete version")
         for name, directories in chosen.items():
@@ -165,7 +166,7 @@ class Repository:
         A served version that has not changed on disk stays. A version that is no longer chosen is unloaded when all
         others are ready; its requests in flight are answered.
         """
-        await self._serve(name, self._chosen)
+        await self._serve(name, select)
 
     async def update(self, name: str, directories: Mapping[int, Path], *, keep: Collection[int]) -> None:
         """Serve the versions in these directories, and the served versions of `keep` without a look at their files.
@@ -177,10 +178,10 @@ class Repository:
             await self._replace(name, directories, kept)
         await self._listener.changed(self)
 
-    async def _serve(self, name: str, choose: Callable[[str], dict[int, Path]]) -> None:
-        choose(name)  # raises for an unknown name before a lock is made for it
+    async def _serve(self, name: str, choose: Callable[[Settings, str], dict[int, Path]]) -> None:
+        choose(self._settings, name)  # raises for an unknown name before a lock is made for it
         async with self._locks.setdefault(name, asyncio.Lock()):
-            await self._replace(name, choose(name), {})
+            await self._replace(name, choose(self._settings, name), {})
         await self._listener.changed(self)
 
     async def _replace(self, name: str, directories: Mapping[int, Path], kept: Mapping[int, Model]) -> None:
@@ -239,35 +240,6 @@ class Repository:
     def forget_failure(self, name: str, number: int) -> None:
         """Forget a version that was never served, and whose directory is gone."""
         self._states.forget_failure(name, number)
-
-    def _found(self, name: str) -> dict[int, Path]:
-        root = self._settings.artifacts
-        return versions(root, name) if name in newest(root) else {}
-
-    def _chosen(self, name: str) -> dict[int, Path]:
-        """The directories of the versions to serve. Raises ModelNotFound if there are none, or one is missing."""
-        root, wanted = self._settings.artifacts, self._settings.of(name).versions
-        found = self._found(name)
-        if not found:
-            raise ModelNotFound(f"model {name}: found no such directory in {root}")
-        if missing := set(wanted.named) - found.keys():
-            raise ModelNotFound(
-                f"model {name}: found versions {', '.join(map(str, found))} in {root}, expected also "
-                f"{', '.join(map(str, sorted(missing)))}: --set {name}.versions={wanted}"
-            )
-        return {number: found[number] for number in wanted.choose(found)}
-
-    def _complete(self, name: str) -> dict[int, Path]:
-        """The directories of the versions to serve, out of those that are complete. Raises ModelNotFound as `_chosen`.
-
-        A model that the settings name needs one: otherwise BadArtifact says why it has none.
-        """
-        chosen, found = self._chosen(name), self._found(name)
-        problems = {number: why_incomplete(directory) for number, directory in found.items()}
-        complete = self._settings.of(name).versions.choose(number for number in found if not problems[number])
-        if not complete and name in self._settings.models:
-            raise BadArtifact(f"model {name}: found no complete version: {problems[max(chosen)]}")
-        return {number: found[number] for number in complete}
 
     def _note_failure(self, name: str, failed: int, error: BaseException, *, fresh: Collection[int]) -> None:
         """Note why version `failed` could not be loaded, and why no version in `fresh` is served."""

@@ -1,16 +1,27 @@
 """The table from errors to gRPC status codes. No other module chooses a status code."""
 
 import logging
+import re
 from dataclasses import dataclass
 from urllib.parse import quote
 
 import grpc
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
 
 from server import errors
 from server.admission.queue import CancelReason
 
-RETRY_AFTER = "retry-after-ms"  # trailing metadata of RESOURCE_EXHAUSTED: how long to wait before a retry
-MAX_TEXT_BYTES = 4096  # gRPC peers may refuse metadata of more than 8 KiB, and end the call with an error of their own
+# Trailing metadata. How long to wait before a retry is there under a name of our own, and under that of gRPC's retries.
+RETRY_AFTER, PUSHBACK = "retry-after-ms", "grpc-retry-pushback-ms"
+NEVER = "-1"  # as pushback: gRPC returns the error at once
+DETAILS = "grpc-status-details-bin"
+DOMAIN = "affinity"  # of the reasons in ErrorInfo
+
+# gRPC peers may refuse metadata of more than 8 KiB, and end the call with an error of their own. It has the text three
+# times: as it is, and, a third longer in base64, in the details as the message and as the description of the field.
+MAX_TEXT_BYTES = 2000
 INTERNAL_TEXT = "internal error; the server's log has the details"
 
 STATUS: dict[type[BaseException], grpc.StatusCode] = {
@@ -42,26 +53,57 @@ class ErrorStatus:
 
     code: grpc.StatusCode
     text: str
-    trailers: tuple[tuple[str, str], ...] = ()
+    trailers: tuple[tuple[str, str | bytes], ...]
 
 
 def code_of(error: BaseException) -> grpc.StatusCode:
     """The status code of an error; INTERNAL if the table does not have it."""
-    for kind in type(error).__mro__:
-        if kind in STATUS:
-            return STATUS[kind]
-    return grpc.StatusCode.INTERNAL
+    kind = _known_class(error)
+    return grpc.StatusCode.INTERNAL if kind is None else STATUS[kind]
 
 
-def error_status(error: BaseException, *, path: str) -> ErrorStatus:
-    """The status for an error in the method at `path`. Unknown errors are logged, and clients get a fixed text."""
+def reason_of(error: BaseException) -> str:
+    """The name of an error for programs, such as INVALID_REQUEST; INTERNAL if the table does not have it."""
+    kind = _known_class(error)
+    return "INTERNAL" if kind is None else re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).upper()
+
+
+def error_status(error: BaseException, *, path: str, left_s: float | None = None) -> ErrorStatus:
+    """The status for an error in the method at `path`. Unknown errors are logged, and clients get a fixed text.
+
+    `left_s` are the seconds until the deadline of the call; None: it has none. Clients are told not to wait longer.
+    """
     code = code_of(error)
+    text = INTERNAL_TEXT if code is grpc.StatusCode.INTERNAL else fit(str(error))
     if code is grpc.StatusCode.INTERNAL:
         log.error("%s failed", path, exc_info=error)
-        return ErrorStatus(code, INTERNAL_TEXT)
+    details: list[Message] = [ErrorInfo(reason=reason_of(error), domain=DOMAIN)]
+    retry: tuple[tuple[str, str], ...] = ()
+    if isinstance(error, errors.InvalidRequest):
+        field = fit(errors.shorten(error.field))
+        violation = BadRequest.FieldViolation(field=field, description=text.removeprefix(f"{field}: "))
+        details.append(BadRequest(field_violations=[violation]))
     if isinstance(error, errors.Overloaded):
-        return ErrorStatus(code, fit(str(error)), ((RETRY_AFTER, str(round(error.retry_after_s * 1000))),))
-    return ErrorStatus(code, fit(str(error)))
+        milliseconds = round(error.retry_after_s * 1000)
+        in_time = left_s is None or error.retry_after_s < left_s
+        retry_info = RetryInfo()
+        retry_info.retry_delay.FromMilliseconds(milliseconds)
+        details.append(retry_info)
+        retry = ((RETRY_AFTER, str(milliseconds)), (PUSHBACK, str(milliseconds) if in_time else NEVER))
+    return ErrorStatus(code, text, (*retry, (DETAILS, _packed(code, text, details))))
+
+
+def _known_class(error: BaseException) -> type[BaseException] | None:
+    """The most specific class of an error in the table."""
+    return next((kind for kind in type(error).__mro__ if kind in STATUS), None)
+
+
+def _packed(code: grpc.StatusCode, text: str, details: list[Message]) -> bytes:
+    """The status as google.rpc.Status, as clients of gRPC's richer error model read it. They compare code and text."""
+    status = Status(code=code.value[0], message=text)
+    for detail in details:
+        status.details.add().Pack(detail)
+    return status.SerializeToString()  # type: ignore[no-any-return]
 
 
 def fit(text: str) -> str:

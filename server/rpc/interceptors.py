@@ -122,7 +122,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            status = error_status(error, path=path)
+            status = error_status(error, path=path, left_s=context.time_remaining())
             drop_tracebacks(error)
             self._connections.writing_last(context)
             await _abort(context, status)

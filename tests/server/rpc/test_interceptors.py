@@ -49,7 +49,7 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(behave):
+async def serving(behave, *, channel_options=()):
     """`behave` is an async generator of responses."""
     listener, in_flight = Listener(), InFlight("the server is stopping")
 
@@ -73,7 +73,7 @@ async def serving(behave):
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=channel_options) as channel:
             yield Served(channel, listener, in_flight)
     finally:
         await server.stop(None)

@@ -714,6 +714,7 @@ class EmbedRequest(_message.Message):
     TRUNCATE_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     PROMPT_NAME_FIELD_NUMBER: _builtins.int
+    ENCODING_FORMAT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     model_version: _builtins.str
     normalize: _builtins.bool
@@ -728,6 +729,10 @@ class EmbedRequest(_message.Message):
     """The prompt to put before every input, as in sentence-transformers: one of ModelInfoResponse.prompts, or "" for no
     prompt. Default: the model's default prompt.
     """
+    encoding_format: _builtins.str
+    """How to return the vectors: "float" in Embedding.values (the default), or "bytes" in Embedding.embedding_bytes,
+    which is faster to write and to read. Other APIs have the same field for base64 in JSON.
+    """
     @_builtins.property
     def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -741,10 +746,11 @@ class EmbedRequest(_message.Message):
         truncate: _builtins.bool = ...,
         priority: _builtins.int = ...,
         prompt_name: _builtins.str | None = ...,
+        encoding_format: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "_normalize", b"_normalize", "_prompt_name", b"_prompt_name", "dimensions", b"dimensions", "normalize", b"normalize", "prompt_name", b"prompt_name"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "_normalize", b"_normalize", "_prompt_name", b"_prompt_name", "dimensions", b"dimensions", "inputs", b"inputs", "model", b"model", "model_version", b"model_version", "normalize", b"normalize", "priority", b"priority", "prompt_name", b"prompt_name", "truncate", b"truncate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "_normalize", b"_normalize", "_prompt_name", b"_prompt_name", "dimensions", b"dimensions", "encoding_format", b"encoding_format", "inputs", b"inputs", "model", b"model", "model_version", b"model_version", "normalize", b"normalize", "priority", b"priority", "prompt_name", b"prompt_name", "truncate", b"truncate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__dimensions: _TypeAlias = _typing.Literal["dimensions"]  # noqa: Y015
     _WhichOneofArgType__dimensions: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions"]  # noqa: Y015
@@ -795,8 +801,13 @@ class Embedding(_message.Message):
 
     VALUES_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    EMBEDDING_BYTES_FIELD_NUMBER: _builtins.int
+    embedding_bytes: _builtins.bytes
+    """the same values as packed little-endian 32-bit floats, if the request asks for them"""
     @_builtins.property
-    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """empty if the request asks for bytes"""
+
     @_builtins.property
     def tokens(self) -> Global___InputTokens: ...
     def __init__(
@@ -804,10 +815,11 @@ class Embedding(_message.Message):
         *,
         values: _abc.Iterable[_builtins.float] | None = ...,
         tokens: Global___InputTokens | None = ...,
+        embedding_bytes: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding_bytes", b"embedding_bytes", "tokens", b"tokens", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -36,10 +36,23 @@ def add_classifications(
         response.results.append(pb.Classification(classes=messages, tokens=tokens))
 
 
-def add_embeddings(response: pb.EmbedResponse, embeddings: Embeddings) -> None:
+def wants_packed(encoding_format: str) -> bool:
+    """Whether a request asks for embeddings as bytes."""
+    if encoding_format not in ("", "float", "bytes"):
+        raise InvalidRequest("encoding_format", repr(encoding_format), "'float' or 'bytes'")
+    return encoding_format == "bytes"
+
+
+def add_float_embeddings(response: pb.EmbedResponse, embeddings: Embeddings) -> None:
     """Vectors are passed as lists, which protobuf reads six times as fast as arrays."""
     for vector, usage in zip(embeddings.vectors, embeddings.usages, strict=True):
         response.results.append(pb.Embedding(values=vector.tolist(), tokens=_input_tokens(usage)))
+
+
+def add_packed_embeddings(response: pb.EmbedResponse, embeddings: Embeddings) -> None:
+    """Vectors become little-endian bytes, which most machines have in memory already."""
+    for vector, usage in zip(embeddings.vectors.astype("<f4", copy=False), embeddings.usages, strict=True):
+        response.results.append(pb.Embedding(embedding_bytes=vector.tobytes(), tokens=_input_tokens(usage)))
 
 
 def add_delta(response: pb.GenerateResponse, delta: TextDelta) -> None:

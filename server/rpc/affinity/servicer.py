@@ -20,9 +20,11 @@ from server.repository.repository import Repository
 from server.rpc.affinity.messages import (
     add_classifications,
     add_delta,
-    add_embeddings,
     add_filled_texts,
+    add_float_embeddings,
+    add_packed_embeddings,
     read_prompt,
+    wants_packed,
 )
 from server.rpc.context import GrpcContext, make_request_context
 from server.rpc.generate import generate_deltas
@@ -152,6 +154,7 @@ class AffinityService(AffinityServicer):
 
     async def Embed(self, request: pb.EmbedRequest, context: GrpcContext) -> pb.EmbedResponse:
         with self._call(request, context, Embed) as call:
+            packed = wants_packed(request.encoding_format)
             embeddings = await call.task(
                 _inputs(call.model, "inputs", request.inputs),
                 **_optional(request, "normalize", "dimensions", "prompt_name"),
@@ -161,8 +164,8 @@ class AffinityService(AffinityServicer):
             )
             return await call.respond(
                 pb.EmbedResponse(),
-                partial(add_embeddings, embeddings=embeddings),
-                items=embeddings.vectors.size // NUMBERS_PER_ITEM,
+                partial(add_packed_embeddings if packed else add_float_embeddings, embeddings=embeddings),
+                items=len(embeddings.vectors) if packed else embeddings.vectors.size // NUMBERS_PER_ITEM,
             )
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: GrpcContext) -> pb.CountTokensResponse:

@@ -2,6 +2,7 @@
 
 import io
 import re
+import struct
 import urllib.request
 
 import grpc
@@ -83,6 +84,22 @@ def test_texts_are_classified_into_all_classes(stub):
 def test_texts_become_vectors_of_length_one(stub):
     answer = stub.Embed(pb.EmbedRequest(inputs=["a list", "an exception of another length"]))
     assert [np.linalg.norm(each.values) for each in answer.results] == pytest.approx([1, 1], abs=1e-5)
+
+
+def test_vectors_can_be_packed_into_bytes(stub):
+    texts = ["a list", "an exception of another length"]
+    floats = stub.Embed(pb.EmbedRequest(inputs=texts, dimensions=5, encoding_format="float")).results
+    packed = stub.Embed(pb.EmbedRequest(inputs=texts, dimensions=5, encoding_format="bytes")).results
+    for expected, found in zip(floats, packed, strict=True):
+        assert struct.unpack("<5f", found.embedding_bytes) == pytest.approx(expected.values, abs=1e-6)
+        assert (len(expected.values), len(found.values), expected.embedding_bytes) == (5, 0, b"")
+        assert found.tokens == expected.tokens
+
+
+def test_an_unknown_format_of_vectors_is_refused(stub):
+    with pytest.raises(grpc.RpcError) as error:
+        stub.Embed(pb.EmbedRequest(inputs=["a"], encoding_format="base64"))
+    assert error.value.details() == "encoding_format: found 'base64', expected 'float' or 'bytes'"
 
 
 def test_the_last_response_of_a_stream_has_the_finish_reason(stub):

@@ -47,7 +47,7 @@ class Prepared:
         limits = Limits(requests=len(vectors), tokens=len(vectors))
         artifact = SimpleNamespace(manifest=SimpleNamespace(task="embed"))
         self._model = SimpleNamespace(
-            name="prepared", version="1", limits=limits, artifact=artifact, prepare=ThreadPoolExecutor(1)
+            name="prepared", version="1", limits=limits, artifact=artifact, threads=ThreadPoolExecutor(1)
         )
         self._embeddings = Embeddings(vectors, [TokenUsage(8, False)] * len(vectors))
 

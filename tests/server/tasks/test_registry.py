@@ -6,7 +6,7 @@ import pytest
 
 from protos import affinity_pb2
 from server.client import Client
-from server.client.__main__ import _parser
+from server.client.arguments import parser
 from server.rpc.open_inference.endpoints import ENDPOINTS
 from server.tasks.registry import TASKS, TEXT_TASKS, names_of
 
@@ -26,7 +26,7 @@ def test_each_task_has_a_method_of_the_typed_service_named_like_its_class():
 def test_each_task_has_a_method_of_the_client_and_a_command_that_reads_its_example(name):
     function = name.replace("-", "_")
     assert callable(getattr(Client, function))
-    arguments = _parser().parse_args(shlex.split(TASKS[name].example.format(image="some.png")))
+    arguments = parser().parse_args(shlex.split(TASKS[name].example.format(image="some.png")))
     assert arguments.run.__name__ == function
 
 

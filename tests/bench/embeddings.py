@@ -44,7 +44,7 @@ class Prepared:
     """Takes the place of the repository: its only model returns vectors that were computed before."""
 
     def __init__(self, vectors: np.ndarray) -> None:
-        limits = Limits(requests=len(vectors), tokens=len(vectors))
+        limits = Limits(inputs=len(vectors), tokens=len(vectors))
         artifact = SimpleNamespace(manifest=SimpleNamespace(task="embed"))
         self._model = SimpleNamespace(
             name="prepared", version="1", limits=limits, artifact=artifact, threads=ThreadPoolExecutor(1)
@@ -97,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=serve, args=(given.texts, given.width, theirs), daemon=True)
     process.start()
+    theirs.close()  # so that the end of the process is noticed
     results: list[Result] = []
     try:
         with grpc.insecure_channel(f"127.0.0.1:{ours.recv()}", options=UNLIMITED) as channel:

@@ -109,7 +109,8 @@ def load(job: Job) -> LoadedSource:
         loaded = read_image_input(source, recipe, manifest, config)
     else:
         loaded = read_text_input(source, recipe, manifest, config, sentence)
-    return replace(loaded, remarks=[*loaded.remarks, *remark_on_ignored(fitting.ignored)])
+    remarks = [*remark_on_ignored(fitting.ignored), *remark_on_zeros(fitting.zeros)]
+    return replace(loaded, remarks=[*loaded.remarks, *remarks])
 
 
 def new_manifest(job: Job, recipe: Recipe) -> Manifest:
@@ -136,6 +137,11 @@ def check_image_size(pixels: int | None) -> None:
 def remark_on_ignored(tensors: list[str]) -> list[str]:
     """The remark about tensors that --ignore-unused left out."""
     return [f"ignored {len(tensors)} unused tensors: {', '.join(tensors)}"] if tensors else []
+
+
+def remark_on_zeros(tensors: list[str]) -> list[str]:
+    """The remark about tensors that the file lacks and transformers sets to zero."""
+    return [f"{tensor} is missing and therefore zero, as in transformers 5" for tensor in tensors]
 
 
 def read_image_input(

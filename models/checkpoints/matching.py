@@ -78,6 +78,20 @@ def with_own_bias(names: Layout, tensors: Mapping[str, Tensor]) -> Mapping[str, 
     return tensors
 
 
+def missing_own_bias(names: Layout, tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the bias beside the matrix of an untied head, if the file has the matrix without it.
+
+    transformers 4 saves such files: it shares this bias with the one under the other name, and writes it once.
+    transformers 5 reads neither name for the other in an untied head, and sets the missing bias to zero.
+    """
+    spelled = {names.plain(unwrapped(spelling)): spelling for spelling in tensors}
+    for row in names.rows:
+        bias, matrix = row.published, row.published.replace("decoder.bias", "decoder.weight")
+        if row.ours == ("head.bias",) and bias != matrix and bias not in spelled and matrix in spelled:
+            return spelled[matrix].removesuffix("weight") + "bias"
+    return None
+
+
 def sort_out(
     names: Layout, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, strip: Callable[[str], str]
 ) -> tuple[Found, Problems]:

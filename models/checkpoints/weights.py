@@ -14,7 +14,7 @@ from models.checkpoints.configs import configuration, own_family
 from models.checkpoints.errors import CheckpointError, Json
 from models.checkpoints.files import read
 from models.checkpoints.layout import Layout, Row
-from models.checkpoints.matching import are_untied, match_tensors, with_own_bias
+from models.checkpoints.matching import are_untied, match_tensors, missing_own_bias, with_own_bias
 from models.checkpoints.resize import resized
 from models.checkpoints.tables import layout
 from models.config import BertConfig, GptConfig, MixerConfig, StackConfig, VectorLayer, VitConfig
@@ -32,10 +32,11 @@ MODELS: dict[type[StackConfig], type[nn.Module]] = {
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model, and the tensors of its file that were ignored by `ignore_unused`."""
+    """A model, the tensors of its file that were ignored by `ignore_unused`, and those that are zero without a file."""
 
     model: nn.Module
     ignored: list[str]
+    zeros: list[str]
 
 
 def load(source: str | Path | tuple[Json, Mapping[str, Tensor]], **options: Any) -> nn.Module:
@@ -68,6 +69,9 @@ def fitted(
         if are_untied(names, tensors):  # transformers does not tie them either
             config = replace(config, tied_head=False)
             names = layout(family, config)
+    zeros = []
+    if isinstance(config, BertConfig) and (bias := missing_own_bias(names, tensors)):
+        tensors, zeros = {**tensors, bias: torch.zeros(config.vocabulary)}, [bias]
     model = unfilled(config)
     matched = match_tensors(
         type(model).__name__, names, plain(model, names), tensors, file=file, ignore_unused=ignore_unused
@@ -76,7 +80,7 @@ def fitted(
     fill(model, names, matched.tensors)
     if image_size is not None:
         model = resized(model, image_size)
-    return Loaded(model.eval(), matched.ignored)
+    return Loaded(model.eval(), matched.ignored, zeros)
 
 
 def unfilled(config: StackConfig) -> nn.Module:

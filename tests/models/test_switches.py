@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.activations import ACT2FN
 
-from models.checkpoints import load
+from models.checkpoints import CheckpointError, load
 from models.mlp import ACTIVATIONS
 from tests.models.parity import (
     AssertParity,
@@ -79,6 +79,30 @@ def test_an_untied_masked_language_head(
     reference, texts = kind(config(tie_word_embeddings=False)), batch_of_roberta(0)
     real = texts["attention_mask"].bool()
     assert_parity(run_bert(load(saved(reference)), texts)[real], reference(**texts).logits[real])
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "head"),
+    [(BertForMaskedLM, small_bert, "cls.predictions."), (RobertaForMaskedLM, small_roberta, "lm_head.")],
+)
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_untied_head_without_a_bias_of_its_own(
+    shared: bool, kind: type[PreTrainedModel], config: Callable, head: str, saved: Saved, assert_parity: AssertParity
+) -> None:
+    """transformers 4 saves the bias under its shared name only; transformers 5 does not read it from there."""
+    directory, texts = saved(kind(config(tie_word_embeddings=False))), batch_of_roberta(0)
+    tensors = load_file(directory / "model.safetensors")
+    del tensors[head + OWN_BIAS]
+    if not shared:
+        tensors.pop(head + SHARED_BIAS, None)
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    reference = kind.from_pretrained(directory).eval()
+    real = texts["attention_mask"].bool()
+    assert_parity(run_bert(load(directory), texts)[real], reference(**texts).logits[real])
+    del tensors[head + OWN_WEIGHT]
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"{head}{OWN_WEIGHT}"):
+        load(directory)
 
 
 def test_matrices_that_should_be_tied_and_differ_are_left_untied(saved: Saved, assert_parity: AssertParity) -> None:

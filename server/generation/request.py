@@ -8,6 +8,7 @@ from server.errors import InvalidRequest, shorten
 from server.observability.observer import Usage
 
 MAX_LOGPROBS = 20  # as in vLLM; fewer than the most likely tokens that a graph outputs (64)
+MAX_BIAS = 100.0  # larger ones are clamped, as in vLLM
 MAX_ESCAPED_CHARACTER, MAX_ENTRY_CHARACTERS = 12, 64  # of one character of a string, and of one number, in JSON
 
 
@@ -52,8 +53,8 @@ class Sampling:
 
     `temperature` 0 always chooses the most likely token. `top_k` 0 considers the whole vocabulary. The
     `repetition_penalty` applies to tokens of the prompt too, `frequency_penalty` and `presence_penalty` only to
-    generated tokens. Before `min_tokens` tokens are generated, no stop string ends the text, and no token that would
-    end it is chosen. Raises InvalidRequest.
+    generated tokens. A `logit_bias` below -100 counts as -100, and one above 100 as 100. Before `min_tokens` tokens are
+    generated, no stop string ends the text, and no token that would end it is chosen. Raises InvalidRequest.
     """
 
     max_tokens: int = 16
@@ -88,8 +89,8 @@ class Sampling:
             if not holds:
                 raise InvalidRequest(name, str(getattr(self, name)), expected)
         for token, bias in self.logit_bias.items():
-            if not -100 <= bias <= 100:
-                raise InvalidRequest(f"logit_bias[{token}]", str(bias), "-100 to 100")
+            if math.isnan(bias):
+                raise InvalidRequest(f"logit_bias[{token}]", str(bias), "a number")
 
     def check_vocabulary(self, vocabulary: int) -> None:
         """Raise InvalidRequest for a token id that the model does not have."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from server.arrays import Floats, Floats64, Ids
 from server.generation.decoder import Scores
-from server.generation.request import Sampling
+from server.generation.request import MAX_BIAS, Sampling
 from server.generation.sampling import sample_sorted, sample_unsorted
 
 LARGEST_SCORE = 1e30  # after penalties and bias: sums and differences of such scores are finite in 32 bits
@@ -50,7 +50,7 @@ class SamplingState:
         self._counts: NDArray[np.int32] | None = None  # (vocabulary,), of the generated tokens
         if sampling.logit_bias or sampling.frequency_penalty or sampling.presence_penalty:
             self._offsets = np.zeros(vocabulary, np.float32)
-            self._offsets[list(sampling.logit_bias)] = [_bounded(bias) for bias in sampling.logit_bias.values()]
+            self._offsets[list(sampling.logit_bias)] = [_clamped(bias) for bias in sampling.logit_bias.values()]
             self._counts = np.zeros(vocabulary, np.int32)
         if sampling.repetition_penalty != 1:
             self._seen = np.zeros(vocabulary, np.bool_)
@@ -109,6 +109,10 @@ class SamplingState:
         return np.asarray(repeated.clip(-LARGEST_SCORE, LARGEST_SCORE))
 
 
+def _clamped(bias: float) -> float:
+    return max(-MAX_BIAS, min(MAX_BIAS, bias))
+
+
 def _bounded(value: float) -> float:
     return max(-LARGEST_SCORE, min(LARGEST_SCORE, value))
 
@@ -126,7 +130,7 @@ class Sampler:
         self._greedy = np.array([sampling.temperature == 0 for sampling in samplings])
         self._temperature = np.array([sampling.temperature or 1.0 for sampling in samplings])
         self._top_k = np.array(
-            [1 if not sampling.temperature else sampling.top_k or vocabulary for sampling in samplings]
+            [min(sampling.top_k or vocabulary, vocabulary) if sampling.temperature else 1 for sampling in samplings]
         )
         self._top_p = np.array([sampling.top_p for sampling in samplings])
         self._min_p = np.array([sampling.min_p for sampling in samplings])

@@ -14,7 +14,7 @@ from server.generation.request import ListLimits, Sampling
 from server.rpc.parameters import Kind, Value
 
 PARAMETERS: dict[str, Kind] = {
-    "max_tokens": Kind.INTEGER,
+    "max_tokens": Kind.LIMIT,
     "min_tokens": Kind.INTEGER,
     "temperature": Kind.NUMBER,
     "top_k": Kind.INTEGER,
@@ -63,6 +63,8 @@ def from_parameters(parameters: Mapping[str, Value], limits: ListLimits) -> Gene
         given["top_k"] = 0
     if given.get("seed") == -1:  # in vLLM: a random seed
         del given["seed"]
+    elif "seed" in given:
+        given["seed"] %= 2**64  # negative seeds are valid, too, as in PyTorch
     stop = read_strings(given.pop("stop", ""))
     limits.check_stop(stop)
     include_stop = given.pop("include_stop_str_in_output", False)

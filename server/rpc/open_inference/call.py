@@ -1,5 +1,6 @@
 """One ModelInfer request on its way through the server: read it, run the endpoint, and write the responses."""
 
+import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from server.rpc.open_inference.infer import (
     write_response,
 )
 from server.rpc.open_inference.tensors import count_input_items
-from server.rpc.parameters import read_parameters
+from server.rpc.parameters import ignored_parameters, read_parameters
 
+IGNORED = "ignored_parameters"  # parameter of a response: the names of those of the request, as a JSON list
 FINAL = "triton_final_response"  # parameter of each response on a stream: whether it is the last one of its request
 
 
@@ -70,9 +72,12 @@ class InferCall:
         return request, requested_outputs(self.endpoint, self.message)
 
     def _new_response(self) -> ModelInferResponse:
-        return ModelInferResponse(
+        response = ModelInferResponse(
             model_name=self.message.model_name, model_version=self.model.version, id=self.message.id
         )
+        if ignored := ignored_parameters(self.message.parameters, self.endpoint.parameters):
+            response.parameters[IGNORED].string_param = json.dumps(ignored)
+        return response
 
 
 def _marked(message: ModelInferResponse, *, last: bool) -> ModelInferResponse:

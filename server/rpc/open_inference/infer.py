@@ -1,16 +1,25 @@
 """ModelInfer messages ↔ endpoints: check and read a request against its endpoint, and write the response."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
-from protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse
+from protos.open_inference_pb2 import InferParameter, ModelInferRequest, ModelInferResponse
 from server.admission.queue import Limits
 from server.arrays import Array
 from server.errors import InvalidRequest
+from server.rpc.open_inference.content_types import check_output, check_request
 from server.rpc.open_inference.endpoint import ANY, Endpoint, EndpointResponse, Tensor
-from server.rpc.open_inference.tensors import BYTES, add_outputs, check_header, count_output_items, decode_inputs
-from server.rpc.parameters import INFORMATIVE, write_parameters
+from server.rpc.open_inference.tensors import (
+    BYTES,
+    add_outputs,
+    check_header,
+    check_no_shared_memory,
+    count_output_items,
+    decode_inputs,
+)
+from server.rpc.parameters import write_parameters
 from server.tasks.classification import MAX_CLASSES
 
 CLASSIFICATION = "classification"  # parameter of a requested output: number of classes to return instead of scores
@@ -21,6 +30,7 @@ def check_inputs(endpoint: Endpoint, request: ModelInferRequest, limits: Limits)
 
     The checks come first because a message can contain millions of tensors, or one with millions of dimensions.
     """
+    check_request(request)
     declared = [tensor.name for tensor in endpoint.inputs]
     for given in request.inputs[: len(declared) + 1]:
         if given.name not in declared:
@@ -69,20 +79,23 @@ def requested_outputs(endpoint: Endpoint, request: ModelInferRequest) -> dict[st
         if output.name in requested:
             raise InvalidRequest(field, f"{output.name!r} for the second time", "each output once")
         requested[output.name] = 0
-        for name, parameter in output.parameters.items():
-            if name in INFORMATIVE:
-                continue
-            if name != CLASSIFICATION or declared[output.name].labels is None:
-                raise InvalidRequest(f"{field}.parameters", repr(name), _known_parameters(endpoint))
-            if parameter.int64_param < 1:
-                raise InvalidRequest(f"{field}.parameters[{name!r}]", str(parameter.int64_param), "1 or more (int64)")
-            requested[output.name] = parameter.int64_param
+        check_no_shared_memory(field, output.parameters)
+        check_output(field, declared[output.name].datatype, output.parameters)
+        if CLASSIFICATION in output.parameters:
+            requested[output.name] = _count_of_classes(endpoint, declared[output.name], field, output.parameters)
     return requested or dict.fromkeys(declared, 0)
 
 
-def _known_parameters(endpoint: Endpoint) -> str:
-    names = [tensor.name for tensor in endpoint.outputs if tensor.labels is not None]
-    return f"{CLASSIFICATION!r}, of {', '.join(names)}" if names else "none"
+def _count_of_classes(endpoint: Endpoint, output: Tensor, field: str, parameters: Mapping[str, InferParameter]) -> int:
+    """The value of the parameter `classification` of a requested output."""
+    count = parameters[CLASSIFICATION].int64_param
+    if output.labels is None:
+        names = [tensor.name for tensor in endpoint.outputs if tensor.labels is not None]
+        expected = f"it for {', '.join(names)} only" if names else "none: no output has scores of classes"
+        raise InvalidRequest(f"{field}.parameters", repr(CLASSIFICATION), expected)
+    if count < 1:
+        raise InvalidRequest(f"{field}.parameters[{CLASSIFICATION!r}]", str(count), "1 or more (int64)")
+    return count
 
 
 def write_response(

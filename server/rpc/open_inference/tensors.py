@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from protos.open_inference_pb2 import InferTensorContents, ModelInferRequest, ModelInferResponse
+from protos.open_inference_pb2 import InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse
 from server.arrays import Array
 from server.errors import InvalidRequest
-from server.rpc.parameters import INFORMATIVE
+from server.rpc.open_inference.content_types import accepted_of, check, decode_base64, is_base64, read_content_type
 
 BYTES, BF16 = "BYTES", "BF16"
 MAX_DIMENSIONS = 8
+SHARED_MEMORY = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")  # Triton's extension
 CHUNK_SIZE = 1 << 16  # typed values that are converted at once: one or two milliseconds
 
 
@@ -64,14 +65,18 @@ def decode_inputs(request: ModelInferRequest) -> dict[str, tuple[str, Array]]:
                 tensor.name, f"{typed[0]} and raw_input_contents", "one of the two for all tensors of a request"
             )
         array = _from_raw(tensor, raw[number]) if raw else _from_typed(tensor, typed)
+        if is_base64(tensor, request):
+            array = decode_base64(tensor.name, array)
         arrays[tensor.name] = tensor.datatype, array
     return arrays
 
 
 def count_input_items(request: ModelInferRequest) -> int:
-    """The number of items that `decode_inputs` converts one by one: typed values and BYTES elements."""
+    """The cost of `decode_inputs` in items: typed values and BYTES elements, and kilobytes of base64."""
     typed = sum(len(getattr(tensor.contents, field)) for tensor in request.inputs for field in CONTENTS)
-    return typed + sum(math.prod(tensor.shape) for tensor in request.inputs if tensor.datatype == BYTES)
+    elements = sum(math.prod(tensor.shape) for tensor in request.inputs if tensor.datatype == BYTES)
+    encoded = any(is_base64(tensor, request) for tensor in request.inputs)
+    return typed + elements + (request.ByteSize() // 1024 if encoded else 0)
 
 
 def count_output_items(outputs: Iterable[Array]) -> int:
@@ -88,8 +93,15 @@ def check_header(tensor: ModelInferRequest.InferInputTensor) -> None:
         raise InvalidRequest(tensor.name, f"{len(tensor.shape)} dimensions", expected)
     if any(size < 1 for size in tensor.shape):
         raise InvalidRequest(tensor.name, f"shape {list(tensor.shape)}", expected)
-    for parameter in tensor.parameters.keys() - INFORMATIVE:
-        raise InvalidRequest(tensor.name, f"parameter {parameter!r}", "no parameters: shared memory is not supported")
+    check_no_shared_memory(tensor.name, tensor.parameters)
+    check(tensor.name, read_content_type(tensor.name, tensor.parameters), accepted_of(tensor.datatype))
+
+
+def check_no_shared_memory(field: str, parameters: Mapping[str, InferParameter]) -> None:
+    """Raise InvalidRequest if the data of a tensor is to be elsewhere than in the message."""
+    for name in SHARED_MEMORY:
+        if name in parameters:
+            raise InvalidRequest(f"{field}.parameters", repr(name), "no such parameter: shared memory is not supported")
 
 
 def _from_raw(tensor: ModelInferRequest.InferInputTensor, raw: bytes) -> Array:

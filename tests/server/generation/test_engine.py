@@ -189,7 +189,7 @@ async def test_an_invalid_prompt_or_token_id_is_refused_with_the_value_and_the_l
         {"seed": -1},
         {"logprobs": -1},
         {"logprobs": 21},
-        {"logit_bias": {1: float("inf")}},
+        {"logit_bias": {1: float("nan")}},
     ],
     ids=lambda sampling: str(sampling)[:40],
 )

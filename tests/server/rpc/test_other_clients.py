@@ -1,5 +1,6 @@
 """Requests of clients of other servers: informative parameters, special values; and bytes that are not a message."""
 
+import json
 import urllib.request
 
 import grpc
@@ -62,12 +63,83 @@ def test_parameters_that_change_the_meaning_are_refused(channel, place):
 
 
 @pytest.mark.parametrize(
-    ("name", "nearest"), [("max_token", "max_tokens"), ("topk", "top_k"), ("ignore_eof", "ignore_eos")]
+    ("name", "nearest"),
+    [
+        ("max_token", "max_tokens"),
+        ("maxTokens", "max_tokens"),
+        ("max_new_tokens", "max_tokens"),
+        ("max_tokens_to_sample", "max_tokens"),
+        ("topk", "top_k"),
+        ("k", "top_k"),
+        ("temp", "temperature"),
+        ("rep_penalty", "repetition_penalty"),
+        ("ignore_eof", "ignore_eos"),
+        ("timeout_ms", "timeout"),
+        ("temperature" + "e" * 10_000_000, None),
+    ],
 )
 def test_an_unknown_parameter_is_refused_with_the_nearest_known_name(channel, name, nearest):
+    if nearest is None:  # so long that it is not compared
+        assert infer(channel, request_for("tiny-gpt", "text_input", "a", **{name: 1})).outputs
+        return
     with pytest.raises(grpc.RpcError) as error:
         infer(channel, request_for("tiny-gpt", "text_input", "a", **{name: 1}))
+    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert error.value.details().endswith(f"did you mean {nearest!r}?")
+
+
+INPUTS = {
+    "tiny-bert": ("text", TEXT),
+    "tiny-classifier": ("text", "a"),
+    "tiny-embedder": ("text", "a"),
+    "tiny-gpt": ("text_input", "a"),
+}
+
+
+@pytest.mark.parametrize("model", INPUTS)
+def test_parameters_without_a_meaning_are_ignored_and_reported(channel, model):
+    fixed = {"seed": 1} if model == "tiny-gpt" else {}
+    plain = infer(channel, request_for(model, *INPUTS[model], **fixed))
+    unforeseen = {"trace_id": "00-4bf9", "tenant": "me", "store": 1, "tags": "a,b", "x-request-id": "7", "": "", "é": 1}
+    answer = infer(channel, request_for(model, *INPUTS[model], **fixed, **unforeseen, sequence_id=5, request_id="8"))
+    assert set(json.loads(answer.parameters["ignored_parameters"].string_param)) == set(unforeseen)
+    del answer.parameters["ignored_parameters"]
+    assert answer == plain
+
+
+@pytest.mark.parametrize("place", ["inputs", "outputs"])
+def test_parameters_of_tensors_that_say_nothing_about_the_answer_are_ignored(channel, place):
+    request = request_for("tiny-bert", "text", TEXT)
+    request.outputs.add(name="token")
+    plain = infer(channel, request)
+    tensor = getattr(request, place)[0]
+    for number in range(10_000):
+        tensor.parameters[f"anything {number}"].double_param = number
+    assert infer(channel, request) == plain
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "value", "expected"),
+    [
+        ("tiny-gpt", "n", 2, "parameters['n']: found 2, expected 1 or no such parameter"),
+        ("tiny-gpt", "numBeams", 4, "parameters['numBeams']: found 4, expected 1 or no such parameter"),
+        ("tiny-gpt", "guided_regex", "a+", "parameters['guided_regex']: found 'a+', expected no such parameter"),
+        ("tiny-classifier", "temperature", 2, "parameters['temperature']: found 2, expected no such parameter"),
+        ("tiny-embedder", "top_k", 2, "parameters['top_k']: found 2, expected no such parameter"),
+        ("tiny-bert", "normalize", 1, "parameters['normalize']: found 1, expected no such parameter"),
+    ],
+)
+def test_an_option_of_other_models_and_servers_is_refused(channel, model, name, value, expected):
+    with pytest.raises(grpc.RpcError) as error:
+        infer(channel, request_for(model, *INPUTS[model], **{name: value}))
+    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.value.details().startswith(expected)
+
+
+def test_the_number_of_parameters_is_limited(channel):
+    many = {f"unknown {number}": number for number in range(129)}
+    with pytest.raises(grpc.RpcError, match="parameters: found 129 parameters, expected at most 128"):
+        infer(channel, request_for("tiny-bert", "text", TEXT, **many))
 
 
 def test_minus_one_means_all_tokens_for_top_k_and_a_random_number_for_the_seed(channel):
@@ -77,10 +149,9 @@ def test_minus_one_means_all_tokens_for_top_k_and_a_random_number_for_the_seed(c
 
     assert generated(top_k=-1, seed=3) == generated(top_k=0, seed=3)
     assert len({generated(top_k=-1, seed=-1) for _ in range(4)}) > 1
-    for name in ("top_k", "seed"):
-        with pytest.raises(grpc.RpcError) as error:
-            generated(**{name: -2})
-        assert error.value.details().startswith(f"{name}: found -2")
+    with pytest.raises(grpc.RpcError) as error:
+        generated(top_k=-2)
+    assert error.value.details().startswith("top_k: found -2")
 
 
 @pytest.mark.parametrize("message", NO_MESSAGES.values(), ids=NO_MESSAGES.keys())

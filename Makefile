@@ -12,7 +12,7 @@ PLACE := $(abspath $(firstword $(subst @, ,$(MODEL))))
 NAME ?= $(notdir $(patsubst %/ckpt,%,$(patsubst %.pt,%,$(PLACE:%.pth=%))))
 BUNDLED := bert-mini gpt-mini vit-digits mixer-digits
 
-.PHONY: help install serve test test-large bench bench-peers docker-test docker-test-large check format protos
+.PHONY: help install serve test test-large bench bench-peers test-clients docker-test docker-test-large check format protos
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -53,6 +53,13 @@ bench-peers: ## make environments for peers that cannot share ours: some gigabyt
 	.venv-peers/bin/python -m pip install --quiet -r tests/bench/peers.txt
 	@$(TRITON_PYTHON) -m venv .venv-triton
 	.venv-triton/bin/python -m pip install --quiet -r tests/bench/triton.txt
+
+test-clients: .venv-dev ## try the clients of KServe and MLServer, in environments of their own: a gigabyte
+	@for client in kserve mlserver; do \
+		$(PYTHON) -m venv .venv-$$client && \
+		.venv-$$client/bin/python -m pip install --quiet -r tests/clients/$$client.txt || exit 1; \
+	done
+	@$(BIN)/python -m pytest -v tests/clients/test_clients.py
 
 docker-test: .venv-dev ## build the image of the CPU server and try it, with Docker or buildah
 	@$(BIN)/python -m pytest -v -m docker tests/docker

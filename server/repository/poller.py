@@ -1,4 +1,4 @@
-"""Polls the directory of artifacts: serves new versions when they are complete, and unloads what is gone.
+"""Polls the directory of artifacts: serves new versions when they are complete, and unloads those that are gone.
 
 The version policy chooses among the versions that are complete and have not failed. A version that fails is tried again
 when its files have changed; until then the others are served as if it was not there. A model is left alone while its

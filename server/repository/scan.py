@@ -60,7 +60,7 @@ class Scanner:
 
 
 def _directories(parent: Path) -> Iterator[Path]:
-    """The directories in a directory, without hidden ones: exports in progress, and what tools copy to at first."""
+    """The directories in a directory, without hidden ones: exports and copies in progress."""
     with os.scandir(parent) as entries:
         for entry in entries:
             if not entry.name.startswith(".") and entry.is_dir():

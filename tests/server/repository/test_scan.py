@@ -57,7 +57,7 @@ def test_an_unchanged_version_is_examined_once(root, monkeypatch):
     assert examined == [root / "tiny-vit/1"] * 2
 
 
-def test_what_is_no_version_is_not_found(root):
+def test_directories_that_are_not_versions_are_not_found(root):
     for name in (
         ".tiny-bert/1",
         "lost+found",

@@ -66,7 +66,7 @@ class RequestContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The capacity of a queue over all callers, and what one request may have of it."""
+    """The capacity of a queue over all callers, and the share of it that one request may have."""
 
     inputs: int
     tokens: int

@@ -121,7 +121,7 @@ class Connection:
 
 
 def is_local(server: str) -> bool:
-    """Whether what is sent to the server stays on this machine."""
+    """Whether the server is on this machine, so that no data leaves it."""
     hosts = [address.strip().removeprefix("dns:///").rpartition(":")[0] for address in server.split(",")]
     return server.startswith("unix:") or all(
         host == "localhost" or host == "[::1]" or host.startswith("127.") for host in hosts

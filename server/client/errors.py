@@ -1,4 +1,4 @@
-"""Calls that failed, as exceptions with what the server says about the cause."""
+"""Failed calls, as exceptions with the server's details about the cause."""
 
 import re
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import grpc
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from grpc_status import rpc_status
 
-# gRPC's texts for servers that cannot be reached, on a machine with or without a route to them, and what they mean.
+# gRPC's texts for servers that cannot be reached, on a machine with or without a route to them, and their meaning.
 UNREACHABLE = re.compile(
     "failed to connect|Failed to connect|DNS resolution failed|errors resolving|Connection refused|Socket closed"
 )

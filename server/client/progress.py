@@ -11,7 +11,7 @@ class ProgressBar:
     """Shows how many inputs are done: with tqdm if it is installed, otherwise in a few lines."""
 
     def __init__(self, stream: TextIO) -> None:
-        """Shows nothing if the stream is no terminal."""
+        """Shows nothing if the stream is not a terminal."""
         self._stream = stream
         self._visible = stream.isatty()
         self._bar: Any = None

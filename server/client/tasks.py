@@ -106,7 +106,7 @@ class Tasks(Catalogue):
         prompt_name: str | None = None,
         truncate: bool = False,
     ) -> Steps[list[list[float]]]:
-        """One vector for each text. `normalize` scales vectors to length 1; None does what the model does by default.
+        """One vector for each text. `normalize` scales vectors to length 1; None: as the model does by default.
 
         `prompt_name` selects the prompt that precedes each text: None for the model's default prompt, "" for no prompt.
         """

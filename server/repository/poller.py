@@ -98,7 +98,7 @@ class Poller:
                 del self._last[name]
 
     async def _update(self, name: str, found: Mapping[int, Found], *, gone: Collection[int]) -> None:
-        """Serve what the policy chooses. If a version fails, choose again without it."""
+        """Serve the versions that the policy chooses. If one fails, choose again without it."""
         loaded, failed = self._loaded.setdefault(name, {}), self._failed.setdefault(name, {})
         for number in gone:
             loaded.pop(number, None)

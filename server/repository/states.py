@@ -55,7 +55,7 @@ class VersionStates:
     def note_failure(self, name: str, number: int, error: BaseException, *, served: bool) -> None:
         """Note why a version could not be loaded, or not again if it is `served`.
 
-        A load that was cancelled is no failure.
+        A cancelled load is not a failure.
         """
         if not isinstance(error, Exception):
             if not served:
@@ -77,5 +77,5 @@ class VersionStates:
 
 
 def reason_of(error: BaseException) -> str:
-    """The text of an error for users, who see nothing of a fault of the server."""
+    """The text of an error for users, without the details of a fault of the server."""
     return str(error) if isinstance(error, AffinityError) else "could not be loaded"

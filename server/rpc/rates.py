@@ -1,4 +1,4 @@
-"""The rate of requests of each caller: who the caller of a call is, and when a call counts."""
+"""Limits the rate of requests by caller: the address that counts as the caller, and the calls that count."""
 
 import ipaddress
 import time

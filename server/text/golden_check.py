@@ -57,7 +57,7 @@ def _value(message: TextInput, name: str) -> object:
 
 
 def _difference(encoder: TextEncoder, text: GoldenText) -> str:
-    """The first difference from what is expected, as a text; empty if there is none."""
+    """The first difference from the expected tokens and text, in words; empty if there is none."""
     pair = text.pair if text.HasField("pair") else None
     prompt_name = text.prompt_name if text.HasField("prompt_name") else None
     try:

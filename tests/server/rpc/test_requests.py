@@ -1,4 +1,4 @@
-"""Calls without a message, and with bytes that are no message, to every method of every service."""
+"""Calls without a message, and with bytes that are not a message, to every method of every service."""
 
 from contextlib import asynccontextmanager
 

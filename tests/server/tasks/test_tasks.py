@@ -260,8 +260,8 @@ async def test_wrong_pixels_are_refused(repository, pixels):
 @pytest.fixture
 def logits_in_memory(repository, monkeypatch):
     """The number of batches whose logits were in memory at the start of each run."""
-    (lane,) = repository.get("tiny-bert").backend._workers
-    run, made, held = lane._session.run, [], []
+    (worker,) = repository.get("tiny-bert").backend._workers
+    run, made, held = worker._session.run, [], []
 
     def count_and_run(feeds, outputs):
         held.append(sum(logits() is not None for logits in made))
@@ -269,7 +269,7 @@ def logits_in_memory(repository, monkeypatch):
         made.append(weakref.ref(found["logits"]))
         return found
 
-    monkeypatch.setattr(lane._session, "run", count_and_run)
+    monkeypatch.setattr(worker._session, "run", count_and_run)
     return held
 
 

@@ -968,6 +968,7 @@ class ModelInfoResponse(_message.Message):
     NORMALIZED_FIELD_NUMBER: _builtins.int
     PROMPTS_FIELD_NUMBER: _builtins.int
     DEFAULT_PROMPT_NAME_FIELD_NUMBER: _builtins.int
+    MAX_REQUEST_TOKENS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     model_version: _builtins.str
     task: _builtins.str
@@ -977,7 +978,7 @@ class ModelInfoResponse(_message.Message):
     """the execution provider that runs the model"""
     precision: _builtins.str
     max_inputs: _builtins.int
-    """in one request, and in the queue"""
+    """in one request"""
     max_tokens: _builtins.int
     """of an input, including special tokens; for generate: of prompt and generated text together"""
     vocabulary: _builtins.int
@@ -995,6 +996,8 @@ class ModelInfoResponse(_message.Message):
     """vectors have length 1 by default"""
     default_prompt_name: _builtins.str
     """the prompt of requests that name none; empty: no prompt"""
+    max_request_tokens: _builtins.int
+    """of all inputs of a request together"""
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """by class id"""
@@ -1029,10 +1032,11 @@ class ModelInfoResponse(_message.Message):
         normalized: _builtins.bool = ...,
         prompts: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         default_prompt_name: _builtins.str = ...,
+        max_request_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "default_prompt_name", b"default_prompt_name", "embedding_width", b"embedding_width", "function_to_apply", b"function_to_apply", "image_formats", b"image_formats", "image_height", b"image_height", "image_width", b"image_width", "labels", b"labels", "mask_token", b"mask_token", "max_image_pixels", b"max_image_pixels", "max_inputs", b"max_inputs", "max_tokens", b"max_tokens", "max_top_k", b"max_top_k", "model", b"model", "model_version", b"model_version", "normalized", b"normalized", "precision", b"precision", "prompts", b"prompts", "provider", b"provider", "task", b"task", "vocabulary", b"vocabulary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "default_prompt_name", b"default_prompt_name", "embedding_width", b"embedding_width", "function_to_apply", b"function_to_apply", "image_formats", b"image_formats", "image_height", b"image_height", "image_width", b"image_width", "labels", b"labels", "mask_token", b"mask_token", "max_image_pixels", b"max_image_pixels", "max_inputs", b"max_inputs", "max_request_tokens", b"max_request_tokens", "max_tokens", b"max_tokens", "max_top_k", b"max_top_k", "model", b"model", "model_version", b"model_version", "normalized", b"normalized", "precision", b"precision", "prompts", b"prompts", "provider", b"provider", "task", b"task", "vocabulary", b"vocabulary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -64,8 +64,11 @@ class ChunkLimits:
 
     @classmethod
     def of_model(cls, info: pb.ModelInfoResponse) -> "ChunkLimits":
-        """The limits for a model, with which all calls in flight fit into its queue together."""
-        return cls(inputs=max(1, min(MAX_INPUTS, info.max_inputs // IN_FLIGHT)))
+        """The limits for a model. All calls in flight fit into its queue together, however long their texts are."""
+        inputs = info.max_inputs
+        if info.max_tokens and info.max_request_tokens:
+            inputs = min(inputs, info.max_request_tokens // info.max_tokens)
+        return cls(inputs=max(1, min(MAX_INPUTS, inputs // IN_FLIGHT)))
 
 
 def chunks(sizes: Sequence[int], limits: ChunkLimits) -> Iterator[slice]:

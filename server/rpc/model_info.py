@@ -10,6 +10,8 @@ from server.repository.model import Model
 from server.tasks.classify_image import ClassifyImage
 from server.tasks.fill_mask import FillMask
 
+MAX_UINT32 = 2**32 - 1
+
 
 def describe(model: Model) -> pb.ModelInfoResponse:
     """The description of a model. Fields that do not apply to it keep their default values."""
@@ -33,6 +35,7 @@ def describe(model: Model) -> pb.ModelInfoResponse:
         normalized=manifest.normalise,
         prompts=text.prompts,
         default_prompt_name=text.default_prompt_name,
+        max_request_tokens=min(model.limits.max_tokens, MAX_UINT32) if text.max_length else 0,
     )
     if manifest.HasField("image"):
         info.image_height, info.image_width = manifest.image.height, manifest.image.width

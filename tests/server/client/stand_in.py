@@ -31,7 +31,7 @@ class StandIn(AffinityServicer, HealthServicer):
         self.times = []
         self.metadata = []
         self.errors = []
-        self.max_inputs = 1024
+        self.max_inputs, self.max_tokens, self.max_request_tokens = 1024, 0, 0
         self.answering = asyncio.Event()  # Embed waits for it
         self.answering.set()
         self.running = self.most_running = 0
@@ -79,7 +79,9 @@ class StandIn(AffinityServicer, HealthServicer):
             self.cancelled.set()
 
     async def ModelInfo(self, request, context):
-        return pb.ModelInfoResponse(max_inputs=self.max_inputs)
+        return pb.ModelInfoResponse(
+            max_inputs=self.max_inputs, max_tokens=self.max_tokens, max_request_tokens=self.max_request_tokens
+        )
 
     async def Check(self, request, context):
         return HealthCheckResponse(status=self.status)

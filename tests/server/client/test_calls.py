@@ -126,6 +126,12 @@ async def test_a_single_part_has_no_progress(kind, target):
         assert await client.run("embed", ["a", "bc"], model="m") == [[1, 1], [2, 1]]
 
 
+async def test_a_part_never_has_more_tokens_than_a_request_may(client, stand_in):
+    stand_in.max_tokens, stand_in.max_request_tokens = 100, 3 * IN_FLIGHT * 100 + 99
+    assert len(await client.run("embed", ["a"] * 7, model="m")) == 7
+    assert sorted(len(request.inputs) for request in stand_in.requests) == [1, 3, 3]
+
+
 async def test_large_inputs_are_sent_one_by_one(client, stand_in):
     texts = ["a" * (MAX_BYTES - 1), "b", "c", "d" * MAX_BYTES, "é" * MAX_BYTES]
     assert [size for size, _ in await client.run("embed", texts, model="m")] == list(map(len, texts))

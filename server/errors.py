@@ -6,6 +6,7 @@ AffinityError
 ├── WrongTask           the model exists, but serves another task
 ├── Overloaded          the queue is full, or the answer would be too late; `retry_after_s` says when to retry
 ├── NotReady            starting, loading or draining
+├── ModelControlOff     a request to load or unload a model, which the settings do not allow
 ├── DeadlineExceeded    the deadline passed before the answer was ready
 ├── SlowClient          the client did not read its responses for too long
 ├── BadArtifact         an artifact that cannot be served
@@ -66,6 +67,10 @@ class Overloaded(AffinityError):
 
 class NotReady(AffinityError):
     """Starting, loading or draining."""
+
+
+class ModelControlOff(AffinityError):
+    """A request to load or unload a model, which the settings do not allow."""
 
 
 class DeadlineExceeded(AffinityError):

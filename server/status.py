@@ -30,6 +30,7 @@ STATUS: dict[type[BaseException], grpc.StatusCode] = {
     errors.WrongTask: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.NotReady: grpc.StatusCode.UNAVAILABLE,
+    errors.ModelControlOff: grpc.StatusCode.UNAVAILABLE,  # as in Triton
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.SlowClient: grpc.StatusCode.ABORTED,
     errors.BadArtifact: grpc.StatusCode.FAILED_PRECONDITION,

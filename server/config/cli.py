@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from server.config import environment
-from server.config.settings import LOG_FORMATS, LOG_LEVELS, PROVIDERS, BadSetting, ModelSettings, Settings, version
+from server.config.settings import (
+    LOG_FORMATS,
+    LOG_LEVELS,
+    MODEL_CONTROL,
+    PROVIDERS,
+    BadSetting,
+    ModelSettings,
+    Settings,
+    version,
+)
 from server.config.version_policy import Versions
 
 SWITCH = {"on": True, "off": False}
@@ -95,6 +104,12 @@ OPTIONS = {
     "models": (
         Option("artifacts", Path, "DIR", "directory of the exported models"),
         Option("models", _names, "A,B", "models to serve, separated by commas; default: all"),
+        Option(
+            "model_control",
+            _one_of(*MODEL_CONTROL),
+            "|".join(MODEL_CONTROL),
+            "explicit: clients may load and unload models; none: they may not",
+        ),
         Option(
             "poll_artifacts",
             _number,

@@ -12,6 +12,7 @@ from typing import Any
 from server.config.version_policy import Versions
 
 PROVIDERS = ("auto", "cuda", "openvino", "cpu")
+MODEL_CONTROL = ("none", "explicit")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
 EVERY_MODEL = "*"
@@ -84,6 +85,7 @@ class Settings:
     artifacts: Path = Path("artifacts")
     models: tuple[str, ...] = ()
     poll_artifacts: float = 0.0
+    model_control: str = "none"
     provider: str = "auto"
     device: tuple[int, ...] = (0,)
     threads: int = 0
@@ -105,7 +107,12 @@ class Settings:
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # model, or *, → key → value
 
     def __post_init__(self) -> None:
-        for name, known in (("provider", PROVIDERS), ("log_level", LOG_LEVELS), ("log_format", LOG_FORMATS)):
+        for name, known in (
+            ("model_control", MODEL_CONTROL),
+            ("provider", PROVIDERS),
+            ("log_level", LOG_LEVELS),
+            ("log_format", LOG_FORMATS),
+        ):
             if getattr(self, name) not in known:
                 raise BadSetting(f"{name}: found {getattr(self, name)!r}, expected one of {', '.join(known)}")
         for name in ("port", "http_port"):

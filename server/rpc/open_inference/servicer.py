@@ -16,7 +16,7 @@ import grpc
 from protos import open_inference_pb2 as oip
 from server.admission.in_flight import InFlight
 from server.config.settings import Settings
-from server.errors import AffinityError, InvalidRequest, ModelNotFound, NotReady, drop_tracebacks
+from server.errors import AffinityError, InvalidRequest, ModelControlOff, ModelNotFound, NotReady, drop_tracebacks
 from server.observability.prometheus import Metrics
 from server.repository.model import Model
 from server.repository.repository import Repository
@@ -142,6 +142,7 @@ class OpenInferenceService:
     async def RepositoryModelLoad(
         self, request: oip.RepositoryModelLoadRequest, context: GrpcContext
     ) -> oip.RepositoryModelLoadResponse:
+        self._check_control()
         _check_parameters(request.parameters, known=(), why="a model is loaded as it was exported")
         await self._repository.load(request.model_name)
         return oip.RepositoryModelLoadResponse()
@@ -149,9 +150,14 @@ class OpenInferenceService:
     async def RepositoryModelUnload(
         self, request: oip.RepositoryModelUnloadRequest, context: GrpcContext
     ) -> oip.RepositoryModelUnloadResponse:
+        self._check_control()
         _check_parameters(request.parameters, known=("unload_dependents",), why="no model depends on another")
         await self._repository.unload(request.model_name)
         return oip.RepositoryModelUnloadResponse()
+
+    def _check_control(self) -> None:
+        if self._settings.model_control == "none":
+            raise ModelControlOff("loading and unloading models is disabled; --model-control explicit enables it")
 
     # ---- inference
 

@@ -154,8 +154,15 @@ def main() -> None:
     arguments = parser.parse_args()
     with ExitStack() as stack:
         artifacts = arguments.artifacts or exported(Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        flags = ("--threads", arguments.threads, "--slow-client-seconds", str(SLOW_CLIENT_S))
-        server = stack.enter_context(served(artifacts, *flags))
+        flags = (
+            "--threads",
+            arguments.threads,
+            "--model-control",
+            "explicit",
+            "--slow-client-seconds",
+            str(SLOW_CLIENT_S),
+        )
+        server = stack.enter_context(served(artifacts, "--model-control", "explicit", *flags))
         Thread(target=server.process.stdout.read, daemon=True).start()  # else the server waits for its log to be read
         with Client(server.target) as client:
             models = client.models()

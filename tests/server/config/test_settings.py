@@ -10,6 +10,7 @@ def test_settings_have_defaults_for_a_server_on_this_machine_alone():
     settings = parse([], {})
     assert (settings.host, settings.port, settings.http_port) == ("127.0.0.1", 8001, 8002)
     assert settings.provider == "auto"
+    assert settings.model_control == "none"
 
 
 def test_a_flag_wins_over_the_environment_and_the_environment_over_the_default():
@@ -51,6 +52,7 @@ def test_model_names_may_have_dots():
         (["--set", "*.max_batch_padding=1"], {}, "*.max_batch_padding: found 1.0, expected a share from 0 to below 1"),
         (["--set", "gpt.prefix_cache=yes"], {}, "gpt.prefix_cache=yes: found 'yes', expected one of on, off"),
         (["--max-connection-age-seconds", "-1"], {}, "max_connection_age_seconds: found -1.0, expected at least 0"),
+        (["--model-control", "poll"], {}, "--model-control: found 'poll', expected one of none, explicit"),
         (["--models"], {}, "--models: expected one argument"),
     ],
 )

@@ -19,6 +19,7 @@ from server.config.version_policy import Versions
 from tests.checkpoints import write_bert
 from tests.serving import served
 
+CONTROLLED = ("--model-control", "explicit")
 IDS = np.array([[2, 9, 4, 30, 3]])
 
 
@@ -103,7 +104,7 @@ def index(client):
 
 def test_two_versions_are_served_and_a_third_one_replaces_the_oldest(three, artifacts):
     with (
-        served(artifacts, "--set", "bert.versions=latest:2") as running,
+        served(artifacts, *CONTROLLED, "--set", "bert.versions=latest:2") as running,
         triton.InferenceServerClient(running.target) as client,
         Client(running.target) as ours,
     ):
@@ -154,7 +155,7 @@ def test_the_typed_service_knows_versions_too(artifacts):
 
 async def test_a_new_version_is_loaded_under_traffic_and_a_bad_one_is_not(three, artifacts):
     """No request is refused, and every response comes from the version that it names."""
-    with served(artifacts) as running:
+    with served(artifacts, *CONTROLLED) as running:
         async with triton_aio.InferenceServerClient(running.target) as client:
             answers, over = [], asyncio.Event()
 

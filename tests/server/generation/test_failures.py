@@ -104,7 +104,7 @@ def large_request():
 
 async def test_a_slow_reader_does_not_delay_unloading_and_gets_all_responses(root):
     async with (
-        listening(root) as (address, _),
+        listening(root, model_control="explicit") as (address, _),
         grpc.aio.insecure_channel(address, NARROW) as channel,
         triton_aio.InferenceServerClient(address) as client,
     ):

@@ -140,11 +140,18 @@ def test_statistics_without_a_name_are_those_of_all_models(client):
     assert len(client.get_inference_statistics().model_stats) == 6
 
 
+@pytest.fixture(scope="module")
+def controlled(artifacts):
+    """A server of its own that loads and unloads models on request."""
+    with served(artifacts, "--models", "tiny-bert,tiny-vit", "--model-control", "explicit") as running:
+        yield running
+
+
 @pytest.mark.parametrize("name", ["config", "file:1/model.onnx", "x"])
-def test_a_parameter_of_a_load_is_refused_by_name(client, name):
+def test_a_parameter_of_a_load_is_refused_by_name(controlled, name):
     request = client_messages.RepositoryModelLoadRequest(model_name="tiny-bert")
     request.parameters[name].string_param = "{}"
-    with pytest.raises(grpc.RpcError) as error:
+    with triton.InferenceServerClient(controlled.target) as client, pytest.raises(grpc.RpcError) as error:
         client._client_stub.RepositoryModelLoad(request)
     assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert error.value.details() == (
@@ -152,22 +159,27 @@ def test_a_parameter_of_a_load_is_refused_by_name(client, name):
     )
 
 
+def test_models_are_not_loaded_and_unloaded_by_default(client):
+    for request in (client.load_model, client.unload_model):
+        for name in ("tiny-bert", "missing"):
+            with pytest.raises(InferenceServerException, match="--model-control explicit enables it") as error:
+                request(name)
+            assert error.value.status() == "StatusCode.UNAVAILABLE"
+    assert client.is_model_ready("tiny-bert")
+
+
 def metrics(server):
     with urllib.request.urlopen(server.url("/metrics")) as answer:
         return answer.read().decode()
 
 
-def test_models_can_be_unloaded_and_loaded(artifacts):
-    with (
-        served(artifacts, "--models", "tiny-bert,tiny-vit") as running,
-        triton.InferenceServerClient(running.target) as client,
-        Client(running.target) as ours,
-    ):
+def test_models_can_be_unloaded_and_loaded(controlled):
+    with triton.InferenceServerClient(controlled.target) as client, Client(controlled.target) as ours:
         infer(client, "tiny-bert", [("text", [TEXT])])
-        assert 'affinity_requests_total{model="tiny-bert"' in metrics(running)
+        assert 'affinity_requests_total{model="tiny-bert"' in metrics(controlled)
         client.unload_model("tiny-bert")
         assert not client.is_model_ready("tiny-bert")
-        assert "tiny-bert" not in metrics(running)
+        assert "tiny-bert" not in metrics(controlled)
         assert ours.health("model/tiny-bert") == "NOT_SERVING"
         with pytest.raises(InferenceServerException, match="NOT_FOUND"):
             infer(client, "tiny-bert", [("text", [TEXT])])

@@ -7,12 +7,17 @@ AffinityError
 ├── Overloaded          the queue is full, or the answer would be too late; `retry_after_s` says when to retry
 ├── NotReady            starting, loading or draining
 ├── ModelControlOff     a request to load or unload a model, which the settings do not allow
+├── Unauthenticated     no valid token, where one is necessary
+├── PermissionDenied    a valid token of a client that may not do this
 ├── DeadlineExceeded    the deadline passed before the answer was ready
 ├── SlowClient          the client did not read its responses for too long
 ├── BadArtifact         an artifact that cannot be served
 ├── ProviderUnavailable an execution provider that was required and cannot run here
 └── NotEnoughMemory     the model or the request does not fit into memory
 """
+
+import os
+import pathlib
 
 LONGEST_PART = 200  # characters of a field's name or of a value in an error text
 
@@ -35,6 +40,12 @@ def drop_tracebacks(error: BaseException) -> None:
 def shorten(text: str) -> str:
     """A text for an error message, cut if it is long."""
     return text if len(text) <= LONGEST_PART else f"{text[:LONGEST_PART]}…"
+
+
+def hide_directory(text: str, directory: pathlib.Path) -> str:
+    """The text of an error without a directory of the server, which clients do not need to know."""
+    text = text.replace(f"{directory}{os.sep}", "")
+    return text.replace(str(directory), "the server's directory") if directory.is_absolute() else text
 
 
 class AffinityError(Exception):
@@ -71,6 +82,14 @@ class NotReady(AffinityError):
 
 class ModelControlOff(AffinityError):
     """A request to load or unload a model, which the settings do not allow."""
+
+
+class Unauthenticated(AffinityError):
+    """No valid token, where one is necessary."""
+
+
+class PermissionDenied(AffinityError):
+    """A valid token of a client that may not do this."""
 
 
 class DeadlineExceeded(AffinityError):

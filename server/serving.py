@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from server.admission.in_flight import InFlight
+from server.auth.security import Security
 from server.config.settings import Settings
-from server.host.listening import WILDCARDS, with_port
+from server.host.listening import WILDCARDS, is_local, with_port
 from server.host.standard_files import STDOUT
+from server.host.unix_socket import SCHEME, UnixSocket
 from server.observability.http import HttpServer
 from server.observability.observer import Observer
 from server.observability.prometheus import Metrics
@@ -41,14 +43,26 @@ async def serve(settings: Settings) -> None:
     repository = Repository(settings, Reporter(health, metrics))
     metrics.registry.register(ModelMetrics(repository.models, repository.failures))
     async with AsyncExitStack() as stack:  # stops the parts in reverse order of their start
+        security = Security.open(settings, clients_changed=metrics.set_clients)
+        stack.callback(asyncio.create_task(security.keep_fresh()).cancel)
         http = HttpServer(
-            settings.host, settings.http_port, metrics.registry, lambda: repository.ready and not in_flight.closing
+            settings.host,
+            settings.http_port,
+            metrics.registry,
+            lambda: repository.ready and not in_flight.closing,
+            security=security,
         )
         stack.callback(http.stop)
         stack.push_async_callback(repository.drain)
         connections = Connections()
-        server, port = build_server(settings, repository, metrics, health, in_flight, connections)
+        unix_sockets = [UnixSocket(Path(address.removeprefix(SCHEME))) for address in settings.listen]
+        for each in unix_sockets:
+            stack.callback(each.remove)
+        server, port = build_server(
+            settings, repository, metrics, health, in_flight, connections, security, unix_sockets
+        )
         stack.push_async_callback(server.stop, GRACE_S)
+        _warn_of_unprotected_ports(settings)
         await health.refresh(repository)
         await server.start()
         poller = Poller(repository, settings) if settings.poll_artifacts else None
@@ -135,16 +149,30 @@ async def _drain(
     await connections.close()
 
 
+def _warn_of_unprotected_ports(settings: Settings) -> None:
+    """Warn of ports that other machines can reach, if the settings do not protect them."""
+    dangers = []
+    if not settings.tls_cert:
+        dangers.append("requests are not encrypted without --tls-cert")
+    if not (settings.auth_tokens or settings.tls_client_ca):
+        dangers.append("every client may call without --auth-tokens")
+    if dangers and not is_local(settings.host):
+        log.warning("other machines can connect to %s: %s", settings.host, ", and ".join(dangers))
+
+
 def _announce(settings: Settings, repository: Repository, port: int, http_port: int) -> None:
     tasks = {model.name: model.artifact.manifest.task for model in repository.models()}
+    for address in settings.listen:
+        log.info("gRPC listens on %s, too", address)
     log.info(
-        "ready: %s; gRPC on %s, metrics and health on http://%s",
+        "ready: %s; gRPC on %s, metrics and health on %s://%s",
         ", ".join(f"{name} ({task})" for name, task in sorted(tasks.items())),
         with_port(settings.host, port),
+        "https" if settings.tls_cert else "http",
         with_port(settings.host, http_port),
     )
     if settings.log_format == "text":
-        lines = ("try, in another terminal:", *_examples(set(tasks.values()), _target(settings.host, port)), "", "")
+        lines = ("try, in another terminal:", *_examples(settings, set(tasks.values()), port), "", "")
         STDOUT.write("\n".join(lines))
 
 
@@ -153,12 +181,15 @@ def _target(host: str, port: int) -> str:
     return with_port("127.0.0.1" if host in WILDCARDS else host, port)
 
 
-def _examples(tasks: set[str], target: str) -> list[str]:
+def _examples(settings: Settings, tasks: set[str], port: int) -> list[str]:
     """Up to three example commands for the tasks that are served."""
     image = EXAMPLE_IMAGE if EXAMPLE_IMAGE.exists() else "some.png"
+    target = _target(settings.host, port)
+    token = "AFFINITY_TOKEN=… " if settings.auth_tokens else ""
     server = "" if target == DEFAULT_SERVER else f" --server {target}"
+    server += " --tls" if settings.tls_cert else ""
     commands = [spec.example.format(image=image) for name, spec in TASKS.items() if name in tasks]
-    return [f"  {_python()} -m server.client{server} {command}" for command in commands[:3]]
+    return [f"  {token}{_python()} -m server.client{server} {command}" for command in commands[:3]]
 
 
 def _python() -> str:

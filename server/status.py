@@ -31,6 +31,8 @@ STATUS: dict[type[BaseException], grpc.StatusCode] = {
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.NotReady: grpc.StatusCode.UNAVAILABLE,
     errors.ModelControlOff: grpc.StatusCode.UNAVAILABLE,  # as in Triton
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.SlowClient: grpc.StatusCode.ABORTED,
     errors.BadArtifact: grpc.StatusCode.FAILED_PRECONDITION,

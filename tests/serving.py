@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-READY = re.compile(r"gRPC on \S+:(\d+), metrics and health on http://\S+:(\d+)")
+READY = re.compile(r"gRPC on \S+:(\d+), metrics and health on https?://\S+:(\d+)")
 
 
 def own_address() -> str:

@@ -1,4 +1,4 @@
-"""A client process for tests that stop the server: `python -m tests.stopping TARGET CHANNELS CALLERS`.
+"""A client process for tests that stop the server: `python -m tests.stopping TARGET CHANNELS CALLERS [AUTHORITY]`.
 
 The callers of each channel send calls without a pause until one of them finds the server unavailable. The process
 prints a line when every channel has had an answer, and in the end how many calls ended with each status.
@@ -8,6 +8,7 @@ import asyncio
 import json
 import sys
 from collections import Counter
+from pathlib import Path
 
 import grpc
 
@@ -37,9 +38,17 @@ async def call_until_unavailable(stub: AffinityStub, ended: Counter[str]) -> Non
             ended[error.code().name] += 1
 
 
-async def main(target: str, channels: int, callers: int) -> None:
+def connect(target: str, authority: str | None) -> grpc.aio.Channel:
+    """A connection of its own, with TLS if there is a file with an authority to trust."""
+    if authority is None:
+        return grpc.aio.insecure_channel(target, options=OWN_CONNECTION)
+    credentials = grpc.ssl_channel_credentials(Path(authority).read_bytes())
+    return grpc.aio.secure_channel(target, credentials, options=OWN_CONNECTION)
+
+
+async def main(target: str, channels: int, callers: int, authority: str | None = None) -> None:
     ended: list[Counter[str]] = [Counter() for _ in range(channels)]
-    stubs = [AffinityStub(grpc.aio.insecure_channel(target, options=OWN_CONNECTION)) for _ in range(channels)]
+    stubs = [AffinityStub(connect(target, authority)) for _ in range(channels)]
     for stub in stubs:
         await fill_mask(stub)
     print("sending", flush=True)
@@ -49,4 +58,4 @@ async def main(target: str, channels: int, callers: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]))

@@ -13,6 +13,7 @@ from server.config.version_policy import Versions
 
 PROVIDERS = ("auto", "cuda", "openvino", "cpu")
 MODEL_CONTROL = ("none", "explicit")
+AUTH_ALSO = ("reflection", "metrics")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
 EVERY_MODEL = "*"
@@ -93,6 +94,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8001
     http_port: int = 8002
+    listen: tuple[str, ...] = ()
     max_message_mb: int = 64
     max_connections: int = 10_000
     max_concurrent_streams: int = 1024
@@ -102,6 +104,11 @@ class Settings:
     shutdown_delay_seconds: float = 0.0
     drain_seconds: float = 30.0
     slow_client_seconds: float = 30.0
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    auth_tokens: Path | None = None
+    auth_also: tuple[str, ...] = ()
     log_level: str = "info"
     log_format: str = "text"
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # model, or *, → key → value
@@ -136,8 +143,18 @@ class Settings:
                 raise BadSetting(f"{name}: found {getattr(self, name)}, expected at least {minimum}")
         if not self.device or len(set(self.device)) < len(self.device):
             raise BadSetting(f"device: found {','.join(map(str, self.device)) or 'none'}, expected different numbers")
+        self._check_security()
         for model in self.overrides:
             self.of(model)
+
+    def _check_security(self) -> None:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            found, missing = ("tls_cert", "tls_key") if self.tls_cert else ("tls_key", "tls_cert")
+            raise BadSetting(f"{missing}: found none, expected one beside {found}")
+        if self.tls_client_ca and not self.tls_cert:
+            raise BadSetting("tls_cert: found none, expected one beside tls_client_ca")
+        if self.auth_also and not self.auth_tokens:
+            raise BadSetting("auth_tokens: found none, expected a file beside auth_also")
 
     def of(self, model: str) -> ModelSettings:
         """The settings of one model: its own override those of `*`, which override the defaults."""

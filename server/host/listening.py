@@ -1,6 +1,7 @@
 """From a host and a port to listening sockets, on every address that the host has. Knows neither gRPC nor HTTP."""
 
 import errno
+import ipaddress
 import os
 import socket
 from typing import Any
@@ -60,6 +61,11 @@ def resolve(host: str) -> list[SocketAddress]:
         return [("::", 0, 0, 0) if socket.has_dualstack_ipv6() else ("0.0.0.0", 0)]
     local = [address for address in found if address[0] != "::1" or _opens(address)]
     return list(dict.fromkeys(local or found))
+
+
+def is_local(host: str) -> bool:
+    """Whether only processes of this machine can connect to a host. Raises CannotListen."""
+    return all(ipaddress.ip_address(address[0].partition("%")[0]).is_loopback for address in resolve(host))
 
 
 def spell(address: SocketAddress, port: int) -> str:

@@ -7,6 +7,7 @@ Python. They have a thread and an event loop of their own, so that a busy server
 import asyncio
 import gzip
 import logging
+import ssl
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +21,18 @@ from prometheus_client.exposition import choose_encoder, gzip_accepted
 from prometheus_client.registry import Collector
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from server.auth.certificates import Certificates
+from server.auth.security import Security
+from server.errors import Unauthenticated
 from server.host.listening import BACKLOG, listen
+from server.host.watched_files import WatchedFiles
 from server.observability.triton_names import OwnNames
 
 TIMEOUT_S = 10.0  # for a request with its response, and for a connection between two requests
 STOP_S = 1  # for responses that are being sent when the server stops
 TEXT = ("content-type", "text/plain; charset=utf-8")
 METHODS = ("GET", "HEAD")
+CERTIFIED = "certified"  # whether the client has shown a certificate
 
 log = logging.getLogger("server")
 
@@ -44,6 +50,7 @@ class HttpServer:
         registry: CollectorRegistry,
         ready: Callable[[], bool],
         *,
+        security: Security = Security(),  # noqa: B008  # it is frozen
         timeout_s: float = TIMEOUT_S,
     ) -> None:
         """Port 0 selects a free port. `ready` is called from the thread. Raises CannotListen."""
@@ -55,7 +62,7 @@ class HttpServer:
         def protocol(*arguments: Any, **options: Any) -> "TimedProtocol":
             return TimedProtocol(*arguments, timeout_s=timeout_s, **options)
 
-        self._application = Application(registry, ready)
+        self._application = Application(registry, ready, security)
         config = uvicorn.Config(
             self._application,
             http=protocol,  # type: ignore[arg-type]  # any callable that makes protocols will do
@@ -67,6 +74,7 @@ class HttpServer:
             server_header=False,
             backlog=BACKLOG,
             timeout_graceful_shutdown=STOP_S,
+            ssl_context_factory=_tls(security.certificates) if security.certificates else None,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._serve, args=(sockets,), name="http", daemon=True)
@@ -83,6 +91,20 @@ class HttpServer:
             runner.run(self._server.serve(sockets))
 
 
+def _tls(certificates: WatchedFiles[Certificates]) -> Callable[..., ssl.SSLContext]:
+    """Makes the context of the server. Each handshake uses the certificates of its time."""
+
+    def use_current(connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        connection.context = certificates.value.context
+
+    def make(*_: Any) -> ssl.SSLContext:
+        context = certificates.value.context
+        context.sni_callback = use_current
+        return context
+
+    return make
+
+
 class TimedProtocol(H11Protocol):
     """Closes a connection whose next response is not complete in time: silent, slow to send, or slow to read.
 
@@ -96,6 +118,7 @@ class TimedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.app_state = {**self.app_state, CERTIFIED: bool(transport.get_extra_info("peercert"))}  # part of each scope
         self._restart(transport)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -116,8 +139,14 @@ class TimedProtocol(H11Protocol):
 class Application:
     """The ASGI application. Metrics are collected one scrape at a time, in another thread than probes are answered."""
 
-    def __init__(self, registry: CollectorRegistry, ready: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        ready: Callable[[], bool],
+        security: Security = Security(),  # noqa: B008
+    ) -> None:
         self._ready = ready
+        self._security = security
         self._metrics: dict[str, CollectorRegistry] = {"/metrics": registry, "/metrics/own": OwnNames(registry)}
         self._scrapes = ThreadPoolExecutor(1, thread_name_prefix="scrape")
 
@@ -148,7 +177,22 @@ class Application:
             return _text(200, "alive")
         if path == "/readyz":
             return _text(200, "ready") if self._ready() else _text(503, "not ready")
+        if refusal := self._refusal(scope):
+            return refusal
         return await asyncio.get_running_loop().run_in_executor(self._scrapes, _scrape, self._metrics[path], scope)
+
+    def _refusal(self, scope: Any) -> Answer | None:
+        """The answer to a client that may not read metrics."""
+        certificates = self._security.certificates
+        if certificates and certificates.value.client_ca and not scope["state"][CERTIFIED]:
+            return _text(403, "expected a client certificate")
+        values = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
+        try:
+            self._security.access.client("token" if self._security.with_metrics else "nothing", values)
+        except Unauthenticated as error:
+            status, headers, body = _text(401, str(error))
+            return status, [*headers, ("www-authenticate", "Bearer")], body
+        return None
 
 
 def _scrape(registry: CollectorRegistry, scope: Any) -> Answer:

@@ -6,7 +6,7 @@ are names of loaded models, never names that a client sent.
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -99,6 +99,10 @@ class Metrics:
             buckets=SECONDS,
             registry=self.registry,
         )
+        self._authenticated = Counter(
+            "affinity_authenticated_calls", "Calls with a token, by client.", ("client",), registry=self.registry
+        )
+        self._clients: frozenset[str] = frozenset()
         self._calls_started = Counter("grpc_server_started", "Calls that started.", CALL, registry=self.registry)
         self._calls_ended = Counter(
             "grpc_server_handled", "Calls that finished, by status.", (*CALL, "grpc_code"), registry=self.registry
@@ -158,6 +162,18 @@ class Metrics:
                     statistics.generated(token_timer.usages)
 
     # ---- a CallListener of server/rpc/interceptors.py
+
+    def set_clients(self, names: Iterable[str]) -> None:
+        """The clients that have tokens now: the values of the label `client`."""
+        before, self._clients = self._clients, frozenset(names)
+        for name in before - self._clients:
+            self._authenticated.remove(name)
+        for name in self._clients - before:
+            self._authenticated.labels(name)
+
+    def call_authenticated(self, client: str) -> None:
+        if client in self._clients:
+            self._authenticated.labels(client).inc()
 
     def call_started(self, kind: str, service: str, method: str) -> None:
         self._calls_started.labels(kind, service, method).inc()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from server.artifact import newest, versions
 from server.config.settings import EVERY_MODEL, Settings
-from server.errors import BadArtifact, InvalidRequest, ModelNotFound, NotReady
+from server.errors import BadArtifact, InvalidRequest, ModelNotFound, NotReady, hide_directory
 from server.host.cpus import usable_cpus
 from server.host.memory import release_free_memory
 from server.host.priority import yield_to_event_loop
@@ -93,7 +93,8 @@ class Repository:
             return NotReady(f"model {name} is being loaded")
         if served := self._models.get(name):
             found = f"version{'s' * (len(served) > 1)} {', '.join(map(str, served))}"
-            reason = "".join(f": {entry.reason}" for entry in own if entry.reason)
+            reasons = "".join(f": {entry.reason}" for entry in own if entry.reason)
+            reason = hide_directory(reasons, self._settings.artifacts)
             return ModelNotFound(f"model {name}: found {found}, not {version!r}{reason}")
         known = ", ".join(sorted(self._models)) or "none"
         return ModelNotFound(f"model: found {name!r}, expected one of those that are served: {known}")

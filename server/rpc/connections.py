@@ -1,10 +1,13 @@
-"""The TCP connections of a gRPC server, and how they end when the server stops: GOAWAY first, then the last responses.
+"""The connections of a gRPC server, and how they end when the server stops: GOAWAY first, then the last responses.
 
 The `stop` of a gRPC server sends GOAWAY, too, but cancels every call that arrives after it has begun. The clients of
 these calls could not know yet, and see CANCELLED. Here, clients learn of the stop while the server still answers: they
 send further calls elsewhere, and the server answers the calls that were on their way. In the end the server closes its
 side of the connections, and clients report a call without an answer as UNAVAILABLE. gRPC has no function for either of
 these steps, so the server finds the sockets among its open files (on Linux). On other systems only `stop` remains.
+
+With TLS, only gRPC can write on a connection. Clients then do not get GOAWAY: the server refuses their calls as
+UNAVAILABLE when it stops.
 """
 
 import asyncio
@@ -15,13 +18,13 @@ import socket
 import struct
 import termios
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 
 from server.admission.in_flight import InFlight
 from server.rpc.context import GrpcContext
 
-Address = tuple[str, int]  # of a client
-Sockets = list[tuple[Address, socket.socket]]
+ON_THIS_MACHINE = -1  # in place of the port of clients of Unix-domain sockets: gRPC does not distinguish these
 
 OWN_FILES = "/proc/self/fd"
 
@@ -33,19 +36,30 @@ FIRST_RETRY_S, LAST_RETRY_S = 0.002, 0.1
 LEAVE_S = 1.0  # the time for clients to leave after GOAWAY, and to close connections after the server has
 
 
+@dataclass(frozen=True)
+class Connection:
+    """An open connection: the port of the client, a number that no other socket has, and a duplicate of the socket."""
+
+    port: int
+    inode: int
+    socket: socket.socket
+
+
 class Connections:
     """Ends the connections of one server. The interceptor reports when gRPC writes responses on them."""
 
     def __init__(self) -> None:
         self.port = 0  # of the server, once it is known
+        self.paths: Collection[str] = ()  # that its Unix-domain sockets are bound to
+        self.encrypted = False  # whether connections to the port have TLS
         self._writing: Counter[int] = Counter()  # port of a client → responses that gRPC is writing
-        self._pending: set[Address] = set()  # clients that do not have GOAWAY yet
+        self._pending: set[int] = set()  # inodes of connections whose clients do not have GOAWAY yet
         self._open_at_stop: frozenset[int] = frozenset()  # ports of clients
 
     # ---- during calls
 
     def was_open_at_stop(self, context: GrpcContext) -> bool:
-        """Whether the server is stopping, and the client of a call could not know that."""
+        """Whether the server is stopping, and sends GOAWAY to the client, who could not know that before."""
         return _port(context) in self._open_at_stop
 
     @contextlib.contextmanager
@@ -74,10 +88,11 @@ class Connections:
     def begin_stop(self) -> None:
         """Accept no more connections, and send GOAWAY on those that are open; `drain` does so where it must wait."""
         self._close_listeners()
-        with self._sockets() as sockets:
-            self._pending = {address for address, _ in sockets}
-            self._open_at_stop = frozenset(port for _, port in self._pending)
-            self._send_goaway(sockets)
+        with self._connections() as connections:
+            plain = [each for each in connections if each.port == ON_THIS_MACHINE or not self.encrypted]
+            self._pending = {each.inode for each in plain}
+            self._open_at_stop = frozenset(each.port for each in plain)
+            self._send_goaway(connections)
 
     async def drain(self, in_flight: InFlight, timeout_s: float) -> bool:
         """Wait until all requests are answered and the clients have left, or had the time to.
@@ -94,9 +109,9 @@ class Connections:
         start = clock()
         while True:
             if self._pending or not in_flight.count:
-                with self._sockets() as sockets:
-                    self._send_goaway(sockets)
-                if not in_flight.count and (not sockets or clock() >= start + min(LEAVE_S, timeout_s)):
+                with self._connections() as connections:
+                    self._send_goaway(connections)
+                if not in_flight.count and (not connections or clock() >= start + min(LEAVE_S, timeout_s)):
                     return True
             if clock() >= start + timeout_s:
                 return False
@@ -106,10 +121,10 @@ class Connections:
     async def close(self) -> None:
         """Close the server's side of every connection after the responses that are being written."""
         await self._wait(lambda: not self._writing)
-        with self._sockets() as sockets:
-            for _, connection in sockets:
+        with self._connections() as connections:
+            for connection in connections:
                 with contextlib.suppress(OSError):  # the client was faster
-                    connection.shutdown(socket.SHUT_WR)
+                    connection.socket.shutdown(socket.SHUT_WR)
         await self._wait(lambda: not self._count())
 
     async def _wait(self, condition: Callable[[], bool]) -> None:
@@ -119,39 +134,41 @@ class Connections:
                     await asyncio.sleep(FIRST_RETRY_S)
 
     def _count(self) -> int:
-        with self._sockets() as sockets:
-            return len(sockets)
+        with self._connections() as connections:
+            return len(connections)
 
-    def _send_goaway(self, sockets: Sockets) -> None:
+    def _send_goaway(self, connections: list[Connection]) -> None:
         """Send GOAWAY to the clients that do not have it yet, except where gRPC may be in the middle of a frame.
 
         gRPC begins to write responses when this thread says so. What it writes by itself is so small that the socket
         takes it at once unless its buffer is full. So gRPC is between two frames if the socket has sent everything and
         no response is being written.
         """
-        self._pending &= {address for address, _ in sockets}
-        for address, connection in sockets:
-            if address in self._pending and address[1] not in self._writing and not _count_unsent(connection):
+        self._pending &= {each.inode for each in connections}
+        for each in connections:
+            if each.inode in self._pending and each.port not in self._writing and not _count_unsent(each.socket):
                 with contextlib.suppress(OSError):  # the client has closed the connection
-                    connection.send(GOAWAY, socket.MSG_DONTWAIT)
-                self._pending.discard(address)
+                    each.socket.send(GOAWAY, socket.MSG_DONTWAIT)
+                self._pending.discard(each.inode)
 
     # ---- sockets
 
     @contextlib.contextmanager
-    def _sockets(self) -> Iterator[Sockets]:
-        """The address of the client, and a duplicate of the socket, of each connection that is open."""
+    def _connections(self) -> Iterator[list[Connection]]:
+        """The connections that are open."""
         with contextlib.ExitStack() as stack:
-            sockets = [stack.enter_context(found) for _, found in _own_sockets(self.port)]
-            connections: Sockets = []
-            for connection in sockets:
+            sockets = [stack.enter_context(found) for _, found in _own_sockets(self.port, self.paths)]
+            connections: list[Connection] = []
+            for found in sockets:
                 with contextlib.suppress(OSError):  # it listens, or is closed
-                    connections.append((connection.getpeername()[:2], connection))
+                    peer = found.getpeername()
+                    port = ON_THIS_MACHINE if found.family == socket.AF_UNIX else peer[1]
+                    connections.append(Connection(port, os.fstat(found.fileno()).st_ino, found))
             yield connections
 
     def _close_listeners(self) -> None:
         """Close the sockets that listen. Others that never get a connection take their place in gRPC."""
-        for descriptor, found in _own_sockets(self.port):
+        for descriptor, found in _own_sockets(self.port, self.paths):
             with found:
                 if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                     with socket.socket(socket.AF_UNIX) as silent:
@@ -162,26 +179,28 @@ class Connections:
 
 
 def _port(context: GrpcContext) -> int:
-    """The port of the client: the last part of an address such as `ipv4:10.0.0.1:50000`; -1 if there is none."""
-    port = context.peer().rpartition(":")[2]
-    return int(port) if port.isdecimal() else -1
+    """The port of the client: the last part of an address such as `ipv4:10.0.0.1:50000`, if there is one."""
+    family, _, address = context.peer().partition(":")
+    port = address.rpartition(":")[2]
+    return int(port) if family != "unix" and port.isdecimal() else ON_THIS_MACHINE
 
 
-def _own_sockets(port: int) -> Iterator[tuple[int, socket.socket]]:
-    """The descriptor and a duplicate of each TCP socket of this process with this local port."""
+def _own_sockets(port: int, paths: Collection[str]) -> Iterator[tuple[int, socket.socket]]:
+    """The descriptor and a duplicate of each socket of this process with this local port or one of these paths."""
     with contextlib.suppress(OSError):  # no Linux
         for descriptor in map(int, os.listdir(OWN_FILES)):
             found = _duplicate(descriptor)
             if found is None:
                 continue
-            if found.family in (socket.AF_INET, socket.AF_INET6) and found.getsockname()[1] == port:
+            name = found.getsockname()
+            if name in paths or (found.family in (socket.AF_INET, socket.AF_INET6) and name[1] == port):
                 yield descriptor, found
             else:
                 found.close()
 
 
 def _duplicate(descriptor: int) -> socket.socket | None:
-    """A duplicate of a TCP socket, so that nothing happens to another file if it is closed meanwhile."""
+    """A duplicate of a socket, so that nothing happens to another file if it is closed meanwhile."""
     try:
         if not os.readlink(f"{OWN_FILES}/{descriptor}").startswith("socket:"):
             return None

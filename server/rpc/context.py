@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 
 from server.admission.queue import Cancellation, RequestContext
+from server.auth.tokens import Client
 
 GrpcContext = grpc.aio.ServicerContext[Any, Any]
 
@@ -15,6 +16,7 @@ MAX_TRANSIT_S = 0.1  # from the client to the server
 
 # Of the streaming call that this task, or the task that created it, runs.
 _CANCELLATION: ContextVar[Cancellation | None] = ContextVar("_CANCELLATION", default=None)
+_CLIENT: ContextVar[Client | None] = ContextVar("_CLIENT", default=None)
 
 
 def start_cancellation() -> Cancellation:
@@ -25,6 +27,21 @@ def start_cancellation() -> Cancellation:
     cancellation = Cancellation()
     _CANCELLATION.set(cancellation)
     return cancellation
+
+
+def client_of_call() -> Client | None:
+    """The client whose token came with the call that the current task runs; None for a call without one."""
+    return _CLIENT.get()
+
+
+def set_client_of_call(client: Client | None) -> None:
+    _CLIENT.set(client)
+
+
+def describe_call(path: str) -> str:
+    """The call that the current task runs, for the log: its path, and the name of its client if there was a token."""
+    client = _CLIENT.get()
+    return f"{path} (client {client.name})" if client else path
 
 
 def make_request_context(context: GrpcContext, *, priority: int = 0, timeout_us: int = 0) -> RequestContext:

@@ -54,7 +54,7 @@ class Health(HealthServicer):  # type: ignore[misc]  # the library has no types
 
     async def Check(self, request: HealthCheckRequest, context: GrpcContext) -> HealthCheckResponse:
         if request.service not in self._states:
-            known = ", ".join(map(repr, self._states))
+            known = ", ".join(map(repr, (*SERVICES, f"{MODEL_PREFIX}NAME")))  # no names: health needs no token
             raise ModelNotFound(f"service: found {request.service!r}, expected one of {known}")
         return HealthCheckResponse(status=self._states[request.service])
 

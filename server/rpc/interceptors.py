@@ -1,20 +1,29 @@
-"""The interceptor of every call: it converts errors to statuses, measures the time and counts calls in flight.
+"""The interceptor of every call: tokens, errors as statuses, measured time, and the number of calls in flight.
 
 It knows nothing of models and handles every service on the server, including health and reflection.
 """
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, aclosing, contextmanager
 from typing import Any, Protocol, TypeAlias
 
 import grpc
 
 from server.admission.in_flight import InFlight
-from server.errors import drop_tracebacks
+from server.auth.access import Access
+from server.errors import PermissionDenied, Unauthenticated, drop_tracebacks
+from server.rpc.authentication import Authentication
 from server.rpc.connections import Connections
-from server.rpc.context import GrpcContext, make_request_context, start_cancellation
+from server.rpc.context import (
+    GrpcContext,
+    describe_call,
+    make_request_context,
+    set_client_of_call,
+    start_cancellation,
+)
 from server.rpc.rates import CallerRates
 from server.rpc.request_reader import read_each, read_one, unreadable_as_value
 from server.rpc.response_writer import ResponseWriter
@@ -31,9 +40,13 @@ KINDS = {  # (request streams, response streams) → the value of the label grpc
     (True, True): ("bidi_stream", "stream_stream"),
 }
 
+log = logging.getLogger("server")
+
 
 class CallListener(Protocol):
     """Receives the start and end of calls. `kind`, `service` and `method` are labels of the grpc_server_* metrics."""
+
+    def call_authenticated(self, client: str) -> None: ...
 
     def call_started(self, kind: str, service: str, method: str) -> None: ...
 
@@ -52,8 +65,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         tracked_paths: frozenset[str],
         slow_client_seconds: float = 0.0,
         rates: CallerRates | None = None,
+        authentication: Authentication | None = None,
     ) -> None:
-        """A stopping server waits for calls of `tracked_paths` to finish, and refuses those that could go elsewhere.
+        """Without `authentication` no call needs a token.
+
+        A stopping server waits for calls of `tracked_paths` to finish, and refuses those that could go elsewhere.
 
         `rates` limits the rate of these calls, too. A stream whose client has read nothing for `slow_client_seconds` is
         aborted; 0: never.
@@ -64,16 +80,28 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._tracked_paths = tracked_paths
         self._slow_client_seconds = slow_client_seconds
         self._rates = rates or CallerRates(0)
+        self._authentication = authentication or Authentication(Access())
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
+        path = str(handler_call_details.method)
+        try:
+            client = self._authentication.client(handler_call_details)
+        except (Unauthenticated, PermissionDenied) as error:
+            return self._refusing(await continuation(handler_call_details), path, error)
+        if client is not None:
+            set_client_of_call(client)  # for further interceptors and the handler, which run in the same task
+            self._listener.call_authenticated(client.name)
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
         kind, field = KINDS[handler.request_streaming, handler.response_streaming]
+        inner = getattr(handler, field)
+        if handler.request_streaming:  # a stream can outlive the token that it began with
+            inner = _with_each_message(inner, lambda: self._authentication.client(handler_call_details))
         read = read_each if handler.request_streaming else read_one
         wrap, make_handler = (
             (self._streaming, grpc.stream_stream_rpc_method_handler)
@@ -81,10 +109,25 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             else (self._unary, grpc.stream_unary_rpc_method_handler)
         )  # to a client, a stream of one request is the same as a unary request
         return make_handler(
-            wrap(kind, str(handler_call_details.method), read, getattr(handler, field)),
+            wrap(kind, path, read, inner),
             request_deserializer=unreadable_as_value(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
+
+    def _refusing(self, handler: Handler, path: str, error: Exception) -> Handler:
+        """A handler that refuses the call before it reads a message."""
+
+        async def refuse() -> None:
+            raise error
+
+        async def behaviour(messages: AsyncIterable[Any], context: GrpcContext) -> None:
+            if handler is None:  # there is no such method, and so no label for it
+                await _abort(context, error_status(error, path=path))
+            else:
+                kind, _ = KINDS[handler.request_streaming, handler.response_streaming]
+                await self._run(kind, path, context, refuse)
+
+        return grpc.stream_stream_rpc_method_handler(behaviour)
 
     def _unary(self, kind: str, path: str, read: ReadRequest, inner: Behaviour) -> Behaviour:
         async def behaviour(messages: AsyncIterable[Any], context: GrpcContext) -> Any:
@@ -122,7 +165,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            status = error_status(error, path=path, left_s=context.time_remaining())
+            status = error_status(error, path=describe_call(path), left_s=context.time_remaining())
             drop_tracebacks(error)
             self._connections.writing_last(context)
             await _abort(context, status)
@@ -158,7 +201,20 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             code = code_of(error)
             raise
         finally:
-            self._listener.call_ended(kind, service, method, code.name, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._listener.call_ended(kind, service, method, code.name, seconds)
+            log.debug("%s: %s after %.6f s", describe_call(path), code.name, seconds)
+
+
+def _with_each_message(inner: Behaviour, check: Callable[[], object]) -> Behaviour:
+    """The handler of a stream of messages, with a check at each of them."""
+
+    async def each(messages: AsyncIterable[Any]) -> AsyncIterator[Any]:
+        async for message in messages:
+            check()
+            yield message
+
+    return lambda messages, context: inner(each(messages), context)
 
 
 async def _abort(context: GrpcContext, status: ErrorStatus) -> None:

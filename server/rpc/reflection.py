@@ -9,12 +9,12 @@ from grpc_reflection.v1alpha import reflection
 
 from protos import affinity_pb2, open_inference_pb2
 from server.rpc.open_inference.servicer import METHODS, STREAM
-from server.rpc.services import HEALTH, OPEN_INFERENCE, TYPED
+from server.rpc.services import HEALTH, OPEN_INFERENCE, REFLECTION, TYPED
 
 
 def enable_reflection(server: Any) -> None:
     """Add reflection to a server. Its descriptor pool has the Open Inference Protocol in the public package."""
-    services = (OPEN_INFERENCE, TYPED, HEALTH, reflection.SERVICE_NAME)
+    services = (OPEN_INFERENCE, TYPED, HEALTH, REFLECTION)
     reflection.enable_server_reflection(services, server, pool=descriptors())
 
 

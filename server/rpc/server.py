@@ -1,6 +1,7 @@
 """The gRPC server: every service on one port."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -8,15 +9,18 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from protos.affinity_pb2_grpc import add_AffinityServicer_to_server
 from server.admission.in_flight import InFlight
+from server.auth.security import Security
 from server.config.settings import Settings
-from server.host.listening import CannotListen, listen, spell
+from server.host.unix_socket import UnixSocket
 from server.observability.prometheus import Metrics
 from server.repository.repository import Repository
 from server.rpc.affinity.servicer import AffinityService
+from server.rpc.authentication import Authentication
 from server.rpc.connections import Connections
 from server.rpc.health import Health
 from server.rpc.interceptors import CallInterceptor
 from server.rpc.open_inference.servicer import OpenInferenceService, add_open_inference_to_server
+from server.rpc.ports import add_ports, add_unix_sockets
 from server.rpc.rates import CallerRates
 from server.rpc.reflection import enable_reflection
 from server.rpc.services import OPEN_INFERENCE, TYPED
@@ -42,6 +46,8 @@ def build_server(
     health: Health,
     in_flight: InFlight,
     connections: Connections,
+    security: Security = Security(),  # noqa: B008  # it is frozen
+    unix_sockets: Sequence[UnixSocket] = (),
 ) -> tuple[grpc.aio.Server, int]:
     """A server that listens once it is started, and its port. Raises CannotListen."""
     rates = CallerRates(settings.max_requests_per_second)
@@ -52,31 +58,17 @@ def build_server(
         tracked_paths=TRACKED_PATHS,
         slow_client_seconds=settings.slow_client_seconds,
         rates=rates,
+        authentication=Authentication(security.access, with_reflection=security.with_reflection),
     )
     server = grpc.aio.server(interceptors=(interceptor,), options=_options(settings))
     add_AffinityServicer_to_server(AffinityService(repository, metrics), server)
     add_open_inference_to_server(OpenInferenceService(settings, repository, metrics, in_flight, rates), server)
     add_HealthServicer_to_server(health, server)
     enable_reflection(server)
-    connections.port = add_ports(server, settings.host, settings.port)
+    connections.port = add_ports(server, settings.host, settings.port, security.certificates)
+    connections.encrypted = security.certificates is not None
+    connections.paths = add_unix_sockets(server, unix_sockets)
     return server, connections.port
-
-
-def add_ports(server: grpc.aio.Server, host: str, port: int) -> int:
-    """Let gRPC listen on every address of the host, and return the port that they share.
-
-    The port is bound before gRPC does it, because gRPC writes its own lines to stderr if that fails.
-    """
-    bound = []
-    for taken in listen(host, port, flag="--port"):
-        with taken:
-            bound.append(taken.getsockname())
-    if len(bound) > 1:
-        port = bound[0][1]
-    try:
-        return [server.add_insecure_port(spell(address, port)) for address in bound][0]
-    except RuntimeError as error:
-        raise CannotListen(f"cannot listen on port {port} of {host}: {error}; --port chooses another") from error
 
 
 def _options(settings: Settings) -> list[tuple[str, Any]]:

@@ -1,6 +1,8 @@
 """The models of a server, without the server: what a front end finds behind it."""
 
+import tempfile
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -39,6 +41,13 @@ def openvino_or_stand_in(monkeypatch):
     real = sessions.open_session
     monkeypatch.setattr(sessions, "open_session", open_stand_in)
     return "a stand-in"
+
+
+@pytest.fixture
+def socket_path():
+    """A path for a Unix-domain socket: of few bytes, which not every temporary directory of pytest has."""
+    with tempfile.TemporaryDirectory() as directory:
+        yield Path(directory) / "affinity.sock"
 
 
 @asynccontextmanager

@@ -71,6 +71,8 @@ def test_grpc_and_http_listen_on_the_same_addresses(artifacts, host, reached):
         assert alive(f"http://{reached}:{running.http_port}/livez")
         with Client(f"{reached}:{running.port}") as client:
             assert client.health() == "SERVING"
+        [warning] = re.findall("other machines can connect to .*", running.banner) or [""]
+        assert ("--tls-cert" in warning and "--auth-tokens" in warning) == (host in ("0.0.0.0", "::"))
         [example] = re.findall(r"--server (\S+)", running.banner)
         assert example.rpartition(":")[2] == str(running.port)
         with Client(example) as client:

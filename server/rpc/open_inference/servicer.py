@@ -7,6 +7,7 @@ services, such as Ray Serve, can use it.
 # ruff: noqa: N802  # methods have the names of the protocol
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Container, Iterable, Iterator
 from contextlib import ExitStack, aclosing, contextmanager
 from typing import Any
@@ -16,11 +17,20 @@ import grpc
 from protos import open_inference_pb2 as oip
 from server.admission.in_flight import InFlight
 from server.config.settings import Settings
-from server.errors import AffinityError, InvalidRequest, ModelControlOff, ModelNotFound, NotReady, drop_tracebacks
+from server.errors import (
+    AffinityError,
+    InvalidRequest,
+    ModelControlOff,
+    ModelNotFound,
+    NotReady,
+    drop_tracebacks,
+    hide_directory,
+    shorten,
+)
 from server.observability.prometheus import Metrics
 from server.repository.model import Model
 from server.repository.repository import Repository
-from server.rpc.context import GrpcContext, make_request_context
+from server.rpc.context import GrpcContext, describe_call, make_request_context
 from server.rpc.open_inference import metadata
 from server.rpc.open_inference.call import InferCall
 from server.rpc.open_inference.endpoint import Endpoint
@@ -47,6 +57,8 @@ UNARY = {
 }
 STREAM = "ModelStreamInfer"
 METHODS = (*UNARY, STREAM)
+
+log = logging.getLogger("server")
 
 
 def add_open_inference_to_server(servicer: Any, server: Any) -> None:
@@ -136,7 +148,8 @@ class OpenInferenceService:
         response = oip.RepositoryIndexResponse()
         for entry in await asyncio.to_thread(self._repository.index):
             if entry.state == "READY" or not request.ready:
-                response.models.add(name=entry.name, version=entry.version, state=entry.state, reason=entry.reason)
+                reason = hide_directory(entry.reason, self._settings.artifacts)
+                response.models.add(name=entry.name, version=entry.version, state=entry.state, reason=reason)
         return response
 
     async def RepositoryModelLoad(
@@ -144,7 +157,8 @@ class OpenInferenceService:
     ) -> oip.RepositoryModelLoadResponse:
         self._check_control()
         _check_parameters(request.parameters, known=(), why="a model is loaded as it was exported")
-        await self._repository.load(request.model_name)
+        with self._administration("load", request.model_name):
+            await self._repository.load(request.model_name)
         return oip.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(
@@ -152,8 +166,21 @@ class OpenInferenceService:
     ) -> oip.RepositoryModelUnloadResponse:
         self._check_control()
         _check_parameters(request.parameters, known=("unload_dependents",), why="no model depends on another")
-        await self._repository.unload(request.model_name)
+        with self._administration("unload", request.model_name):
+            await self._repository.unload(request.model_name)
         return oip.RepositoryModelUnloadResponse()
+
+    @contextmanager
+    def _administration(self, action: str, name: str) -> Iterator[None]:
+        """Log a change of the models. The log has the full text of an error, the client that without the root."""
+        call = describe_call(f"request to {action} {shorten(name)!r}")
+        try:
+            yield
+        except AffinityError as error:
+            log.warning("%s: %s", call, error)
+            error.args = (hide_directory(str(error), self._settings.artifacts),)
+            raise
+        log.info("%s: done", call)
 
     def _check_control(self) -> None:
         if self._settings.model_control == "none":
@@ -181,7 +208,7 @@ class OpenInferenceService:
             except Exception as error:
                 if errors_end_stream:
                     raise
-                status = error_status(error, path=f"/{OPEN_INFERENCE}/{STREAM}")
+                status = error_status(error, path=describe_call(f"/{OPEN_INFERENCE}/{STREAM}"))
                 drop_tracebacks(error)
                 failed = oip.ModelInferResponse(model_name=request.model_name, id=request.id)
                 yield oip.ModelStreamInferResponse(error_message=status.text, infer_response=failed)

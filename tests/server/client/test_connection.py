@@ -153,7 +153,7 @@ async def test_a_server_with_a_trusted_certificate_is_called(kind, encrypted, au
 
 
 async def test_replicas_with_certificates_for_another_name_are_called(kind, encrypted, stand_in, authority):
-    other = authority.sign("named", names="DNS:affinity.example")
+    other = authority.sign("named", names=("affinity.example",))
     tls = Tls(authority.certificate, server_name="affinity.example")
     async with serving(stand_in, credentials=server_credentials(other)) as port:
         for target in (f"127.0.0.1:{port}", f"127.0.0.1:{port},127.0.0.2:{port}"):

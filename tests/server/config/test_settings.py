@@ -2,7 +2,8 @@
 
 import pytest
 
-from server.config.cli import MODEL_KEYS, OPTIONS, parse
+from server.config.cli import parse
+from server.config.options import MODEL_KEYS, OPTIONS
 from server.config.settings import BadSetting, ModelSettings
 
 
@@ -53,6 +54,13 @@ def test_model_names_may_have_dots():
         (["--set", "gpt.prefix_cache=yes"], {}, "gpt.prefix_cache=yes: found 'yes', expected one of on, off"),
         (["--max-connection-age-seconds", "-1"], {}, "max_connection_age_seconds: found -1.0, expected at least 0"),
         (["--model-control", "poll"], {}, "--model-control: found 'poll', expected one of none, explicit"),
+        (["--listen", "0.0.0.0:9"], {}, "--listen: found '0.0.0.0:9', expected unix:PATH"),
+        (["--listen", "unix:"], {}, "--listen: found 'unix:', expected unix:PATH"),
+        (["--auth-also", "health"], {}, "--auth-also: found 'health', expected some of reflection, metrics"),
+        (["--auth-also", "metrics"], {}, "auth_tokens: found none, expected a file beside auth_also"),
+        (["--tls-cert", "a.pem"], {}, "tls_key: found none, expected one beside tls_cert"),
+        (["--tls-key", "a.key"], {}, "tls_cert: found none, expected one beside tls_key"),
+        (["--tls-client-ca", "ca.pem"], {}, "tls_cert: found none, expected one beside tls_client_ca"),
         (["--models"], {}, "--models: expected one argument"),
     ],
 )

@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from server.host.listening import CannotListen, listen, resolve, spell
-from server.rpc.server import add_ports
+from server.rpc.ports import add_ports
 from tests.serving import own_address
 
 

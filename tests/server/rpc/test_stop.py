@@ -22,6 +22,7 @@ from protos.affinity_pb2_grpc import AffinityStub
 from server.admission.in_flight import InFlight
 from server.rpc.connections import GOAWAY, Connections
 from tests import frames
+from tests.certificates import Authority
 from tests.serving import ROOT, served
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sockets of a process are found on Linux only")
@@ -31,10 +32,22 @@ UNHURRIED = ("--set", "*.max_queue_seconds=600", "--drain-seconds", "600")  # a 
 # ---- with a real server
 
 
-@pytest.mark.parametrize("drain_seconds", ["600", "0"])
-def test_every_call_at_a_stop_is_answered_or_unavailable(artifacts, drain_seconds):
-    with served(artifacts, "--models", "tiny-bert,tiny-gpt", *UNHURRIED, "--drain-seconds", drain_seconds) as running:
-        command = [sys.executable, "-m", "tests.stopping", running.target, "8", "3"]
+@pytest.mark.parametrize(
+    ("drain_seconds", "connection"), [("600", "plain"), ("0", "plain"), ("600", "TLS"), ("600", "Unix socket")]
+)
+def test_every_call_at_a_stop_is_answered_or_unavailable(artifacts, tmp_path, socket_path, drain_seconds, connection):
+    flags = ["--models", "tiny-bert,tiny-gpt", *UNHURRIED, "--drain-seconds", drain_seconds]
+    authority = Authority(tmp_path / "authority")
+    match connection:
+        case "TLS":
+            issued = authority.sign("server")
+            flags += ["--tls-cert", issued.certificate, "--tls-key", issued.key]
+        case "Unix socket":
+            flags += ["--listen", f"unix:{socket_path}"]
+    with served(artifacts, *flags) as running:
+        target = f"unix:{socket_path}" if connection == "Unix socket" else f"localhost:{running.port}"
+        command = [sys.executable, "-m", "tests.stopping", target, "8", "3"]
+        command += [authority.certificate] if connection == "TLS" else []
         clients = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)]
         assert [client.stdout.readline() for client in clients] == ["sending\n"] * 3
         running.process.send_signal(signal.SIGTERM)
@@ -43,6 +56,7 @@ def test_every_call_at_a_stop_is_answered_or_unavailable(artifacts, drain_second
     assert set(ended) == {"OK", "UNAVAILABLE"}, ended
     assert running.process.returncode == 0, log
     assert "Traceback" not in log
+    assert not socket_path.exists()
 
 
 def literal(name: str, value: str) -> bytes:
@@ -151,26 +165,33 @@ def test_the_server_stops_after_the_time_in_which_health_checks_fail(artifacts):
 
 
 class Context:
-    """gRPC's context of a call from one address."""
+    """gRPC's context of a call from one address; clients of Unix-domain sockets have none."""
 
     def __init__(self, address):
-        self._address, self.done = address, []
+        self._peer, self.done = "ipv4:{}:{}".format(*address) if address else "unix:", []
 
     def peer(self):
-        return "ipv4:{}:{}".format(*self._address)
+        return self._peer
 
     def add_done_callback(self, callback):
         self.done.append(callback)
 
 
-@pytest.fixture
-def connected():
+@pytest.fixture(params=["TCP", "Unix"])
+def connected(request, socket_path):
     """The connections of a server, and both ends of one of them."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        connections = Connections()
-        connections.port = listener.getsockname()[1]
-        with socket.create_connection(listener.getsockname()) as client, listener.accept()[0] as server:
-            client.settimeout(30)
+    family = socket.AF_INET if request.param == "TCP" else socket.AF_UNIX
+    connections = Connections()
+    with socket.socket(family) as listener, socket.socket(family) as client:
+        listener.bind(("127.0.0.1", 0) if family == socket.AF_INET else str(socket_path))
+        listener.listen()
+        if family == socket.AF_INET:
+            connections.port = listener.getsockname()[1]
+        else:
+            connections.paths = [listener.getsockname()]
+        client.settimeout(30)
+        client.connect(listener.getsockname())
+        with listener.accept()[0] as server:
             server.setblocking(False)
             yield connections, client, server
 
@@ -236,6 +257,20 @@ def test_calls_on_open_connections_only_count_as_late(connected):
     assert not connections.was_open_at_stop(Context(client.getsockname()))
     connections.begin_stop()
     assert connections.was_open_at_stop(Context(client.getsockname()))
-    assert not connections.was_open_at_stop(Context(("10.0.0.1", client.getsockname()[1] ^ 1)))
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", connections.port))
+    name = client.getpeername()
+    if client.family == socket.AF_INET:
+        assert not connections.was_open_at_stop(Context(("10.0.0.1", client.getsockname()[1] ^ 1)))
+    with socket.socket(client.family) as late, pytest.raises(ConnectionRefusedError):
+        late.connect(name)
+
+
+async def test_nothing_is_written_between_the_bytes_of_tls(connected):
+    """The server refuses calls of these clients instead; those of Unix-domain sockets have no TLS."""
+    connections, client, _ = connected
+    connections.encrypted = True
+    connections.begin_stop()
+    plain = client.family == socket.AF_UNIX
+    assert connections.was_open_at_stop(Context(client.getsockname())) == plain
+    assert nothing_arrived(client) != plain
+    assert await connections.drain(InFlight("stopping"), 0)
+    assert nothing_arrived(client) != plain

@@ -37,7 +37,7 @@ EVERY_REQUEST = {
     "timeout": Kind.INTEGER,  # in microseconds
 }
 FIELDS = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}
-MAX_PARAMETERS = 128
+MAX_PARAMETERS = 64  # to compare an unknown name with those that are known takes a fifth of a millisecond
 NO_LIMIT = 2**63 - 1
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse
@@ -75,9 +75,13 @@ class InferCall:
         response = ModelInferResponse(
             model_name=self.message.model_name, model_version=self.model.version, id=self.message.id
         )
-        if ignored := ignored_parameters(self.message.parameters, self.endpoint.parameters):
-            response.parameters[IGNORED].string_param = json.dumps(ignored)
+        if self._ignored:
+            response.parameters[IGNORED].string_param = json.dumps(self._ignored)
         return response
+
+    @cached_property
+    def _ignored(self) -> list[str]:
+        return ignored_parameters(self.message.parameters, self.endpoint.parameters)
 
 
 def _marked(message: ModelInferResponse, *, last: bool) -> ModelInferResponse:

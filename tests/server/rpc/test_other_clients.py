@@ -137,8 +137,8 @@ def test_an_option_of_other_models_and_servers_is_refused(channel, model, name, 
 
 
 def test_the_number_of_parameters_is_limited(channel):
-    many = {f"unknown {number}": number for number in range(129)}
-    with pytest.raises(grpc.RpcError, match="parameters: found 129 parameters, expected at most 128"):
+    many = {f"unknown {number}": number for number in range(65)}
+    with pytest.raises(grpc.RpcError, match="parameters: found 65 parameters, expected at most 64"):
         infer(channel, request_for("tiny-bert", "text", TEXT, **many))
 
 

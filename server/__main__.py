@@ -46,6 +46,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(settings: Settings) -> int:
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # otherwise each failed handshake is a line of the log
     import prometheus_client  # these imports take a second, and native code can write to stderr in them
     import uvloop
 

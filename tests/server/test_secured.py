@@ -1,11 +1,12 @@
 """`python -m server` with TLS, tokens and a Unix-domain socket, called through tritonclient and over HTTPS."""
 
 import http.client
+import socket
 import ssl
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import tritonclient.grpc as triton
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
+from server.client import CallFailed, Client, Tls
 from tests.certificates import Authority, Signed
 from tests.server.test_starts import fails
 from tests.serving import Served, served
@@ -78,12 +80,12 @@ def secured(artifacts, tmp_path_factory):
     issued, client, tokens = authority.sign("server"), authority.sign("client"), directory / "tokens"
     write_tokens(tokens, TOKENS)
     with tempfile.TemporaryDirectory() as short:
-        socket = Path(short) / "socket"
-        flags = ["--models", "tiny-classifier", "--model-control", "explicit", "--listen", f"unix:{socket}"]
+        path = Path(short) / "socket"
+        flags = ["--models", "tiny-classifier", "--model-control", "explicit", "--listen", f"unix:{path}"]
         flags += ["--tls-cert", issued.certificate, "--tls-key", issued.key, "--tls-client-ca", authority.certificate]
         flags += ["--auth-tokens", tokens, "--auth-also", "metrics,reflection"]
         with served(artifacts, *flags) as running:
-            yield Secured(running, authority, issued, client, tokens, socket)
+            yield Secured(running, authority, issued, client, tokens, path)
 
 
 def classify(client, name):
@@ -109,6 +111,16 @@ def test_a_client_with_a_certificate_and_a_token_is_served(secured):
             client.unload_model("tiny-classifier", headers=bearer("alice"))
         assert error.value.status() == "StatusCode.PERMISSION_DENIED"
         client.load_model("tiny-classifier", headers=bearer("root"))
+
+
+def test_the_client_of_the_server_has_the_same_options(secured):
+    tls = Tls(secured.authority.certificate, *secured.client)
+    with Client(f"localhost:{secured.running.port}", tls=tls, token="the-secret-of-bob") as client:
+        assert client.classify_text(["a list"])
+    with Client(f"unix:{secured.socket}", token="the-secret-of-mallory") as client:
+        with pytest.raises(CallFailed, match="expected `Bearer` and a valid token"):
+            client.classify_text(["a list"])
+        assert client.health() == "SERVING"
 
 
 def test_the_unix_socket_has_the_same_services_and_needs_tokens(secured):
@@ -174,12 +186,17 @@ def test_a_revoked_token_is_refused_and_a_broken_file_revokes_none(secured):
                 return error.status().removeprefix("StatusCode.")
 
         try:
+            with socket.create_connection(("127.0.0.1", secured.running.port), timeout=PATIENCE_S) as scanner:
+                scanner.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                with suppress(ConnectionError):
+                    scanner.recv(100)
             write_tokens(secured.tokens, ("bob", "root"))
             eventually(lambda: status("alice") == "UNAUTHENTICATED")
             assert status("bob") == "OK"
             secured.tokens.write_text("bob the-secret-of-bob")
             line = secured.running.process.stdout.readline()
             while "line 1" not in line:
+                assert "ssl_transport_security" not in line  # of every handshake that fails
                 line = secured.running.process.stdout.readline()
             assert f"--auth-tokens {secured.tokens}: line 1: expected `NAME: TOKEN`" in line
             assert "the-secret" not in line

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -80,20 +81,30 @@ def error_status(error: BaseException, *, path: str, left_s: float | None = None
     text = INTERNAL_TEXT if code is grpc.StatusCode.INTERNAL else fit(str(error))
     if code is grpc.StatusCode.INTERNAL:
         log.error("%s failed", path, exc_info=error)
-    details: list[Message] = [ErrorInfo(reason=reason_of(error), domain=DOMAIN)]
-    retry: tuple[tuple[str, str], ...] = ()
+    details = _packed(code, text, [ErrorInfo(reason=reason_of(error), domain=DOMAIN), *_details(error, text)])
+    return ErrorStatus(code, text, (*_retry_hints(error, left_s), (DETAILS, details)))
+
+
+def _details(error: BaseException, text: str) -> Iterator[Message]:
+    """The details of errors that have more than a reason."""
     if isinstance(error, errors.InvalidRequest):
         field = fit(errors.shorten(error.field))
         violation = BadRequest.FieldViolation(field=field, description=text.removeprefix(f"{field}: "))
-        details.append(BadRequest(field_violations=[violation]))
+        yield BadRequest(field_violations=[violation])
     if isinstance(error, errors.Overloaded):
-        milliseconds = round(error.retry_after_s * 1000)
-        in_time = left_s is None or error.retry_after_s < left_s
-        retry_info = RetryInfo()
-        retry_info.retry_delay.FromMilliseconds(milliseconds)
-        details.append(retry_info)
-        retry = ((RETRY_AFTER, str(milliseconds)), (PUSHBACK, str(milliseconds) if in_time else NEVER))
-    return ErrorStatus(code, text, (*retry, (DETAILS, _packed(code, text, details))))
+        retry = RetryInfo()
+        retry.retry_delay.FromMilliseconds(round(error.retry_after_s * 1000))
+        yield retry
+
+
+def _retry_hints(error: BaseException, left_s: float | None) -> Iterator[tuple[str, str]]:
+    """The metadata that says when to send the call again."""
+    if isinstance(error, errors.Overloaded):
+        milliseconds = str(round(error.retry_after_s * 1000))
+        yield RETRY_AFTER, milliseconds
+        yield PUSHBACK, milliseconds if left_s is None or error.retry_after_s < left_s else NEVER
+    if isinstance(error, errors.ModelControlOff):  # its code is otherwise that of errors which pass
+        yield PUSHBACK, NEVER
 
 
 def _known_class(error: BaseException) -> type[BaseException] | None:
@@ -101,7 +112,7 @@ def _known_class(error: BaseException) -> type[BaseException] | None:
     return next((kind for kind in type(error).__mro__ if kind in STATUS), None)
 
 
-def _packed(code: grpc.StatusCode, text: str, details: list[Message]) -> bytes:
+def _packed(code: grpc.StatusCode, text: str, details: Iterable[Message]) -> bytes:
     """The status as google.rpc.Status, as clients of gRPC's richer error model read it. They compare code and text."""
     status = Status(code=code.value[0], message=text)
     for detail in details:

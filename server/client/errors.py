@@ -54,7 +54,7 @@ def call_failed(error: Any, *, server: str, first: int = 0) -> CallFailed:
     if UNHEALTHY.search(text):
         return CallFailed(code, f"no replica of {server} is serving")
     if CLOSED.search(text):
-        return Unreachable(code, f"no server answers at {server} (the connection was closed, as by a server with TLS)")
+        return Unreachable(code, f"no server answers at {server} (it closes connections; does it require TLS?)")
     if UNREACHABLE.search(text):
         return Unreachable(code, f"no server answers at {server}")
     return CallFailed(code, text, _cause(error, first))

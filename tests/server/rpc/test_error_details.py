@@ -94,6 +94,12 @@ async def test_the_retries_of_grpc_obey():
         assert len(times) == 3
 
 
+async def test_a_server_without_model_control_is_not_to_be_tried_again():
+    async with serving(raising(errors.ModelControlOff("disabled"))) as served:
+        found = await failed(served, streaming=False)
+    assert dict(found.trailing_metadata())["grpc-retry-pushback-ms"] == "-1"
+
+
 async def test_an_unknown_error_does_not_show_its_text_in_the_details():
     async with serving(raising(ZeroDivisionError("the secret"))) as served:
         found = await failed(served, streaming=False)

@@ -1,4 +1,7 @@
-"""Runs a command whose output may be closed, full, or read only in part, as in `python -m export --list | head`."""
+"""Runs a command whose output may be closed, full, or read only in part, as in `python -m export --list | head`.
+
+server/host/standard_files.py is the counterpart for the server, which must never wait for a reader.
+"""
 
 import os
 import sys

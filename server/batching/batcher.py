@@ -93,7 +93,7 @@ class Batcher:
         Raises InvalidRequest if the inputs can never fit, Overloaded if they do not fit now or are predicted to be
         answered too late, and DeadlineExceeded when the deadline passes inside the block.
         """
-        with self.in_flight.track():
+        with self.in_flight.track():  # refuses requests that found the model before it was unloaded
             now = self._clock()
             context.check_deadline(now)
             predicted = self._queue.reserve(inputs, context, now, field=field)

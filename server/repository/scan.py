@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,9 +39,8 @@ class Scanner:
 
     def _versions(self, model: Path) -> dict[int, Found]:
         try:
-            directories = [path for path in _directories(model) if self._is_version(path)]
-            found = [self._examine(path) for path in directories]
-        except FileNotFoundError:  # it was removed during the scan
+            found = [self._examine(path) for path in _directories(model) if self._is_version(path)]
+        except FileNotFoundError:  # the directory of the model was removed during the scan
             found = []
         except OSError:  # it cannot be read now, which does not mean that the versions are gone
             found = [last for path, last in self._last.items() if path.parent == model]
@@ -49,7 +49,7 @@ class Scanner:
     def _is_version(self, directory: Path) -> bool:
         """Whether there is a manifest, or was one: it may be about to be replaced."""
         named = re.fullmatch(r"0|[1-9]\d{0,17}", directory.name, re.ASCII) is not None
-        return named and ((directory / MANIFEST).exists() or directory in self._last)
+        return named and (os.path.exists(directory / MANIFEST) or directory in self._last)
 
     def _examine(self, directory: Path) -> Found:
         fingerprint = _fingerprint(directory)
@@ -59,21 +59,18 @@ class Scanner:
         return Found(directory, fingerprint, why_incomplete(directory))
 
 
-def _directories(parent: Path) -> Iterator[Path]:
-    """The directories in a directory, without hidden ones: exports and copies in progress."""
+def _directories(parent: Path) -> list[Path]:
+    """The directories in a directory, without hidden ones: exports in progress, and what tools copy to at first."""
     with os.scandir(parent) as entries:
-        for entry in entries:
-            if not entry.name.startswith(".") and entry.is_dir():
-                yield Path(entry.path)
+        return [Path(entry.path) for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
 
 
 def _fingerprint(directory: Path) -> Fingerprint:
-    """The fingerprint of the files that are there now."""
-    files = {}
-    for path in directory.rglob("*"):
-        try:
-            status = path.stat()
-        except OSError:  # it has just been renamed or removed
-            continue
-        files[str(path.relative_to(directory))] = (status.st_size, status.st_mtime_ns)
-    return frozenset((name, size, time) for name, (size, time) in files.items())
+    """The fingerprint of the files that are there now, and can be read. Raises nothing: files come and go."""
+    files = []
+    for folder, _, names in os.walk(directory):
+        for path in (Path(folder, name) for name in names):
+            with suppress(OSError):  # it has just been renamed or removed
+                status = path.stat()
+                files.append((str(path.relative_to(directory)), status.st_size, status.st_mtime_ns))
+    return frozenset(files)

@@ -132,6 +132,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _unary(self, kind: str, path: str, read: ReadRequest, inner: Behaviour) -> Behaviour:
         async def behaviour(messages: AsyncIterable[Any], context: GrpcContext) -> Any:
             async def respond() -> Any:
+                self._check_rate(path, context)
                 request = await read(messages, context)
                 with self._tracked(path, context):
                     return await inner(request, context)
@@ -145,6 +146,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             writer = ResponseWriter(context, start_cancellation(), slow_client_seconds=self._slow_client_seconds)
 
             async def respond() -> None:
+                self._check_rate(path, context)
                 request = await read(messages, context)
                 with self._tracked(path, context):
                     # write() instead of yield: the generator is then closed as soon as the client disconnects.
@@ -173,11 +175,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._connections.writing_last(context)
         return response
 
+    def _check_rate(self, path: str, context: GrpcContext) -> None:
+        """Refuse a call beyond the rate of its caller, before its message is read."""
+        if path in self._tracked_paths:
+            self._rates.check(context)
+
     @contextmanager
     def _tracked(self, path: str, context: GrpcContext) -> Iterator[None]:
         with ExitStack() as stack:
             if path in self._tracked_paths:
-                self._rates.check(context)
                 late = self._connections.was_open_at_stop(context)
                 stack.enter_context(self._in_flight.track_late() if late else self._in_flight.track())
             yield

@@ -1,4 +1,4 @@
-"""Limits the rate of requests by caller: the address that counts as the caller, and the calls that count."""
+"""Limits the rate of requests by caller: a client with a token, or else an address."""
 
 import ipaddress
 import time
@@ -6,13 +6,13 @@ from collections.abc import Callable
 from urllib.parse import unquote
 
 from server.admission.rate import RateLimit
-from server.rpc.context import GrpcContext
+from server.rpc.context import GrpcContext, client_of_call
 
 IPV6_PREFIX = 64  # a customer of a provider has at least so many addresses
 
 
 class CallerRates:
-    """Limits the requests per second of each address; 0: no limit."""
+    """Limits the requests per second of each caller; 0: no limit."""
 
     def __init__(self, per_second: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = RateLimit(per_second) if per_second else None
@@ -25,10 +25,12 @@ class CallerRates:
 
 
 def caller_of(context: GrpcContext) -> str:
-    """The address of the client, without its port; of IPv6 the network of 64 bits.
+    """The client whose token came with the call; without a token, its address, or for IPv6 its network of 64 bits.
 
     gRPC spells addresses as `ipv4:10.0.0.1:50000`, `ipv6:%5B::1%5D:50000` and `unix:`.
     """
+    if client := client_of_call():
+        return f"client {client.name}"
     scheme, _, rest = context.peer().partition(":")
     host = unquote(rest).rpartition(":")[0].strip("[]").partition("%")[0]
     try:

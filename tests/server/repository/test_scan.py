@@ -86,6 +86,26 @@ def test_versions_that_cannot_be_read_for_a_moment_are_not_gone(root, monkeypatc
     assert scanner.scan() == scanner.scan() == before
 
 
+def test_a_version_that_is_removed_during_the_scan_takes_no_other_with_it(root, monkeypatch):
+    shutil.copytree(root / "tiny-vit/1", root / "tiny-vit/2")
+    scanner, examined = Scanner(root), []
+    scanner.scan()
+
+    def remove_the_other_one(directory):
+        if not examined:
+            shutil.rmtree(root / "tiny-vit" / {"1": "2", "2": "1"}[directory.name])
+        examined.append(directory)
+        return "" if directory.exists() else "it is gone"
+
+    monkeypatch.setattr(scan, "why_incomplete", remove_the_other_one)
+    for version in ("1", "2"):
+        os.utime(root / "tiny-vit" / version / "cpu.onnx", ns=(0, 1))
+    found = scanner.scan()["tiny-vit"]
+    left = int(examined[0].name)
+    assert found[left].problem == ""
+    assert [*scanner.scan()["tiny-vit"]] == [left]
+
+
 def test_a_missing_directory_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         Scanner(tmp_path / "missing").scan()

@@ -214,6 +214,39 @@ async def test_a_stream_ends_at_its_next_message_after_its_token_was_revoked(tmp
         assert await end(stream) == (grpc.StatusCode.UNAUTHENTICATED, SAID)
 
 
+async def test_each_client_has_its_own_rate_whatever_its_address(tmp_path):
+    async with serving(tmp_path, max_requests_per_second=1 / 3600) as (_, channel):
+        stub = AffinityStub(channel)
+
+        async def fill_mask(*tokens):
+            return await end(stub.FillMask(pb.FillMaskRequest(model="any", inputs=["[MASK]"]), metadata=tokens))
+
+        for token, name in ((ALICE, "alice"), (ROOT, "root")):
+            assert (await fill_mask(token))[0] is grpc.StatusCode.NOT_FOUND
+            code, text = await fill_mask(token)
+            assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert f"requests per second from client {name}; retry in " in text
+        for _ in range(2):
+            assert (await fill_mask(WRONG))[0] is grpc.StatusCode.UNAUTHENTICATED  # no caller, and so no rate
+
+
+async def test_each_request_on_a_stream_counts_for_the_rate_of_its_client(tmp_path):
+    async with serving(tmp_path, max_requests_per_second=1 / 3600) as (_, channel):
+        stream = channel.stream_stream(
+            f"/{OPEN_INFERENCE}/ModelStreamInfer",
+            request_serializer=oip.ModelInferRequest.SerializeToString,
+            response_deserializer=oip.ModelStreamInferResponse.FromString,
+        )(metadata=[ALICE])
+        errors = []
+        for _ in range(2):
+            await stream.write(oip.ModelInferRequest(model_name="no-such-model"))
+            errors.append((await stream.read()).error_message)
+        assert "no-such-model" in errors[0]
+        assert "requests per second from client alice" in errors[1]
+        await stream.done_writing()
+        assert (await end(stream))[0] is grpc.StatusCode.OK
+
+
 async def test_logs_have_the_name_of_the_client_and_never_a_token(tmp_path, caplog, monkeypatch):
     def fail(*_):
         raise ZeroDivisionError

@@ -127,6 +127,7 @@ class AsyncClient:
         self._on_progress = on_progress
         self._tasks = Tasks()
         self._channel: grpc.aio.Channel | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     fill_mask = _method(Tasks.fill_mask)
     generate = _stream(Tasks.generate)
@@ -183,8 +184,12 @@ class AsyncClient:
         return responses
 
     def _open(self) -> grpc.aio.Channel:
-        """The channel, made by the first call: it belongs to the event loop that is running."""
+        """The channel, made by the first call: it belongs to the event loop that is running then."""
+        loop = asyncio.get_running_loop()
+        if self._loop not in (None, loop):
+            raise RuntimeError("AsyncClient: found another event loop than that of its first call, expected the same")
         if self._channel is None:
+            self._loop = loop
             if self._credentials is None:
                 self._channel = grpc.aio.insecure_channel(self._target, options=self._options)
             else:

@@ -13,6 +13,7 @@ from protos import affinity_pb2 as pb
 from protos.affinity_pb2_grpc import AffinityServicer, add_AffinityServicer_to_server
 from server.admission.in_flight import InFlight
 from server.client import AsyncClient, Client
+from server.errors import InvalidRequest
 from server.rpc.connections import Connections
 from server.rpc.interceptors import CallInterceptor
 from tests.server.rpc.test_interceptors import Listener
@@ -31,6 +32,7 @@ class StandIn(AffinityServicer, HealthServicer):
         self.times = []
         self.metadata = []
         self.errors = []
+        self.refuse = lambda request: False  # whether a request has an input "bad"
         self.max_inputs, self.max_tokens, self.max_request_tokens = 1024, 0, 0
         self.answering = asyncio.Event()  # Embed waits for it
         self.answering.set()
@@ -45,6 +47,9 @@ class StandIn(AffinityServicer, HealthServicer):
         self.metadata.append(dict(context.invocation_metadata()))
         if self.errors:
             raise self.errors.pop(0)
+        if self.refuse(request):
+            position = list(request.inputs).index("bad")
+            raise InvalidRequest(f"inputs[{position}]", "refused", "inputs[7] or a text")
 
     async def Embed(self, request, context):
         self._begin(request, context)

@@ -5,7 +5,7 @@ import gc
 
 import pytest
 
-from server.client import CallFailed, Unreachable
+from server.client import AsyncClient, CallFailed, Unreachable
 from server.client.calls import IN_FLIGHT, MAX_BYTES, ChunkLimits, chunks
 from server.errors import InvalidRequest, NotReady, Overloaded, WrongTask
 from tests.server.client.stand_in import BOTH, WAIT_S, StandIn, connected, serving
@@ -150,23 +150,19 @@ async def test_pairs_and_counts_keep_their_order(client, stand_in):
 async def test_an_error_has_the_number_of_the_input_among_all(client, stand_in):
     stand_in.max_inputs = IN_FLIGHT * 2
 
-    def refuse(request, context):
-        if "bad" in request.inputs:
-            raise InvalidRequest(f"inputs[{list(request.inputs).index('bad')}]", "'bad'", "inputs[7] or a text")
-
-    stand_in._begin = refuse
+    stand_in.refuse = lambda request: "bad" in request.inputs
     with pytest.raises(CallFailed) as failed:
         await client.run("embed", ["a", "b", "c", "bad", "d"], model="m")
-    assert str(failed.value) == "inputs[3]: found 'bad', expected inputs[7] or a text"
-    assert failed.value.cause.violations == (("inputs[3]", "found 'bad', expected inputs[7] or a text"),)
+    assert str(failed.value) == "inputs[3]: found refused, expected inputs[7] or a text"
+    assert failed.value.cause.violations == (("inputs[3]", "found refused, expected inputs[7] or a text"),)
 
 
 async def test_a_failed_part_cancels_the_others(client, stand_in):
     stand_in.max_inputs = 1
     stand_in.answering.clear()
-    stand_in.errors = [WrongTask("it generates")]
-    with pytest.raises(CallFailed, match="it generates"):
-        await client.run("embed", ["a"] * 20, model="m")
+    stand_in.refuse = lambda request: request.inputs[0] == "bad"
+    with pytest.raises(CallFailed, match="refused"):
+        await client.run("embed", ["bad"] + ["a"] * 20, model="m")
     assert len(stand_in.requests) <= IN_FLIGHT
     async with asyncio.timeout(WAIT_S):
         while stand_in.running:
@@ -241,3 +237,11 @@ async def test_an_error_ends_a_stream(client, stand_in):
     stand_in.errors = [WrongTask("it embeds")]
     with pytest.raises(CallFailed, match="it embeds"):
         await client.parts(1)
+
+
+def test_an_asyncio_client_belongs_to_one_event_loop():
+    client = AsyncClient("127.0.0.1:1", retries=False)
+    with pytest.raises(Unreachable):
+        asyncio.run(client.models())
+    with pytest.raises(RuntimeError, match="AsyncClient: found another event loop"):
+        asyncio.run(client.models())

@@ -205,18 +205,19 @@ def test_without_tqdm_progress_is_a_few_lines_on_a_terminal(terminal, monkeypatc
         (["models", "--token", "secret"], "unrecognized arguments"),
     ],
 )
-def test_wrong_usage_has_the_exit_code_2(arguments, message):
-    done = run("127.0.0.1:1", *arguments)
-    assert done.returncode == 2
-    assert message in done.stderr
+def test_wrong_usage_has_the_exit_code_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--tls-ca", "--token-file", "--file"])
-def test_a_missing_file_is_named(server, option):
-    done = run(server, "embed", "a", option, "nowhere.pem")
-    assert done.returncode == 1
-    assert "nowhere.pem" in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_a_missing_file_is_named(option, capsys):
+    assert main(["embed", "a", option, "nowhere.pem"]) == 1
+    shown = capsys.readouterr().err
+    assert "nowhere.pem" in shown
+    assert shown.count("\n") == 1
 
 
 async def test_the_command_line_connects_with_tls_and_a_token_from_a_file(tmp_path):

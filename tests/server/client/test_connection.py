@@ -1,6 +1,7 @@
 """How clients reach servers: addresses, replicas, TLS and tokens. Against a stand-in."""
 
 import asyncio
+import tempfile
 import traceback
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -123,6 +124,13 @@ async def test_calls_go_to_the_other_replicas_when_one_is_gone(kind):
 async def test_a_name_is_resolved(kind, stand_in):
     async with serving(stand_in, address="localhost:0") as port, connected(kind, f"dns:///localhost:{port}") as client:
         assert await client.run("embed", ["a"], model="m") == [[1, 1]]
+
+
+async def test_a_unix_domain_socket_is_an_address(kind, stand_in):
+    with tempfile.TemporaryDirectory() as directory:  # its path is short enough
+        address = f"unix:{directory}/socket"
+        async with serving(stand_in, address=address), connected(kind, address) as client:
+            assert await client.run("embed", ["a"], model="m") == [[1, 1]]
 
 
 # ---- TLS

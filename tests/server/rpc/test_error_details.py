@@ -68,30 +68,34 @@ async def test_an_invalid_request_names_its_field():
     assert (violation.field, violation.description) == ("inputs[3]", "found '', expected a text: any")
 
 
-@pytest.mark.parametrize(("timeout", "pushback"), [(60, "1500"), (None, "1500"), (1, "-1")])
-async def test_an_overloaded_server_says_when_to_retry_unless_that_is_too_late(timeout, pushback):
-    async with serving(raising(errors.Overloaded("full", retry_after_s=1.5))) as served:
+@pytest.mark.parametrize(
+    ("retry_after_s", "timeout", "pushback"),
+    [(1.5, 60, "1500"), (1.5, None, "1500"), (99, None, "99000"), (99, 60, "-1")],
+)
+async def test_an_overloaded_server_says_when_to_retry_unless_that_is_too_late(retry_after_s, timeout, pushback):
+    async with serving(raising(errors.Overloaded("full", retry_after_s=retry_after_s))) as served:
         found = await failed(served, streaming=False, timeout=timeout)
-        assert details(found)["RetryInfo"].retry_delay.ToMilliseconds() == 1500
+        milliseconds = details(found)["RetryInfo"].retry_delay.ToMilliseconds()
+        assert milliseconds == 1000 * retry_after_s
         trailers = dict(found.trailing_metadata())
-        assert (trailers["retry-after-ms"], trailers["grpc-retry-pushback-ms"]) == ("1500", pushback)
+        assert (trailers["retry-after-ms"], trailers["grpc-retry-pushback-ms"]) == (str(milliseconds), pushback)
 
 
 async def test_the_retries_of_grpc_obey():
     config = """{"methodConfig": [{"name": [{}], "retryPolicy": {"maxAttempts": 2, "initialBackoff": "0.01s",
         "maxBackoff": "0.01s", "backoffMultiplier": 1, "retryableStatusCodes": ["RESOURCE_EXHAUSTED"]}}]}"""
-    times = []
+    times, delays = [], [0.5, 0.5, 30]
 
     async def behave():
         times.append(asyncio.get_running_loop().time())
-        raise errors.Overloaded("full", retry_after_s=0.5)
+        raise errors.Overloaded("full", retry_after_s=delays[len(times) - 1])
         yield b""
 
     async with serving(behave, channel_options=[("grpc.service_config", config)]) as served:
         await failed(served, streaming=False)
         assert times[1] - times[0] > 0.4
-        await failed(served, streaming=False, timeout=0.45)
-        assert len(times) == 3
+        found = await failed(served, streaming=False, timeout=20)
+        assert (found.code(), len(times)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, 3)
 
 
 async def test_a_server_without_model_control_is_not_to_be_tried_again():

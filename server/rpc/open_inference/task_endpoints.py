@@ -7,6 +7,7 @@ import numpy as np
 
 from server.arrays import Array
 from server.concurrency.offload import offload
+from server.errors import InvalidRequest
 from server.rpc.open_inference.endpoint import EndpointRequest, EndpointResponse
 from server.rpc.open_inference.tensors import decode_texts
 from server.rpc.parameters import Value
@@ -18,11 +19,16 @@ from server.tasks.embed import Embed
 from server.tasks.fill_mask import FillMask
 from server.text.tokenizer import TokenUsage
 
+MAX_TARGETS_CHARACTERS = 1 << 22  # a whole vocabulary; parsing as many as a message can have would block the event loop
+
 
 async def fill_mask(request: EndpointRequest) -> EndpointResponse:
     task = request.model.task_as(FillMask)
     texts, parameters = decode_texts("text", request.inputs["text"]), dict(request.parameters)
-    targets = read_strings(str(parameters.pop("targets", "")))
+    words = str(parameters.pop("targets", ""))
+    if len(words) > MAX_TARGETS_CHARACTERS:
+        raise InvalidRequest("targets", f"{len(words)} characters", f"at most {MAX_TARGETS_CHARACTERS}")
+    targets = read_strings(words)
     filled = await task(texts, **parameters, targets=targets, context=request.context, field="text")
     masks = [(row, mask.candidates) for row, text in enumerate(filled) for mask in text.masks]
 

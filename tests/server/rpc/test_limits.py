@@ -39,7 +39,7 @@ PROMPT = [pb.Prompt(text="A list")]
 def limited(artifacts):
     """A server with low limits."""
     settings = [flag for key, value in LIMITS.items() for flag in ("--set", f"*.{key}={value}")]
-    with served(artifacts, "--models", "tiny-bert,tiny-gpt,tiny-vit", "--max-message-mb", "1", *settings) as running:
+    with served(artifacts, "--models", "tiny-bert,tiny-gpt,tiny-vit", "--max-message-mb", "5", *settings) as running:
         yield running
 
 
@@ -118,6 +118,7 @@ def infer(channel, name, text, **parameters):
     ("name", "texts", "parameters", "message"),
     [
         ("tiny-bert", [b"[MASK]"] * 4, {}, "text: found 4 inputs, expected at most 3 inputs"),
+        ("tiny-bert", [b"[MASK]"], {"targets": " " * 4_194_305}, "targets: found 4194305 characters, expected at most"),
         ("tiny-gpt", [b"a"] * 4, {}, "text_input: found 4 inputs, expected at most 3 inputs"),
         ("tiny-gpt", [b"a"], {"stop": json.dumps(["a", "b", "c"])}, "stop: found 3 strings, expected at most 2"),
         ("tiny-gpt", [b"a"], {"stop": "x" * 6}, "stop[0]: found 6 characters, expected at most 5"),
@@ -136,7 +137,7 @@ def test_both_protocols_have_the_same_limits(channel, name, texts, parameters, m
 
 def test_a_message_beyond_the_limit_is_refused(channel):
     with pytest.raises(grpc.RpcError) as error:
-        send(channel, "FillMask", pb.FillMaskRequest(inputs=["a" * 2**20]))
+        send(channel, "FillMask", pb.FillMaskRequest(inputs=["a" * 5 * 2**20]))
     assert error.value.code() is EXHAUSTED
     assert send(channel, "FillMask", texts(1))
 

@@ -16,7 +16,7 @@ MAX_TOKENS = 1000  # each call is compared with all of them, and each name is a 
 NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}", re.ASCII)
 TOKEN = re.compile(r"[!-~]{1,4096}", re.ASCII)
 DIGEST = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
-EXPECTED = "`NAME: TOKEN` or `NAME: sha256:HEX`, with ` admin` behind it for an administrator"
+EXPECTED = "`NAME: TOKEN` or `NAME: sha256:HEX`, with ` admin` after it for an administrator"
 
 
 class BadTokens(ValueError):
@@ -79,7 +79,7 @@ def _parse_line(number: int, line: str) -> tuple[bytes, Client]:
     if token.startswith(HASHED):
         digest = token.removeprefix(HASHED)
         if not DIGEST.fullmatch(digest):
-            raise BadTokens(f"line {number}: expected 64 hexadecimal digits behind {HASHED}")
+            raise BadTokens(f"line {number}: expected 64 hexadecimal digits after {HASHED}")
         return bytes.fromhex(digest), client
     if not TOKEN.fullmatch(token):
         raise BadTokens(f"line {number}: expected a token of printable ASCII characters without spaces")

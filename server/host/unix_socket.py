@@ -22,7 +22,7 @@ class UnixSocket:
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises CannotListen if there is a file that is no socket, or a server that listens."""
+        """Raises CannotListen if there is a file that is not a socket, or a server that listens."""
         self.path = path
         self.bound = path.with_name(f".{path.name}.{os.getpid()}")
         self._inode = 0
@@ -55,7 +55,7 @@ class UnixSocket:
     def _check(self) -> None:
         with suppress(FileNotFoundError):
             if not stat.S_ISSOCK(self.path.lstat().st_mode):
-                raise self._error("found a file that is no socket")
+                raise self._error("found a file that is not a socket")
         with socket.socket(socket.AF_UNIX) as client, suppress(FileNotFoundError, ConnectionRefusedError):
             client.setblocking(False)
             client.connect(str(self.path))

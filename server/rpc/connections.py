@@ -59,7 +59,7 @@ class Connections:
     # ---- during calls
 
     def was_open_at_stop(self, context: GrpcContext) -> bool:
-        """Whether the server is stopping, and sends GOAWAY to the client, who could not know that before."""
+        """Whether the server is stopping, and sends GOAWAY to the client, which could not know that before."""
         return _port(context) in self._open_at_stop
 
     @contextlib.contextmanager

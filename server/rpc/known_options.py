@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 Values = tuple[bool | int | float | str, ...]
 
-SIMILAR = 0.75  # of difflib's ratio: high enough that `store` is no misspelt `stop`, nor `tags` a misspelt `targets`
+SIMILAR = 0.75  # of difflib's ratio: high enough that `store` does not count as `stop`, nor `tags` as `targets`
 LONGEST_NAME = 64  # characters that are compared
 SHORTEST_BEGINNING = 4  # letters
 

@@ -62,7 +62,7 @@ def test_a_server_that_stops_leaves_the_socket_of_its_successor(socket_path):
 
 def test_other_files_are_not_replaced(socket_path):
     socket_path.write_text("precious")
-    with pytest.raises(CannotListen, match="found a file that is no socket"):
+    with pytest.raises(CannotListen, match="found a file that is not a socket"):
         UnixSocket(socket_path)
     assert socket_path.read_text() == "precious"
 

@@ -46,31 +46,44 @@ def only(manifests: list[Manifest], kind: str) -> Manifest:
 
 
 def validate(manifest: Manifest, version: str) -> None:
-    """Raise jsonschema.ValidationError unless the resource is as in this version of Kubernetes; unknown fields are errors."""
+    """Raise jsonschema.ValidationError unless the resource fits this version of Kubernetes. Unknown fields are errors."""
     kind = f"{manifest['apiVersion']} {manifest['kind']}"
-    registry = Registry().with_resource("/api/_definitions.json", published("_definitions.json", version))
-    custom = yaml.safe_load(CUSTOM.read_text())
+    custom = custom_resources()
     if kind in custom["schemas"]:
         schema = {**custom["schemas"][kind], "$defs": custom["$defs"]}
     else:
         group, _, api = manifest["apiVersion"].rpartition("/")
         name = "-".join(filter(None, (manifest["kind"].lower(), group.split(".")[0], api)))
-        schema = published(f"{name}.json", version).contents
-    jsonschema.Draft202012Validator(schema, registry=registry).validate(manifest)
+        schema = published(f"{name}.json", version)
+    jsonschema.Draft202012Validator(schema, registry=definitions(version)).validate(manifest)
 
 
 @cache
-def published(name: str, version: str) -> Resource:
-    """A strict schema of Kubernetes, as the package kubernetes-validate has it."""
+def custom_resources() -> dict[str, Any]:
+    """Our reduced schemas of KEDA's, KServe's and the Prometheus Operator's resources."""
+    return yaml.safe_load(CUSTOM.read_text())
+
+
+@cache
+def definitions(version: str) -> Registry:
+    """What the schemas of a version of Kubernetes refer to."""
+    contents = published("_definitions.json", version)
+    resource = Resource.from_contents(contents, default_specification=DRAFT202012)
+    return Registry().with_resource("/api/_definitions.json", resource).crawl()
+
+
+@cache
+def published(name: str, version: str) -> dict[str, Any]:
+    """A strict schema of Kubernetes, from the package kubernetes-validate."""
     folder = resources.files("kubernetes_validate") / "kubernetes-json-schema" / f"v{version}.0-local-strict"
-    return Resource.from_contents(json.loads((folder / name).read_text()), default_specification=DRAFT202012)
+    return json.loads((folder / name).read_text())
 
 
 # ---- pods
 
 
 def pod(manifests: list[Manifest]) -> Manifest:
-    """The specification of the pods; with KServe, what its controller would put together from the runtime and the service."""
+    """The specification of the pods. KServe's controller puts it together from the runtime and the service."""
     for manifest in manifests:
         if manifest["kind"] in {"Deployment", "Job"}:
             return manifest["spec"]["template"]["spec"]

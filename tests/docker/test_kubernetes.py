@@ -140,14 +140,10 @@ def test_the_job_exports_the_bundled_models_to_the_volume_of_the_servers() -> No
     assert container(job)["args"] == bundled
     claim = only(job, "PersistentVolumeClaim")["metadata"]["name"]
     for manifests in (job, render(OVERLAYS["cpu"]), render(OVERLAYS["gpu"])):
-        claims = [
-            each["persistentVolumeClaim"]["claimName"] for each in pod(manifests)["volumes"] if "emptyDir" not in each
-        ]
-        assert claims == [claim]
-    assert (
-        only(render(OVERLAYS["kserve"]), "InferenceService")["spec"]["predictor"]["model"]["storageUri"]
-        == f"pvc://{claim}"
-    )
+        volumes = [volume for volume in pod(manifests)["volumes"] if "emptyDir" not in volume]
+        assert [volume["persistentVolumeClaim"]["claimName"] for volume in volumes] == [claim]
+    predictor = only(render(OVERLAYS["kserve"]), "InferenceService")["spec"]["predictor"]
+    assert predictor["model"]["storageUri"] == f"pvc://{claim}"
 
 
 # ---- probes and stopping
@@ -253,11 +249,9 @@ def test_keda_without_prometheus_reads_each_bundled_model_from_all_pods() -> Non
     assert {(each["aggregateFromKubeServiceEndpoints"], each["aggregationType"]) for each in read} == {("true", "sum")}
     models = [re.fullmatch(r'affinity_queue_rows\{model="(.+)"\}', each["valueLocation"])[1] for each in read]
     assert models == container(render(KUBERNETES / "export"))["args"]
-    reachable = [
-        each["namespaceSelector"]["matchLabels"]
-        for each in only(manifests, "NetworkPolicy")["spec"]["ingress"][1]["from"]
-    ]
-    assert {"kubernetes.io/metadata.name": "keda"} in reachable
+    metrics = only(manifests, "NetworkPolicy")["spec"]["ingress"][1]
+    readers = [each["namespaceSelector"]["matchLabels"] for each in metrics["from"]]
+    assert {"kubernetes.io/metadata.name": "keda"} in readers
 
 
 def test_kserve_declares_the_grpc_port_alone() -> None:

@@ -46,7 +46,7 @@ def only(manifests: list[Manifest], kind: str) -> Manifest:
 
 
 def validate(manifest: Manifest, version: str) -> None:
-    """Raise jsonschema.ValidationError unless the resource fits this version of Kubernetes. Unknown fields are errors."""
+    """Raise jsonschema.ValidationError unless a resource fits a version of Kubernetes. Unknown fields are errors."""
     kind = f"{manifest['apiVersion']} {manifest['kind']}"
     custom = custom_resources()
     if kind in custom["schemas"]:

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 
 from server.client.calls import IN_FLIGHT, Call, Steps
 from server.client.connection import DEFAULT_SERVER, Connection, Tls
-from server.client.errors import call_failed
+from server.client.errors import CallFailed, call_failed
 from server.client.methods import OnProgress, Progress, documented
 from server.client.tasks import Tasks
 
@@ -160,7 +160,12 @@ class AsyncClient:
         try:
             calls = next(steps)
             while True:
-                calls = steps.send(await self._send(calls))
+                try:
+                    responses = await self._send(calls)
+                except CallFailed as error:
+                    calls = steps.throw(error)  # which raises it again, unless the steps have an answer to it
+                else:
+                    calls = steps.send(responses)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
 

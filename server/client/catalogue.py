@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass, replace
 
+import grpc
 from grpc_health.v1 import health_pb2
 
 from protos import affinity_pb2 as pb
 from protos import open_inference_pb2 as oip
 from server.client.calls import HEALTH, OPEN_INFERENCE, TYPED, Call, ChunkLimits, Steps, every, one
+from server.client.errors import CallFailed
 
 READY = "READY"
+MAX_LISTINGS = 5  # until no version is unloaded between its listing and its description
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,15 @@ class Catalogue:
 
     def models(self) -> Steps[list[ServedModel]]:
         """The models of the server, sorted by name and version."""
+        for _ in range(MAX_LISTINGS - 1):
+            try:
+                return (yield from self._models())
+            except CallFailed as error:
+                if error.code is not grpc.StatusCode.NOT_FOUND:
+                    raise  # otherwise a version was unloaded since it was listed
+        return (yield from self._models())
+
+    def _models(self) -> Steps[list[ServedModel]]:
         path = OPEN_INFERENCE + "RepositoryIndex"
         index = yield from one(Call(path, oip.RepositoryIndexRequest(), oip.RepositoryIndexResponse))
         entries = sorted(index.models, key=lambda entry: (entry.name, entry.version))

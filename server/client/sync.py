@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 
 from server.client.calls import IN_FLIGHT, Call, Steps
 from server.client.connection import DEFAULT_SERVER, Connection, Tls
-from server.client.errors import call_failed
+from server.client.errors import CallFailed, call_failed
 from server.client.methods import OnProgress, Progress, documented
 from server.client.tasks import Tasks
 
@@ -150,7 +150,12 @@ class Client:
         try:
             calls = next(steps)
             while True:
-                calls = steps.send(self._send(calls))
+                try:
+                    responses = self._send(calls)
+                except CallFailed as error:
+                    calls = steps.throw(error)  # which raises it again, unless the steps have an answer to it
+                else:
+                    calls = steps.send(responses)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
 

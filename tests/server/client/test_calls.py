@@ -3,10 +3,14 @@
 import asyncio
 import gc
 
+import grpc
 import pytest
 
+from protos import affinity_pb2 as pb
+from protos import open_inference_pb2 as oip
 from server.client import AsyncClient, CallFailed, Unreachable
-from server.client.calls import IN_FLIGHT, MAX_BYTES, ChunkLimits, chunks
+from server.client.calls import IN_FLIGHT, MAX_BYTES, TYPED, Call, ChunkLimits, chunks, one
+from server.client.catalogue import MAX_LISTINGS, Catalogue
 from server.errors import InvalidRequest, NotReady, Overloaded, WrongTask
 from tests.server.client.stand_in import BOTH, WAIT_S, StandIn, connected, serving
 
@@ -181,6 +185,57 @@ async def test_a_failed_part_cancels_the_others(client, stand_in):
 )
 def test_chunks_are_as_large_as_the_limits_allow(sizes, expected):
     assert [f"{part.start}:{part.stop}" for part in chunks(sizes, ChunkLimits(inputs=3, size=8))] == expected
+
+
+# ---- models
+
+
+def index(*versions):
+    models = [oip.RepositoryIndexResponse.ModelIndex(name="m", version=each, state="READY") for each in versions]
+    return oip.RepositoryIndexResponse(models=models)
+
+
+def test_models_are_listed_again_if_a_version_was_unloaded_meanwhile():
+    steps = Catalogue().models()
+    next(steps)
+    assert [call.request.version for call in steps.send([index("1")])] == ["1"]
+    [again] = steps.throw(CallFailed(grpc.StatusCode.NOT_FOUND, "unloaded"))
+    assert again.path.endswith("/RepositoryIndex")
+    assert [call.request.version for call in steps.send([index("2")])] == ["2"]
+    with pytest.raises(StopIteration) as end:
+        steps.send([oip.ModelConfigResponse()])
+    assert [model.version for model in end.value.value] == ["2"]
+
+
+def test_models_are_not_listed_for_ever():
+    steps = Catalogue().models()
+    next(steps)
+    unloaded = CallFailed(grpc.StatusCode.NOT_FOUND, "unloaded")
+    for _ in range(MAX_LISTINGS - 1):
+        steps.send([index("1")])
+        steps.throw(unloaded)
+    steps.send([index("1")])
+    with pytest.raises(CallFailed, match="unloaded"):
+        steps.throw(unloaded)
+
+
+def test_other_errors_of_a_listing_are_final():
+    steps = Catalogue().models()
+    next(steps)
+    with pytest.raises(CallFailed, match="internal"):
+        steps.throw(CallFailed(grpc.StatusCode.INTERNAL, "internal"))
+
+
+async def test_steps_can_answer_to_an_error(client, stand_in):
+    stand_in.errors = [WrongTask("not this one")]
+
+    def steps():
+        call = Call(TYPED + "Embed", pb.EmbedRequest(inputs=["a"]), pb.EmbedResponse)
+        with pytest.raises(CallFailed, match="not this one"):
+            yield from one(call)
+        return (yield from one(call))
+
+    assert len((await client.run("_run", steps())).results) == 1
 
 
 # ---- streams

@@ -96,6 +96,9 @@ class Poller:
                 await self._update(name, now, gone=last.keys() - now.keys())
             if not now:
                 del self._last[name]
+        for name in self._repository.names():
+            if not self._settings.models or name in self._settings.models:
+                self._repository.forget(name, found=found.get(name, {}))
 
     async def _update(self, name: str, found: Mapping[int, Found], *, gone: Collection[int]) -> None:
         """Serve the versions that the policy chooses. If one fails, choose again without it."""
@@ -104,7 +107,6 @@ class Poller:
             loaded.pop(number, None)
             failed.pop(number, None)
             self._reported.discard((name, number))
-            self._repository.forget_failure(name, number)
         self._note_problems(name, found)
         while True:
             served, policy = self._repository.served_versions(name), self._settings.of(name).versions

@@ -238,9 +238,9 @@ class Repository:
         """Note why a version in the directory is not loaded, or not loaded again."""
         self._states.note_failure(name, number, error, served=number in self._models.get(name, {}))
 
-    def forget_failure(self, name: str, number: int) -> None:
-        """Forget a version that was never served, and whose directory is gone."""
-        self._states.forget_failure(name, number)
+    def forget(self, name: str, *, found: Collection[int]) -> None:
+        """Forget the versions of a model that are neither served nor `found` in the directory."""
+        self._states.forget(name, found=found)
 
     def _note_failure(self, name: str, failed: int, error: BaseException, *, fresh: Collection[int]) -> None:
         """Note why version `failed` could not be loaded, and why no version in `fresh` is served."""

@@ -1,6 +1,6 @@
 """The state of each version of a model, as RepositoryIndex reports it. Knows neither directories nor sessions."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from server.errors import AffinityError, BadArtifact, NotEnoughMemory, ProviderUnavailable
@@ -66,14 +66,16 @@ class VersionStates:
 
     def note_unload(self, name: str, number: int, state: str, reason: str = "") -> None:
         """Note the state of a version that is being unloaded, unless it was never served."""
-        if self._entries[name, number].state in (READY, UNLOADING):
+        entry = self._entries.get((name, number))  # None: it was never served, and is forgotten
+        if entry is not None and entry.state in (READY, UNLOADING):
             self.note(name, number, state, reason)
 
-    def forget_failure(self, name: str, number: int) -> None:
-        """Forget a version that failed to load and was never served."""
-        entry = self._entries.get((name, number))
-        if entry is not None and entry.failure and entry.state == UNAVAILABLE:
-            del self._entries[name, number]
+    def forget(self, name: str, *, found: Collection[int]) -> None:
+        """Forget the versions of a model that are not available, unless they are in `found`."""
+        gone = [number for model, number in self._entries if model == name and number not in found]
+        for number in gone:
+            if self._entries[name, number].state == UNAVAILABLE:
+                del self._entries[name, number]
 
 
 def reason_of(error: BaseException) -> str:

@@ -232,6 +232,9 @@ async def test_a_model_that_is_removed_is_unloaded(root):
         assert served(repository) == [("tiny-classifier", "1")]
         with pytest.raises(ModelNotFound, match="found 'tiny-embedder'"):
             repository.get("tiny-embedder")
+        while repository.names() != ["tiny-classifier"]:  # until its last request is answered
+            await poller.poll()
+        assert repository.index() == [Entry("tiny-classifier", "1", "READY")]
 
 
 async def test_a_directory_that_cannot_be_read_changes_nothing(root, caplog):
@@ -254,6 +257,7 @@ async def test_a_model_that_was_unloaded_by_a_call_stays_unloaded_until_its_dire
     async with polled(root) as (repository, poller):
         await repository.unload("tiny-embedder")
         await poller.poll()
+        assert entry(repository, "tiny-embedder", 1).reason == "unloaded"
         assert served(repository) == [("tiny-classifier", "1")]
         next_version(root, "tiny-embedder")
         await poller.poll()

@@ -6,8 +6,10 @@ send further calls elsewhere, and the server answers the calls that were on thei
 side of the connections, and clients report a call without an answer as UNAVAILABLE. gRPC has no function for either of
 these steps, so the server finds the sockets among its open files (on Linux). On other systems only `stop` remains.
 
-With TLS, only gRPC can write on a connection. Clients then do not get GOAWAY: the server refuses their calls as
-UNAVAILABLE when it stops.
+With TLS, only gRPC can write on a connection, so clients do not get GOAWAY. The server closes its side of such a
+connection as soon as it has answered the calls that are in flight on it. Calls that arrive in the meantime wait for
+that: their clients then see UNAVAILABLE and no connection, and send them elsewhere. A call that is refused could come
+here again.
 """
 
 import asyncio
@@ -54,13 +56,32 @@ class Connections:
         self.encrypted = False  # whether connections to the port have TLS
         self._writing: Counter[int] = Counter()  # port of a client → responses that gRPC is writing
         self._pending: set[int] = set()  # inodes of connections whose clients do not have GOAWAY yet
-        self._open_at_stop: frozenset[int] = frozenset()  # ports of clients
+        self._calls: Counter[int] = Counter()  # port of a client → calls in flight
+        self._open_at_stop: frozenset[int] = frozenset()  # ports of clients that get GOAWAY
+        self._closing: frozenset[int] = frozenset()  # ports of clients whose connections end without it
 
     # ---- during calls
 
     def was_open_at_stop(self, context: GrpcContext) -> bool:
         """Whether the server is stopping, and sends GOAWAY to the client, which could not know that before."""
         return _port(context) in self._open_at_stop
+
+    async def wait_for_close(self, context: GrpcContext) -> None:
+        """Wait, at most for a moment, for the end of the connection if it is about to be closed."""
+        if _port(context) in self._closing:
+            await asyncio.sleep(LEAVE_S)  # the end of the connection cancels the call
+
+    @contextlib.contextmanager
+    def calling(self, context: GrpcContext) -> Iterator[None]:
+        """Note that a call is in flight during the block."""
+        port = _port(context)
+        self._calls[port] += 1
+        try:
+            yield
+        finally:
+            self._calls[port] -= 1
+            if not self._calls[port]:
+                del self._calls[port]
 
     @contextlib.contextmanager
     def writing(self, context: GrpcContext) -> Iterator[None]:
@@ -86,13 +107,17 @@ class Connections:
     # ---- at the stop
 
     def begin_stop(self) -> None:
-        """Accept no more connections, and send GOAWAY on those that are open; `drain` does so where it must wait."""
+        """Accept no more connections, and send away the clients of those that are open.
+
+        Where that has to wait, `drain` does it.
+        """
         self._close_listeners()
         with self._connections() as connections:
-            plain = [each for each in connections if each.port == ON_THIS_MACHINE or not self.encrypted]
-            self._pending = {each.inode for each in plain}
-            self._open_at_stop = frozenset(each.port for each in plain)
-            self._send_goaway(connections)
+            self._pending = {each.inode for each in connections}
+            ports = frozenset(each.port for each in connections)
+            self._closing = ports - {ON_THIS_MACHINE} if self.encrypted else frozenset()
+            self._open_at_stop = ports - self._closing
+            self._send_away(connections)
 
     async def drain(self, in_flight: InFlight, timeout_s: float) -> bool:
         """Wait until all requests are answered and the clients have left, or had the time to.
@@ -110,7 +135,7 @@ class Connections:
         while True:
             if self._pending or not in_flight.count:
                 with self._connections() as connections:
-                    self._send_goaway(connections)
+                    self._send_away(connections)
                 if not in_flight.count and (not connections or clock() >= start + min(LEAVE_S, timeout_s)):
                     return True
             if clock() >= start + timeout_s:
@@ -137,19 +162,25 @@ class Connections:
         with self._connections() as connections:
             return len(connections)
 
-    def _send_goaway(self, connections: list[Connection]) -> None:
+    def _send_away(self, connections: list[Connection]) -> None:
         """Send GOAWAY to the clients that do not have it yet, except where gRPC may be in the middle of a frame.
 
         gRPC begins to write responses when this thread says so. What it writes by itself is so small that the socket
         takes it at once unless its buffer is full. So gRPC is between two frames if the socket has sent everything and
-        no response is being written.
+        no response is being written. With TLS, the connection is closed instead if no call is in flight, either.
         """
         self._pending &= {each.inode for each in connections}
         for each in connections:
-            if each.inode in self._pending and each.port not in self._writing and not _count_unsent(each.socket):
-                with contextlib.suppress(OSError):  # the client has closed the connection
+            closing = each.port in self._closing
+            busy = each.port in self._writing or (closing and each.port in self._calls)
+            if each.inode not in self._pending or busy or _count_unsent(each.socket):
+                continue
+            with contextlib.suppress(OSError):  # the client has closed the connection
+                if closing:
+                    each.socket.shutdown(socket.SHUT_WR)
+                else:
                     each.socket.send(GOAWAY, socket.MSG_DONTWAIT)
-                self._pending.discard(each.inode)
+            self._pending.discard(each.inode)
 
     # ---- sockets
 

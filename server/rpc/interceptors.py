@@ -27,6 +27,7 @@ from server.rpc.context import (
 from server.rpc.rates import CallerRates
 from server.rpc.request_reader import read_each, read_one, unreadable_as_value
 from server.rpc.response_writer import ResponseWriter
+from server.rpc.services import HEALTH
 from server.status import CANCEL_STATUSES, ErrorStatus, code_of, error_status
 
 Behaviour = Callable[[Any, GrpcContext], Any]
@@ -132,7 +133,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _unary(self, kind: str, path: str, read: ReadRequest, inner: Behaviour) -> Behaviour:
         async def behaviour(messages: AsyncIterable[Any], context: GrpcContext) -> Any:
             async def respond() -> Any:
-                self._check_rate(path, context)
+                await self._admit(path, context)
                 request = await read(messages, context)
                 with self._tracked(path, context):
                     return await inner(request, context)
@@ -146,7 +147,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             writer = ResponseWriter(context, start_cancellation(), slow_client_seconds=self._slow_client_seconds)
 
             async def respond() -> None:
-                self._check_rate(path, context)
+                await self._admit(path, context)
                 request = await read(messages, context)
                 with self._tracked(path, context):
                     # write() instead of yield: the generator is then closed as soon as the client disconnects.
@@ -175,10 +176,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._connections.writing_last(context)
         return response
 
-    def _check_rate(self, path: str, context: GrpcContext) -> None:
-        """Refuse a call beyond the rate of its caller, before its message is read."""
+    async def _admit(self, path: str, context: GrpcContext) -> None:
+        """Refuse a call beyond the rate of its caller, or on a connection that is about to be closed.
+
+        Its message has not been read.
+        """
         if path in self._tracked_paths:
             self._rates.check(context)
+            await self._connections.wait_for_close(context)
 
     @contextmanager
     def _tracked(self, path: str, context: GrpcContext) -> Iterator[None]:
@@ -186,6 +191,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if path in self._tracked_paths:
                 late = self._connections.was_open_at_stop(context)
                 stack.enter_context(self._in_flight.track_late() if late else self._in_flight.track())
+            if not path.startswith(f"/{HEALTH}/"):  # watching the health of a server keeps no connection open
+                stack.enter_context(self._connections.calling(context))
             yield
 
     @contextmanager

@@ -13,6 +13,7 @@ import asyncio
 import re
 import shutil
 import signal
+import ssl
 import sys
 import tempfile
 import time
@@ -22,13 +23,15 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 
-from server.client import AsyncClient, CallFailed
+from server.client import AsyncClient, CallFailed, Tls
 from tests.artifacts import next_version
+from tests.certificates import Authority
 from tests.serving import Served, own_address, served
 
 UNHURRIED = ("--set", "*.max_queue_seconds=600", "--drain-seconds", "600")  # a busy machine takes its time
 TIMEOUT_S = 600.0  # of a call, and of each step
 POLL_S = 0.5
+NAME = "replicas.example"  # in the certificate of both
 ANSWERED = re.compile(r'^grpc_server_handled_total\{grpc_code="OK",grpc_method="(FillMask|Generate)".*\} (\S+)$', re.M)
 
 
@@ -42,10 +45,10 @@ class Load:
         self.longest_s = 0.0
 
     @asynccontextmanager
-    async def on(self, server: str, *, callers: int):
+    async def on(self, server: str, *, callers: int, tls: Tls | None = None):
         """Call the server during the block. Calls that have begun are finished."""
         stop = asyncio.Event()
-        async with AsyncClient(server, timeout_s=TIMEOUT_S) as client:
+        async with AsyncClient(server, timeout_s=TIMEOUT_S, tls=tls) as client:
             running = [asyncio.create_task(self._call_until(stop, client)) for _ in range(callers)]
             try:
                 yield
@@ -98,8 +101,8 @@ async def until(condition: Callable[[], object]) -> None:
 class Replica:
     """A server process that can be started again on the same ports."""
 
-    def __init__(self, artifacts: Path, host: str, flags: list[str]) -> None:
-        self._artifacts, self._host, self._flags = artifacts, host, flags
+    def __init__(self, artifacts: Path, host: str, flags: list[str], tls: Tls | None) -> None:
+        self._artifacts, self._host, self._flags, self._tls = artifacts, host, flags, tls
         self._process = ExitStack()
         self._ports = ["--port", "0", "--http-port", "0"]
         self.served: Served
@@ -123,19 +126,30 @@ class Replica:
 
     def answers(self) -> bool:
         """Whether it has answered calls since its start."""
-        with urllib.request.urlopen(f"http://{self._host}:{self.served.http_port}/metrics", timeout=60) as response:
+        trusted = ssl.create_default_context(cafile=self._tls.ca) if self._tls else None
+        url = f"{'https' if self._tls else 'http'}://{self._host}:{self.served.http_port}/metrics"
+        with urllib.request.urlopen(url, timeout=60, context=trusted) as response:
             return any(float(count) for _, count in ANSWERED.findall(response.read().decode()))
 
 
-async def restart_replicas(artifacts: Path, *, restarts: int, calls: int, callers: int, flags: list[str]) -> Load:
+async def restart_replicas(
+    artifacts: Path, *, restarts: int, calls: int, callers: int, flags: list[str], encrypted: bool
+) -> Load:
     """Restart two replicas in turn, as often as asked and until there were enough calls."""
-    load, host = Load(), own_address()
-    replicas = [Replica(artifacts, host, flags) for _ in range(2)]
+    load, host, tls = Load(), own_address(), None
     async with AsyncExitStack() as stack:
+        if encrypted:
+            authority = Authority(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+            certificate, key = authority.sign("server", names=(host, NAME))
+            flags, tls = (
+                [*flags, "--tls-cert", str(certificate), "--tls-key", str(key)],
+                Tls(authority.certificate, server_name=NAME),
+            )
+        replicas = [Replica(artifacts, host, flags, tls) for _ in range(2)]
         for replica in replicas:
             stack.push_async_callback(replica.close)
         await asyncio.gather(*(replica.start() for replica in replicas))
-        async with load.on(",".join(replica.address for replica in replicas), callers=callers):
+        async with load.on(",".join(replica.address for replica in replicas), callers=callers, tls=tls):
             for _ in range(restarts):
                 for replica in replicas:
                     await until(replica.answers)
@@ -173,8 +187,13 @@ async def roll_out_versions(artifacts: Path, *, versions: int, calls: int, calle
 async def main(options: argparse.Namespace) -> int:
     flags = ["--shutdown-delay-seconds", str(options.shutdown_delay_seconds)]
     loads = {
-        f"{options.restarts} rolling restarts of 2 replicas": await restart_replicas(
-            options.artifacts, restarts=options.restarts, calls=options.calls, callers=options.callers, flags=flags
+        f"{options.restarts} rolling restarts of 2 replicas{' with TLS' * options.tls}": await restart_replicas(
+            options.artifacts,
+            restarts=options.restarts,
+            calls=options.calls,
+            callers=options.callers,
+            flags=flags,
+            encrypted=options.tls,
         ),
         f"{options.versions} new versions of each model": await roll_out_versions(
             options.artifacts, versions=options.versions, calls=options.calls, callers=options.callers, flags=[]
@@ -191,6 +210,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--versions", type=int, default=5, help="to roll out by polling (5)")
     parser.add_argument("--calls", type=int, default=5000, help="at least so many calls in each part (5000)")
     parser.add_argument("--callers", type=int, default=8, help="that call at the same time (8)")
+    parser.add_argument("--tls", action="store_true", help="restart replicas with TLS")
     parser.add_argument("--shutdown-delay-seconds", type=float, default=0.0, help="of the replicas (0)")
     return parser.parse_args(argv)
 

@@ -264,13 +264,29 @@ def test_calls_on_open_connections_only_count_as_late(connected):
         late.connect(name)
 
 
-async def test_nothing_is_written_between_the_bytes_of_tls(connected):
-    """The server refuses calls of these clients instead; those of Unix-domain sockets have no TLS."""
+async def test_connections_with_tls_are_closed_once_no_call_is_in_flight(connected):
+    """Nothing is written between the bytes of TLS. Unix-domain sockets have none."""
+    connections, client, _ = connected
+    connections.encrypted = True
+    context = Context(client.getsockname())
+    with connections.calling(context):
+        connections.begin_stop()
+        if client.family == socket.AF_UNIX:
+            assert client.recv(100) == GOAWAY
+            assert connections.was_open_at_stop(context)
+            return
+        assert not connections.was_open_at_stop(context)
+        late = asyncio.create_task(connections.wait_for_close(context))
+        draining = asyncio.create_task(connections.drain(InFlight("stopping"), 30))
+        await asyncio.wait([draining], timeout=0.05)
+        assert nothing_arrived(client)
+        assert not late.done()
+    assert await asyncio.to_thread(client.recv, 100) == b""
+    await asyncio.gather(draining, late)
+
+
+async def test_idle_connections_with_tls_are_closed_at_once(connected):
     connections, client, _ = connected
     connections.encrypted = True
     connections.begin_stop()
-    plain = client.family == socket.AF_UNIX
-    assert connections.was_open_at_stop(Context(client.getsockname())) == plain
-    assert nothing_arrived(client) != plain
-    assert await connections.drain(InFlight("stopping"), 0)
-    assert nothing_arrived(client) != plain
+    assert client.recv(100) == (GOAWAY if client.family == socket.AF_UNIX else b"")

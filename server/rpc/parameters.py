@@ -18,6 +18,7 @@ class Kind(Enum):
 
     BOOLEAN = "true or false (bool_param)"
     INTEGER = "a whole number (int64_param)"
+    COUNT = "a whole number that is not negative (int64_param or uint64_param)"
     LIMIT = "a whole number (int64_param), or a parameter without a value for no limit"
     NUMBER = "a number (double_param)"  # or its text: the clients of KServe and MLServer cannot send fractions
     TEXT = "text (string_param)"
@@ -27,14 +28,14 @@ class Kind(Enum):
         if self is Kind.NUMBER and not isinstance(value, bool):
             return float(value)
         expected = {Kind.BOOLEAN: bool, Kind.TEXT: str}.get(self, int)
-        if type(value) is not expected:
+        if type(value) is not expected or (self is Kind.COUNT and int(value) < 0):
             raise ValueError
         return value
 
 
 EVERY_REQUEST = {
-    "priority": Kind.INTEGER,  # 1 is the highest; tritonclient sends it as uint64_param
-    "timeout": Kind.INTEGER,  # in microseconds
+    "priority": Kind.COUNT,  # 1 is the highest; tritonclient sends it as uint64_param
+    "timeout": Kind.COUNT,  # in microseconds
 }
 FIELDS = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}
 MAX_PARAMETERS = 64  # to compare an unknown name with those that are known takes a fifth of a millisecond

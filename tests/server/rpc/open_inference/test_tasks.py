@@ -116,6 +116,16 @@ def test_priority_and_timeout_are_accepted(client):
     ]
 
 
+@pytest.mark.parametrize("name", ["priority", "timeout"])
+def test_a_negative_priority_or_timeout_is_refused(server, name):
+    request = open_inference_pb2.ModelInferRequest(model_name="tiny-bert")
+    request.parameters[name].int64_param = -1  # tritonclient does not send it
+    with grpc.insecure_channel(server.target) as channel, pytest.raises(grpc.RpcError) as error:
+        channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(request.SerializeToString(), timeout=60)
+    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.value.details().startswith(f"parameters['{name}']: found -1 (int64_param), expected ")
+
+
 async def test_concurrent_requests_get_their_own_responses(server):
     texts = [f"{'a ' * (number % 7)}list [MASK]" for number in range(40)]
     async with triton_aio.InferenceServerClient(server.target) as client:

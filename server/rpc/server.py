@@ -51,7 +51,26 @@ def build_server(
 ) -> tuple[grpc.aio.Server, int]:
     """A server that listens once it is started, and its port. Raises CannotListen."""
     rates = CallerRates(settings.max_requests_per_second)
-    interceptor = CallInterceptor(
+    interceptor = call_interceptor(settings, metrics, in_flight, connections, rates, security)
+    server = grpc.aio.server(interceptors=(interceptor,), options=_options(settings))
+    add_services(server, settings, repository, metrics, health, in_flight, rates)
+    enable_reflection(server)
+    connections.port = add_ports(server, settings.host, settings.port, security.certificates)
+    connections.encrypted = security.certificates is not None
+    connections.paths = add_unix_sockets(server, unix_sockets)
+    return server, connections.port
+
+
+def call_interceptor(
+    settings: Settings,
+    metrics: Metrics,
+    in_flight: InFlight,
+    connections: Connections,
+    rates: CallerRates,
+    security: Security,
+) -> CallInterceptor:
+    """The interceptor of every call."""
+    return CallInterceptor(
         metrics,
         in_flight,
         connections,
@@ -60,15 +79,21 @@ def build_server(
         rates=rates,
         authentication=Authentication(security.access, with_reflection=security.with_reflection),
     )
-    server = grpc.aio.server(interceptors=(interceptor,), options=_options(settings))
+
+
+def add_services(
+    server: Any,
+    settings: Settings,
+    repository: Repository,
+    metrics: Metrics,
+    health: Health,
+    in_flight: InFlight,
+    rates: CallerRates,
+) -> None:
+    """Add the services that answer requests, and health."""
     add_AffinityServicer_to_server(AffinityService(repository, metrics), server)
     add_open_inference_to_server(OpenInferenceService(settings, repository, metrics, in_flight, rates), server)
     add_HealthServicer_to_server(health, server)
-    enable_reflection(server)
-    connections.port = add_ports(server, settings.host, settings.port, security.certificates)
-    connections.encrypted = security.certificates is not None
-    connections.paths = add_unix_sockets(server, unix_sockets)
-    return server, connections.port
 
 
 def _options(settings: Settings) -> list[tuple[str, Any]]:

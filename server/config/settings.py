@@ -97,7 +97,7 @@ class Settings:
     listen: tuple[str, ...] = ()
     max_message_mb: int = 64
     max_connections: int = 10_000
-    max_concurrent_streams: int = 1024
+    max_concurrent_streams: int = 4096  # several full queues: calls beyond these are refused, and do not wait
     max_requests_per_second: float = 0.0
     max_connection_age_seconds: float = 0.0
     max_connection_age_grace_seconds: float = 0.0

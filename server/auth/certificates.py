@@ -51,7 +51,7 @@ def _context(files: Mapping[str, Path]) -> ssl.SSLContext:
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise BadFile(f"{KEY} {files[KEY]}: found another key than that of {CERT} {files[CERT]}") from error
-        raise BadFile(f"{CERT} {files[CERT]} and {KEY} {files[KEY]}: cannot be read as PEM: {error.reason}") from error
+        raise BadFile(f"{CERT} {files[CERT]} and {KEY} {files[KEY]}: cannot be used: {error.reason}") from error
     except OSError as error:  # it was deleted meanwhile
         raise BadFile(f"{CERT} {files[CERT]} and {KEY} {files[KEY]}: {error.strerror}") from error
     return context
@@ -64,7 +64,7 @@ def _trust(context: ssl.SSLContext, authorities: bytes, name: str) -> None:
     try:
         context.load_verify_locations(cadata=authorities.decode("ascii", "replace"))
     except ssl.SSLError as error:
-        raise BadFile(f"{name}: cannot be read as PEM: {error.reason}") from error
+        raise BadFile(f"{name}: cannot be used: {error.reason}") from error
     context.verify_mode = ssl.CERT_OPTIONAL
     context.options |= ssl.OP_NO_TICKET  # a client could resume a session after the authorities have changed
     context.num_tickets = 0

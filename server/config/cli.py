@@ -9,6 +9,8 @@ from server.config import environment
 from server.config.options import MODEL_KEYS, OPTIONS, names
 from server.config.settings import BadSetting, ModelSettings, Settings, version
 
+CLIENT_TOKEN = "AFFINITY_TOKEN"  # a variable of server.client, which may be set for both
+
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
     """Read the settings: flags, then environment variables, then defaults. Raises BadSetting.
@@ -38,7 +40,7 @@ def wants_json(argv: Sequence[str], environ: Mapping[str, str]) -> bool:
 
 def ignored_variables(environ: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Variables that look like settings and are ignored: those of services and links, then all others."""
-    known = {option.variable for options in OPTIONS.values() for option in options} | {"AFFINITY_SET"}
+    known = {option.variable for options in OPTIONS.values() for option in options} | {"AFFINITY_SET", CLIENT_TOKEN}
     return environment.ignored(environ, known)
 
 

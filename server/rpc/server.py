@@ -36,6 +36,7 @@ TRACKED_PATHS = frozenset(
     )
 )
 NO_LIMIT = 2**31 - 1  # of an option of gRPC
+HANDSHAKE_TIMEOUT_MS = 10_000  # for TLS and the first frame of HTTP/2
 KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 60_000, 20_000  # detects clients that vanish without closing the connection
 
 
@@ -104,6 +105,7 @@ def _options(settings: Settings) -> list[tuple[str, Any]]:
         ("grpc.server_max_unrequested_time_in_server", NO_LIMIT),  # gRPC cancels calls that wait longer to be accepted
         ("grpc.max_send_message_length", -1),  # responses are bounded where they are built (MAX_RESPONSE_LOGITS)
         ("grpc.so_reuseport", 0),  # otherwise a second server could share the port and get half of the requests
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),  # keepalive pings wait for 60 s without it

@@ -46,8 +46,8 @@ def test_good_files_are_used(issued, authority):
         (None, b"", "--tls-key {key}: found no private key, expected one in PEM"),
         (None, ENCRYPTED, "--tls-key {key}: found an encrypted key, expected one without a password"),
         (None, OLD_ENCRYPTED, "--tls-key {key}: found an encrypted key, expected one without a password"),
-        (BROKEN_CERT, None, "--tls-cert {cert} and --tls-key {key}: cannot be read as PEM"),
-        (None, BROKEN_KEY, "--tls-cert {cert} and --tls-key {key}: cannot be read as PEM"),
+        (BROKEN_CERT, None, "--tls-cert {cert} and --tls-key {key}: cannot be used"),
+        (None, BROKEN_KEY, "--tls-cert {cert} and --tls-key {key}: cannot be used"),
         (None, "other", "--tls-key {key}: found another key than that of --tls-cert {cert}"),
     ],
 )
@@ -62,9 +62,7 @@ def test_bad_files_are_named(issued, other, cert, key, said):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("contents", "said"), [(b"nothing", "found no certificate"), (BROKEN_CERT, "cannot be read as PEM")]
-)
+@pytest.mark.parametrize(("contents", "said"), [(b"nothing", "found no certificate"), (BROKEN_CERT, "cannot be used")])
 def test_bad_authorities_are_named(issued, tmp_path, contents, said):
     file = tmp_path / "ca.pem"
     file.write_bytes(contents)

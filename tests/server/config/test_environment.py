@@ -77,6 +77,7 @@ def test_a_variable_that_is_no_setting_is_reported_with_the_most_similar_one():
         "AFFINITY_OF_OURS": "x",
         "AFFINITY_SET": "",
         "AFFINITY_LOG_LEVEL": "info",
+        "AFFINITY_TOKEN": "of a client",
     }
     injected, unknown = ignored_variables(environment | {"HOME": "/", "AFFINITYPORT": "1"})
     assert not injected

@@ -42,7 +42,7 @@ def stranger(tmp_path_factory):
 @asynccontextmanager
 async def serving(tmp_path, issued, client_ca=None):
     """The certificates of a server without models, and its ports for gRPC and HTTP."""
-    certificates = watch_certificates(issued.certificate, issued.key, client_ca)
+    certificates = watch_certificates(*issued, client_ca) if issued else None
     security, settings = Security(certificates=certificates), Settings(artifacts=tmp_path, port=0)
     repository, metrics = Repository(settings), Metrics()
     http_server = HttpServer(settings.host, 0, metrics.registry, lambda: True, security=security)
@@ -153,6 +153,16 @@ async def test_with_mutual_tls_clients_need_a_certificate_and_probes_over_http_d
         "expired": ["refused"] * 4,
         "of a stranger": ["refused"] * 4,
     }
+
+
+@pytest.mark.parametrize("encrypted", [True, False])
+async def test_a_client_that_says_nothing_is_disconnected(tmp_path, authority, monkeypatch, encrypted):
+    monkeypatch.setattr("server.rpc.server.HANDSHAKE_TIMEOUT_MS", 50)
+    async with serving(tmp_path, authority.sign("server") if encrypted else None) as (_, port, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.wait_for(reader.read(), PATIENCE_S)  # until the server closes the connection
+        writer.close()
+        await writer.wait_closed()
 
 
 async def test_new_connections_get_a_replaced_certificate_and_old_ones_stay(tmp_path, authority, caplog):

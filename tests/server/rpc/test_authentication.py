@@ -117,6 +117,27 @@ async def test_every_call_but_health_and_reflection_needs_a_token(tmp_path):
             assert ("NoSuch" in path or "no.such" in path) == (code is grpc.StatusCode.UNIMPLEMENTED), path
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"/{HEALTH}/../{OPEN_INFERENCE}/RepositoryModelLoad",
+        f"/{HEALTH}/{OPEN_INFERENCE}/RepositoryModelLoad",
+        f"//{OPEN_INFERENCE}/RepositoryModelLoad",
+        f"/{OPEN_INFERENCE}//RepositoryModelLoad",
+        f"/{OPEN_INFERENCE}/RepositoryModelLoad/",
+        f"/{OPEN_INFERENCE}/RepositoryModelLoad?{HEALTH}",
+        f"/{OPEN_INFERENCE}/repositorymodelload",
+        f"/{OPEN_INFERENCE.lower()}/RepositoryModelLoad",
+        f"/{OPEN_INFERENCE}/%52epositoryModelLoad",
+    ],
+)
+async def test_no_other_spelling_of_a_path_leads_to_a_method(tmp_path, path):
+    async with serving(tmp_path, model_control="explicit") as (_, channel):
+        for tokens in ((), (ALICE,), (ROOT,)):
+            code, _ = await end(call(channel, path, *tokens))
+            assert code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED)
+
+
 @pytest.mark.parametrize("with_reflection", [False, True])
 async def test_reflection_needs_a_token_if_a_setting_says_so_and_health_never(tmp_path, with_reflection):
     async with serving(tmp_path, with_reflection=with_reflection) as (_, channel):

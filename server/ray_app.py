@@ -35,7 +35,10 @@ INGRESS = "ingress"  # name of a deployment, and so of no model
 MAX_ONGOING = 4096  # calls of a replica: its queue refuses requests before
 OPTIONS: dict[str, Any] = {"max_ongoing_requests": MAX_ONGOING, "graceful_shutdown_timeout_s": 30}
 SET = "set"  # argument: MODEL.KEY → value
-WITHOUT_EFFECT = ("poll_artifacts", "model_control", "host", "port", "http_port", "listen", "tls_cert", "tls_key")
+WITHOUT_EFFECT = (
+    *("poll_artifacts", "model_control", "host", "port", "http_port", "listen"),
+    *("tls_cert", "tls_key", "tls_client_ca", "auth_tokens", "auth_also"),
+)
 
 
 def add_services_to_server(servicer: Any, server: Any) -> None:

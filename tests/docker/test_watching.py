@@ -65,6 +65,11 @@ def test_prometheus_understands_its_configuration_and_every_query(tmp_path: Path
     run("promtool", "check", "rules", file)
 
 
+def test_the_alerts_in_kubernetes_are_the_same() -> None:
+    rules = yaml.safe_load((DOCKER / "kubernetes" / "components" / "podmonitor" / "alerts.yaml").read_text())
+    assert rules["spec"] == ALERTS
+
+
 def test_compose_builds_targets_and_mounts_files_that_exist() -> None:
     stages = set(re.findall(r"^FROM \S+ AS (\S+)$", DOCKERFILE.read_text(), re.MULTILINE))
     services: dict[str, dict[str, Any]] = COMPOSE["services"]

@@ -12,7 +12,8 @@ from tests.docker.engine import ROOT
 from tests.docker.manifests import KUBERNETES, kubectl, pod, render
 
 README = (ROOT / "docker" / "README.md").read_text().replace("\\\n", "")  # joins long lines
-COMMANDS = [line for block in re.findall(r"^```\n(.*?)^```$", README, re.M | re.S) for line in block.splitlines()]
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+COMMANDS = [line for language, block in BLOCKS if not language for line in block.splitlines()]
 
 
 def arguments(*start: str) -> list[list[str]]:

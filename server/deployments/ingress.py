@@ -17,11 +17,11 @@ from protos import open_inference_pb2 as oip
 from server.deployments.proxy import TIME_REMAINING
 from server.deployments.routing import METHODS, STREAM_PATH, Routes
 from server.errors import AffinityError, InvalidRequest, ModelNotFound, NotReady
+from server.rpc.calls.request_reader import FIELD
 from server.rpc.health import MODEL_PREFIX, SERVICES
 from server.rpc.local_server import IncomingCall, Reply
 from server.rpc.open_inference.servicer import STREAM, UNARY
 from server.rpc.open_inference.stream import InferStream
-from server.rpc.request_reader import FIELD
 from server.rpc.services import HEALTH, OPEN_INFERENCE
 from server.status import ErrorStatus, error_status
 

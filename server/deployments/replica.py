@@ -16,10 +16,10 @@ from server.observability.prometheus import Metrics
 from server.repository.gauges import ModelMetrics
 from server.repository.repository import Repository
 from server.repository.selection import select
+from server.rpc.calls.rates import CallerRates
 from server.rpc.connections import Connections
 from server.rpc.health import Health
 from server.rpc.local_server import IncomingCall, LocalServer, Reply
-from server.rpc.rates import CallerRates
 from server.rpc.server import add_services, call_interceptor
 from server.serving import STOPPING, Reporter
 

@@ -161,7 +161,7 @@ class Metrics:
                 if token_timer.usages and not failure:
                     statistics.generated(token_timer.usages)
 
-    # ---- a CallListener of server/rpc/interceptors.py
+    # ---- a CallListener of server/rpc/calls/interceptors.py
 
     def set_clients(self, names: Iterable[str]) -> None:
         """The clients that have tokens now: the values of the label `client`."""

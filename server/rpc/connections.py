@@ -24,7 +24,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from server.admission.in_flight import InFlight
-from server.rpc.context import GrpcContext
+from server.rpc.calls.context import GrpcContext
 
 ON_THIS_MACHINE = -1  # in place of the port of clients of Unix-domain sockets: gRPC does not distinguish these
 

@@ -5,7 +5,7 @@ from contextlib import aclosing
 
 from server.admission.queue import RequestContext
 from server.observability.prometheus import TokenTimer
-from server.rpc.sampling_params import GenerationOptions
+from server.rpc.parameters.sampling import GenerationOptions
 from server.tasks.generate import Generate, Prompt
 from server.tasks.text_stream import TextDelta
 

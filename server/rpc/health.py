@@ -14,7 +14,7 @@ from grpc_health.v1.health_pb2_grpc import HealthServicer
 
 from server.errors import ModelNotFound
 from server.repository.listener import ServedModels
-from server.rpc.context import GrpcContext
+from server.rpc.calls.context import GrpcContext
 from server.rpc.services import OPEN_INFERENCE, TYPED
 
 SERVICES = ("", OPEN_INFERENCE, TYPED)

@@ -15,13 +15,13 @@ from server.host.unix_socket import UnixSocket
 from server.observability.prometheus import Metrics
 from server.repository.repository import Repository
 from server.rpc.affinity.servicer import AffinityService
-from server.rpc.authentication import Authentication
+from server.rpc.calls.authentication import Authentication
+from server.rpc.calls.interceptors import CallInterceptor
+from server.rpc.calls.rates import CallerRates
 from server.rpc.connections import Connections
 from server.rpc.health import Health
-from server.rpc.interceptors import CallInterceptor
 from server.rpc.open_inference.servicer import OpenInferenceService, add_open_inference_to_server
 from server.rpc.ports import add_ports, add_unix_sockets
-from server.rpc.rates import CallerRates
 from server.rpc.reflection import enable_reflection
 from server.rpc.services import OPEN_INFERENCE, TYPED
 

@@ -26,10 +26,10 @@ from server.rpc.affinity.messages import (
     read_prompt,
     wants_packed,
 )
-from server.rpc.context import GrpcContext, make_request_context
+from server.rpc.calls.context import GrpcContext, make_request_context
 from server.rpc.generate import generate_deltas
 from server.rpc.model_info import describe
-from server.rpc.sampling_params import from_request
+from server.rpc.parameters.sampling import from_request
 from server.tasks.classify_image import ClassifyImage
 from server.tasks.classify_text import ClassifyText
 from server.tasks.embed import Embed

@@ -11,7 +11,7 @@ from protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse
 from server.concurrency.offload import offload
 from server.observability.prometheus import TokenTimer
 from server.repository.model import Model
-from server.rpc.context import GrpcContext, make_request_context
+from server.rpc.calls.context import GrpcContext, make_request_context
 from server.rpc.open_inference.endpoint import Endpoint, EndpointRequest
 from server.rpc.open_inference.infer import (
     check_inputs,
@@ -21,7 +21,7 @@ from server.rpc.open_inference.infer import (
     write_response,
 )
 from server.rpc.open_inference.tensors import count_input_items
-from server.rpc.parameters import ignored_parameters, read_parameters
+from server.rpc.parameters.values import ignored_parameters, read_parameters
 
 IGNORED = "ignored_parameters"  # parameter of a response: the names of those of the request, as a JSON list
 FINAL = "triton_final_response"  # parameter of each response on a stream: whether it is the last one of its request

@@ -8,7 +8,7 @@ from server.admission.queue import RequestContext
 from server.arrays import Array
 from server.observability.prometheus import TokenTimer
 from server.repository.model import Model
-from server.rpc.parameters import Kind, Value
+from server.rpc.parameters.values import Kind, Value
 
 Arrays = Mapping[str, Array]
 ANY = -1  # a size that varies

@@ -7,8 +7,8 @@ from protos.manifest_pb2 import Manifest
 from server.rpc.open_inference.endpoint import ANY, Endpoint, Tensor
 from server.rpc.open_inference.generate_endpoint import generate, stream_text
 from server.rpc.open_inference.task_endpoints import classify_image, classify_text, embed, fill_mask, infer_tensors
-from server.rpc.parameters import Kind
-from server.rpc.sampling_params import PARAMETERS as SAMPLING
+from server.rpc.parameters.sampling import PARAMETERS as SAMPLING
+from server.rpc.parameters.values import Kind
 
 RAW = ".raw"  # NAME.raw is the raw endpoint of the model NAME
 

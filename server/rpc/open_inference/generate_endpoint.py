@@ -11,8 +11,8 @@ from server.errors import InvalidRequest
 from server.rpc.generate import generate_deltas
 from server.rpc.open_inference.endpoint import EndpointRequest, EndpointResponse
 from server.rpc.open_inference.tensors import decode_texts
-from server.rpc.parameters import Value
-from server.rpc.sampling_params import from_parameters
+from server.rpc.parameters.sampling import from_parameters
+from server.rpc.parameters.values import Value
 from server.tasks.generate import Generate
 from server.tasks.text_stream import TextDelta
 

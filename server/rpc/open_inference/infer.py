@@ -19,7 +19,7 @@ from server.rpc.open_inference.tensors import (
     count_output_items,
     decode_inputs,
 )
-from server.rpc.parameters import write_parameters
+from server.rpc.parameters.values import write_parameters
 from server.tasks.classification import MAX_CLASSES
 
 CLASSIFICATION = "classification"  # parameter of a requested output: number of classes to return instead of scores

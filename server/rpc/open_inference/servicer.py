@@ -30,14 +30,14 @@ from server.errors import (
 from server.observability.prometheus import Metrics
 from server.repository.model import Model
 from server.repository.repository import Repository
-from server.rpc.context import GrpcContext, describe_call, make_request_context
+from server.rpc.calls.context import GrpcContext, describe_call, make_request_context
+from server.rpc.calls.rates import CallerRates
 from server.rpc.open_inference import metadata
 from server.rpc.open_inference.call import InferCall
 from server.rpc.open_inference.endpoint import Endpoint
 from server.rpc.open_inference.endpoints import RAW, endpoint_for
 from server.rpc.open_inference.statistics import model_statistics
 from server.rpc.open_inference.stream import InferStream
-from server.rpc.rates import CallerRates
 from server.rpc.services import OPEN_INFERENCE
 from server.status import error_status
 

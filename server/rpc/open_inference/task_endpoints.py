@@ -10,8 +10,8 @@ from server.concurrency.offload import offload
 from server.errors import InvalidRequest
 from server.rpc.open_inference.endpoint import EndpointRequest, EndpointResponse
 from server.rpc.open_inference.tensors import decode_texts
-from server.rpc.parameters import Value
-from server.rpc.sampling_params import read_strings
+from server.rpc.parameters.sampling import read_strings
+from server.rpc.parameters.values import Value
 from server.tasks.classification import Class
 from server.tasks.classify_image import ClassifyImage
 from server.tasks.classify_text import ClassifyText

@@ -14,9 +14,9 @@ from protos.affinity_pb2_grpc import AffinityServicer, add_AffinityServicer_to_s
 from server.admission.in_flight import InFlight
 from server.client import AsyncClient, Client
 from server.errors import InvalidRequest
+from server.rpc.calls.interceptors import CallInterceptor
 from server.rpc.connections import Connections
-from server.rpc.interceptors import CallInterceptor
-from tests.server.rpc.test_interceptors import Listener
+from tests.server.rpc.calls.test_interceptors import Listener
 
 WAIT_S = 30  # for events, on a slow machine
 

@@ -17,7 +17,7 @@ from protos.affinity_pb2_grpc import AffinityStub
 from protos.open_inference_pb2 import ModelInferRequest, ModelStreamInferResponse
 from server.admission.in_flight import InFlight
 from server.observability.prometheus import Metrics
-from server.rpc.response_writer import time_to_read_s
+from server.rpc.calls.response_writer import time_to_read_s
 from tests.continuations import greedy_of, request_of, tokens_of
 from tests.server.generation.test_failures import NARROW, decoder_of, large_request, listening
 from tests.serving import ROOT, served

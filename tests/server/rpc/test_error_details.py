@@ -13,7 +13,7 @@ from protos import affinity_pb2 as pb
 from protos.affinity_pb2_grpc import AffinityStub
 from server import errors
 from server.status import INTERNAL_TEXT, STATUS, error_status, reason_of
-from tests.server.rpc.test_interceptors import raising, serving
+from tests.server.rpc.calls.test_interceptors import raising, serving
 
 LARGEST = 8 * 1024
 OF_AN_ENTRY = 32  # bytes that count for each entry of the metadata (RFC 7541, 4.1)

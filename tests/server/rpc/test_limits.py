@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from protos import affinity_pb2 as pb
 from protos import open_inference_pb2 as oip
 from protos.affinity_pb2_grpc import AffinityStub
-from server.rpc.rates import CallerRates, caller_of
+from server.rpc.calls.rates import CallerRates, caller_of
 from server.rpc.services import OPEN_INFERENCE
 from server.status import RETRY_AFTER
 from tests.frames import PREFACE, SETTINGS, FrameReader, frame

@@ -11,9 +11,9 @@ import pytest
 from protos import affinity_pb2 as pb
 from protos import open_inference_pb2 as oip
 from protos.affinity_pb2_grpc import AffinityStub
-from server.rpc.known_options import OF_OTHERS
 from server.rpc.open_inference.endpoints import ENDPOINTS
-from server.rpc.sampling_params import PARAMETERS
+from server.rpc.parameters.known_options import OF_OTHERS
+from server.rpc.parameters.sampling import PARAMETERS
 
 SERVICE = "/inference.GRPCInferenceService/"
 CONTEXT, VOCABULARY = 64, 400  # of tiny-gpt

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from server.errors import InvalidRequest
-from server.rpc.context import GrpcContext
+from server.rpc.calls.context import GrpcContext
 
 Deserializer = Callable[[bytes], Any]
 

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 
 from server.admission.queue import Cancellation
 from server.errors import SlowClient
-from server.rpc.context import GrpcContext
+from server.rpc.calls.context import GrpcContext
 
 MIN_BYTES_PER_SECOND = 100_000  # a response that is larger than a window is written in parts, which takes time
 

@@ -8,8 +8,8 @@ import pytest
 
 from server import errors
 from server.admission.in_flight import InFlight
+from server.rpc.calls.interceptors import CallInterceptor
 from server.rpc.connections import Connections
-from server.rpc.interceptors import CallInterceptor
 from server.status import INTERNAL_TEXT, STATUS
 
 WRONG = {

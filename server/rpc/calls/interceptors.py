@@ -15,18 +15,18 @@ import grpc
 from server.admission.in_flight import InFlight
 from server.auth.access import Access
 from server.errors import PermissionDenied, Unauthenticated, drop_tracebacks
-from server.rpc.authentication import Authentication
-from server.rpc.connections import Connections
-from server.rpc.context import (
+from server.rpc.calls.authentication import Authentication
+from server.rpc.calls.context import (
     GrpcContext,
     describe_call,
     make_request_context,
     set_client_of_call,
     start_cancellation,
 )
-from server.rpc.rates import CallerRates
-from server.rpc.request_reader import read_each, read_one, unreadable_as_value
-from server.rpc.response_writer import ResponseWriter
+from server.rpc.calls.rates import CallerRates
+from server.rpc.calls.request_reader import read_each, read_one, unreadable_as_value
+from server.rpc.calls.response_writer import ResponseWriter
+from server.rpc.connections import Connections
 from server.rpc.services import HEALTH
 from server.status import CANCEL_STATUSES, ErrorStatus, code_of, error_status
 

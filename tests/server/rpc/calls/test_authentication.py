@@ -25,11 +25,11 @@ from server.observability.http import HttpServer
 from server.observability.prometheus import Metrics
 from server.repository.repository import Repository
 from server.rpc import reflection
-from server.rpc.authentication import Authentication
+from server.rpc.calls.authentication import Authentication
+from server.rpc.calls.context import client_of_call
+from server.rpc.calls.interceptors import CallInterceptor
 from server.rpc.connections import Connections
-from server.rpc.context import client_of_call
 from server.rpc.health import Health
-from server.rpc.interceptors import CallInterceptor
 from server.rpc.server import build_server
 from server.rpc.services import HEALTH, OPEN_INFERENCE, REFLECTION, TYPED
 

@@ -8,7 +8,7 @@ from enum import Enum
 
 from protos.open_inference_pb2 import InferParameter
 from server.errors import InvalidRequest, shorten
-from server.rpc.known_options import INFORMATIVE, nearest, values_without_effect
+from server.rpc.parameters.known_options import INFORMATIVE, nearest, values_without_effect
 
 Value = bool | int | float | str
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from urllib.parse import unquote
 
 from server.admission.rate import RateLimit
-from server.rpc.context import GrpcContext, client_of_call
+from server.rpc.calls.context import GrpcContext, client_of_call
 
 IPV6_PREFIX = 64  # a customer of a provider has at least so many addresses
 

@@ -11,7 +11,7 @@ from typing import Any
 from protos.affinity_pb2 import GenerateRequest
 from server.errors import InvalidRequest
 from server.generation.request import ListLimits, Sampling
-from server.rpc.parameters import Kind, Value
+from server.rpc.parameters.values import Kind, Value
 
 PARAMETERS: dict[str, Kind] = {
     "max_tokens": Kind.LIMIT,

@@ -1,0 +1,1 @@
+"""What every call passes through, whatever its service: token, rate, reading, writing, errors and metrics."""

@@ -12,7 +12,7 @@ PLACE := $(abspath $(firstword $(subst @, ,$(MODEL))))
 NAME ?= $(notdir $(patsubst %/ckpt,%,$(patsubst %.pt,%,$(PLACE:%.pth=%))))
 BUNDLED := bert-mini gpt-mini vit-digits mixer-digits
 
-.PHONY: help install serve test test-large bench bench-peers test-clients docker-test docker-test-large check format protos
+.PHONY: help install serve test test-large bench bench-peers test-clients ray-test docker-test docker-test-large check format protos
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -60,6 +60,11 @@ test-clients: .venv-dev ## try the clients of KServe and MLServer, in environmen
 		.venv-$$client/bin/python -m pip install --quiet -r tests/clients/$$client.txt || exit 1; \
 	done
 	@$(BIN)/python -m pytest -v tests/clients/test_clients.py
+
+ray-test: .venv-dev ## try the server behind Ray Serve on a cluster of two nodes, in an environment of its own: a gigabyte
+	@$(PYTHON) -m venv .venv-ray
+	@.venv-ray/bin/python -m pip install --quiet --editable .[ray]
+	@$(BIN)/python -m pytest -v -m ray tests/ray
 
 docker-test: .venv-dev ## build the image of the CPU server and try it, with Docker or buildah
 	@$(BIN)/python -m pytest -v -m docker tests/docker

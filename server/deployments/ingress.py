@@ -20,7 +20,7 @@ from server.errors import AffinityError, InvalidRequest, ModelNotFound, NotReady
 from server.rpc.calls.request_reader import FIELD
 from server.rpc.health import MODEL_PREFIX, SERVICES
 from server.rpc.local_server import IncomingCall, Reply
-from server.rpc.open_inference.servicer import STREAM, UNARY
+from server.rpc.open_inference.servicer import ERRORS_END_STREAM, STREAM, UNARY
 from server.rpc.open_inference.stream import InferStream
 from server.rpc.services import HEALTH, OPEN_INFERENCE
 from server.status import ErrorStatus, error_status
@@ -109,10 +109,18 @@ class Ingress:
         """The responses to the messages of a ModelStreamInfer call, each of which can name another model."""
         call = _call(STREAM_PATH, context)
 
+        errors_end_stream = (ERRORS_END_STREAM, "true") in call.metadata
+
         async def answer(request: oip.ModelInferRequest) -> AsyncGenerator[oip.ModelStreamInferResponse, None]:
-            async with aclosing(self._forward_stream(call, request.SerializeToString())) as replies:
-                async for reply in replies:
-                    yield oip.ModelStreamInferResponse.FromString(reply)
+            try:
+                async with aclosing(self._forward_stream(call, request.SerializeToString())) as replies:
+                    async for reply in replies:
+                        yield oip.ModelStreamInferResponse.FromString(reply)
+            except AffinityError as error:
+                if errors_end_stream:
+                    raise
+                failed = oip.ModelInferResponse(model_name=request.model_name, id=request.id)
+                yield oip.ModelStreamInferResponse(error_message=_status(error, call).text, infer_response=failed)
 
         stream = InferStream(answer, lambda request: self._routes.is_generator(request.model_name))
         try:

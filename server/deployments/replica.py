@@ -39,7 +39,7 @@ class ModelReplica:
         self._export_metrics = export_metrics
         self._repository: Repository | None = None
         self._server = LocalServer(())
-        self._tasks: list[asyncio.Task[None]] = []
+        self._exporting: asyncio.Future[None] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve the versions of `user_config`. If one fails to load, nothing changes, and the error is raised."""
@@ -51,17 +51,15 @@ class ModelReplica:
 
     async def _start(self, settings: Settings) -> None:
         repository = Repository(settings, Reporter(self._health, self._metrics))
-        security = Security.open(settings, clients_changed=self._metrics.set_clients)
         rates = CallerRates(settings.max_requests_per_second)
         server = LocalServer(
-            (call_interceptor(settings, self._metrics, self._in_flight, Connections(), rates, security),)
+            (call_interceptor(settings, self._metrics, self._in_flight, Connections(), rates, Security()),)
         )
         add_services(server, settings, repository, self._metrics, self._health, self._in_flight, rates)
         await repository.load_all()
         self._metrics.registry.register(ModelMetrics(repository.models, repository.failures))
         self._repository, self._server = repository, server
-        for work in (security.keep_fresh(), self._export_metrics(self._metrics.registry)):
-            self._tasks.append(asyncio.create_task(work))  # type: ignore[arg-type]  # both are coroutines
+        self._exporting = asyncio.ensure_future(self._export_metrics(self._metrics.registry))
 
     def check_health(self) -> None:
         """Ray Serve calls this again and again, and replaces a replica for which it fails. Raises NotReady."""

@@ -175,16 +175,24 @@ def text_request(model, name, text, **parameters):
     return request
 
 
-async def test_one_stream_has_requests_of_several_models(ingress):
-    async def messages():
-        yield text_request("tiny-gpt", "text_input", "A list is", max_tokens=4).SerializeToString()
-        yield text_request("tiny-bert", "text", TEXT).SerializeToString()
+async def infer_each(ingress, *requests, **context):
+    """The responses to the requests on one stream, and the context of the call."""
 
-    context = Context()
-    responses = [
-        oip.ModelStreamInferResponse.FromString(response.SerializeToString())
-        async for response in ingress.ModelStreamInfer(messages(), context)
-    ]
+    async def messages():
+        for request in requests:
+            yield request.SerializeToString()
+
+    context = Context(**context)
+    responses = [response.SerializeToString() async for response in ingress.ModelStreamInfer(messages(), context)]
+    return [oip.ModelStreamInferResponse.FromString(response) for response in responses], context
+
+
+async def test_one_stream_has_requests_of_several_models(ingress):
+    responses, context = await infer_each(
+        ingress,
+        text_request("tiny-gpt", "text_input", "A list is", max_tokens=4),
+        text_request("tiny-bert", "text", TEXT),
+    )
     assert context.code is None
     assert not [response.error_message for response in responses if response.error_message]
     finished = [
@@ -193,6 +201,16 @@ async def test_one_stream_has_requests_of_several_models(ingress):
         if response.infer_response.parameters["triton_final_response"].bool_param
     ]
     assert sorted(finished) == ["tiny-bert", "tiny-gpt"]
+
+
+async def test_an_error_on_a_stream_is_a_message_unless_the_client_wants_it_to_end_the_stream(ingress):
+    requests = [text_request("other", "text", TEXT), text_request("tiny-bert", "text", TEXT)]
+    [failed, answer], context = await infer_each(ingress, *requests)
+    assert (failed.infer_response.id, answer.infer_response.id) == ("other", "tiny-bert")
+    assert "found 'other'" in failed.error_message
+    assert context.code is None
+    _, context = await infer_each(ingress, *requests, metadata=[("triton_grpc_error", "true")])
+    assert context.code is grpc.StatusCode.NOT_FOUND
 
 
 async def test_raw_models_and_statistics_go_to_the_replica(ingress):

@@ -54,11 +54,19 @@ class Cluster:
 
     def deploy(self) -> None:
         """Deploy the configuration, and wait until everything runs with it."""
+        self.begin_deploy()
+        wait_until(self.runs, "the deployment")
+
+    def begin_deploy(self) -> None:
         body = json.dumps(self.config).encode()
         url = f"{self.dashboard}/api/serve/applications/"
         with urllib.request.urlopen(urllib.request.Request(url, body, method="PUT"), timeout=60):
             pass
-        wait_until(self.runs, "the deployment")
+
+    def failure(self, name: str) -> str:
+        """Why the application could not be deployed: the message of a deployment. Empty while that is not known."""
+        application = self.details()["applications"]["affinity"]
+        return application["deployments"][name]["message"] if application["status"] == "DEPLOY_FAILED" else ""
 
     def runs(self) -> bool:
         """Whether every deployment is healthy. Fails if the application could not be deployed."""

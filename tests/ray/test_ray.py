@@ -167,11 +167,12 @@ def test_requests_are_spread_over_replicas_and_counted_in_the_metrics_of_ray(clu
 
 @pytest.mark.parametrize("deployment", ["bert-mini", "ingress"])
 def test_a_replica_that_is_killed_loses_no_request_of_the_client(cluster, deployment):
+    callers = 8
     with (
         Client(cluster.target, timeout_s=TIMEOUT_S) as client,
-        load(lambda: client.fill_mask([TEXT * 12] * 32, model="bert-mini"), callers=8) as calls,
+        load(lambda: client.fill_mask([TEXT * 12] * 32, model="bert-mini"), callers=callers) as calls,
     ):
-        wait_until(lambda: calls.count() >= MORE, "answers")
+        wait_until(lambda: calls.count() >= callers * 3, "answers")
         before = cluster.replicas(deployment)
         assert len(before) == 2
         name, process = min(before.items())
@@ -179,7 +180,7 @@ def test_a_replica_that_is_killed_loses_no_request_of_the_client(cluster, deploy
         wait_until(lambda: name not in cluster.replicas(deployment), "the end of the replica")
         wait_until(lambda: len(cluster.replicas(deployment)) == 2, "another replica")
         seen = calls.count()
-        wait_until(lambda: calls.count() >= seen + MORE, "further answers")
+        wait_until(lambda: calls.count() >= seen + callers * 3, "further answers")
     assert not calls.errors
 
 
@@ -202,3 +203,19 @@ def test_a_new_version_is_rolled_out_under_load(cluster, root, stub):
         wait_until(lambda: calls.answers[-MORE:] == ["2"] * MORE, "answers of the new version alone")
     assert not calls.errors
     assert cluster.replicas("bert-mini") == before  # the processes stay
+
+
+def test_a_version_that_cannot_be_loaded_leaves_the_old_one(cluster, root, stub):
+    damaged = next_version(root, "bert-mini")
+    (damaged / "cpu.onnx").write_bytes(b"damaged")
+    served = cluster.deployment("bert-mini")["user_config"]["versions"]
+    with load(lambda: filled(stub).model_version, callers=2) as calls:
+        wait_until(lambda: calls.count(), "answers")
+        cluster.deployment("bert-mini")["user_config"] = {"versions": damaged.name}
+        cluster.begin_deploy()
+        reason = wait_until(lambda: cluster.failure("bert-mini"), "the failure of the deployment")
+        cluster.deployment("bert-mini")["user_config"] = {"versions": served}
+        cluster.deploy()
+    assert "cpu.onnx: found 7 bytes" in reason
+    assert set(calls.answers) == {served}
+    assert not calls.errors

@@ -131,6 +131,16 @@ def stop_node(process: subprocess.Popen) -> None:
     """End the node and its workers at once: nothing of it is needed any more."""
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    wait_until(lambda: is_empty(process.pid), "the end of all processes of a node")
+
+
+def is_empty(group: int) -> bool:
+    """Whether a group of processes has ended."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
 
 
 def reachable(url: str) -> bool:

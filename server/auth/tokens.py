@@ -16,6 +16,7 @@ MAX_TOKENS = 1000  # each call is compared with all of them, and each name is a 
 NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}", re.ASCII)
 TOKEN = re.compile(r"[!-~]{1,4096}", re.ASCII)
 DIGEST = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
+NOTHING = hashlib.sha256(b"").digest()  # a call without a token would have the token with this digest
 EXPECTED = "`NAME: TOKEN` or `NAME: sha256:HEX`, with ` admin` after it for an administrator"
 
 
@@ -76,11 +77,15 @@ def _parse_line(number: int, line: str) -> tuple[bytes, Client]:
     if not colon or not NAME.fullmatch(name := name.strip()) or words not in ([], [ADMIN]):
         raise BadTokens(f"line {number}: expected {EXPECTED}")
     client = Client(name, admin=words == [ADMIN])
-    if token.startswith(HASHED):
-        digest = token.removeprefix(HASHED)
-        if not DIGEST.fullmatch(digest):
+    if token.lower().startswith(HASHED):
+        hexadecimal = token[len(HASHED) :]
+        if not DIGEST.fullmatch(hexadecimal):
             raise BadTokens(f"line {number}: expected 64 hexadecimal digits after {HASHED}")
-        return bytes.fromhex(digest), client
+        if (digest := bytes.fromhex(hexadecimal)) == NOTHING:
+            raise BadTokens(f"line {number}: expected the digest of a token, found that of an empty text")
+        return digest, client
+    if token == ADMIN:
+        raise BadTokens(f"line {number}: expected a token before `{ADMIN}`")
     if not TOKEN.fullmatch(token):
         raise BadTokens(f"line {number}: expected a token of printable ASCII characters without spaces")
     return hashlib.sha256(token.encode()).digest(), client

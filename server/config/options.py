@@ -12,12 +12,15 @@ from typing import Any
 from server.config.settings import AUTH_ALSO, LOG_FORMATS, LOG_LEVELS, MODEL_CONTROL, PROVIDERS, BadSetting
 from server.config.version_policy import Versions
 
+MAX_DIGITS = 18  # of a whole number: Python reads no more than some thousands
 SWITCH = {"on": True, "off": False}
 
 
 def _whole(text: str) -> int:
     if not text.strip().isdecimal():
         raise BadSetting(f"found {text!r}, expected a whole number, 0 or more")
+    if len(text.strip()) > MAX_DIGITS:
+        raise BadSetting(f"found {len(text.strip())} digits, expected a whole number of at most {MAX_DIGITS}")
     return int(text)
 
 

@@ -17,6 +17,7 @@ AUTH_ALSO = ("reflection", "metrics")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
 EVERY_MODEL = "*"
+MAX_OPTION = 2**31 - 1  # of gRPC
 MAX_IMAGE_PIXELS = 50_000_000  # 200 MB decoded; twice as much while the picture is rotated or converted
 
 
@@ -141,6 +142,13 @@ class Settings:
         ):
             if getattr(self, name) < minimum:
                 raise BadSetting(f"{name}: found {getattr(self, name)}, expected at least {minimum}")
+        for name, maximum in (
+            ("max_message_mb", MAX_OPTION // 2**20),  # gRPC takes it in bytes
+            ("max_connections", MAX_OPTION),
+            ("max_concurrent_streams", MAX_OPTION),
+        ):
+            if getattr(self, name) > maximum:
+                raise BadSetting(f"{name}: found {getattr(self, name)}, expected at most {maximum}")
         if not self.device or len(set(self.device)) < len(self.device):
             raise BadSetting(f"device: found {','.join(map(str, self.device)) or 'none'}, expected different numbers")
         self._check_security()

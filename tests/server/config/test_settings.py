@@ -61,6 +61,10 @@ def test_model_names_may_have_dots():
         (["--tls-cert", "a.pem"], {}, "tls_key: found none, expected one beside tls_cert"),
         (["--tls-key", "a.key"], {}, "tls_cert: found none, expected one beside tls_key"),
         (["--tls-client-ca", "ca.pem"], {}, "tls_cert: found none, expected one beside tls_client_ca"),
+        (["--max-message-mb", "2048"], {}, "max_message_mb: found 2048, expected at most 2047"),
+        (["--max-connections", "2147483648"], {}, "max_connections: found 2147483648, expected at most 2147483647"),
+        (["--max-concurrent-streams", str(2**31)], {}, "max_concurrent_streams: found 2147483648, expected at most"),
+        (["--threads", "9" * 5000], {}, "--threads: found 5000 digits, expected a whole number of at most 18"),
         (["--models"], {}, "--models: expected one argument"),
     ],
 )

@@ -26,7 +26,8 @@ class Access:
         """
         if self._tokens is None or need == "nothing":
             return None
-        client = self._tokens().find(_token(authorization))
+        token = _token(authorization)
+        client = self._tokens().find(token) if token else None
         if client is None:
             raise Unauthenticated("authorization: expected `Bearer` and a valid token")
         if need == "admin" and not client.admin:
@@ -35,7 +36,7 @@ class Access:
 
 
 def _token(authorization: Sequence[str]) -> str:
-    """The token of a header `Bearer TOKEN`, or "", which no client has."""
+    """The token of a header `Bearer TOKEN`, or "" without one."""
     if len(authorization) != 1:
         return ""
     scheme, _, token = authorization[0].strip().partition(" ")

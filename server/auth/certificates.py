@@ -3,6 +3,7 @@
 import re
 import ssl
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,9 +39,18 @@ def _parse(files: Mapping[str, Path], contents: Contents) -> Certificates:
     if not PEM_KEY.search(contents[KEY]):
         raise BadFile(f"{KEY} {files[KEY]}: found no private key, expected one in PEM")
     context = _context(files)
+    for flag in (CERT, KEY):  # the context was made from the files, gRPC gets the contents
+        if not _has(files[flag], contents[flag]):
+            raise BadFile(f"{flag} {files[flag]}: changed while it was read")
     if CLIENT_CA in contents:
         _trust(context, contents[CLIENT_CA], f"{CLIENT_CA} {files[CLIENT_CA]}")
     return Certificates(contents[CERT], contents[KEY], contents.get(CLIENT_CA), context)
+
+
+def _has(file: Path, contents: bytes) -> bool:
+    with suppress(OSError):  # it was deleted meanwhile
+        return file.read_bytes() == contents
+    return False
 
 
 def _context(files: Mapping[str, Path]) -> ssl.SSLContext:

@@ -1,5 +1,7 @@
 """The files of a certificate: which the server uses, and what it says about the others."""
 
+from pathlib import Path
+
 import pytest
 
 from server.auth.certificates import watch_certificates
@@ -80,3 +82,11 @@ def test_a_replacement_with_a_key_that_does_not_match_is_not_used(issued, other,
     issued.key.write_bytes(other.key.read_bytes())
     assert [watched.refresh(), watched.refresh()] == [False, True]
     assert watched.value.chain == other.certificate.read_bytes()
+
+
+def test_a_pair_that_is_replaced_while_it_is_read_is_not_used(issued, other, monkeypatch):
+    """gRPC would get the first pair, and HTTP the second."""
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda file: read(other.key if file == issued.key else file))
+    with pytest.raises(BadFile, match="--tls-key .*: changed while it was read"):
+        watch_certificates(issued.certificate, issued.key, None)

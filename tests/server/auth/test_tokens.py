@@ -121,6 +121,13 @@ def test_wrong_and_missing_tokens_are_indistinguishable(need, headers):
     assert str(error.value) == SAID
 
 
+@pytest.mark.parametrize("headers", [[], [""], ["Bearer"], ["Bearer "], ["Basic x"], ["Bearer a", "Bearer a"]])
+def test_a_call_without_a_token_is_refused_even_if_a_client_has_the_digest_of_nothing(headers):
+    access = Access(lambda: Tokens({hashlib.sha256(b"").digest(): Client("eve", admin=True)}))
+    with pytest.raises(Unauthenticated):
+        access.client("token", headers)
+
+
 def test_only_administrators_may_do_what_needs_one():
     assert ACCESS.client("admin", ["Bearer r"]) == ACCESS.client("token", ["Bearer r"]) == Client("root", admin=True)
     with pytest.raises(PermissionDenied, match="found the token of alice, expected one of an administrator"):

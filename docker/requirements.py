@@ -1,7 +1,8 @@
 """Print the requirements of an image from pyproject.toml in pip's format: `python requirements.py EXTRA`.
 
-They are the requirements that `make install` uses, with one exception: images without CUDA replace onnxruntime-gpu by
-plain onnxruntime, which is 270 MB smaller. The two packages cannot be installed together.
+They are the requirements that `make install` uses, with one exception: images without CUDA have plain onnxruntime on
+every machine, which is 270 MB smaller than onnxruntime-gpu, and images with CUDA have onnxruntime-gpu alone. The two
+packages cannot be installed together.
 """
 
 import re
@@ -18,10 +19,11 @@ def requirements(project: dict[str, Any], extra: str) -> Iterator[str]:
     """The requirements of the project with one of its extras."""
     optional = project["optional-dependencies"][extra]
     without_cuda = not any(package_name(line) == GPU for line in optional)
+    unwanted = GPU if without_cuda else PLAIN
     for line in (*project["dependencies"], *optional):
-        if without_cuda and package_name(line) == GPU:
-            continue
-        yield line.partition(";")[0].strip() if without_cuda and package_name(line) == PLAIN else line
+        package = package_name(line)
+        if package != unwanted:
+            yield line.partition(";")[0].strip() if package == PLAIN else line
 
 
 def package_name(requirement: str) -> str:

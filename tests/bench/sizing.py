@@ -6,6 +6,7 @@ and other processes hardly change it. The peak memory is the server's resident m
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ IMAGE = PRETRAINED / "vit-digits" / "example.png"
 MASKED, SENTENCE = "The [MASK] statement raises an exception.", " The statement raises an exception."
 PROMPT = "A list is"
 WARM_UP = 0.25  # of the measured seconds
+CLOCK_S = 1 / os.sysconf("SC_CLK_TCK")  # the resolution of CPU times
 
 Send = Callable[[], object]
 
@@ -110,7 +112,7 @@ def measured(artifacts: Path, model: str, provider: str, given: argparse.Namespa
             closed_loop(send, given.callers, given.seconds * WARM_UP)
             before = cpu_seconds(pid)
             answered, seconds = closed_loop(send, given.callers, given.seconds)
-            spent = cpu_seconds(pid) - before
+            spent = max(cpu_seconds(pid) - before, CLOCK_S)
         return Sizing(model, provider, said, answered / seconds, answered / spent, peak_mib(pid), ready_s)
 
 

@@ -80,6 +80,8 @@ class Repository:
     def _only(self, task_classes: tuple[type[object], ...]) -> str:
         able = sorted({model.name for model in self.models() if isinstance(model.task, task_classes)})
         tasks = " or ".join(names_of(*task_classes))
+        if not able and any(entry.state == LOADING for entry in self._states.all().values()):
+            raise NotReady("model: the models are being loaded")
         if not able:
             raise ModelNotFound(f"model: no served model has the task {tasks}")
         if len(able) > 1:

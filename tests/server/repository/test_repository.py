@@ -76,6 +76,21 @@ async def test_every_model_of_the_directory_is_loaded_and_measured(root):
     assert not repository.ready
 
 
+async def test_a_model_that_is_not_named_is_not_ready_while_models_are_loaded(root):
+    errors = []
+
+    class Listener(RepositoryListener):
+        async def changed(self, served):
+            if not served.models():
+                with pytest.raises(NotReady, match="model: the models are being loaded") as error:
+                    served.for_task("", "", FillMask)
+                errors.append(error.value)
+
+    async with opened(root, listener=Listener()) as repository:
+        assert repository.for_task("", "", FillMask).name == "tiny-bert"
+    assert errors
+
+
 async def test_a_directory_without_models_ends_the_start(tmp_path):
     with pytest.raises(BadArtifact, match="found no models; `python -m export SOURCE --artifacts .*` makes one"):
         async with opened(tmp_path):

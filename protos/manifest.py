@@ -169,8 +169,8 @@ def _check_digest(directory: Path, contents: bytes) -> None:
 
 
 def _check_place(directory: Path, manifest: Manifest) -> None:
-    """Check that the directory has the name and the version of the model."""
-    place = directory.resolve()
+    """Check that the directory has the name and the version of the model. It may be a link to another place."""
+    place = Path(os.path.abspath(directory))
     if (manifest.name, str(manifest.version)) != (place.parent.name, place.name):
         raise ArtifactError(
             f"{directory}: found {manifest.name} version {manifest.version}, "

@@ -55,7 +55,7 @@ def _some_of(*known: str) -> Callable[[str], tuple[str, ...]]:
 
 
 def _sockets(text: str) -> tuple[str, ...]:
-    if not all(re.fullmatch("unix:.+", name) for name in names(text)):
+    if not all(name.startswith("unix:") and Path(name.removeprefix("unix:")).name for name in names(text)):
         raise BadSetting(f"found {text!r}, expected unix:PATH")
     return names(text)
 

@@ -3,6 +3,7 @@
 server/config/cli.py builds them once, at start.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -19,6 +20,9 @@ LOG_FORMATS = ("text", "json")
 EVERY_MODEL = "*"
 MAX_OPTION = 2**31 - 1  # of gRPC
 MAX_IMAGE_PIXELS = 50_000_000  # 200 MB decoded; twice as much while the picture is rotated or converted
+MAX_SECONDS = 1_000_000  # of a duration: 11 days, which gRPC can hold in milliseconds
+MIN_PER_SECOND = 1 / MAX_SECONDS  # of a rate
+MAX_THREADS = 4096
 
 
 class BadSetting(ValueError):
@@ -50,34 +54,31 @@ class ModelSettings:
     prefix_cache: bool = True
 
     def __post_init__(self) -> None:
-        for name, minimum in (
-            ("max_batch_size", 1),
-            ("max_queue_requests", 1),
-            ("max_image_pixels", 1),
-            ("max_stop_strings", 1),
-            ("max_stop_characters", 1),
-            ("max_logit_bias", 1),
-            ("max_stop_token_ids", 1),
+        for name in (
+            "max_batch_size",
+            "max_queue_requests",
+            "max_image_pixels",
+            "max_stop_strings",
+            "max_stop_characters",
+            "max_logit_bias",
+            "max_stop_token_ids",
         ):
-            if getattr(self, name) < minimum:
-                raise BadSetting(f"{name}: found {getattr(self, name)}, expected at least {minimum}")
-        if self.max_image_pixels > MAX_IMAGE_PIXELS:
-            raise BadSetting(f"max_image_pixels: found {self.max_image_pixels}, expected at most {MAX_IMAGE_PIXELS}")
+            _check_range(self, name, 1)
+        _check_range(self, "max_image_pixels", 1, MAX_IMAGE_PIXELS)
         if not 0 <= self.max_batch_padding < 1:
             raise BadSetting(f"max_batch_padding: found {self.max_batch_padding}, expected a share from 0 to below 1")
         for name in (
             "max_batch_tokens",
-            "max_delay_seconds",
             "max_queue_tokens",
-            "max_queue_seconds",
             "max_request_inputs",
             "max_request_tokens",
             "slots",
             "capacity",
             "max_prefill_tokens",
         ):
-            if getattr(self, name) < 0:
-                raise BadSetting(f"{name}: found {getattr(self, name)}, expected 0 or more")
+            _check_range(self, name, 0)
+        for name in ("max_delay_seconds", "max_queue_seconds"):
+            _check_range(self, name, 0, MAX_SECONDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,34 +127,34 @@ class Settings:
         for name in ("port", "http_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise BadSetting(f"{name}: found {getattr(self, name)}, expected 0 (any free one) to 65535")
-        for name, minimum in (
-            ("poll_artifacts", 0),
-            ("threads", 0),
-            ("gpu_memory_mb", 0),
-            ("max_message_mb", 1),
-            ("max_connections", 1),
-            ("max_concurrent_streams", 1),
-            ("max_requests_per_second", 0),
-            ("max_connection_age_seconds", 0),
-            ("max_connection_age_grace_seconds", 0),
-            ("shutdown_delay_seconds", 0),
-            ("drain_seconds", 0),
-            ("slow_client_seconds", 0),
-        ):
-            if getattr(self, name) < minimum:
-                raise BadSetting(f"{name}: found {getattr(self, name)}, expected at least {minimum}")
-        for name, maximum in (
-            ("max_message_mb", MAX_OPTION // 2**20),  # gRPC takes it in bytes
-            ("max_connections", MAX_OPTION),
-            ("max_concurrent_streams", MAX_OPTION),
-        ):
-            if getattr(self, name) > maximum:
-                raise BadSetting(f"{name}: found {getattr(self, name)}, expected at most {maximum}")
+        self._check_ranges()
         if not self.device or len(set(self.device)) < len(self.device):
             raise BadSetting(f"device: found {','.join(map(str, self.device)) or 'none'}, expected different numbers")
         self._check_security()
         for model in self.overrides:
             self.of(model)
+
+    def _check_ranges(self) -> None:
+        for name, minimum, maximum in (
+            ("poll_artifacts", 0, MAX_SECONDS),
+            ("threads", 0, MAX_THREADS),
+            ("gpu_memory_mb", 0, MAX_OPTION),
+            ("max_message_mb", 1, MAX_OPTION // 2**20),
+            ("max_connections", 1, MAX_OPTION),
+            ("max_concurrent_streams", 1, MAX_OPTION),
+            ("max_requests_per_second", 0, MAX_OPTION),
+            ("max_connection_age_seconds", 0, MAX_SECONDS),
+            ("max_connection_age_grace_seconds", 0, MAX_SECONDS),
+            ("shutdown_delay_seconds", 0, MAX_SECONDS),
+            ("drain_seconds", 0, MAX_SECONDS),
+            ("slow_client_seconds", 0, MAX_SECONDS),
+        ):
+            _check_range(self, name, minimum, maximum)
+        if 0 < self.max_requests_per_second < MIN_PER_SECOND:
+            raise BadSetting(
+                f"max_requests_per_second: found {self.max_requests_per_second}, expected 0 (no limit) or at least "
+                f"{MIN_PER_SECOND}"
+            )
 
     def _check_security(self) -> None:
         if (self.tls_cert is None) != (self.tls_key is None):
@@ -171,6 +172,14 @@ class Settings:
             return replace(ModelSettings(), **{**self.overrides.get(EVERY_MODEL, {}), **own})
         except BadSetting as error:
             raise BadSetting(f"{model}.{error}") from error
+
+
+def _check_range(settings: ModelSettings | Settings, name: str, minimum: float, maximum: float = math.inf) -> None:
+    found = getattr(settings, name)
+    if found > maximum:
+        raise BadSetting(f"{name}: found {found}, expected at most {maximum}")
+    if not found >= minimum:  # NaN is no number that could be compared
+        raise BadSetting(f"{name}: found {found}, expected at least {minimum}")
 
 
 def version() -> str:

@@ -28,6 +28,8 @@ class UnixSocket:
         self._inode = 0
         if len(os.fsencode(path)) > MAX_PATH_BYTES:
             raise self._error(f"found a path of {len(os.fsencode(path))} bytes, expected at most {MAX_PATH_BYTES}")
+        if not str(path).isprintable():
+            raise self._error("found control characters or bytes that are not UTF-8")
         try:
             self._check()
         except OSError as error:

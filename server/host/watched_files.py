@@ -61,9 +61,8 @@ class WatchedFiles(Generic[T]):
 
 def _read(flag: str, file: Path) -> bytes:
     try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would block otherwise
-        with open(descriptor, "rb") as opened:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        with open(file, "rb", opener=_open_at_once) as opened:
+            if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
                 raise BadFile(f"{flag} {file}: found no regular file, which could be read again after a change")
             contents = opened.read(MAX_BYTES + 1)
     except OSError as error:
@@ -71,3 +70,8 @@ def _read(flag: str, file: Path) -> bytes:
     if len(contents) > MAX_BYTES:
         raise BadFile(f"{flag} {file}: found more than {MAX_BYTES} bytes")
     return contents
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; a pipe would block otherwise, until something writes to it."""
+    return os.open(path, flags | os.O_NONBLOCK)

@@ -248,6 +248,16 @@ def test_an_artifact_under_another_name_is_refused(copy):
         read_artifact(renamed / "1")
 
 
+def test_a_link_has_the_name_and_version_of_the_model_whatever_it_points_to(copy):
+    stored = copy.rename(copy.parent.parent / "stored")
+    copy.symlink_to(stored)
+    assert read_artifact(copy).version == "1"
+    other = copy.with_name("2")
+    other.symlink_to(stored)
+    with pytest.raises(BadArtifact, match="found tiny-bert version 1, expected tiny-bert version 2"):
+        read_artifact(other)
+
+
 def test_the_newest_version_has_the_highest_number(tmp_path):
     for path in ("a/2", "a/10", "a/9", "b/1", "b/x", ".export-123/1", "a/11.part"):
         (tmp_path / path).mkdir(parents=True)

@@ -1,10 +1,13 @@
 """What a user may set, and what is said about what they may not."""
 
+import math
+from dataclasses import fields
+
 import pytest
 
 from server.config.cli import parse
 from server.config.options import MODEL_KEYS, OPTIONS
-from server.config.settings import BadSetting, ModelSettings
+from server.config.settings import BadSetting, ModelSettings, Settings
 
 
 def test_settings_have_defaults_for_a_server_on_this_machine_alone():
@@ -53,9 +56,22 @@ def test_model_names_may_have_dots():
         (["--set", "*.max_batch_padding=1"], {}, "*.max_batch_padding: found 1.0, expected a share from 0 to below 1"),
         (["--set", "gpt.prefix_cache=yes"], {}, "gpt.prefix_cache=yes: found 'yes', expected one of on, off"),
         (["--max-connection-age-seconds", "-1"], {}, "max_connection_age_seconds: found -1.0, expected at least 0"),
+        (["--shutdown-delay-seconds", "1e300"], {}, "shutdown_delay_seconds: found 1e+300, expected at most 1000000"),
+        (["--drain-seconds", "1e7"], {}, "drain_seconds: found 10000000.0, expected at most 1000000"),
+        (["--set", "*.max_queue_seconds=1e300"], {}, "*.max_queue_seconds: found 1e+300, expected at most 1000000"),
+        (
+            ["--max-requests-per-second", "1e-9"],
+            {},
+            "max_requests_per_second: found 1e-09, expected 0 (no limit) or at",
+        ),
+        (["--max-message-mb", "2048"], {}, "max_message_mb: found 2048, expected at most 2047"),
+        (["--max-connections", "9999999999"], {}, "max_connections: found 9999999999, expected at most 2147483647"),
+        (["--threads", "1000000"], {}, "threads: found 1000000, expected at most 4096"),
         (["--model-control", "poll"], {}, "--model-control: found 'poll', expected one of none, explicit"),
         (["--listen", "0.0.0.0:9"], {}, "--listen: found '0.0.0.0:9', expected unix:PATH"),
         (["--listen", "unix:"], {}, "--listen: found 'unix:', expected unix:PATH"),
+        (["--listen", "unix:/"], {}, "--listen: found 'unix:/', expected unix:PATH"),
+        (["--listen", "unix:."], {}, "--listen: found 'unix:.', expected unix:PATH"),
         (["--auth-also", "health"], {}, "--auth-also: found 'health', expected some of reflection, metrics"),
         (["--auth-also", "metrics"], {}, "auth_tokens: found none, expected a file beside auth_also"),
         (["--tls-cert", "a.pem"], {}, "tls_key: found none, expected one beside tls_cert"),
@@ -72,6 +88,15 @@ def test_a_wrong_setting_ends_the_start_and_says_where_it_stands(argv, environme
     with pytest.raises(BadSetting) as error:
         parse(argv, environment)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1])
+def test_every_number_has_limits(value):
+    """The command line accepts only finite numbers; Python code may pass others."""
+    for kind in (Settings, ModelSettings):
+        for name in (field.name for field in fields(kind) if type(field.default) is float):
+            with pytest.raises(BadSetting, match=f"^{name}: found {value}"):
+                kind(**{name: value})
 
 
 def test_help_explains_every_flag_variable_and_key(capsys):

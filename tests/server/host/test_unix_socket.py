@@ -1,5 +1,6 @@
 """Files of Unix-domain sockets: new ones, stale ones, and those of other processes."""
 
+import os
 import socket
 import stat
 
@@ -40,6 +41,12 @@ def test_the_owner_and_the_group_can_connect_to_a_new_or_a_stale_file(socket_pat
         assert list(socket_path.parent.iterdir()) == [socket_path]
     found.remove()
     assert not socket_path.exists()
+
+
+@pytest.mark.parametrize("name", ["a\nb", os.fsdecode(b"\xff")])
+def test_a_name_that_grpc_cannot_take_is_refused(socket_path, name):
+    with pytest.raises(CannotListen, match="found control characters or bytes that are not UTF-8"):
+        UnixSocket(socket_path.with_name(name))
 
 
 def test_the_socket_of_a_server_that_listens_is_left_alone(socket_path):

@@ -2,6 +2,8 @@
 
 import logging
 import os
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,14 @@ def parse(contents):
     if BAD in contents.values():
         raise BadFile("--second second: line 1: expected something else")
     return dict(contents)
+
+
+def open_files():
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # that of the directory itself is closed
+            found.append(os.readlink(descriptor))
+    return found
 
 
 @pytest.fixture
@@ -71,6 +81,22 @@ def test_a_replacement_that_cannot_be_used_changes_nothing_and_is_logged_once(fi
     assert line.startswith("--second ")
     assert line.endswith("the contents of before stay in use")
     assert "s3cret" not in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["directory", "pipe", "large"])
+def test_reading_again_and_again_leaves_no_file_open(files, damage):
+    watched = WatchedFiles(files, parse)
+    files["--second"].unlink()
+    match damage:
+        case "directory":
+            files["--second"].mkdir()
+        case "pipe":
+            os.mkfifo(files["--second"])
+        case "large":
+            files["--second"].write_bytes(bytes(MAX_BYTES + 1))
+    for _ in range(3):
+        watched.refresh()
+    assert str(files["--second"]) not in open_files()
 
 
 def test_after_a_bad_replacement_a_good_one_is_used(files):

@@ -2,7 +2,6 @@
 
 import ipaddress
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import grpc
 DEFAULT_SERVER = "127.0.0.1:8001"
 TOKEN_VARIABLE = "AFFINITY_TOKEN"
 DNS = "dns:"
+MAX_TIMEOUT_S = 1_000_000  # gRPC takes much longer ones for times in the past
 
 # gRPC waits as long as the server says in the trailing metadata grpc-retry-pushback-ms, which RESOURCE_EXHAUSTED has.
 # Every call may be sent again: none of them changes anything.
@@ -80,8 +80,10 @@ class Connection:
     retries: bool = True
 
     def __post_init__(self) -> None:
-        if not (self.timeout_s > 0 and math.isfinite(self.timeout_s)):
-            raise ValueError(f"timeout: found {self.timeout_s:g} s, expected more than 0")
+        if not 0 < self.timeout_s <= MAX_TIMEOUT_S:  # neither is NaN
+            raise ValueError(f"timeout: found {self.timeout_s:g} s, expected more than 0 and at most {MAX_TIMEOUT_S}")
+        if self.server in ("", DNS, f"{DNS}///"):
+            raise ValueError(f"server: found {self.server!r}, expected an address")
         if "," in self.server and self.tls is not None and not self.tls.server_name:
             expected = "the server_name in the certificates of all of them (--tls-server-name)"
             raise ValueError(f"server: found several addresses with TLS, expected {expected}")

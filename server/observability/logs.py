@@ -12,6 +12,9 @@ from types import TracebackType
 
 from server.host.standard_files import STDERR, Output
 
+GRPC = "grpc._cython.cygrpc"  # the logger of the compiled part of gRPC
+GRPC_QUOTE = "Invalid encoding on %s"  # of a header that is not UTF-8; it could have a token
+
 TEXT = "%(asctime)s %(levelname)-7s %(message)s"
 
 log = logging.getLogger("server")
@@ -63,9 +66,14 @@ def configure(level: str, style: str) -> None:
     log.setLevel(level.upper())
     root.setLevel(max(log.level, logging.WARNING))
     logging.captureWarnings(True)
+    logging.getLogger(GRPC).addFilter(_quotes_no_header)
     sys.excepthook = _log_uncaught
     sys.unraisablehook = _log_unraisable
     threading.excepthook = _log_thread
+
+
+def _quotes_no_header(record: logging.LogRecord) -> bool:
+    return record.msg != GRPC_QUOTE
 
 
 def _log_uncaught(

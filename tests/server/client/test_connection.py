@@ -71,10 +71,16 @@ def test_several_addresses_with_tls_need_the_name_in_their_certificates():
         Client("10.0.0.1:8001,10.0.0.2:8001", tls=Tls())
 
 
-@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), 1e300])
 def test_a_deadline_is_a_positive_number(timeout_s):
     with pytest.raises(ValueError, match="timeout: found"):
         Client(timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize("server", ["", "dns:", "dns:///"])
+def test_a_server_has_an_address(server):
+    with pytest.raises(ValueError, match="server: found .*, expected an address"):
+        Client(server)
 
 
 async def test_calls_go_to_the_replicas_in_turn(kind):

@@ -185,3 +185,45 @@ def test_lost_lines_are_counted():
     assert report["message"] == "2 lines before this one were lost: stderr could not be written"
     assert line["message"] == "x" * 3000
     assert handler.lost == 0
+
+
+def test_grpc_quotes_no_header_that_is_not_utf8():
+    """A header with an invalid byte can have a token, and any client could fill the log with them."""
+    status, lines = lines_of(
+        """
+        import grpc, socket
+        from concurrent.futures import ThreadPoolExecutor
+        from tests.frames import DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, SETTINGS, FrameReader, frame
+
+        def field(name, value):  # RFC 7541, 6.2.2
+            return bytes((0, len(name))) + name + bytes((len(value),)) + value
+
+        server = grpc.server(ThreadPoolExecutor(1))
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        block = b"".join(
+            field(name, value)
+            for name, value in (
+                (b":method", b"POST"),
+                (b":scheme", b"http"),
+                (b":path", b"/a/b"),
+                (b":authority", b"x"),
+                (b"te", b"trailers"),
+                (b"content-type", b"application/grpc"),
+                (b"authorization", b"Bearer s3cret\\xff"),
+            )
+        )
+        answers = []
+        reader = FrameReader(lambda kind, flags, payload: answers.append(kind))
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.settimeout(30)
+            client.sendall(PREFACE + frame(SETTINGS) + frame(HEADERS, block, flags=END_HEADERS, stream=1))
+            client.sendall(frame(DATA, bytes(5), flags=END_STREAM, stream=1))
+            while HEADERS not in answers:
+                reader.feed(client.recv(1 << 16))
+        server.stop(0).wait()
+        log.info("answered")
+        """
+    )
+    assert status == 0
+    assert [line["message"] for line in lines] == ["answered"]

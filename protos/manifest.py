@@ -6,6 +6,7 @@ all other files. A changed byte in any file of an artifact is therefore detected
 
 import hashlib
 import os
+import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,11 +129,18 @@ def _named_errors(path: Path) -> Iterator[None]:
         raise ArtifactError(f"{path}: {error.strerror}") from error
 
 
+def _contents(path: Path) -> bytes:
+    """The contents of a small file. A pipe would block until something writes to it."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ArtifactError(f"{path}: found no regular file")
+    return path.read_bytes()
+
+
 def _read_fields(directory: Path) -> tuple[bytes, dict[str, Any]]:
     """The contents of a manifest, and its fields, which are those of this format version and of the right types."""
     path = directory / MANIFEST
     with _named_errors(path):
-        contents = path.read_bytes()
+        contents = _contents(path)
     try:
         fields = read_object(contents)
         version = fields.get("format_version")
@@ -148,7 +156,7 @@ def _read_fields(directory: Path) -> tuple[bytes, dict[str, Any]]:
 def _check_digest(directory: Path, contents: bytes) -> None:
     """Check a manifest against the digest beside it."""
     try:
-        expected = (directory / MANIFEST_DIGEST).read_bytes()
+        expected = _contents(directory / MANIFEST_DIGEST)
     except OSError as error:
         raise ArtifactError(
             f"{directory / MANIFEST_DIGEST}: {error.strerror}, expected the sha256 of {MANIFEST}: export again"

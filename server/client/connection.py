@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import os
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,8 +62,23 @@ class Tls:
             raise ValueError(f"TLS: found a {found} without a {missing}, expected both")
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Read the files. Raises OSError if one of them cannot be read."""
-        return grpc.ssl_channel_credentials(*map(_contents, (self.ca, self.key, self.certificate)))
+        """Read the files. Raises OSError if one of them cannot be read, and ValueError if it cannot be used."""
+        contents = tuple(map(_contents, (self.ca, self.key, self.certificate)))
+        self._check()
+        return grpc.ssl_channel_credentials(*contents)
+
+    def _check(self) -> None:
+        """Load the files as gRPC will, which says only that it has failed."""
+        context, files = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), str(self.ca)
+        try:
+            if self.ca is not None:
+                context.load_verify_locations(cadata=self.ca.read_text("ascii", "ignore"))
+            if self.certificate is not None:
+                files = f"{self.certificate} and {self.key}"
+                context.load_cert_chain(self.certificate, self.key, password="")
+        except (ssl.SSLError, ValueError) as error:  # ValueError: an empty file
+            reason = error.reason if isinstance(error, ssl.SSLError) else error
+            raise ValueError(f"TLS: {files}: cannot be used: {reason}") from error
 
 
 @dataclass(frozen=True)

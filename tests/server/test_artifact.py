@@ -248,6 +248,14 @@ def test_an_artifact_under_another_name_is_refused(copy):
         read_artifact(renamed / "1")
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "manifest.json.sha256"])
+def test_a_pipe_in_place_of_a_file_is_refused(copy, name):
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises(BadArtifact, match=f"{name}: found no regular file"):
+        read_artifact(copy)
+
+
 def test_a_link_has_the_name_and_version_of_the_model_whatever_it_points_to(copy):
     stored = copy.rename(copy.parent.parent / "stored")
     copy.symlink_to(stored)

@@ -58,9 +58,11 @@ def test_an_address_or_several_become_a_target(server, target, balanced):
         ("10.0.0.1,10.0.0.2", r"server: found '10\.0\.0\.1' in a list"),
         ("10.0.0.1:8001,", "server: found '' in a list"),
         ("10.0.0.1:8001,[::1]:8001", "server: found ipv4 and ipv6 addresses, expected one kind"),
+        ("", "server: found '', expected an address"),
+        ("dns:///", "server: found 'dns:///', expected an address"),
     ],
 )
-def test_lists_that_gRPC_cannot_use_are_refused(server, message):  # noqa: N802
+def test_servers_that_gRPC_cannot_use_are_refused(server, message):  # noqa: N802
     for client in (Client, AsyncClient):
         with pytest.raises(ValueError, match=message):
             client(server)
@@ -75,12 +77,6 @@ def test_several_addresses_with_tls_need_the_name_in_their_certificates():
 def test_a_deadline_is_a_positive_number(timeout_s):
     with pytest.raises(ValueError, match="timeout: found"):
         Client(timeout_s=timeout_s)
-
-
-@pytest.mark.parametrize("server", ["", "dns:", "dns:///"])
-def test_a_server_has_an_address(server):
-    with pytest.raises(ValueError, match="server: found .*, expected an address"):
-        Client(server)
 
 
 async def test_calls_go_to_the_replicas_in_turn(kind):
@@ -221,6 +217,18 @@ def test_a_certificate_has_a_key_and_its_file_exists(tmp_path):
     for client in (Client, AsyncClient):
         with pytest.raises(FileNotFoundError, match="missing.pem"):
             client(tls=Tls(tmp_path / "missing.pem"))
+
+
+def test_files_that_grpc_cannot_use_are_named(tmp_path):
+    authority, damaged = Authority(tmp_path), tmp_path / "damaged.pem"
+    damaged.write_text("no certificate")
+    certificate, _ = authority.sign("client")
+    _, other_key = authority.sign("other")
+    for client in (Client, AsyncClient):
+        with pytest.raises(ValueError, match=r"TLS: \S+damaged.pem: cannot be used"):
+            client(tls=Tls(damaged))
+        with pytest.raises(ValueError, match=r"TLS: \S+ and \S+: cannot be used: KEY_VALUES_MISMATCH"):
+            client(tls=Tls(authority.certificate, certificate, other_key))
 
 
 # ---- tokens

@@ -16,6 +16,7 @@ AffinityError
 └── NotEnoughMemory     the model or the request does not fit into memory
 """
 
+import collections.abc
 import os
 import pathlib
 
@@ -62,6 +63,12 @@ class InvalidRequest(AffinityError):
 
 class ModelNotFound(AffinityError):
     """No model, or no version, of that name."""
+
+    @classmethod
+    def unknown(cls, name: str, served: collections.abc.Iterable[str]) -> "ModelNotFound":
+        """No model of that name is among those that are served."""
+        known = ", ".join(sorted(served)) or "none"
+        return cls(f"model: found {name!r}, expected one of those that are served: {known}")
 
 
 class WrongTask(AffinityError):

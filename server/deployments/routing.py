@@ -10,11 +10,11 @@ from google.protobuf.message import DecodeError, Message
 
 from protos import affinity_pb2 as pb
 from protos import open_inference_pb2 as oip
-from server.errors import InvalidRequest, ModelNotFound
+from server.errors import ModelNotFound
 from server.rpc.open_inference.endpoints import RAW
 from server.rpc.open_inference.servicer import STREAM, UNARY
 from server.rpc.services import OPEN_INFERENCE, TYPED
-from server.tasks.registry import TASKS
+from server.tasks.registry import TASKS, only_model
 
 METHODS = {  # path of each method of the typed service → its descriptor
     f"/{TYPED}/{method.name}": method for method in pb.DESCRIPTOR.services_by_name["Affinity"].methods
@@ -59,8 +59,7 @@ class Routes:
             return model
         if path == READY:  # any model answers that this one is not ready
             return self._first
-        known = ", ".join(sorted(self._tasks))
-        raise ModelNotFound(f"model: found {name!r}, expected one of those that are served: {known}")
+        raise ModelNotFound.unknown(name, self._tasks)
 
     def is_generator(self, name: str) -> bool:
         """Whether a request on a stream to this name can have several responses."""
@@ -68,13 +67,7 @@ class Routes:
 
     def _only(self, method: str) -> str:
         wanted = [spec.name for spec in TASKS.values() if method in _methods(spec.task_class.__name__, spec.takes_text)]
-        able = sorted(name for name, task in self._tasks.items() if task in wanted)
-        tasks = " or ".join(wanted)
-        if not able:
-            raise ModelNotFound(f"model: no served model has the task {tasks}")
-        if len(able) > 1:
-            raise InvalidRequest("model", "nothing", f"one of {', '.join(able)}: several models have the task {tasks}")
-        return able[0]
+        return only_model((name for name, task in self._tasks.items() if task in wanted), wanted)
 
 
 def _methods(own: str, takes_text: bool) -> tuple[str, ...]:

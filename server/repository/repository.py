@@ -9,7 +9,7 @@ from pathlib import Path
 
 from server.artifact import newest, versions
 from server.config.settings import EVERY_MODEL, Settings
-from server.errors import BadArtifact, InvalidRequest, ModelNotFound, NotReady, hide_directory
+from server.errors import BadArtifact, ModelNotFound, NotReady, hide_directory
 from server.host.cpus import usable_cpus
 from server.host.memory import release_free_memory
 from server.host.priority import yield_to_event_loop
@@ -19,7 +19,7 @@ from server.repository.loader import ModelLoader
 from server.repository.model import Model, TaskT
 from server.repository.selection import select, select_complete
 from server.repository.states import LOADING, READY, UNAVAILABLE, UNLOADING, Entry, VersionStates, reason_of
-from server.tasks.registry import names_of
+from server.tasks.registry import names_of, only_model
 
 RELEASE_AFTER_S = 1.0
 
@@ -78,15 +78,10 @@ class Repository:
         return model
 
     def _only(self, task_classes: tuple[type[object], ...]) -> str:
-        able = sorted({model.name for model in self.models() if isinstance(model.task, task_classes)})
-        tasks = " or ".join(names_of(*task_classes))
+        able = {model.name for model in self.models() if isinstance(model.task, task_classes)}
         if not able and any(entry.state == LOADING for entry in self._states.all().values()):
             raise NotReady("model: the models are being loaded")
-        if not able:
-            raise ModelNotFound(f"model: no served model has the task {tasks}")
-        if len(able) > 1:
-            raise InvalidRequest("model", "nothing", f"one of {', '.join(able)}: several models have the task {tasks}")
-        return able[0]
+        return only_model(able, names_of(*task_classes))
 
     def _missing(self, name: str, version: str) -> ModelNotFound | NotReady:
         """The reason why no such model is served."""
@@ -98,8 +93,7 @@ class Repository:
             reasons = "".join(f": {entry.reason}" for entry in own if entry.reason)
             reason = hide_directory(reasons, self._settings.artifacts)
             return ModelNotFound(f"model {name}: found {found}, not {version!r}{reason}")
-        known = ", ".join(sorted(self._models)) or "none"
-        return ModelNotFound(f"model: found {name!r}, expected one of those that are served: {known}")
+        return ModelNotFound.unknown(name, self._models)
 
     def models(self) -> list[Model]:
         """All versions that are ready, by name and version. May be called from any thread."""

@@ -71,38 +71,19 @@ class Connections:
         if _port(context) in self._closing:
             await asyncio.sleep(LEAVE_S)  # the end of the connection cancels the call
 
-    @contextlib.contextmanager
-    def calling(self, context: GrpcContext) -> Iterator[None]:
+    def calling(self, context: GrpcContext) -> contextlib.AbstractContextManager[None]:
         """Note that a call is in flight during the block."""
-        port = _port(context)
-        self._calls[port] += 1
-        try:
-            yield
-        finally:
-            self._calls[port] -= 1
-            if not self._calls[port]:
-                del self._calls[port]
+        return _counted(self._calls, _port(context))
 
-    @contextlib.contextmanager
-    def writing(self, context: GrpcContext) -> Iterator[None]:
+    def writing(self, context: GrpcContext) -> contextlib.AbstractContextManager[None]:
         """Note that a message of a call is being written during the block."""
-        port = _port(context)
-        self._writing[port] += 1
-        try:
-            yield
-        finally:
-            self._written(port)
+        return _counted(self._writing, _port(context))
 
     def writing_last(self, context: GrpcContext) -> None:
         """Note that the last message and the status of a call are being written from now to its end."""
         port = _port(context)
         self._writing[port] += 1
-        context.add_done_callback(lambda _: self._written(port))  # type: ignore[arg-type]  # the stub wants a name
-
-    def _written(self, port: int) -> None:
-        self._writing[port] -= 1
-        if not self._writing[port]:
-            del self._writing[port]
+        context.add_done_callback(lambda _: _release(self._writing, port))  # type: ignore[arg-type]  # the stub wants a name
 
     # ---- at the stop
 
@@ -207,6 +188,23 @@ class Connections:
                         silent.listen()
                         silent.setblocking(False)
                         os.dup2(silent.fileno(), descriptor, inheritable=False)
+
+
+@contextlib.contextmanager
+def _counted(counter: Counter[int], port: int) -> Iterator[None]:
+    """Count one more for the port during the block."""
+    counter[port] += 1
+    try:
+        yield
+    finally:
+        _release(counter, port)
+
+
+def _release(counter: Counter[int], port: int) -> None:
+    """Count one less for the port."""
+    counter[port] -= 1
+    if not counter[port]:
+        del counter[port]
 
 
 def _port(context: GrpcContext) -> int:

@@ -4,10 +4,11 @@ server/rpc/ has an endpoint and a typed method for each of them, and server/clie
 tests/server/tasks/test_registry.py checks that they agree.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
+from server.errors import InvalidRequest, ModelNotFound
 from server.tasks.build import BuiltTask, LoadContext, Task, build_generate, build_image, build_text
 from server.tasks.classify_image import ClassifyImage
 from server.tasks.classify_text import ClassifyText
@@ -73,3 +74,16 @@ TEXT_TASKS = tuple(spec.task_class for spec in TASKS.values() if spec.takes_text
 def names_of(*task_classes: type[object]) -> list[str]:
     """The names of tasks by their classes."""
     return [spec.name for spec in TASKS.values() if spec.task_class in task_classes]
+
+
+def only_model(able: Iterable[str], tasks: Iterable[str]) -> str:
+    """The model for a request that names none: the only one of those whose tasks are among these.
+
+    Raises ModelNotFound if there is none, and InvalidRequest if there are several.
+    """
+    models, wanted = sorted(able), " or ".join(tasks)
+    if not models:
+        raise ModelNotFound(f"model: no served model has the task {wanted}")
+    if len(models) > 1:
+        raise InvalidRequest("model", "nothing", f"one of {', '.join(models)}: several models have the task {wanted}")
+    return models[0]

@@ -12,7 +12,7 @@ PLACE := $(abspath $(firstword $(subst @, ,$(MODEL))))
 NAME ?= $(notdir $(patsubst %/ckpt,%,$(patsubst %.pt,%,$(PLACE:%.pth=%))))
 BUNDLED := bert-mini gpt-mini vit-digits mixer-digits
 
-.PHONY: help install serve test test-large bench bench-peers test-clients ray-test docker-test docker-test-large check format protos
+.PHONY: help install serve test test-large bench bench-peers test-clients ray-test docker-test docker-test-large lock check format protos
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -71,6 +71,15 @@ docker-test: .venv-dev ## build the image of the CPU server and try it, with Doc
 
 docker-test-large: .venv-dev ## the same with the images of gigabytes: the server with CUDA, without a GPU; the export
 	@$(BIN)/python -m pytest -v -m docker_large tests/docker
+
+lock: ## pin the newest packages that pyproject.toml admits for the servers' images, with hashes, in docker/lock
+	@$(PYTHON) -m venv .venv-lock
+	@.venv-lock/bin/python -m pip install --quiet uv
+	@for image in cpu cuda; do \
+		$(PYTHON) docker/requirements.py $$image | .venv-lock/bin/uv pip compile - --quiet --upgrade --universal \
+			--python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" \
+			--output-file docker/lock/$$image.txt || exit 1; \
+	done
 
 check: .venv-dev ## lint, format, types, import contracts, generated code
 	$(BIN)/ruff check .

@@ -14,8 +14,8 @@ from server.admission.queue import AdmissionQueue, Limits
 from server.artifact import Artifact
 from server.batching.batcher import Batcher
 from server.batching.collate import PIXELS_PER_TOKEN
+from server.batching.defaults import FREE_TOKENS, MAX_BATCH_TOKENS, shapes_of
 from server.batching.scheduler import Budget
-from server.batching.tuning import FREE_TOKENS, MAX_BATCH_TOKENS, shapes_of
 from server.batching.warm_up import warm_up
 from server.concurrency.stop_signal import StopSignal
 from server.config.settings import ModelSettings

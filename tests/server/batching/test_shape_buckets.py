@@ -10,8 +10,8 @@ from server.admission.queue import Limits
 from server.artifact import read_artifact
 from server.batching.batcher import Batcher
 from server.batching.collate import ImageItem, TextItem, collate
+from server.batching.defaults import shapes_of
 from server.batching.scheduler import Budget
-from server.batching.tuning import shapes_of
 from server.batching.warm_up import warm_up
 from server.concurrency.stop_signal import StopSignal
 from server.config.settings import Settings

@@ -209,6 +209,10 @@ MODEL_KEYS: dict[str, tuple[Callable[[str], Any], str]] = {
         _whole,
         "maximum number of pixels of an image; three times as many of a JPEG in one scan",
     ),
+    "reducing_gap": (
+        _number,
+        "decode a large JPEG at the smallest scale that leaves this many times the size of the model; 0: in full",
+    ),
     "max_stop_strings": (_whole, "maximum number of stop strings in a request"),
     "max_stop_characters": (_whole, "maximum length of a stop string"),
     "max_logit_bias": (_whole, "maximum number of entries in logit_bias"),

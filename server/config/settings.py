@@ -20,6 +20,7 @@ LOG_FORMATS = ("text", "json")
 EVERY_MODEL = "*"
 MAX_OPTION = 2**31 - 1  # of gRPC
 MAX_IMAGE_PIXELS = 50_000_000  # 200 MB decoded; twice as much while the picture is rotated or converted
+MAX_REDUCING_GAP = 1000
 MAX_SECONDS = 1_000_000  # of a duration: 11 days, which gRPC can hold in milliseconds
 MIN_PER_SECOND = 1 / MAX_SECONDS  # of a rate
 MAX_THREADS = 4096
@@ -44,6 +45,7 @@ class ModelSettings:
     max_request_inputs: int = 0
     max_request_tokens: int = 0
     max_image_pixels: int = MAX_IMAGE_PIXELS
+    reducing_gap: float = 4.0
     max_stop_strings: int = 16
     max_stop_characters: int = 256
     max_logit_bias: int = 1024
@@ -77,6 +79,10 @@ class ModelSettings:
             "max_prefill_tokens",
         ):
             _check_range(self, name, 0)
+        if not (self.reducing_gap == 0 or 1 <= self.reducing_gap <= MAX_REDUCING_GAP):
+            raise BadSetting(
+                f"reducing_gap: found {self.reducing_gap}, expected 0 (never), or a number from 1 to {MAX_REDUCING_GAP}"
+            )
         for name in ("max_delay_seconds", "max_queue_seconds"):
             _check_range(self, name, 0, MAX_SECONDS)
 

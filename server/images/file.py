@@ -8,10 +8,11 @@ many times as large as the file.
 import io
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import AvifImagePlugin, ExifTags, Image
+from PIL import AvifImagePlugin, Image
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
@@ -22,8 +23,9 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from server.errors import InvalidRequest
-from server.images import limits
+from server.images import limits, orientation
 from server.images.metered_reader import MeteredReader
+from server.images.orientation import Box, Size
 
 # The first bytes of a file → its reader. Image.open is not used: for a JPEG of several pictures (MPO) it reads all
 # headers.
@@ -65,54 +67,71 @@ BYTES_PER_PIXEL, WEBP_BYTES_PER_PIXEL, AVIF_BYTES_PER_PIXEL, TIFF_BYTES_PER_PIXE
 MAX_BRANDS_BYTES = 256  # of the box with the brands
 BAND_ROWS = 256  # of a picture that are put on white at a time
 
-TRANSPOSITIONS: dict[object, Image.Transpose] = {  # EXIF orientation → the transposition that makes the picture upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+Reduction = Callable[[Size], float]  # the size of a JPEG → how many times smaller it may be decoded
 
 
 @dataclass(frozen=True)
 class Header:
-    """Properties of a picture before it is decoded: its decoded size, and the memory that decoding takes."""
+    """Properties of a picture before it is decoded: its size, its size when decoded, and the memory that this takes."""
 
-    width: int
-    height: int
+    size: Size
+    decoded: Size
     decoding_bytes: int
 
     @property
-    def size(self) -> tuple[int, int]:
-        return self.width, self.height
-
-    @property
     def pixels(self) -> int:
-        return self.width * self.height
+        """The number of pixels that are decoded."""
+        return math.prod(self.decoded)
 
 
-def read_header(file: bytes, field: str = "image", *, max_pixels: int = limits.MAX_PIXELS) -> Header:
+@dataclass(frozen=True)
+class Picture:
+    """A picture in RGB, upright. `size` is its size in the file.
+
+    A JPEG can be decoded at a half, a quarter or an eighth of its size. Then `box` is the part of `image` with the
+    picture, to a fraction of a pixel.
+    """
+
+    image: Image.Image
+    size: Size
+    box: Box
+
+
+def full_size(size: Size) -> float:
+    """No reduction."""
+    return 1
+
+
+def read_header(
+    file: bytes, field: str = "image", *, max_pixels: int = limits.MAX_PIXELS, reduction: Reduction = full_size
+) -> Header:
     """Read the header of a file. InvalidRequest if it is not an image, or would take too much time or memory."""
-    picture = _opened(file, field, max_pixels)
+    picture, size, _ = _opened(file, field, max_pixels, reduction)
     bytes_per_pixel = {
         WebPImageFile: WEBP_BYTES_PER_PIXEL,
         AvifImageFile: AVIF_BYTES_PER_PIXEL,
         TiffImageFile: TIFF_BYTES_PER_PIXEL,
     }.get(type(picture), BYTES_PER_PIXEL)
-    return Header(*picture.size, decoding_bytes=bytes_per_pixel * math.prod(picture.size))
+    return Header(size, picture.size, decoding_bytes=bytes_per_pixel * math.prod(picture.size))
 
 
-def decode(file: bytes, field: str = "image", *, max_pixels: int = limits.MAX_PIXELS) -> Image.Image:
-    """The picture in RGB, upright. InvalidRequest as in `read_header`, and for a truncated or broken file."""
-    picture: Image.Image = _opened(file, field, max_pixels)
+def decode(
+    file: bytes, field: str = "image", *, max_pixels: int = limits.MAX_PIXELS, reduction: Reduction = full_size
+) -> Picture:
+    """Decode a picture. InvalidRequest as in `read_header`, and for a truncated or broken file.
+
+    A JPEG is decoded at the smallest scale that `reduction` allows. One of more than `max_pixels` is
+    decoded at half its size or smaller.
+    """
+    opened, size, box = _opened(file, field, max_pixels, reduction)
+    image: Image.Image = opened
     try:
-        picture.load()
-        transposition = TRANSPOSITIONS.get(_orientation(picture))
-        if transposition is not None:
-            picture = picture.transpose(transposition)  # which also frees the opened picture
-        return _rgb(picture)
+        image.load()
+        if (transposition := orientation.transposition(image)) is not None:
+            size = orientation.transposed_size(size, transposition)
+            box = orientation.transposed_box(box, image.size, transposition)
+            image = image.transpose(transposition)  # which also frees the opened picture
+        return Picture(_rgb(image), size, box)
     except Exception as error:
         raise _broken(field, error) from None
 
@@ -132,8 +151,8 @@ def on_white(picture: Image.Image) -> Image.Image:
     return picture
 
 
-def _opened(file: bytes, field: str, max_pixels: int) -> ImageFile:
-    """The picture, checked, with its pixels not decoded yet."""
+def _opened(file: bytes, field: str, max_pixels: int, reduction: Reduction) -> tuple[ImageFile, Size, Box]:
+    """The picture, checked, with its pixels not decoded yet; its size in the file; and the box of `Picture`."""
     reader = _reader(file, field)
     limits.check_parts(reader, file, field)
     try:
@@ -142,9 +161,14 @@ def _opened(file: bytes, field: str, max_pixels: int) -> ImageFile:
         raise _broken(field, error) from None
     limits.check_size(picture, field, max_pixels)
     limits.check_work(picture, file, field, max_pixels)
-    if isinstance(picture, JpegImageFile) and math.prod(picture.size) > max_pixels:
-        picture.draft(None, (picture.width // 2, picture.height // 2))
-    return picture
+    size = picture.size
+    box: Box = (0, 0, *size)
+    if isinstance(picture, JpegImageFile):
+        factor = max(reduction(size), 2 if math.prod(size) > max_pixels else 1)
+        # Pillow takes the smallest scale that leaves at least this size.
+        drafted = picture.draft(None, (int(size[0] / factor), int(size[1] / factor)))
+        box = drafted[1] if drafted else box
+    return picture, size, box
 
 
 def _reader(file: bytes, field: str) -> type[ImageFile]:
@@ -201,14 +225,6 @@ def _stream(reader: type[ImageFile], file: bytes) -> io.BytesIO:
     if reader is BmpImageFile and limits.has_runs(file):
         return io.BytesIO(file)
     return MeteredReader(file)
-
-
-def _orientation(picture: Image.Image) -> object:
-    """The orientation in the EXIF data, or in a text chunk with EXIF data. No other part of them is parsed."""
-    size = max(len(picture.info.get(name, b"")) for name in ("exif", "Raw profile type exif"))
-    if size > limits.MAX_EXIF_BYTES:
-        raise ValueError(f"{size} bytes of EXIF data, more than {limits.MAX_EXIF_BYTES}")
-    return picture.getexif().get(ExifTags.Base.Orientation)
 
 
 def _rgb(picture: Image.Image) -> Image.Image:

@@ -114,7 +114,8 @@ def build_text(task_class: type[TextTask], context: LoadContext) -> BuiltTask:
 def build_image(context: LoadContext) -> BuiltTask:
     """Classification of images that are decoded and run in batches."""
     artifact, image = context.artifact, context.artifact.manifest.image
-    decoder = ImageDecoder(image, max_pixels=context.settings.max_image_pixels)
+    settings = context.settings
+    decoder = ImageDecoder(image, max_pixels=settings.max_image_pixels, reducing_gap=settings.reducing_gap)
     parity = check_images(artifact, ImageDecoder(image))  # golden images may be larger than those of requests
     batcher = _batcher(context, max_tokens=max(1, image.height * image.width // PIXELS_PER_TOKEN))
     return BuiltTask(

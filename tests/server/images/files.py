@@ -10,6 +10,7 @@ from transformers.image_utils import load_image
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from protos.manifest_pb2 import ImageInput, Size
+from server.images.limits import MAX_PIXELS
 from server.images.preprocess import ImageDecoder
 
 HALF = {"mean": [0.5, 0.4, 0.3], "deviation": [0.5, 0.6, 0.7]}
@@ -29,9 +30,9 @@ def file_of(image, format="PNG", **options):
     return stream.getvalue()
 
 
-def decoder(**fields):
+def decoder(*, max_pixels=MAX_PIXELS, reducing_gap=0, **fields):
     steps = {"height": 32, "width": 32, "resize": Size(height=32, width=32), "resample": "bilinear", "rescale": 1 / 255}
-    return ImageDecoder(ImageInput(**steps | HALF | fields))
+    return ImageDecoder(ImageInput(**steps | HALF | fields), max_pixels=max_pixels, reducing_gap=reducing_gap)
 
 
 def expected(file, **options):

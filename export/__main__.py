@@ -10,7 +10,7 @@ from export import families, precisions, standard_output
 from export.artifact import store
 from export.errors import ExportError
 from export.inputs import samples
-from export.precisions import Precision
+from export.precisions import Targets
 from export.progress import Progress
 from export.sources import lookup
 from export.sources.lookup import Source
@@ -57,7 +57,7 @@ def export_parser() -> argparse.ArgumentParser:
         metavar="TARGET[=PRECISION],…",
         help=f"the machines to export graphs for (default: {precisions.DEFAULT}, without those that the model "
         "cannot be exported for); precisions of cpu: fp32, int8-weights, int4-weights; of cuda: fp16 and, except for "
-        "GPT, fp32",
+        "GPT, fp32; a target may be named several times with different precisions, its default first",
     )
     add_model_options(parser)
     add_precision_options(parser)
@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def export_one(source: Source, options: argparse.Namespace, targets: dict[str, Precision], progress: Progress) -> None:
+def export_one(source: Source, options: argparse.Namespace, targets: Targets, progress: Progress) -> None:
     """Export one source, unless its newest artifact was exported from the same files with the same options."""
     name, artifacts = options.name or source.name, options.artifacts
     store.check_name(name)
@@ -204,7 +204,7 @@ def export_one(source: Source, options: argparse.Namespace, targets: dict[str, P
     progress.say(f"{name}: {directory} is ready")
 
 
-def options_text(options: argparse.Namespace, targets: dict[str, Precision]) -> str:
+def options_text(options: argparse.Namespace, targets: Targets) -> str:
     """The options that change the result, as the manifest has them."""
     text = precisions.spell(targets)
     if options.image_size is not None:

@@ -7,7 +7,7 @@ from export.errors import ExportError
 from export.graph.recipes import Recipe
 from export.loading import Job, load
 from export.parity import references
-from export.precisions import Precision
+from export.precisions import Targets, ordered
 from export.progress import Progress
 from protos.artifact import GOLDEN_TENSORS
 
@@ -30,7 +30,7 @@ def export(job: Job, progress: Progress) -> Path:
             manifest,
             loaded.tokenizer,
             evaluate=job.evaluate,
-            held_out_directory=job.source.directory if any(p.weights for p in targets.values()) else None,
+            held_out_directory=job.source.directory if any(p.weights for _, p in targets) else None,
             each=progress.each,
         )
         remarks.append(f"{len(known.cases)} cases")
@@ -40,23 +40,27 @@ def export(job: Job, progress: Progress) -> Path:
         for name, contents in loaded.files.items():
             (directory / name).write_bytes(contents)
         manifest.golden.cases = references.save_golden(directory / GOLDEN_TENSORS, recipe, known.cases)
-        # fp32 comes first: a model that was converted to half precision stays in it.
-        for target, precision in sorted(targets.items(), key=lambda chosen: chosen[1].datatype != "FP32"):
-            manifest.graphs.append(graph_writer.make(directory, target, precision, recipe, known, progress))
+        manifest.graphs.extend(graph_writer.make_all(directory, ordered(targets), recipe, known, progress))
         with progress.step("publish") as remarks:
             published = store.publish(directory, job.artifacts, manifest)
             remarks.append(f"{sum(file.bytes for file in manifest.files) / MILLION:.1f} MB")
     return published
 
 
-def feasible_targets(recipe: Recipe, job: Job) -> tuple[dict[str, Precision], list[str]]:
-    """The targets that the model can be exported for, and a remark about each that is left out.
+def feasible_targets(recipe: Recipe, job: Job) -> tuple[Targets, list[str]]:
+    """The targets and precisions that the model can be exported for, and a remark about each that is left out.
 
-    ExportError for an infeasible target if the user named the targets, or if no target is left.
+    ExportError for an infeasible one if the user named the targets, or if none is left.
     """
-    reasons = {target: recipe.infeasible_reason(target, precision.name) for target, precision in job.targets.items()}
-    left_out = [f"{target} left out: {reason}" for target, reason in reasons.items() if reason]
-    if left_out and (job.all_targets or len(left_out) == len(reasons)):
-        target, reason = next((target, reason) for target, reason in reasons.items() if reason)
-        raise ExportError(f"--target {target}={job.targets[target].name}: {reason}")
-    return {target: precision for target, precision in job.targets.items() if not reasons[target]}, left_out
+    feasible, left_out = Targets(), list[str]()
+    for target, precision in job.targets:
+        reason = recipe.infeasible_reason(target, precision.name)
+        if reason is None:
+            feasible.append((target, precision))
+        elif job.all_targets:
+            raise ExportError(f"--target {target}={precision.name}: {reason}")
+        else:
+            left_out.append(f"{target} left out: {reason}")
+    if not feasible:
+        raise ExportError(f"--target: no target is left: {'; '.join(left_out)}")
+    return feasible, left_out

@@ -13,7 +13,7 @@ from export.graph.recipes import BertRecipe, GptRecipe, ImageRecipe, Recipe, rec
 from export.inputs.images import golden_images, processor
 from export.inputs.text import golden_texts, sentence_model, tokenizer
 from export.inputs.text.sentence_model import SentenceModel
-from export.precisions import Precision
+from export.precisions import Targets
 from export.sources.lookup import Source
 from export.sources.modules import as_encoder
 from models import MixerConfig, VitConfig, checkpoints
@@ -53,7 +53,7 @@ class Job:
     source: Source
     name: str
     artifacts: Path
-    targets: dict[str, Precision]
+    targets: Targets
     digest: str
     options: str
     image_size: int | None = None  # in pixels; None: the image size of the source

@@ -32,6 +32,8 @@ PRECISIONS = {
     "int8-weights": Precision("int8-weights", "FP32", ROOT_MEAN_SQUARE, 0.1, weights="int8", head="int8"),
     "int4-weights": Precision("int4-weights", "FP32", ROOT_MEAN_SQUARE, 0.5, weights="int4", head="int8"),
 }
+# The target and the precision of each graph to export. The first graph of a target is its default.
+Targets = list[tuple[str, Precision]]
 # The precisions of each target, the default first.
 TARGETS = {
     # ONNX Runtime's CPU provider has no kernels for half precision.
@@ -41,12 +43,12 @@ TARGETS = {
 DEFAULT = "cpu=fp32,cuda=fp16"
 
 
-def parse(text: str, *, head: str | None = None, tolerance: float | None = None) -> dict[str, Precision]:
-    """`cpu=fp32,cuda` → the precision of each target, in the order given. ExportError if it is not understood.
+def parse(text: str, *, head: str | None = None, tolerance: float | None = None) -> Targets:
+    """`cpu=fp32,cpu=int8-weights,cuda` → the targets and precisions, in the order given. ExportError if it is invalid.
 
     `head` and `tolerance` replace the defaults of the weight-only precisions.
     """
-    targets: dict[str, Precision] = {}
+    targets: Targets = []
     for part in text.split(","):
         target, _, precision = part.strip().partition("=")
         if target not in TARGETS:
@@ -54,10 +56,10 @@ def parse(text: str, *, head: str | None = None, tolerance: float | None = None)
         precision = precision or TARGETS[target][0]
         if precision not in TARGETS[target]:
             raise ExportError(f"--target {target}: found {precision!r}, expected one of {', '.join(TARGETS[target])}")
-        if target in targets:
-            raise ExportError(f"--target: found {target} twice, expected each target once")
-        targets[target] = adjusted(PRECISIONS[precision], head, tolerance)
-    if (head or tolerance is not None) and not any(precision.weights for precision in targets.values()):
+        if any((target, precision) == (other, chosen.name) for other, chosen in targets):
+            raise ExportError(f"--target: found {target}={precision} twice, expected each precision of a target once")
+        targets.append((target, adjusted(PRECISIONS[precision], head, tolerance)))
+    if (head or tolerance is not None) and not any(precision.weights for _, precision in targets):
         raise ExportError(
             f"--head-precision, --tolerance: found --target {text}, expected a weight-only precision in it"
         )
@@ -74,9 +76,14 @@ def adjusted(precision: Precision, head: str | None, tolerance: float | None) ->
     return replace(precision, head=head or precision.head, tolerance=bound)
 
 
-def spell(targets: dict[str, Precision]) -> str:
+def spell(targets: Targets) -> str:
     """The argument of `parse`, with all defaults written out."""
-    return ",".join(f"{target}={spelled(precision)}" for target, precision in targets.items())
+    return ",".join(f"{target}={spelled(precision)}" for target, precision in targets)
+
+
+def ordered(targets: Targets) -> Targets:
+    """The same in the order of the manifest: all graphs of a target together, its default first."""
+    return sorted(targets, key=lambda chosen: list(TARGETS).index(chosen[0]))
 
 
 def spelled(precision: Precision) -> str:

@@ -201,6 +201,13 @@ def _check_names(directory: Path, manifest: Manifest) -> None:
             raise ArtifactError(
                 f"{directory / MANIFEST}: {name}: found {found!r}, expected one of {', '.join(expected)}"
             )
+    pairs = [(graph.target, graph.precision) for graph in manifest.graphs]
+    for number, (target, precision) in enumerate(pairs):
+        if (target, precision) in pairs[:number]:
+            raise ArtifactError(
+                f"{directory / MANIFEST}: graphs[{number}]: found {target} in {precision} twice, expected each "
+                "precision of a target once"
+            )
 
 
 def _check_labels(directory: Path, manifest: Manifest) -> None:

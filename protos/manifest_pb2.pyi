@@ -168,7 +168,7 @@ Global___GoldenCounts: _TypeAlias = GoldenCounts  # noqa: Y015
 
 @_typing.final
 class Graph(_message.Message):
-    """One ONNX graph for one kind of device."""
+    """One ONNX graph for one kind of device in one precision. Of the graphs of a target, the first one is the default."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

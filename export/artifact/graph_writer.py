@@ -1,6 +1,7 @@
-"""Writes one graph of an artifact: traces, fuses, quantises and saves it, and compares it with its source."""
+"""Writes the graphs of an artifact: traces, fuses, quantises and saves each, and compares it with its source."""
 
 import gc
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir
@@ -13,54 +14,88 @@ from export.graph.trace import trace
 from export.parity import comparison, decode
 from export.parity.comparison import Parity
 from export.parity.references import References
-from export.precisions import PRECISIONS, Precision
+from export.precisions import PRECISIONS, Precision, Targets
 from export.progress import Progress
 from protos.manifest_pb2 import Graph, Score, Tensor
 
 EXTERNAL_BYTES = 1_900_000_000  # a protobuf file is limited to 2 GiB; larger weights get files of their own ...
 SHARD_BYTES = 4_000_000_000  # ... of at most this size
+EXACT, EXACT_PREFIX = PRECISIONS["fp32"], "exact-"  # the graph that is quantised, and the name of its file
 MILLION = 1e6
 
 
-def make(
-    directory: Path, target: str, precision: Precision, recipe: Recipe, references: References, progress: Progress
-) -> Graph:
-    """Trace, fuse and save one graph, then compare it with PyTorch. The model is left in its datatype.
+@dataclass(frozen=True)
+class Traced:
+    """A saved graph that is not quantised, and how many nodes of each kind were traced."""
 
-    A graph that will be quantised is compared in fp32 first, so that the second error is that of the quantisation.
+    path: Path
+    nodes: dict[str, int]
+
+
+def make_all(
+    directory: Path, targets: Targets, recipe: Recipe, references: References, progress: Progress
+) -> list[Graph]:
+    """Make the graphs; returns them in the order of `targets`. The model is left in the datatype of the last one made.
+
+    All quantised graphs of a target are made of one graph in fp32, which is compared with PyTorch first, so that their
+    error is that of the quantisation. If the artifact does not contain it, it is deleted afterwards.
     """
-    path, label = directory / f"{target}.onnx", f"{target} {precision.name}"
-    exact = directory / f"exact-{target}.onnx" if precision.weights else path
-    recipe.to(DTYPES[precision.datatype])
-    traced_nodes = fuse(exact, label, precision, recipe, progress)
-    gc.collect()  # a graph and its nodes refer to each other, and to the weights
-    if precision.weights:
-        with progress.step(f"{label}: compare") as remarks:
-            remarks.append(str(prove(exact, PRECISIONS["fp32"], recipe, references)))
-        with progress.step(f"{label}: quantise") as remarks:
-            remarks += quantize_saved(exact, path, precision)
-        gc.collect()
+    made: dict[tuple[str, Precision], Graph] = {}
+    exact: dict[str, Traced] = {}
+    for target, precision in sorted(targets, key=order_of_making):
+        path, label = directory / file_name(target, precision, targets), f"{target} {precision.name}"
+        if not precision.weights:
+            traced = fuse(path, label, precision, recipe, progress)
+            if precision.name == EXACT.name:
+                exact[target] = traced
+        else:
+            if target not in exact:
+                exact[target] = fuse(directory / f"{EXACT_PREFIX}{target}.onnx", label, EXACT, recipe, progress)
+                with progress.step(f"{label}: compare") as remarks:
+                    remarks.append(str(prove(exact[target].path, EXACT, recipe, references)))
+            traced = exact[target]
+            with progress.step(f"{label}: quantise") as remarks:
+                remarks += quantize_saved(traced.path, path, precision)
+        gc.collect()  # a graph and its nodes refer to each other, and to the weights
+        graph = Graph(target=target, file=path.name, traced_nodes=traced.nodes)
+        made[target, precision] = measured(graph, path, precision, recipe, references, progress)
+    for file in directory.glob(f"{EXACT_PREFIX}*"):
+        file.unlink()
+    return [made[chosen] for chosen in targets]
+
+
+def order_of_making(chosen: tuple[str, Precision]) -> tuple[bool, bool]:
+    """A sort key: half precision last, because a converted model stays in it; quantised graphs after those in fp32."""
+    _, precision = chosen
+    return precision.datatype != EXACT.datatype, bool(precision.weights)
+
+
+def file_name(target: str, precision: Precision, targets: Targets) -> str:
+    """The file of a graph: `cpu.onnx` for the default of its target, `cpu-int8-weights.onnx` for another precision."""
+    default = next(chosen for name, chosen in targets if name == target)
+    return f"{target}.onnx" if precision == default else f"{target}-{precision.name}.onnx"
+
+
+def measured(
+    graph: Graph, path: Path, precision: Precision, recipe: Recipe, references: References, progress: Progress
+) -> Graph:
+    """The description of a saved graph, with its errors against PyTorch."""
+    label = f"{graph.target} {precision.name}"
     with progress.step(f"{label}: compare") as remarks:
         proven = prove(path, precision, recipe, references)
         remarks.append(str(proven))
-    graph = Graph(
-        target=target,
-        precision=precision.name,
-        head_precision=precision.head,
-        file=path.name,
-        inputs=tensors(recipe.inputs(precision.name)),
-        outputs=tensors(recipe.outputs(precision.name)),
-        traced_nodes=traced_nodes,
-        parity=comparison.message(proven),
-    )
+    graph.precision, graph.head_precision = precision.name, precision.head
+    graph.inputs.extend(tensors(recipe.inputs(precision.name)))
+    graph.outputs.extend(tensors(recipe.outputs(precision.name)))
+    graph.parity.CopyFrom(comparison.message(proven))
     if references.sample is not None and precision.weights:
         with progress.step(f"{label}: held out") as remarks:
             graph.held_out.CopyFrom(held_out_score(path, precision, recipe, references))
             remarks.append(f"{graph.held_out.measure} {graph.held_out.pytorch:.4g} → {graph.held_out.graph:.4g}")
     if references.evaluation_cases:
         with progress.step(f"{label}: evaluate") as remarks:
-            measured = comparison.measure(Runtime(path), recipe, precision, references.evaluation_cases)
-            evaluated = comparison.combine(measured, precision)
+            differences = comparison.measure(Runtime(path), recipe, precision, references.evaluation_cases)
+            evaluated = comparison.combine(differences, precision)
             graph.evaluation.CopyFrom(references.evaluation)
             graph.evaluation.parity.CopyFrom(comparison.message(evaluated))
             graph.evaluation.parity.ClearField("tolerance")
@@ -68,25 +103,23 @@ def make(
     return graph
 
 
-def fuse(path: Path, label: str, precision: Precision, recipe: Recipe, progress: Progress) -> dict[str, int]:
-    """Trace, fuse and save; returns the counts of nodes as traced. The graph, as large as the model, is freed here."""
+def fuse(path: Path, label: str, precision: Precision, recipe: Recipe, progress: Progress) -> Traced:
+    """Trace, fuse and save. The graph, as large as the model, is freed here."""
+    recipe.to(DTYPES[precision.datatype])
     with progress.step(f"{label}: trace"):
         traced = trace(recipe, precision.name)
         before = node_counts(traced)
     with progress.step(f"{label}: fuse") as remarks:
         fused = optimize(traced)
         remarks += [save(fused, path), node_changes(before, node_counts(fused))]
-    return before
+    return Traced(path, before)
 
 
 def quantize_saved(exact: Path, path: Path, precision: Precision) -> list[str]:
-    """Quantise the saved graph, and delete the exact one; returns remarks for the user."""
+    """Quantise a saved graph into another file; returns remarks for the user."""
     model = onnx_ir.load(exact)
     before = node_counts(model)
-    remarks = [save(quantize(model, precision), path), node_changes(before, node_counts(model))]
-    for file in (exact, *weight_files(exact)):
-        file.unlink()
-    return remarks
+    return [save(quantize(model, precision), path), node_changes(before, node_counts(model))]
 
 
 def held_out_score(path: Path, precision: Precision, recipe: Recipe, references: References) -> Score:
@@ -116,7 +149,7 @@ def save(model: onnx_ir.Model, path: Path) -> str:
 
 def weight_files(path: Path) -> list[Path]:
     """The files beside a graph that have its weights, if any."""
-    return sorted(path.parent.glob(f"{path.stem}*.data"))
+    return sorted(path.parent.glob(f"{path.name}*.data"))
 
 
 def prove(path: Path, precision: Precision, recipe: Recipe, references: References) -> Parity:

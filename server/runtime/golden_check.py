@@ -13,6 +13,7 @@ from protos.artifact import MAXIMUM, TOLERANCES
 from server.arrays import Array
 from server.artifact import Artifact, GoldenCase
 from server.errors import BadArtifact
+from server.runtime.providers import ProviderChoice
 from server.runtime.session import Session
 
 
@@ -64,13 +65,11 @@ def check_parity(session: Session, artifact: Artifact) -> Parity:
 
 
 def tolerance_of(session: Session, artifact: Artifact) -> tuple[str, float]:
-    """The error measure and the tolerance for the precision of the session: from the table, else from the manifest."""
+    """The error measure and the tolerance for the precision of the session: from the table, else from its graph."""
     if session.precision in TOLERANCES:
         return TOLERANCES[session.precision]
-    for graph in artifact.manifest.graphs:
-        if graph.precision == session.precision:
-            return graph.parity.measure, graph.parity.tolerance
-    raise BadArtifact(f"{artifact.directory}: found no tolerance for precision {session.precision}")
+    graph = artifact.graph(ProviderChoice(session.provider).target, session.precision)
+    return graph.parity.measure, graph.parity.tolerance
 
 
 def _errors(session: Session, artifact: Artifact, case: GoldenCase) -> list[NDArray[np.float64]]:

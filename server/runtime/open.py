@@ -39,17 +39,20 @@ def open_session(
     settings: Settings,
     *,
     device: int = 0,
+    graph_precision: str | None = None,
     precision: str | None = None,
     enable_cuda_graph: bool = False,
 ) -> Session:
-    """A session over the graph for the chosen provider, on one of its devices.
+    """A session over a graph for the chosen provider, on one of its devices.
 
-    `precision` is for OpenVINO, which can compute in another precision than the graph's. `enable_cuda_graph` lets the
-    caller capture runs as CUDA graphs (`run_options`); CUDA then refuses graphs with nodes on other providers.
+    `graph_precision` chooses among the artifact's graphs for the provider; None: the default graph. `precision` is for
+    OpenVINO, which can compute in another precision than the graph's. `enable_cuda_graph` lets the caller capture runs
+    as CUDA graphs (`run_options`); CUDA then refuses graphs with nodes on other providers.
 
-    Raises BadArtifact if the graph does not load, ProviderUnavailable if another provider would run any of its nodes.
+    Raises BadArtifact if there is no such graph or it does not load, ProviderUnavailable if another provider would run
+    any of its nodes.
     """
-    graph = artifact.graph(choice.target)
+    graph = artifact.graph(choice.target, graph_precision)
     options = _options(settings)
     if choice.provider == "openvino":
         precision = precision or graph.precision

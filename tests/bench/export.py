@@ -86,7 +86,7 @@ def graphs(runs: list[Run]) -> dict[str, tuple[Run, dict[str, Any]]]:
 def megabytes(run: Run, graph: dict[str, Any]) -> float:
     """The size of a graph with its weights, which may be in other files."""
     files = run.account["files"]
-    return sum(file["bytes"] for file in files if file["path"].startswith(graph["target"])) / MEGABYTE
+    return sum(file["bytes"] for file in files if file["path"].startswith(graph["file"])) / MEGABYTE
 
 
 def row(name: str, runs: list[Run]) -> str:

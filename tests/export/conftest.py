@@ -1,5 +1,6 @@
 """What the tests of the export share: the command, and tiny checkpoints by the kind of model."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,3 +80,9 @@ def saved(encoder_module: nn.Module, tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / "model"
 
     return save
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Callable[[Path], Path]:
+    """Copy an artifact, DIR/<name>/<version>, to change it."""
+    return lambda directory: shutil.copytree(directory, tmp_path / "copy" / directory.parent.name / directory.name)

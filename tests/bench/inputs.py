@@ -48,14 +48,14 @@ def ready_texts(texts: Sequence[MaskedText], file: Path) -> Path:
     return file
 
 
-def photographs(folder: Path, count: int, seed: int = 0) -> list[Path]:
-    """JPEG files with about the detail of photographs: gradients and some noise, about 60 KB each."""
+def photographs(folder: Path, count: int, seed: int = 0, *, size: tuple[int, int] = PHOTOGRAPH) -> list[Path]:
+    """JPEG files with about the detail of photographs: gradients and some noise, a third of a byte for each pixel."""
     noise, files = np.random.default_rng(seed), []
     for number in range(count):
         coarse = Image.fromarray(noise.integers(0, 256, (12, 16, 3), np.uint8))
-        smooth = np.asarray(coarse.resize(PHOTOGRAPH, Image.Resampling.BICUBIC), np.float32)
+        smooth = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), np.float32)
         picture = np.clip(smooth + noise.normal(0, 8, smooth.shape), 0, 255).astype(np.uint8)
-        files.append(folder / f"{number}.jpg")
+        files.append(folder / f"{size[0]}-{number}.jpg")
         Image.fromarray(picture).save(files[-1], quality=90)
     return files
 

@@ -13,8 +13,8 @@ from typing import Any
 from tests.serving import ROOT
 
 # The Python of each environment. `make bench-peers` creates those of the peers.
-OURS, PEERS, TRITON = "ours", "peers", "triton"
-FOLDERS = {PEERS: ROOT / ".venv-peers", TRITON: ROOT / ".venv-triton"}
+OURS, PEERS, TRITON, TORCHVISION = "ours", "peers", "triton", "torchvision"
+FOLDERS = {name: ROOT / f".venv-{name}" for name in (PEERS, TRITON, TORCHVISION)}
 HOW_TO_MAKE = "make bench-peers"
 
 

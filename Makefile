@@ -51,6 +51,8 @@ TRITON_PYTHON ?= /usr/bin/python3
 bench-peers: ## make environments for peers that cannot share ours: some gigabytes
 	@$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet -r tests/bench/peers.txt
+# optimum-intel requires torchvision, which no peer needs. Where its build does not fit that of torch, no import works.
+	@.venv-peers/bin/python -m pip uninstall --quiet --yes torchvision
 	@$(TRITON_PYTHON) -m venv .venv-triton
 	.venv-triton/bin/python -m pip install --quiet -r tests/bench/triton.txt
 

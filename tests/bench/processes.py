@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,11 @@ HOW_TO_MAKE = "make bench-peers"
 
 
 class Missing(Exception):
-    """A peer cannot run here. The text gives the reason."""
+    """A peer cannot run here. The text gives the reason, and the command that helps if there is one."""
+
+
+class Failed(RuntimeError):
+    """A peer ended, or cannot run although its environment is ours. The text has its last output."""
 
 
 def cpu_seconds(pid: int) -> float:
@@ -42,21 +47,32 @@ class Peer:
         self._process, self._log = process, log
 
     def ask(self, **request: Any) -> Any:
-        """The peer's answer; RuntimeError with its last output if it has died."""
+        """The peer's answer; Failed if it has died."""
         assert self._process.stdin
         try:
             print(json.dumps(request), file=self._process.stdin, flush=True)
         except BrokenPipeError:
-            raise RuntimeError(self._last_words()) from None
+            raise Failed(self.last_words()) from None
         return self.receive()["answer"]
 
     def receive(self) -> dict[str, Any]:
         assert self._process.stdout
         if not (line := self._process.stdout.readline()):
-            raise RuntimeError(self._last_words())
+            raise Failed(self.last_words())
         return json.loads(line)
 
-    def _last_words(self) -> str:
+    def obstacle(self) -> str:
+        """Wait until the peer is ready. Returns "", or the reason why it cannot run here."""
+        assert self._process.stdout
+        if not (line := self._process.stdout.readline()):
+            code = self._process.wait()
+            return f"it ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
+        message = json.loads(line)
+        if "missing" in message:
+            return f"{message['missing']} ({HOW_TO_MAKE})"
+        return str(message.get("unable", ""))
+
+    def last_words(self) -> str:
         return f"a peer ended before it answered:\n{self._log.read_text()[-2000:]}"
 
 
@@ -77,8 +93,8 @@ def peer(environment: str, module: str, *arguments: str | Path) -> Iterator[Peer
         )
         try:
             running = Peer(process, Path(log.name))
-            if missing := running.receive().get("missing"):
-                raise Missing(f"{missing} ({HOW_TO_MAKE})")
+            if obstacle := running.obstacle():
+                raise Failed(running.last_words()) if environment == OURS else Missing(obstacle)
             yield running
         finally:
             if process.poll() is None:

@@ -55,6 +55,8 @@ bench-peers: ## make environments for peers that cannot share ours: some gigabyt
 	@.venv-peers/bin/python -m pip uninstall --quiet --yes torchvision
 	@$(TRITON_PYTHON) -m venv .venv-triton
 	.venv-triton/bin/python -m pip install --quiet -r tests/bench/triton.txt
+	@$(PYTHON) -m venv .venv-torchvision
+	.venv-torchvision/bin/python -m pip install --quiet -r tests/bench/torchvision.txt
 
 test-clients: .venv-dev ## try the clients of KServe and MLServer, in environments of their own: a gigabyte
 	@for client in kserve mlserver; do \

@@ -969,6 +969,7 @@ class ModelInfoResponse(_message.Message):
     PROMPTS_FIELD_NUMBER: _builtins.int
     DEFAULT_PROMPT_NAME_FIELD_NUMBER: _builtins.int
     MAX_REQUEST_TOKENS_FIELD_NUMBER: _builtins.int
+    TUNING_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     model_version: _builtins.str
     task: _builtins.str
@@ -1008,6 +1009,10 @@ class ModelInfoResponse(_message.Message):
     def prompts(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """prompts that can be put before an input, by name"""
 
+    @_builtins.property
+    def tuning(self) -> Global___Tuning:
+        """absent if nothing was measured"""
+
     def __init__(
         self,
         *,
@@ -1033,11 +1038,75 @@ class ModelInfoResponse(_message.Message):
         prompts: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         default_prompt_name: _builtins.str = ...,
         max_request_tokens: _builtins.int = ...,
+        tuning: Global___Tuning | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tuning", b"tuning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "default_prompt_name", b"default_prompt_name", "embedding_width", b"embedding_width", "function_to_apply", b"function_to_apply", "image_formats", b"image_formats", "image_height", b"image_height", "image_width", b"image_width", "labels", b"labels", "mask_token", b"mask_token", "max_image_pixels", b"max_image_pixels", "max_inputs", b"max_inputs", "max_request_tokens", b"max_request_tokens", "max_tokens", b"max_tokens", "max_top_k", b"max_top_k", "model", b"model", "model_version", b"model_version", "normalized", b"normalized", "precision", b"precision", "prompts", b"prompts", "provider", b"provider", "task", b"task", "vocabulary", b"vocabulary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "default_prompt_name", b"default_prompt_name", "embedding_width", b"embedding_width", "function_to_apply", b"function_to_apply", "image_formats", b"image_formats", "image_height", b"image_height", "image_width", b"image_width", "labels", b"labels", "mask_token", b"mask_token", "max_image_pixels", b"max_image_pixels", "max_inputs", b"max_inputs", "max_request_tokens", b"max_request_tokens", "max_tokens", b"max_tokens", "max_top_k", b"max_top_k", "model", b"model", "model_version", b"model_version", "normalized", b"normalized", "precision", b"precision", "prompts", b"prompts", "provider", b"provider", "task", b"task", "tuning", b"tuning", "vocabulary", b"vocabulary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelInfoResponse: _TypeAlias = ModelInfoResponse  # noqa: Y015
+
+@_typing.final
+class Tuning(_message.Message):
+    """How a model runs, as chosen by measuring on this machine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class SessionOptionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    SPEEDUP_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
+    SESSION_OPTIONS_FIELD_NUMBER: _builtins.int
+    MAX_BATCH_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_PREFILL_TOKENS_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """measured: when the model was loaded; cache: earlier"""
+    speedup: _builtins.float
+    """how many times as fast as the default it was; 1: it is the default"""
+    threads: _builtins.int
+    max_batch_tokens: _builtins.int
+    """0: the default of the provider"""
+    max_prefill_tokens: _builtins.int
+    """0: the default of the provider"""
+    @_builtins.property
+    def session_options(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """of ONNX Runtime, beside those that are always set"""
+
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        speedup: _builtins.float = ...,
+        threads: _builtins.int = ...,
+        session_options: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        max_batch_tokens: _builtins.int = ...,
+        max_prefill_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_batch_tokens", b"max_batch_tokens", "max_prefill_tokens", b"max_prefill_tokens", "session_options", b"session_options", "source", b"source", "speedup", b"speedup", "threads", b"threads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tuning: _TypeAlias = Tuning  # noqa: Y015

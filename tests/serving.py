@@ -42,7 +42,7 @@ class Served:
 def served(artifacts: Path, *flags: str, environment: Mapping[str, str] = os.environ):
     """Run `python -m server` with the artifacts on free ports, and wait until it is ready."""
     command = [sys.executable, "-m", "server", "--artifacts", artifacts, "--provider", "cpu"]
-    command += ["--port", "0", "--http-port", "0", "--threads", "1", *flags]
+    command += ["--port", "0", "--http-port", "0", "--threads", "1", "--tune", "off", *flags]
     environment = {**environment, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.config.settings import AUTH_ALSO, LOG_FORMATS, LOG_LEVELS, MODEL_CONTROL, PROVIDERS, BadSetting
+from server.config.settings import AUTH_ALSO, LOG_FORMATS, LOG_LEVELS, MODEL_CONTROL, PROVIDERS, TUNE, BadSetting
 from server.config.version_policy import Versions
 
 MAX_DIGITS = 18  # of a whole number: Python reads no more than some thousands
@@ -131,6 +131,14 @@ OPTIONS = {
         Option("device", _whole_numbers, "N,M", "GPU number, or several: then every model runs on each GPU"),
         Option("gpu_memory_mb", _whole, "MB", "GPU memory limit of each session; 0: no limit"),
         Option("threads", _whole, "N", "compute threads; 0: one for each CPU available to the process"),
+        Option(
+            "tune",
+            _one_of(*TUNE),
+            "|".join(TUNE),
+            "auto: measure once how each model runs fastest on this CPU, and keep the choice; force: measure again; "
+            "off: take the defaults",
+        ),
+        Option("cache", Path, "DIR", "directory for measured choices; default: beside the model"),
     ),
     "network": (
         Option(
@@ -196,6 +204,10 @@ OPTIONS = {
 
 MODEL_KEYS: dict[str, tuple[Callable[[str], Any], str]] = {
     "versions": (_versions, "versions to serve: latest, all, latest:N, or numbers such as 1+3"),
+    "precision": (
+        str.strip,
+        "precision of the graph to run, such as fp32, of an artifact with several; default: the fastest",
+    ),
     "max_batch_size": (_whole, "maximum number of inputs in a batch"),
     "max_batch_tokens": (_whole, "maximum number of tokens in a batch, with padding; 0: default of the provider"),
     "max_batch_padding": (_number, "maximum share of padding in a batch of inputs of different lengths"),

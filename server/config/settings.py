@@ -13,6 +13,7 @@ from typing import Any
 from server.config.version_policy import Versions
 
 PROVIDERS = ("auto", "cuda", "openvino", "cpu")
+TUNE = ("off", "auto", "force")
 MODEL_CONTROL = ("none", "explicit")
 AUTH_ALSO = ("reflection", "metrics")
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -35,6 +36,7 @@ class ModelSettings:
     """The settings of one model, changed with `--set`. 0 selects a default for the model and the provider."""
 
     versions: Versions = Versions()
+    precision: str = ""
     max_batch_size: int = 32
     max_batch_tokens: int = 0
     max_batch_padding: float = 0.08
@@ -98,6 +100,8 @@ class Settings:
     provider: str = "auto"
     device: tuple[int, ...] = (0,)
     threads: int = 0
+    tune: str = "auto"
+    cache: Path | None = None
     gpu_memory_mb: int = 0
     host: str = "127.0.0.1"
     port: int = 8001
@@ -125,6 +129,7 @@ class Settings:
         for name, known in (
             ("model_control", MODEL_CONTROL),
             ("provider", PROVIDERS),
+            ("tune", TUNE),
             ("log_level", LOG_LEVELS),
             ("log_format", LOG_FORMATS),
         ):

@@ -52,6 +52,7 @@ class ModelMetrics(Collector):
             yield family
         yield _pending(models)
         yield _info(models)
+        yield from _tuning(models)
         yield from _parity(models)
         yield from _golden_inputs(models)
         yield _failed_versions(self._failures())
@@ -75,6 +76,30 @@ def _info(models: Sequence[Model]) -> Metric:
         task = model.artifact.manifest.task
         info.add_metric((model.name, model.version, task, model.provider, model.precision), 1)
     return info
+
+
+def _tuning(models: Sequence[Model]) -> Iterable[Metric]:
+    """What was chosen by measuring, and how many times as fast as the default it was."""
+    info = GaugeMetricFamily(
+        "affinity_tuning_info",
+        "Always 1; labels: the choice by measuring, and its source: measured now, or from the cache.",
+        labels=(*MODEL, "provider", "precision", "threads", "max_batch_tokens", "max_prefill_tokens", "source"),
+    )
+    speedups = GaugeMetricFamily(
+        "affinity_tuning_speedup_ratio",
+        "How many times as fast as the default the choice was when it was measured; 1: it is the default.",
+        labels=MODEL,
+    )
+    for model in models:
+        if model.tuning is None:
+            continue
+        choice, name = model.tuning.choice, (model.name, model.version)
+        sizes, way = choice.sizes, choice.candidate
+        numbers = map(str, (way.threads, sizes.max_batch_tokens, sizes.max_prefill_tokens))
+        info.add_metric((*name, way.provider, way.precision, *numbers, model.tuning.source), 1)
+        speedups.add_metric(name, choice.speedup)
+    yield info
+    yield speedups
 
 
 def _parity(models: Sequence[Model]) -> Iterable[Metric]:

@@ -2,12 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
-
-from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
 from server.admission.in_flight import InFlight
 from server.artifact import Artifact, read_artifact
@@ -16,24 +14,19 @@ from server.config.settings import Settings
 from server.errors import BadArtifact, NotEnoughMemory, ProviderUnavailable
 from server.host.priority import yield_to_event_loop
 from server.images.decode_pool import DecodePool
-from server.observability.observer import Observer
 from server.repository.listener import RepositoryListener
 from server.repository.model import Model
 from server.runtime.open import reserved_bytes
 from server.runtime.providers import ProviderChoice, Providers, find_providers
-from server.runtime.session import Session
-from server.runtime.sessions import CheckedSession, open_sessions
+from server.runtime.session import RUNTIME_ERRORS, Session
+from server.runtime.sessions import CheckedSession
 from server.tasks.build import LoadContext
 from server.tasks.registry import TASKS
+from server.tuning.comparison import CANNOT_RUN
+from server.tuning.tuner import Opened, Tuner
 
 Result = TypeVar("Result")
 FALLS_BACK = (BadArtifact, ProviderUnavailable, NotEnoughMemory)
-# The runtime's errors have no common base.
-RUNTIME_ERRORS: tuple[type[Exception], ...] = (
-    RuntimeError,
-    MemoryError,
-    *(kind for kind in vars(runtime).values() if isinstance(kind, type) and issubclass(kind, Exception)),
-)
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +41,7 @@ class ModelLoader:
         self._providers: Providers | None = None
         self._load_thread = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=yield_to_event_loop)
         self._stop = StopSignal()
+        self._tuner = Tuner(settings)
 
     async def load(self, directory: Path, old: Model | None) -> Model:
         """Load and start a model. Returns the old one if its manifest has not changed.
@@ -58,25 +52,32 @@ class ModelLoader:
         artifact, providers = await self._in_thread(lambda: self._read(directory))
         if old is not None and artifact.manifest == old.artifact.manifest:
             return old
-        *better, last = providers.choices
-        for choice, next_choice in zip(better, providers.choices[1:], strict=True):
+        choice, *others = providers.choices
+        while others:
             try:
-                return await self._started(artifact, choice)
+                return await self._started(artifact, choice, others)
             except FALLS_BACK as error:
-                log.warning("%s; running on %s instead", error, next_choice.provider)
-        return await self._started(artifact, last)
+                log.warning("%s; running on %s instead", error, others[0].provider)
+                choice, *others = others
+        return await self._started(artifact, choice, others)
 
     def stop(self) -> None:
         """Load no more models. A load in progress stops at its next step."""
         self._stop.set()
         self._load_thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _started(self, artifact: Artifact, choice: ProviderChoice) -> Model:
-        in_flight = InFlight(f"{artifact.name} is being unloaded")
-        observer = self._listener.observer(artifact.name, artifact.version)
+    def cut_tuning_short(self, name: str) -> None:
+        """End the measurement of a model that is being loaded: it will not serve for long."""
+        self._tuner.cut_short(name)
+
+    async def _started(self, artifact: Artifact, choice: ProviderChoice, others: Sequence[ProviderChoice]) -> Model:
+        """A model on the provider of a choice, or on another one that was found to be faster."""
         try:
-            model = await self._in_thread(lambda: self._build(artifact, choice, observer, in_flight))
+            model = await self._in_thread(lambda: self._build(artifact, choice, others))
             await model.start()
+        except asyncio.CancelledError:
+            self.cut_tuning_short(artifact.name)
+            raise
         except RUNTIME_ERRORS as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise BadArtifact(f"{artifact.directory}: does not run on {choice.provider}: {reason}") from error
@@ -90,23 +91,33 @@ class ModelLoader:
                 log.warning("running on %s: %s", self._providers, self._providers.reason)
         return read_artifact(directory), self._providers
 
-    def _build(self, artifact: Artifact, choice: ProviderChoice, observer: Observer, in_flight: InFlight) -> Model:
+    def _build(self, artifact: Artifact, choice: ProviderChoice, others: Sequence[ProviderChoice]) -> Model:
         """Open sessions, check them with the golden inputs, build the task. Blocks.
 
         Raises BadArtifact, ProviderUnavailable or NotEnoughMemory, NotReady after a stop, and the runtime's own errors.
         """
         self._stop.check()
-        checked = open_sessions(artifact, choice, self._settings, stop=self._stop)
-        worst = max(checked, key=lambda each: each.parity.error)
+        opened = self._tuner.open(artifact, choice, others, stop=self._stop)
+        if opened.is_default:
+            return self._build_task(artifact, opened)
+        try:
+            return self._build_task(artifact, opened)
+        except CANNOT_RUN as error:
+            log.warning("%s: running with the defaults instead of the measured choice: %s", artifact.name, error)
+        return self._build_task(artifact, self._tuner.open_default(artifact, choice, stop=self._stop))
+
+    def _build_task(self, artifact: Artifact, opened: Opened) -> Model:
+        worst = max(opened.sessions, key=lambda each: each.parity.error)
         _log_parity(artifact, worst)
+        in_flight = InFlight(f"{artifact.name} is being unloaded")
         context = LoadContext(
             artifact=artifact,
-            sessions=[each.session for each in checked],
-            settings=self._settings.of(artifact.name),
+            sessions=[each.session for each in opened.sessions],
+            settings=opened.settings,
             memory_limit=self._memory_limit(artifact, worst.session),
             threads=self._threads,
             images=self._images,
-            observer=observer,
+            observer=self._listener.observer(artifact.name, artifact.version),
             in_flight=in_flight,
             stop=self._stop,
         )
@@ -115,6 +126,7 @@ class ModelLoader:
             artifact=artifact,
             session=worst.session,
             parity=worst.parity,
+            tuning=opened.tuning,
             task=built.task,
             raw=built.raw,
             counter=built.counter,

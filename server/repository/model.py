@@ -13,6 +13,7 @@ from server.runtime.session import Session
 from server.tasks.build import Backend, Task, TensorTask
 from server.tasks.registry import names_of
 from server.text.encode import TokenCounter
+from server.tuning.tuner import Tuning
 
 TaskT = TypeVar("TaskT")
 
@@ -24,6 +25,7 @@ class Model:
     artifact: Artifact
     session: Session  # of several devices, the session with the largest error
     parity: Parity  # the errors of `session`
+    tuning: Tuning | None  # None: not measured
     task: Task = field(repr=False)
     raw: TensorTask = field(repr=False)  # runs the graph on tensors of the caller
     counter: TokenCounter | None = field(repr=False)  # of models on text

@@ -209,6 +209,7 @@ class Repository:
         """Unload the model when its requests in flight are answered, even if this call is cancelled."""
         if name not in self._locks:
             raise self._missing(name, "")
+        self._loader.cut_tuning_short(name)
         async with self._locks[name]:
             self.get(name)
             unloads = self._unload_all(self._models.pop(name), keep={})

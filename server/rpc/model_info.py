@@ -37,6 +37,18 @@ def describe(model: Model) -> pb.ModelInfoResponse:
         default_prompt_name=text.default_prompt_name,
         max_request_tokens=min(model.limits.max_tokens, MAX_UINT32) if text.max_length else 0,
     )
+    if model.tuning is not None:
+        choice = model.tuning.choice
+        info.tuning.CopyFrom(
+            pb.Tuning(
+                source=model.tuning.source,
+                speedup=choice.speedup,
+                threads=choice.candidate.threads,
+                session_options=dict(choice.candidate.options),
+                max_batch_tokens=choice.sizes.max_batch_tokens,
+                max_prefill_tokens=choice.sizes.max_prefill_tokens,
+            )
+        )
     if manifest.HasField("image"):
         info.image_height, info.image_width = manifest.image.height, manifest.image.width
         info.image_formats.extend(IMAGE_FORMATS)

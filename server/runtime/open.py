@@ -1,6 +1,7 @@
 """Opens a session over a graph of an artifact on the chosen provider. Knows no tasks and no batches."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnxruntime
@@ -41,6 +42,7 @@ def open_session(
     device: int = 0,
     graph_precision: str | None = None,
     precision: str | None = None,
+    config: Sequence[tuple[str, str]] = (),
     enable_cuda_graph: bool = False,
 ) -> Session:
     """A session over a graph for the chosen provider, on one of its devices.
@@ -54,6 +56,8 @@ def open_session(
     """
     graph = artifact.graph(choice.target, graph_precision)
     options = _options(settings)
+    for name, value in config:
+        options.add_session_config_entry(name, value)
     if choice.provider == "openvino":
         precision = precision or graph.precision
         _add_openvino(options, precision=precision, threads=options.intra_op_num_threads)

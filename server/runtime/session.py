@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
 from server.arrays import Array
 from server.runtime.capture_lock import cuda_read_lock
@@ -14,6 +15,12 @@ NUMPY_TYPES = {
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
 }
+# The runtime's errors have no common base.
+RUNTIME_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    MemoryError,
+    *(kind for kind in vars(runtime).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+)
 
 
 class Session:

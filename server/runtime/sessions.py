@@ -1,6 +1,7 @@
 """Opens the sessions of a model on a provider, one on each device, and checks each with the golden inputs."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from server.artifact import Artifact
@@ -24,35 +25,61 @@ class CheckedSession:
 
 
 def open_sessions(
-    artifact: Artifact, choice: ProviderChoice, settings: Settings, *, stop: StopSignal
+    artifact: Artifact, choice: ProviderChoice, settings: Settings, *, graph_precision: str = "", stop: StopSignal
 ) -> list[CheckedSession]:
-    """Open the sessions. Raises BadArtifact or ProviderUnavailable with the reason, and NotReady after a stop."""
+    """Open the sessions, of the default graph or of that in `graph_precision`.
+
+    Raises BadArtifact or ProviderUnavailable with the reason, and NotReady after a stop.
+    """
     if choice.provider == "openvino":
-        return [_open_openvino(artifact, choice, settings)]
-    has_cache = artifact.manifest.HasField("cache")  # then decode steps are captured
+        return [_open_openvino(artifact, choice, settings, graph_precision)]
     sessions = []
     for device in choice.devices:
         stop.check()
-        sessions.append(
-            _checked(open_session(artifact, choice, settings, device=device, enable_cuda_graph=has_cache), artifact)
-        )
+        sessions.append(open_checked(artifact, choice, settings, device=device, graph_precision=graph_precision))
     return sessions
 
 
-def _open_openvino(artifact: Artifact, choice: ProviderChoice, settings: Settings) -> CheckedSession:
-    """OpenVINO computes graphs in fp32 in bf16 where that is faster and within the tolerance."""
-    if artifact.manifest.HasField("cache"):  # OpenVINO passes lengths out of range to GroupQueryAttention
+def open_checked(
+    artifact: Artifact,
+    choice: ProviderChoice,
+    settings: Settings,
+    *,
+    device: int = 0,
+    graph_precision: str = "",
+    precision: str | None = None,
+    config: Sequence[tuple[str, str]] = (),
+) -> CheckedSession:
+    """Open one session as `open_session` does, and check it. Raises BadArtifact or ProviderUnavailable."""
+    has_cache = artifact.manifest.HasField("cache")  # then decode steps are captured
+    if has_cache and choice.provider == "openvino":  # it passes lengths out of range to GroupQueryAttention
         raise ProviderUnavailable(
             f"{artifact.name}: found provider openvino, expected cpu or cuda: generation over a cache does not run on "
             "OpenVINO (--models says which models to serve)"
         )
-    if artifact.graph(choice.target).precision == "fp32" and cpu_has_bf16():
+    session = open_session(
+        artifact,
+        choice,
+        settings,
+        device=device,
+        graph_precision=graph_precision or None,
+        precision=precision,
+        config=config,
+        enable_cuda_graph=has_cache,
+    )
+    return CheckedSession(session, check_parity(session, artifact))
+
+
+def _open_openvino(
+    artifact: Artifact, choice: ProviderChoice, settings: Settings, graph_precision: str
+) -> CheckedSession:
+    """OpenVINO computes graphs in fp32 in bf16 where that is faster and within the tolerance.
+
+    Where the settings name fp32, it computes in fp32.
+    """
+    if not graph_precision and artifact.graph(choice.target).precision == "fp32" and cpu_has_bf16():
         try:
-            return _checked(open_session(artifact, choice, settings, precision="bf16"), artifact)
+            return open_checked(artifact, choice, settings, precision="bf16")
         except BadArtifact as error:
             log.warning("%s; computing in fp32 instead", error)
-    return _checked(open_session(artifact, choice, settings), artifact)
-
-
-def _checked(session: Session, artifact: Artifact) -> CheckedSession:
-    return CheckedSession(session, check_parity(session, artifact))
+    return open_checked(artifact, choice, settings, graph_precision=graph_precision)

@@ -53,8 +53,8 @@ def socket_path():
 @asynccontextmanager
 async def opened(artifacts, *models, listener=None, **settings):
     """A repository with these models loaded, drained in the end."""
-    settings = Settings(**{"artifacts": artifacts, "models": models, "provider": "cpu", "threads": 1} | settings)
-    repository = Repository(settings, listener)
+    defaults = {"artifacts": artifacts, "models": models, "provider": "cpu", "threads": 1, "tune": "off"}
+    repository = Repository(Settings(**defaults | settings), listener)
     try:
         await repository.load_all()
         yield repository

@@ -18,12 +18,13 @@ from server.client import Client, Unreachable
 from tests.serving import served
 
 ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "server", "--port", "0", "--http-port", "0", "--provider", "cpu", "--tune", "off"]
 
 
 def start(*flags, **environment):
     """Run a server that is expected to exit by itself."""
     return subprocess.run(
-        [sys.executable, "-m", "server", "--port", "0", "--http-port", "0", "--provider", "cpu", *map(str, flags)],
+        [*COMMAND, *map(str, flags)],
         cwd=ROOT,
         env={**os.environ, **environment},
         capture_output=True,
@@ -103,9 +104,8 @@ def test_a_second_signal_exits_at_once(artifacts):
 
 
 def test_a_signal_while_models_are_loaded_stops_the_server(artifacts):
-    command = [sys.executable, "-m", "server", "--artifacts", artifacts, "--provider", "cpu"]
     with subprocess.Popen(
-        [*command, "--port", "0", "--http-port", "0"],
+        [*COMMAND, "--artifacts", artifacts],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

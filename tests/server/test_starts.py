@@ -18,7 +18,8 @@ from tests.server.host.test_listening import needs_ipv6
 from tests.serving import READY, ROOT, own_address, served
 
 PATIENCE_S = 120
-COMMAND = [sys.executable, "-m", "server", "--port", "0", "--http-port", "0", "--provider", "cpu", "--threads", "1"]
+COMMAND = [sys.executable, "-m", "server", "--port", "0", "--http-port", "0"]
+COMMAND += ["--provider", "cpu", "--threads", "1", "--tune", "off"]
 
 
 def fails(*flags, **environment):

@@ -45,7 +45,7 @@ def test_model_names_may_have_dots():
         ([], {"AFFINITY_DRAIN_SECONDS": "soon"}, "AFFINITY_DRAIN_SECONDS: found 'soon', expected a number"),
         ([], {"AFFINITY_DRAIN_SECONDS": "nan"}, "AFFINITY_DRAIN_SECONDS: found 'nan', expected a number"),
         (["--set", "bert"], {}, "--set: found 'bert', expected MODEL.KEY=VALUE"),
-        (["--set", "bert.size=4"], {}, "--set bert.size=4: found key 'size', expected one of versions, max_batch_size"),
+        (["--set", "bert.size=4"], {}, "--set bert.size=4: found key 'size', expected one of versions, precision"),
         (
             [],
             {"AFFINITY_SET": "bert.slots=many"},

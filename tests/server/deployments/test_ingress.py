@@ -68,7 +68,7 @@ async def keep_nothing(registry: CollectorRegistry) -> None:
 async def replicas(root):
     found = {}
     for name in TASKS:
-        settings = Settings(artifacts=root, models=(name,), provider="cpu", threads=1)
+        settings = Settings(artifacts=root, models=(name,), provider="cpu", threads=1, tune="off")
         found[name] = ModelReplica(settings, keep_nothing)
         with pytest.raises(NotReady):
             found[name].check_health()

@@ -26,7 +26,7 @@ NARROW = [("grpc.http2.bdp_probe", 0)]  # otherwise gRPC measures the loopback n
 @asynccontextmanager
 async def listening(root, calls=None, metrics=None, **settings):
     """The address of a server in this process, and its engine. `calls` counts the calls in flight."""
-    settings = Settings(artifacts=root, models=("tiny-gpt",), provider="cpu", threads=1, port=0, **settings)
+    settings = Settings(artifacts=root, models=("tiny-gpt",), provider="cpu", threads=1, tune="off", port=0, **settings)
     metrics, health = metrics or Metrics(), Health()
     repository = Repository(settings, Reporter(health, metrics))
     calls = calls or InFlight("the server is stopping")

@@ -62,7 +62,7 @@ def without_gc():
 @asynccontextmanager
 async def serving(artifacts, name):
     """A client of a server in this process, and the repository behind it."""
-    settings = Settings(artifacts=artifacts, models=(name,), provider="cpu", threads=1, port=0)
+    settings = Settings(artifacts=artifacts, models=(name,), provider="cpu", threads=1, tune="off", port=0)
     metrics, health = Metrics(), Health()
     repository = Repository(settings, Reporter(health, metrics))
     server, port = build_server(settings, repository, metrics, health, InFlight("stopping"), Connections())

@@ -32,7 +32,7 @@ def root(artifacts, tmp_path):
 @asynccontextmanager
 async def polled(root, **settings):
     """A repository, loaded from the directory, and its poller."""
-    settings = Settings(artifacts=root, provider="cpu", threads=1, poll_artifacts=1, **settings)
+    settings = Settings(artifacts=root, provider="cpu", threads=1, tune="off", poll_artifacts=1, **settings)
     repository = Repository(settings)
     poller = Poller(repository, settings)
     try:

@@ -41,17 +41,20 @@ class Sizes:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """How to run a model, and how many times as fast as the default that was when it was measured."""
+    """How to run a model, and how many times as fast as the default the candidate was when it was measured."""
 
     candidate: Candidate
     sizes: Sizes = Sizes()
     speedup: float = 1.0
 
+    @property
+    def is_default(self) -> bool:
+        return self.speedup == 1 and self.sizes == Sizes()
+
     def __str__(self) -> str:
-        if self.speedup == 1:
-            return f"{self.candidate}, the default"
+        faster = "the default" if self.speedup == 1 else f"{self.speedup:.2f} times as fast as the default"
         sizes = "".join(f", {name}={value}" for name, value in asdict(self.sizes).items() if value)
-        return f"{self.candidate}{sizes}, {self.speedup:.2f} times as fast as the default"
+        return f"{self.candidate}, {faster}{sizes}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -146,12 +146,15 @@ class Comparison:
         return False
 
     def _log(self, challenger: str, best: str, measured: Sequence[Measurement]) -> None:
-        if measured:
-            verdict = "taken" if replaces(measured) else "not taken"
-            details = ", ".join(f"{each.workload}: {each.speedup:.2f}" for each in measured)
-            log.debug(
-                "%s: %s is %.2f times as fast as %s, %s (%s)",
-                self._artifact.name, challenger, speedup(measured), best, verdict, details,
-            )  # fmt: skip
-        else:
+        if not measured:
             log.debug("%s: no time to measure %s", self._artifact.name, challenger)
+            return
+        log.debug(
+            "%s: %s is %.2f times as fast as %s (%s): %s",
+            self._artifact.name,
+            challenger,
+            speedup(measured),
+            best,
+            ", ".join(f"{each.workload} {each.speedup:.2f}" for each in measured),
+            "taken" if replaces(measured) else "not taken",
+        )

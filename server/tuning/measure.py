@@ -8,7 +8,7 @@ from server.concurrency.stop_signal import StopSignal
 from server.tuning.choice import Measurement, is_hopeless
 
 MIN_ROUNDS, MAX_ROUNDS = 3, 15
-ENOUGH_ROUNDS, ENOUGH_SECONDS = 5, 1.0  # a comparison ends when it has both
+ENOUGH_ROUNDS, ENOUGH_SECONDS = 5, 0.5  # a comparison ends when it has both
 LONG_RUN_S = 0.1
 SHORT_RUN_S, MAX_REPEATS = 0.002, 16  # shorter runs are repeated and measured together
 

@@ -45,7 +45,7 @@ class Opened:
     @property
     def is_default(self) -> bool:
         """Whether the model runs as without tuning."""
-        return self.tuning is None or self.tuning.choice.speedup == 1
+        return self.tuning is None or self.tuning.choice.is_default
 
 
 class Tuner:

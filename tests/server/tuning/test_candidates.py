@@ -136,5 +136,5 @@ def test_a_kept_choice_must_be_one_of_the_candidates(changes, threads, possible)
 
 def test_a_choice_reads_as_a_sentence():
     faster = Choice(candidate=DEFAULT, sizes=Sizes(max_batch_tokens=512), speedup=1.5)
-    assert str(faster) == "cpu in fp32, 8 threads, max_batch_tokens=512, 1.50 times as fast as the default"
+    assert str(faster) == "cpu in fp32, 8 threads, 1.50 times as fast as the default, max_batch_tokens=512"
     assert str(Choice(candidate=DEFAULT)) == "cpu in fp32, 8 threads, the default"

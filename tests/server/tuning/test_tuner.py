@@ -9,6 +9,7 @@ import threading
 import time
 import urllib.request
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from tritonclient.grpc import InferenceServerClient
@@ -17,7 +18,8 @@ from server.admission.queue import RequestContext
 from server.client import Client
 from server.errors import BadArtifact, NotReady
 from server.repository.scan import Scanner
-from server.tuning import tuner
+from server.tasks.registry import TASKS
+from server.tuning import comparison, tuner
 from tests.artifacts import change_manifest
 from tests.server.conftest import opened
 from tests.serving import served
@@ -89,6 +91,49 @@ async def test_a_graph_out_of_tolerance_is_left_out_with_a_line_in_the_log(root,
     [line] = [line for line in caplog.messages if "not considered" in line]
     assert "int8-weights" in line
     assert "golden outputs are off" in line
+
+
+@pytest.mark.usefixtures("openvino_or_stand_in")
+@pytest.mark.parametrize(("speedup", "provider"), [(2.0, "cpu"), (1.0, "openvino")])
+async def test_another_provider_is_chosen_where_it_is_faster(root, stopwatch, speedup, provider):
+    stopwatch.speedup = speedup
+    settings = {"provider": "auto", "overrides": {"*": {"precision": "fp32", "max_batch_tokens": 512}}}
+    for source in ("measured", "cache"):
+        async with tuned(root, "tiny-embedder", **settings) as repository:
+            model = repository.get("tiny-embedder")
+            assert (model.provider, model.tuning.source) == (provider, source)
+
+
+@pytest.mark.usefixtures("openvino_or_stand_in")
+async def test_a_provider_that_is_named_is_kept(root, stopwatch):
+    stopwatch.speedup = 2.0
+    async with tuned(root, "tiny-embedder", provider="openvino") as repository:
+        assert repository.get("tiny-embedder").provider == "openvino"
+
+
+async def test_without_memory_for_a_second_session_the_default_stays(root, stopwatch, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    stopwatch.speedup = 2.0
+    monkeypatch.setattr(comparison, "available_bytes", lambda: 0)
+    async with tuned(root, "tiny-embedder") as repository:
+        assert repository.get("tiny-embedder").precision == "fp32"
+    assert any("memory" in line for line in caplog.messages)
+
+
+async def test_a_choice_that_cannot_serve_gives_way_to_the_default(root, stopwatch, monkeypatch, caplog):
+    stopwatch.speedup = 2.0
+    real = TASKS["embed"]
+
+    def build(context):
+        if context.sessions[0].precision != "fp32":
+            raise BadArtifact("cannot serve")
+        return real.build(context)
+
+    monkeypatch.setitem(TASKS, "embed", replace(real, build=build))
+    async with tuned(root, "tiny-embedder") as repository:
+        model = repository.get("tiny-embedder")
+        assert (model.precision, model.tuning) == ("fp32", None)
+    assert any("instead of the measured choice: cannot serve" in line for line in caplog.messages)
 
 
 async def test_a_kept_choice_that_is_not_possible_is_measured_again(root, stopwatch, caplog):

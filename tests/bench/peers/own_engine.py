@@ -1,13 +1,14 @@
-"""Not a peer: our own engine without the server, `ARTIFACT THREADS`.
+"""Not a peer: our own engine without the server, on the event loop that the server uses, `ARTIFACT THREADS`.
 
 Asked with `prompts`, `new_tokens` and `arrivals`.
 """
 
-import asyncio
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+
+import uvloop
 
 from server.artifact import read_artifact
 from server.config.settings import ModelSettings, Settings
@@ -33,7 +34,7 @@ def open_peer() -> answering.Work:
         end_ids=(),
         observer=NoOpObserver(),
     )
-    loop = asyncio.new_event_loop()
+    loop = uvloop.new_event_loop()
     loop.run_until_complete(engine.start())
 
     async def stream(prompt: list[int], new_tokens: int) -> AsyncIterator[list[int]]:

@@ -36,11 +36,17 @@ def open_sessions(
     sessions = []
     for device in choice.devices:
         stop.check()
-        sessions.append(open_checked(artifact, choice, settings, device=device, graph_precision=graph_precision))
+        session = open_unchecked(artifact, choice, settings, device=device, graph_precision=graph_precision)
+        sessions.append(check_session(session, artifact))
     return sessions
 
 
-def open_checked(
+def check_session(session: Session, artifact: Artifact) -> CheckedSession:
+    """Run the golden inputs. Raises BadArtifact if the outputs are out of tolerance."""
+    return CheckedSession(session, check_parity(session, artifact))
+
+
+def open_unchecked(
     artifact: Artifact,
     choice: ProviderChoice,
     settings: Settings,
@@ -49,15 +55,15 @@ def open_checked(
     graph_precision: str = "",
     precision: str | None = None,
     config: Sequence[tuple[str, str]] = (),
-) -> CheckedSession:
-    """Open one session as `open_session` does, and check it. Raises BadArtifact or ProviderUnavailable."""
+) -> Session:
+    """Open one session as `open_session` does. Raises BadArtifact or ProviderUnavailable."""
     has_cache = artifact.manifest.HasField("cache")  # then decode steps are captured
     if has_cache and choice.provider == "openvino":  # it passes lengths out of range to GroupQueryAttention
         raise ProviderUnavailable(
             f"{artifact.name}: found provider openvino, expected cpu or cuda: generation over a cache does not run on "
             "OpenVINO (--models says which models to serve)"
         )
-    session = open_session(
+    return open_session(
         artifact,
         choice,
         settings,
@@ -67,7 +73,6 @@ def open_checked(
         config=config,
         enable_cuda_graph=has_cache,
     )
-    return CheckedSession(session, check_parity(session, artifact))
 
 
 def _open_openvino(
@@ -79,7 +84,7 @@ def _open_openvino(
     """
     if not graph_precision and artifact.graph(choice.target).precision == "fp32" and cpu_has_bf16():
         try:
-            return open_checked(artifact, choice, settings, precision="bf16")
+            return check_session(open_unchecked(artifact, choice, settings, precision="bf16"), artifact)
         except BadArtifact as error:
             log.warning("%s; computing in fp32 instead", error)
-    return open_checked(artifact, choice, settings, graph_precision=graph_precision)
+    return check_session(open_unchecked(artifact, choice, settings, graph_precision=graph_precision), artifact)

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 MARGIN = 1.05  # the smallest speed-up that counts: two runs of one session differ by as much on a busy machine
 SAME = 0.98  # in each workload a challenger has to be about as fast at least
-HOPELESS = 0.85  # a challenger that is so slow after a few rounds needs no more of them
+CLEARLY_SLOWER, CLEARLY_FASTER = 0.85, 1.2  # after a few rounds; then no more of them are needed
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,10 @@ def replaces(measurements: Sequence[Measurement]) -> bool:
     return speedup(measurements) >= MARGIN and all(each.speedup >= SAME for each in measurements)
 
 
-def is_hopeless(measurements: Sequence[Measurement]) -> bool:
-    """Whether more rounds are unlikely to show that the challenger is faster."""
-    return speedup(measurements) < HOPELESS
+def is_clear(measurements: Sequence[Measurement]) -> bool:
+    """Whether more rounds are unlikely to change which choice is better."""
+    found = speedup(measurements)
+    return found < CLEARLY_SLOWER or (found > CLEARLY_FASTER and replaces(measurements))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from server.generation.golden_check import check_decoding
 from server.host.memory import available_bytes, release_free_memory
 from server.runtime.providers import ProviderChoice
 from server.runtime.session import RUNTIME_ERRORS, Session
-from server.runtime.sessions import CheckedSession, open_checked
+from server.runtime.sessions import CheckedSession, check_session, open_unchecked
 from server.tuning.candidates import Candidate
 from server.tuning.choice import Measurement, replaces, speedup
 from server.tuning.measure import MIN_ROUNDS, TimeLimit, Workload, compare
@@ -28,9 +28,9 @@ CANNOT_RUN: tuple[type[Exception], ...] = (BadArtifact, ProviderUnavailable, Not
 log = logging.getLogger(__name__)
 
 
-def open_candidate(artifact: Artifact, candidate: Candidate, settings: Settings) -> CheckedSession:
-    """Open and check the session of a candidate. Raises one of `CANNOT_RUN` if it does not run, or is wrong."""
-    session = open_checked(
+def open_candidate(artifact: Artifact, candidate: Candidate, settings: Settings) -> Session:
+    """Open the session of a candidate. Raises one of `CANNOT_RUN` if it does not run."""
+    return open_unchecked(
         artifact,
         ProviderChoice(candidate.provider),
         replace(settings, threads=candidate.threads),
@@ -38,25 +38,31 @@ def open_candidate(artifact: Artifact, candidate: Candidate, settings: Settings)
         precision=candidate.precision,
         config=candidate.options,
     )
+
+
+def check_candidate(session: Session, artifact: Artifact) -> CheckedSession:
+    """Run the golden inputs in the session of a candidate. Raises one of `CANNOT_RUN` if it is out of tolerance."""
+    checked = check_session(session, artifact)
     if artifact.manifest.HasField("cache"):
-        check_decoding(session.session, artifact)
-    return session
+        check_decoding(session, artifact)
+    return checked
 
 
 class Comparison:
-    """The measurements of one model. `opened` has the session of the default."""
+    """The measurements of one model, starting with the session of the default."""
 
     def __init__(
         self,
         artifact: Artifact,
         settings: Settings,
-        opened: dict[Candidate, CheckedSession],
+        default: tuple[Candidate, CheckedSession],
         *,
         limit: TimeLimit,
         stop: StopSignal,
     ) -> None:
         self._artifact, self._settings, self._limit, self._stop = artifact, settings, limit, stop
-        self._open = opened
+        self._sessions = {default[0]: default[1].session}
+        self._checked = {default[0]: default[1]}
         self._work: dict[Candidate, list[Workload]] = {}
         self._rows = 0  # in the batch that is measured, the same for all candidates
 
@@ -67,8 +73,11 @@ class Comparison:
         if self._limit.left <= 0 or not self._has_memory(challenger):
             return []
         try:
-            self._open[challenger] = open_candidate(self._artifact, challenger, self._settings)
+            session = open_candidate(self._artifact, challenger, self._settings)
+            self._sessions[challenger] = session
             measured = compare(self._workloads(best), self._workloads(challenger), limit=self._limit, stop=self._stop)
+            if measured and replaces(measured):
+                self._checked[challenger] = check_candidate(session, self._artifact)
         except CANNOT_RUN as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             log.info("%s: not considered: %s: %s", self._artifact.name, challenger, reason)
@@ -102,7 +111,7 @@ class Comparison:
     def take(self, best: Candidate) -> CheckedSession:
         """The session of the best candidate; all others are closed."""
         self._close_all_but(best)
-        return self._open.pop(best)
+        return self._checked.pop(best)
 
     def _sizes(self, best: Candidate, ours: Workload, theirs: Workload) -> Sequence[Measurement]:
         """Compare two sizes of runs in one session."""
@@ -114,7 +123,7 @@ class Comparison:
         return measured
 
     def _session(self, candidate: Candidate) -> Session:
-        return self._open[candidate].session
+        return self._sessions[candidate]
 
     def _workloads(self, candidate: Candidate) -> list[Workload]:
         if candidate not in self._work:
@@ -124,9 +133,10 @@ class Comparison:
         return self._work[candidate]
 
     def _close_all_but(self, best: Candidate) -> None:
-        closed = [each for each in self._open if each != best]
+        closed = [each for each in self._sessions if each != best]
         for each in closed:
-            del self._open[each]
+            del self._sessions[each]
+            self._checked.pop(each, None)
             self._work.pop(each, None)
         if closed:
             release_free_memory()

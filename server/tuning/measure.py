@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from server.concurrency.stop_signal import StopSignal
-from server.tuning.choice import Measurement, is_hopeless
+from server.tuning.choice import Measurement, is_clear
 
 MIN_ROUNDS, MAX_ROUNDS = 3, 15
 ENOUGH_ROUNDS, ENOUGH_SECONDS = 5, 0.5  # a comparison ends when it has both
@@ -69,7 +69,7 @@ def compare(
                 measured.append((_seconds(first, count, clock, check), _seconds(second, count, clock, check)))
         done, found = number + 1, _measurements(ours, times)
         enough = done >= ENOUGH_ROUNDS and limit.spent - begun >= ENOUGH_SECONDS
-        if enough or limit.left <= 0 or (done >= MIN_ROUNDS and is_hopeless(found)):
+        if enough or limit.left <= 0 or (done >= MIN_ROUNDS and is_clear(found)):
             break
     return found if done >= MIN_ROUNDS else []
 

@@ -15,7 +15,7 @@ from server.runtime.providers import ProviderChoice, cpu_has_bf16
 from server.runtime.sessions import CheckedSession, open_sessions
 from server.tuning.cache import ChoiceCache, Key
 from server.tuning.candidates import Candidate, Choice, Machine, Way, is_possible, ways
-from server.tuning.comparison import CANNOT_RUN, Comparison, open_candidate
+from server.tuning.comparison import CANNOT_RUN, Comparison, check_candidate, open_candidate
 from server.tuning.key import key_of
 from server.tuning.measure import TimeLimit
 from server.tuning.stages import Best, find_best
@@ -90,7 +90,7 @@ class Tuner:
         try:
             if not is_possible(kept, self._ways(artifact, providers), self._machine, threads=self._settings.threads):
                 raise BadArtifact(f"{kept.candidate} is not possible here")
-            session = open_candidate(artifact, kept.candidate, self._settings)
+            session = check_candidate(open_candidate(artifact, kept.candidate, self._settings), artifact)
         except CANNOT_RUN as error:
             log.warning("%s: the kept choice is ignored, the model is measured again: %s", artifact.name, error)
             return None
@@ -104,12 +104,12 @@ class Tuner:
         limit = self._limits[artifact.name] = TimeLimit(MAX_SECONDS)
         try:
             (session,) = self.open_default(artifact, choice, stop=stop).sessions
-            default, opened = self._candidate(artifact, session, choice), {}
-            opened[default] = session
-            del session  # the comparison closes it when another one is better
+            default = self._candidate(artifact, session, choice)
             limit.restart()
+            comparison = Comparison(artifact, self._settings, (default, session), limit=limit, stop=stop)
+            del session  # the comparison closes it when another one is better
             best = find_best(
-                Comparison(artifact, self._settings, opened, limit=limit, stop=stop),
+                comparison,
                 artifact,
                 default,
                 self._ways(artifact, providers),

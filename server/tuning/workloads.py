@@ -17,7 +17,7 @@ from server.tuning.measure import Workload
 TEXTS, TEXT_TOKENS = 8, 128
 SHORT_TEXT_TOKENS = 32
 IMAGES = 4
-LONG_RUN_S = 0.25  # a batch that would take longer is measured with fewer inputs, of which a run still has two
+LONG_RUN_S = 0.25  # a batch that would take longer is measured with fewer inputs
 DECODE_ROWS = 8
 PAST_TOKENS = 64  # in the cache, before a step
 CHUNK_TOKENS = 64  # of a prompt
@@ -31,7 +31,7 @@ def workloads(session: Session, artifact: Artifact, *, rows: int) -> list[Worklo
     if artifact.manifest.HasField("cache"):
         return steps(session, artifact)
     if artifact.manifest.HasField("image"):
-        return [batch(session, artifact, 1, 1), batch(session, artifact, rows, 1)]
+        return [batch(session, artifact, count, 1) for count in sorted({1, rows})]
     longest = artifact.manifest.text.max_length
     return [
         batch(session, artifact, 1, min(SHORT_TEXT_TOKENS, longest)),
@@ -47,7 +47,7 @@ def batch_rows(session: Session, artifact: Artifact) -> int:
     if artifact.manifest.HasField("cache"):
         return 1
     most = IMAGES if artifact.manifest.HasField("image") else TEXTS
-    return max(2, min(most, int(LONG_RUN_S / row_seconds(session, artifact))))
+    return max(1, min(most, int(LONG_RUN_S / row_seconds(session, artifact))))
 
 
 def row_seconds(session: Session, artifact: Artifact) -> float:

@@ -43,9 +43,8 @@ test: .venv-dev ## run the tests
 test-large: .venv-dev ## run the tests on models of the published sizes, and rehearse what measures: some minutes
 	@$(BIN)/python -m pytest -m large tests/test_published_sizes.py tests/bench tests/gpu
 
-bench: .venv-dev ## measure speed beside peers, those of `make bench-peers` among them if they are there
-	@$(BIN)/python -m tests.bench.encoders
-	@$(BIN)/python -m tests.bench.generation
+bench: .venv-dev ## measure speed beside peers (those of `make bench-peers` if they are there), and judge it: BENCH=--quick
+	@$(BIN)/python -m tests.bench $(BENCH)
 
 TRITON_PYTHON ?= /usr/bin/python3
 bench-peers: ## make environments for peers that cannot share ours: some gigabytes

@@ -1,1 +1,1 @@
-"""Benchmarks beside peers in the same run: `python -m tests.bench.encoders`, `….generation`."""
+"""Benchmarks beside peers in the same run: `python -m tests.bench` runs those that have targets."""

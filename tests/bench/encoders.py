@@ -1,8 +1,9 @@
 """`python -m tests.bench.encoders`: BERT-base and ViT-B/16 through gRPC, beside other runtimes and servers.
 
 Random weights of the published sizes, 16 callers at a time. Ours is `python -m server` in a process of its own, asked
-over gRPC by this one; peers are handed everything at once, in batches of 16, with nothing around them. Peers that are
-not there are skipped by name (`make bench-peers`). `--sizes tiny` rehearses it.
+over gRPC by this one, in each precision; the fastest is also measured without gRPC. Peers are handed everything at
+once, in batches of 16 (one by one where lengths differ, which pads nothing), with nothing around them. Peers that
+cannot run are skipped by name, with the reason. `--sizes tiny` rehearses it, `--sizes quick` measures fewer inputs.
 """
 
 import argparse
@@ -11,30 +12,31 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import tritonclient.grpc as triton
-
+from export.precisions import PRECISIONS
 from server.client import Client
 from server.errors import ProviderUnavailable
 from server.runtime.providers import openvino_device
-from tests.bench.inputs import MaskedText, masked_texts, photographs, ready_images, ready_texts
-from tests.bench.load import all_answered, log_uniform
-from tests.bench.measure import MostPadding, Result, Target, machine, table, verdicts, write
-from tests.bench.padding import ran
+from tests.bench import goals
+from tests.bench.clients import CONCURRENCY, asking_triton, classifying, filling, padding_from_now_on
+from tests.bench.goals import FILL_MASK, LENGTHS, VISION
+from tests.bench.inputs import masked_texts, photographs, ready_images, ready_texts
+from tests.bench.load import log_uniform
+from tests.bench.measure import MostPadding, Result, Target, cpu_flags, machine, table, verdicts, write
 from tests.bench.processes import OURS, PEERS, TRITON
-from tests.bench.sides import Round, Workload
+from tests.bench.sides import Workload
 from tests.serving import Served, served
 
-CONCURRENCY = 16
-FILL_MASK, VISION, LENGTHS = "fill-mask", "images", "lengths"
-FP32, BF16 = "transformers fp32", "transformers bf16"
+FP32, BF16 = goals.TRANSFORMERS, "transformers bf16"
 RUNTIME = "ONNX Runtime fp32, ready tensors"
 OPENVINO, OPENVINO_FP32 = "OpenVINO bf16, ready tensors", "OpenVINO fp32, ready tensors"
 FIRST_COME, TRITON_CORE = "first come, first served", "Triton core, ONNX Runtime fp32"
-ROUNDED = "int8-weights"
-ARTIFACTS = {"fp32": "artifacts", ROUNDED: "artifacts-int8"}  # precision → folder
-EVERY_PEER = (FP32, BF16, RUNTIME, OPENVINO, OPENVINO_FP32, FIRST_COME, TRITON_CORE)
+ROUNDED, DYNAMIC = "int8-weights", "int8-dynamic"
+FOLDERS = {"fp32": "artifacts", ROUNDED: "artifacts-int8", DYNAMIC: "artifacts-int8-dynamic"}
+ARTIFACTS = {precision: folder for precision, folder in FOLDERS.items() if precision in PRECISIONS}
+WITHOUT_GRPC = "engine alone"  # the fastest of ours
+EVERY_PEER = (FP32, BF16, RUNTIME, OPENVINO, OPENVINO_FP32, FIRST_COME, TRITON_CORE, WITHOUT_GRPC)
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,11 @@ class Extent:
     mixed: int
 
 
-EXTENTS = {"published": Extent(128, 512, 32, 48), "tiny": Extent(48, 64, 16, 16)}
+EXTENTS = {
+    "published": Extent(128, 512, 32, 48),
+    "quick": Extent(128, 512, 16, 32),
+    "tiny": Extent(48, 64, 16, 16),
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,11 @@ class Ours:
 
     @property
     def name(self) -> str:
-        return f"ours, {self.provider} {self.precision}"
+        return f"{goals.OURS}{self.provider} {self.precision}"
+
+    @property
+    def name_without_grpc(self) -> str:
+        return f"{goals.ENGINE}{self.provider} {self.precision}"
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,18 @@ class Bench:
     def artifact(self, model: str) -> Path:
         return max((self.folder / ARTIFACTS["fp32"] / model).iterdir(), key=lambda version: int(version.name))
 
+    def workload(self, name: str, stack: ExitStack) -> Workload:
+        return Workload(name, [*self.peers, *(ours.name_without_grpc for ours in self.ours)], stack)
+
+    def add_engine(self, work: Workload, model: str, **inputs: Any) -> None:
+        """Add the fastest of ours without gRPC, after one run of all of ours."""
+        if WITHOUT_GRPC not in self.peers:
+            return
+        name = work.fastest([ours.name for ours in self.ours])
+        fastest = next(ours for ours in self.ours if ours.name == name)
+        arguments = (OURS, "own_encoder", fastest.server.artifacts, model, fastest.provider)
+        work.add_peer(fastest.name_without_grpc, *arguments, callers=CONCURRENCY, **inputs)
+
 
 # ---- the workloads
 
@@ -87,7 +109,7 @@ def fill_mask(bench: Bench) -> list[Result]:
     texts = masked_texts(checkpoint, [bench.extent.tokens] * bench.extent.inputs)
     ready = {"file": str(ready_texts(texts, bench.folder / "texts.npz")), "batch": CONCURRENCY}
     with ExitStack() as stack:
-        work = Workload(FILL_MASK, bench.peers, stack)
+        work = bench.workload(FILL_MASK, stack)
         for side, dtype in ((FP32, "float32"), (BF16, "bfloat16")):
             arguments = (OURS, "pipelines", checkpoint, "fill-mask", dtype)
             work.add_peer(side, *arguments, texts=[each.text for each in texts], batch=CONCURRENCY)
@@ -96,6 +118,7 @@ def fill_mask(bench: Bench) -> list[Result]:
             work.add_peer(side, PEERS, "bare_openvino", checkpoint, "text", precision, **ready)
         for ours in bench.ours:
             work.add(ours.name, filling(ours.server, texts), ours.server.process.pid)
+        bench.add_engine(work, "bert-base", texts=[each.text for each in texts])
         return work.measured(bench.rounds)
 
 
@@ -106,7 +129,7 @@ def images(bench: Bench) -> list[Result]:
     files = photographs(bench.folder / "photographs", bench.extent.inputs)
     ready = {"file": str(ready_images(checkpoint, files, bench.folder / "images.npz")), "batch": CONCURRENCY}
     with ExitStack() as stack:
-        work = Workload(VISION, bench.peers, stack)
+        work = bench.workload(VISION, stack)
         for side, dtype in ((FP32, "float32"), (BF16, "bfloat16")):
             arguments = (OURS, "pipelines", checkpoint, "image-classification", dtype)
             work.add_peer(side, *arguments, files=[str(file) for file in files], batch=CONCURRENCY)
@@ -115,19 +138,27 @@ def images(bench: Bench) -> list[Result]:
             work.add_peer(side, PEERS, "bare_openvino", checkpoint, "image", precision, **ready)
         for ours in bench.ours:
             work.add(ours.name, classifying(ours.server, files), ours.server.process.pid)
+        bench.add_engine(work, "vit-base", files=[str(file) for file in files])
         return work.measured(bench.rounds)
 
 
 def lengths(bench: Bench) -> list[Result]:
     """BERT: log-uniform lengths, which show how much each side pads and whether it batches."""
     spread = log_uniform(8, bench.extent.longest, bench.extent.mixed)
-    texts = masked_texts(bench.checkpoints["bert-base"], spread)
+    checkpoint = bench.checkpoints["bert-base"]
+    texts = masked_texts(checkpoint, spread)
+    ready = {"file": str(ready_texts(texts, bench.folder / "lengths.npz")), "batch": 1}
     rows = {"rows": [each.token_ids for each in texts], "positions": [each.position for each in texts]}
     with ExitStack() as stack:
-        work = Workload(LENGTHS, bench.peers, stack)
+        work = bench.workload(LENGTHS, stack)
+        arguments = (OURS, "pipelines", checkpoint, "fill-mask", "float32")
+        work.add_peer(FP32, *arguments, texts=[each.text for each in texts], batch=1)
+        for side, precision in ((OPENVINO, "bf16"), (OPENVINO_FP32, "f32")):
+            work.add_peer(side, PEERS, "bare_openvino", checkpoint, "text", precision, **ready)
         for ours in bench.ours:
             work.add(ours.name, filling(ours.server, texts), ours.server.process.pid)
             work.paddings[ours.name] = padding_from_now_on(ours.server)
+        bench.add_engine(work, "bert-base", texts=[each.text for each in texts])
         first = bench.ours[0]
         arguments = (OURS, "first_come", bench.artifact("bert-base"), first.provider, first.precision)
         work.add_peer(FIRST_COME, *arguments, batch=CONCURRENCY, **rows)
@@ -137,67 +168,17 @@ def lengths(bench: Bench) -> list[Result]:
 
 
 WORKLOADS: dict[str, Callable[[Bench], list[Result]]] = {FILL_MASK: fill_mask, VISION: images, LENGTHS: lengths}
+WEIGHTS = {"quick": "published"}
 MODELS = {FILL_MASK: "bert-base", VISION: "vit-base", LENGTHS: "bert-base"}
 
 
-def targets(ours: str) -> list[Target | MostPadding]:
-    """The targets, on two cores with AMX."""
+def batching_targets(ours: str) -> list[Target | MostPadding]:
+    """The targets for batching, in addition to those of `goals`."""
     return [
-        Target(FILL_MASK, ours, FP32, 4),
-        Target(FILL_MASK, ours, BF16, 1.5),
-        Target(FILL_MASK, ours, OPENVINO, 1.1),
-        Target(VISION, ours, FP32, 3.5),
-        Target(VISION, ours, OPENVINO, 0.85),
         Target(LENGTHS, ours, FIRST_COME, 1.8),
         Target(LENGTHS, ours, TRITON_CORE, 3),
         MostPadding(LENGTHS, ours, 0.15),
     ]
-
-
-# ---- requests to servers, from 16 clients at a time
-
-
-def filling(server: Served, texts: Sequence[MaskedText]) -> Round:
-    """One request for each text, with our service."""
-    client = Client(server.target)
-
-    def best(text: MaskedText) -> int:
-        (filled,) = client.fill_mask([text.text], model="bert-base")
-        return filled.masks[0].candidates[0].token
-
-    return lambda: all_answered(best, texts, CONCURRENCY)
-
-
-def classifying(server: Served, files: Sequence[Path]) -> Round:
-    """One request for each file, with our service."""
-    client, contents = Client(server.target), [file.read_bytes() for file in files]
-
-    def best(content: bytes) -> int:
-        (classified,) = client.classify_image([content], model="vit-base")
-        return classified.classes[0].class_id
-
-    return lambda: all_answered(best, contents, CONCURRENCY)
-
-
-def asking_triton(target: str, texts: Sequence[MaskedText]) -> Round:
-    """One request for each text, as token ids."""
-    client = triton.InferenceServerClient(target)
-
-    def tensor(name: str, values: list[int]) -> triton.InferInput:
-        array = np.array([values])
-        return triton.InferInput(name, list(array.shape), "INT64").set_data_from_numpy(array)
-
-    def best(text: MaskedText) -> int:
-        inputs = [tensor("input_ids", text.token_ids), tensor("position", [text.position])]
-        return int(client.infer("bert", inputs).as_numpy("best")[0, 0])
-
-    return lambda: all_answered(best, texts, CONCURRENCY)
-
-
-def padding_from_now_on(server: Served) -> Callable[[], float]:
-    """The share of padding in what a server has run since."""
-    before = ran(server, "bert-base")
-    return lambda: ran(server, "bert-base").share_since(before)
 
 
 # ---- the command
@@ -205,11 +186,14 @@ def padding_from_now_on(server: Served) -> Callable[[], float]:
 
 @contextmanager
 def our_servers(folder: Path) -> Iterator[list[Ours]]:
-    """One server for each provider of this machine, the fastest first, and another of that with weights in 8 bits."""
+    """One server for each provider of this machine, the fastest first, and one for each other precision."""
+    fastest, *others = providers()
+    sides = [(fastest, "fp32"), (fastest, ROUNDED), ("cpu", DYNAMIC), *((other, "fp32") for other in others)]
     with ExitStack() as stack:
         found = []
-        fastest, *others = providers()
-        for provider, precision in ((fastest, "fp32"), (fastest, ROUNDED), *((other, "fp32") for other in others)):
+        for provider, precision in sides:
+            if precision not in ARTIFACTS:
+                continue
             artifacts = folder / ARTIFACTS[precision]
             server = stack.enter_context(served(artifacts, "--provider", provider, "--threads", "0"))
             with Client(server.target) as client:
@@ -238,7 +222,9 @@ def prepared(folder: Path, sizes: str, workloads: Sequence[str]) -> dict[str, Pa
         from tests.published import SIZES, export  # imports torch
 
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        SIZES[sizes](folder / "checkpoints", [name for name, source in checkpoints.items() if not source.exists()])
+        SIZES[WEIGHTS.get(sizes, sizes)](
+            folder / "checkpoints", [name for name, source in checkpoints.items() if not source.exists()]
+        )
         for precision, sources in missing.items():
             if sources:
                 export(sources, folder / ARTIFACTS[precision], f"cpu={precision}")
@@ -267,10 +253,11 @@ def main() -> None:
         ours = stack.enter_context(our_servers(folder))
         bench = Bench(folder, checkpoints, EXTENTS[given.sizes], ours, given.peers, given.rounds)
         results = [result for name in given.workloads for result in WORKLOADS[name](bench)]
-    judged = [target for fastest in ours[:2] for target in targets(fastest.name)]
+    judged = [target for fastest in ours[:2] for target in batching_targets(fastest.name)]
     wanted = [target for target in judged if target.workload in given.workloads]
     print(f"\n{machine()}; {given.sizes} sizes, {CONCURRENCY} callers, {given.rounds} rounds\n")
-    print(f"{table(results)}\n\n{verdicts(results, wanted)}")
+    print(table(results), verdicts(results, wanted), sep="\n\n", end="\n\n")
+    print(goals.table(results, goals.kind_of(cpu_flags()), given.workloads))
     if given.output:
         write(given.output, results)
 

@@ -2,14 +2,15 @@
 
 Makes a GPT-2 with random weights and exports it in fp32 and with weights in 8 and in 4 bits, those of the head too.
 Every side is a process with as many threads, one computes at a time, and all get the same requests, new ones in each
-round. First one stream and eight, then requests of all lengths that come when they come. Ends with an error if our fp32
-continuations are not those of transformers. `--sizes tiny` rehearses it, `--quick` measures each side once.
+round. Ours is measured without and through gRPC. First one stream and eight, then requests of all lengths that come
+when they come, for the sides that were the fastest with eight streams. Ends with an error if our fp32 continuations are
+not those of transformers. `--sizes tiny` rehearses it, `--quick` measures each side once.
 """
 
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +19,18 @@ import numpy as np
 
 from export.__main__ import main as export_command
 from tests import published
-from tests.bench import requests
-from tests.bench.measure import Result, Side, Target, in_rounds, in_turns, machine, table, verdicts, write
+from tests.bench import goals, requests
+from tests.bench.goals import EIGHT, ONE, POISSON
+from tests.bench.measure import Result, Side, cpu_flags, in_rounds, in_turns, machine, table, write
 from tests.bench.processes import OURS, PEERS, Missing, Peer, peer
 from tests.bench.requests import Answers, Workload
 from tests.serving import served
 
-FP32, INT8, INT4 = "ours fp32", "ours int8-weights", "ours int4-weights"
-SERVICE = "ours int8-weights, gRPC"
-INT8_NAME = "gpt2-int8-weights"
-PRECISIONS = {FP32: "fp32", INT8: "int8-weights", INT4: "int4-weights"}
-TRANSFORMERS, TRANSFORMERS_BF16 = "transformers fp32", "transformers bf16"
+PRECISIONS = ("fp32", "int8-weights", "int4-weights")
+ENGINES = {f"{goals.ENGINE}{precision}": precision for precision in PRECISIONS}
+SERVICES = {f"{goals.OURS}{precision}": precision for precision in PRECISIONS}  # through gRPC
+FP32 = f"{goals.ENGINE}fp32"
+TRANSFORMERS, TRANSFORMERS_BF16 = goals.STATIC_BATCHES
 # Name → environment, module, and the arguments after the checkpoint.
 OTHERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     TRANSFORMERS: (OURS, "transformers_generate", ("float32",)),
@@ -37,7 +39,6 @@ OTHERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "OpenVINO bf16": (PEERS, "optimum_openvino", ("bf16", "whole")),
     "OpenVINO int8-weights": (PEERS, "optimum_openvino", ("bf16", "int8")),
 }
-ONE, EIGHT, POISSON = "one stream", "eight streams", "Poisson arrivals"
 WORKLOADS = (ONE, EIGHT, POISSON)
 LARGEST_SPREAD = 4.0  # of the 99th percentile of the time between tokens over the median
 
@@ -61,13 +62,15 @@ class Bench:
         self.results += [Result(workload.name, name, (), self.skipped[name]) for name in names if name in self.skipped]
 
 
-def open_peers(
-    stack: ExitStack, checkpoint: Path, artifacts: dict[str, Path], others: Sequence[str], threads: int
-) -> Bench:
+def open_peers(stack: ExitStack, checkpoint: Path, artifacts: Path, others: Sequence[str], threads: int) -> Bench:
     """Every side in a process of its own; a side that cannot run here has a reason."""
-    wanted = {name: (OURS, "own_engine", (artifact / "1", str(threads))) for name, artifact in artifacts.items()}
-    server = stack.enter_context(served(artifacts[INT8].parent, "--threads", str(threads), "--models", INT8_NAME))
-    wanted[SERVICE] = (OURS, "own_service", (server.target, INT8_NAME))
+    wanted: dict[str, tuple[str, str, tuple[str | Path, ...]]] = {}
+    for name, precision in ENGINES.items():
+        wanted[name] = (OURS, "own_engine", (artifacts / model(precision) / "1", str(threads)))
+    models = ",".join(map(model, PRECISIONS))
+    server = stack.enter_context(served(artifacts, "--threads", str(threads), "--models", models))
+    for name, precision in SERVICES.items():
+        wanted[name] = (OURS, "own_service", (server.target, model(precision)))
     for name in others:
         environment, module, arguments = OTHERS[name]
         wanted[name] = (environment, module, (checkpoint, *arguments, str(threads)))
@@ -81,34 +84,31 @@ def open_peers(
     return bench
 
 
-def export(checkpoint: Path, artifacts: Path) -> dict[str, Path]:
-    """Side → artifact, in each precision."""
-    for precision in PRECISIONS.values():
-        options = ["--name", f"gpt2-{precision}", "--target", f"cpu={precision}", "--artifacts", str(artifacts)]
+def model(precision: str) -> str:
+    return f"gpt2-{precision}"
+
+
+def export(checkpoint: Path, artifacts: Path) -> None:
+    """Export the checkpoint in each precision."""
+    for precision in PRECISIONS:
+        options = ["--name", model(precision), "--target", f"cpu={precision}", "--artifacts", str(artifacts)]
         options += ["--head-precision", "int4"] if precision == "int4-weights" else []
         if export_command([str(checkpoint), *options]):
             sys.exit("error: the export failed")
-    return {side: artifacts / f"gpt2-{precision}" for side, precision in PRECISIONS.items()}
 
 
-def targets(results: Sequence[Result]) -> list[Target]:
-    """The targets of this project, relative to the best peer of each workload."""
+def sides_of_traffic(results: Sequence[Result], everyone: Sequence[str]) -> list[str]:
+    """The sides for requests at random: ours in fp32 and in the precision that is fastest with eight streams, and the
+    faster transformers, with the one in fp32, which is the reference of all continuations."""
+    rates = {r.side: r.rate for r in results if r.workload == EIGHT and r.rates}
 
-    def best(workload: str, names: Sequence[str]) -> str:
-        rates = {r.side: r.rate for r in results if r.workload == workload and r.rates and r.side in names}
-        return max(rates, key=lambda name: rates[name], default="a peer")
+    def best(names: Iterable[str]) -> str:
+        return max(names, key=lambda name: rates.get(name, 0.0))
 
-    static = best(POISSON, [TRANSFORMERS, TRANSFORMERS_BF16])
-    return [
-        Target(ONE, FP32, TRANSFORMERS, 1.4),
-        Target(ONE, INT8, best(ONE, list(OTHERS)), 1.9),
-        Target(ONE, INT4, best(ONE, list(OTHERS)), 2.5),
-        Target(EIGHT, INT8, best(EIGHT, list(OTHERS)), 1.1),
-        Target(POISSON, FP32, static, 1.8),
-        Target(POISSON, INT8, static, 1.8),
-        Target(EIGHT, SERVICE, INT8, 0.9),
-        Target(POISSON, SERVICE, INT8, 0.9),
-    ]
+    engine = best(ENGINES)
+    static = [name for name in goals.STATIC_BATCHES if name in everyone]
+    wanted = [FP32, engine, engine.replace(goals.ENGINE, goals.OURS), *static[:1], *([best(static)] if static else [])]
+    return list(dict.fromkeys(wanted))
 
 
 def waits(answers: Answers, sides: Sequence[str]) -> str:
@@ -147,15 +147,16 @@ def main() -> None:
         if not checkpoint.exists():
             published.SIZES[arguments.sizes](folder, ["gpt2"])
         vocabulary = requests.name_every_token(checkpoint)
-        artifacts = export(checkpoint, folder / "artifacts")
+        artifacts = folder / "artifacts"
+        export(checkpoint, artifacts)
         bench = open_peers(stack, checkpoint, artifacts, arguments.peers, arguments.threads)
-        everyone = [*PRECISIONS, *arguments.peers]
-        traffic = [FP32, INT8, SERVICE, *(name for name in (TRANSFORMERS, TRANSFORMERS_BF16) if name in everyone)]
+        everyone = [*ENGINES, *SERVICES, *arguments.peers]
         if ONE in arguments.workloads:
             bench.measure(in_rounds, requests.streams(ONE, 1, sizes, vocabulary), everyone, rounds)
         if EIGHT in arguments.workloads:
-            bench.measure(in_rounds, requests.streams(EIGHT, 8, sizes, vocabulary), [*everyone, SERVICE], rounds)
+            bench.measure(in_rounds, requests.streams(EIGHT, 8, sizes, vocabulary), everyone, rounds)
         if POISSON in arguments.workloads:
+            traffic = sides_of_traffic(bench.results, everyone)
             bench.measure(in_turns, requests.poisson(POISSON, sizes, vocabulary), traffic, max(1, rounds // 3))
     different = {
         workload: bench.answers.differing(workload, FP32, TRANSFORMERS)
@@ -163,9 +164,10 @@ def main() -> None:
         if TRANSFORMERS in bench.peers
     }
     print(f"\n{machine()}; {arguments.threads} threads a side\n")
-    print(table(bench.results, "tokens per second"), verdicts(bench.results, targets(bench.results)), sep="\n\n")
+    print(table(bench.results, "tokens per second"), end="\n\n")
+    print(goals.table(bench.results, goals.kind_of(cpu_flags()), arguments.workloads))
     if POISSON in arguments.workloads:
-        print(f"\n{waits(bench.answers, [FP32, INT8, SERVICE])}")
+        print(f"\n{waits(bench.answers, [name for name in traffic if name.startswith((goals.OURS, goals.ENGINE))])}")
     print()
     for workload, (wrong, all_of_them) in different.items():
         print(f"{workload}: {all_of_them - wrong} of {all_of_them} continuations in fp32 are those of transformers")

@@ -39,11 +39,18 @@ def masked_texts(checkpoint: Path, lengths: Sequence[int], seed: int = 0) -> lis
 
 
 def ready_texts(texts: Sequence[MaskedText], file: Path) -> Path:
-    """The tensors of texts of one length, for engines without a tokenizer."""
-    ids = np.array([text.token_ids for text in texts])
+    """The tensors of texts, padded on the right, for engines without a tokenizer."""
+    lengths = np.array([len(text.token_ids) for text in texts])
+    mask = np.arange(max(lengths)) < lengths[:, None]
+    ids = np.zeros(mask.shape, np.int64)
+    ids[mask] = np.concatenate([text.token_ids for text in texts])
     positions = np.array([text.position for text in texts])
     np.savez(
-        file, input_ids=ids, attention_mask=np.ones_like(ids), token_type_ids=np.zeros_like(ids), positions=positions
+        file,
+        input_ids=ids,
+        attention_mask=mask.astype(np.int64),
+        token_type_ids=np.zeros_like(ids),
+        positions=positions,
     )
     return file
 

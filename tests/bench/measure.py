@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
+CPUINFO = Path("/proc/cpuinfo")
 FEATURES = ("avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")  # that decide the speed of matrix products
 
 
@@ -120,18 +121,27 @@ def verdicts(results: Sequence[Result], targets: Iterable[Target | MostPadding])
     return "\n".join([*lines, *(f"| {target.verdict(results)} |" for target in targets)])
 
 
-def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def machine(cpuinfo: Path = CPUINFO) -> str:
     """The machine and the date, in one line."""
-    name, flags = platform.processor() or platform.machine(), set()
-    if cpuinfo.exists():
-        fields = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
-        fields = {key.strip(): value.strip() for key, value in fields.items()}
-        name, flags = fields.get("model name", name), set(fields.get("flags", "").split())
+    fields = _fields(cpuinfo)
+    name, flags = fields.get("model name", platform.processor() or platform.machine()), cpu_flags(cpuinfo)
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     has = [feature for feature in FEATURES if feature in flags]
     lacks = [feature for feature in FEATURES if feature not in flags]
     said = f"{', '.join(has) or 'none'}; without {', '.join(lacks)}" if lacks else ", ".join(has)
     return f"{cpus} CPUs of {name} ({said}), {datetime.date.today():%-d %B %Y}"
+
+
+def cpu_flags(cpuinfo: Path = CPUINFO) -> set[str]:
+    """The instruction sets of this CPU; none on machines without this file."""
+    return set(_fields(cpuinfo).get("flags", "").split())
+
+
+def _fields(cpuinfo: Path) -> dict[str, str]:
+    if not cpuinfo.exists():
+        return {}
+    pairs = (line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
 
 
 def write(path: Path, results: Sequence[Result]) -> None:

@@ -62,6 +62,10 @@ class Workload:
             self._skipped.append(Result(self.name, name, note=f"skipped: {reason}"))
             return None
 
+    def fastest(self, names: Sequence[str]) -> str:
+        """Run these sides once, and return the name of the fastest."""
+        return max((side for side in self._sides if side.name in names), key=lambda side: side.run()).name
+
     def measured(self, rounds: int) -> list[Result]:
         print(f"{self.name}: measuring {len(self._sides)} sides …", flush=True)
         results = in_rounds(self.name, self._sides, rounds)

@@ -23,8 +23,9 @@ def test_the_rehearsal_measures_all_that_is_there_and_finds_the_continuations_of
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "found.json").read_text())["results"]
     measured = {(result["workload"], result["side"]) for result in found if result["rates"]}
-    sides = {"ours fp32", "ours int8-weights", "ours int4-weights", "transformers fp32"}
-    assert {("one stream", side) for side in sides} <= measured
-    assert {("eight streams", side) for side in (*sides, "ours int8-weights, gRPC")} <= measured
+    sides = {f"{ours}, {p}" for ours in ("ours", "engine alone") for p in ("fp32", "int8-weights", "int4-weights")}
+    for workload in ("one stream", "eight streams"):
+        assert {(workload, side) for side in (*sides, "transformers fp32")} <= measured
+    assert {("Poisson arrivals", side) for side in ("engine alone, fp32", "transformers fp32")} <= measured
     assert {"Poisson arrivals"} == {workload for workload, _ in measured} - {"one stream", "eight streams"}
     assert "8 of 8 continuations in fp32 are those of transformers" in done.stdout

@@ -49,12 +49,16 @@ def load(file: str) -> dict[str, Any]:
 
 
 def batches(tensors: dict[str, Any], size: int) -> Iterator[tuple[dict[str, Any], Any]]:
-    """Feeds of `size` rows each, and the selected positions (b) (None for images)."""
+    """Feeds of `size` rows each, as long as the longest of them, and the selected positions (b) (None for images)."""
     positions = tensors.get("positions")
     feeds = {name: array for name, array in tensors.items() if name != "positions"}
     for begin in range(0, len(next(iter(feeds.values()))), size):
-        rows = slice(begin, begin + size)
-        yield {name: array[rows] for name, array in feeds.items()}, None if positions is None else positions[rows]
+        batch = {name: array[begin : begin + size] for name, array in feeds.items()}
+        if positions is None:
+            yield batch, None
+            continue
+        longest = int(batch["attention_mask"].sum(1).max())
+        yield {name: array[:, :longest] for name, array in batch.items()}, positions[begin : begin + size]
 
 
 def best(logits: Any, positions: Any) -> list[int]:

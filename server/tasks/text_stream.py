@@ -103,6 +103,8 @@ class TextStream:
 
 def merged(deltas: Sequence[TextDelta]) -> TextDelta:
     """Consecutive deltas as one."""
+    if len(deltas) == 1:
+        return deltas[0]
     return replace(
         deltas[-1],
         text="".join(delta.text for delta in deltas),

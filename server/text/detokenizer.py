@@ -72,6 +72,8 @@ class StopStrings:
 
     def push(self, text: str) -> str:
         """Add text; return the part of the text held so far that can be passed on. Nothing after a match."""
+        if not self._stops:
+            return text
         if self.matched:
             return ""
         before = len(self._held)  # no stop string ends within these characters

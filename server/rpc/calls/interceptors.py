@@ -156,7 +156,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                             with self._connections.writing(context):
                                 await writer.write(response)
 
-            await self._run(kind, path, context, respond)
+            try:
+                await self._run(kind, path, context, respond)
+            finally:
+                writer.close()
 
         return behaviour
 

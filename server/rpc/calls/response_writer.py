@@ -6,6 +6,7 @@ waits: at most one response of a stream is in gRPC's memory, and the tasks merge
 
 import asyncio
 import logging
+import math
 from typing import Any
 
 from google.protobuf.message import Message
@@ -20,31 +21,87 @@ log = logging.getLogger(__name__)
 
 
 class ResponseWriter:
-    """Writes to one call."""
+    """Writes to one call. `close` it in the end."""
 
     def __init__(self, context: GrpcContext, cancellation: Cancellation, *, slow_client_seconds: float) -> None:
         """0 seconds: wait for the client without limit."""
         self._context = context
         self._cancellation = cancellation
         self._slow_client_seconds = slow_client_seconds
-        self._begun = False
+        self._watchdog: Watchdog | None = None  # from the first write on
 
     async def write(self, response: Any) -> None:
         """Write a response. Raises SlowClient, and notes it as the reason of the cancellation, if it is not read."""
         if not self._slow_client_seconds:
             await self._context.write(response)
             return
-        if not self._begun:  # part of the first write otherwise: gRPC could not abort while that write waits
+        if self._watchdog is None:
+            # Part of the first write otherwise: gRPC could not abort while that write waits.
             await self._context.send_initial_metadata(())
-            self._begun = True
+            self._watchdog = Watchdog()
         limit_s = time_to_read_s(response, self._slow_client_seconds)
+        self._watchdog.start(limit_s)
         try:
-            async with asyncio.timeout(limit_s):
-                await self._context.write(response)
-        except TimeoutError:
+            await self._context.write(response)
+        except asyncio.CancelledError:
+            if not self._watchdog.expired():
+                raise
             log.info("ended a stream to %s: the client did not read for %.1f s", self._context.peer(), limit_s)
             self._cancellation.reason = "slow_client"
             raise SlowClient(f"the client did not read for {limit_s:.1f} s (--slow-client-seconds)") from None
+        finally:
+            self._watchdog.stop()
+
+    def close(self) -> None:
+        """Release the timer."""
+        if self._watchdog is not None:
+            self._watchdog.close()
+
+
+class Watchdog:
+    """Cancels the task that started it unless the task stops it in time; for many short waits of one task.
+
+    The timer is not set again for each wait, as `asyncio.timeout` does it: it looks for the current wait when it ends.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._ends = math.inf  # when the current wait is too long, on the loop's clock
+        self._timer: asyncio.TimerHandle | None = None
+        self._cancelled = False
+        self._cancelling = 0  # requests to cancel the task when the wait began
+
+    def start(self, limit_s: float) -> None:
+        """Begin a wait."""
+        assert self._task is not None, "a watchdog outside a task; this is a bug"
+        self._ends, self._cancelling = self._loop.time() + limit_s, self._task.cancelling()
+        if self._timer is None or self._timer.when() > self._ends:
+            self._set_timer()
+
+    def stop(self) -> None:
+        """End the wait."""
+        self._ends = math.inf
+
+    def expired(self) -> bool:
+        """Whether this watchdog alone has cancelled the task. To be read once, when the task is cancelled."""
+        return self._cancelled and self._task is not None and self._task.uncancel() <= self._cancelling
+
+    def close(self) -> None:
+        """End the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _set_timer(self) -> None:
+        self.close()
+        self._timer = self._loop.call_at(self._ends, self._check)
+
+    def _check(self) -> None:
+        self._timer = None
+        if self._loop.time() < self._ends < math.inf:  # of a wait that began after the timer was set
+            self._set_timer()
+        elif self._ends < math.inf and self._task is not None:
+            self._cancelled = self._task.cancel()
 
 
 def time_to_read_s(response: Any, slow_client_seconds: float) -> float:

@@ -1,8 +1,6 @@
 """Counts the requests in flight, so that a model can be unloaded, or the server stop, without interrupting one."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from server.errors import NotReady
 
@@ -21,25 +19,24 @@ class InFlight:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    @contextmanager
-    def track(self) -> Iterator[None]:
-        """Count one request for the duration of the block. Raises NotReady after `close`."""
+    def track(self) -> "InFlight":
+        """Count one request for the duration of the `with` block. Raises NotReady after `close`."""
         if self.closed:
             raise NotReady(self._refusal)
-        with self.track_late():
-            yield
+        return self
 
-    @contextmanager
-    def track_late(self) -> Iterator[None]:
-        """Count one request for the duration of the block, even after `close`."""
+    def track_late(self) -> "InFlight":
+        """Count one request for the duration of the `with` block, even after `close`."""
+        return self
+
+    def __enter__(self) -> None:
         self.count += 1
         self._idle.clear()
-        try:
-            yield
-        finally:
-            self.count -= 1
-            if not self.count:
-                self._idle.set()
+
+    def __exit__(self, *error: object) -> None:
+        self.count -= 1
+        if not self.count:
+            self._idle.set()
 
     def announce_close(self) -> None:
         """Report from now on that `close` will follow. Requests are still accepted."""

@@ -18,6 +18,11 @@ class Access:
         """`tokens` returns those that are valid now."""
         self._tokens = tokens
 
+    @property
+    def is_open(self) -> bool:
+        """Whether every call may be made."""
+        return self._tokens is None
+
     def client(self, need: Need, authorization: Sequence[str]) -> Client | None:
         """The client that makes a call; None if no token is necessary.
 

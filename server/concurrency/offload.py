@@ -7,6 +7,7 @@ from functools import partial
 from typing import TypeVar
 
 MAX_INLINE_ITEMS = 256  # an item takes about a microsecond, a switch to a thread about a hundred
+ITEMS_PER_INPUT = 16  # what an input costs in addition to its size
 Result = TypeVar("Result")
 
 
@@ -22,9 +23,12 @@ async def offload_chunked(
 ) -> list[Result]:
     """Run `work` on one chunk of the inputs after another, in a thread, and return all results in order.
 
-    The sizes of the inputs in a chunk add up to at most `max_size`. Between two chunks the thread serves other
-    requests, and if the caller has been cancelled, the remaining chunks are never run.
+    The sizes of the inputs, in units of about a microsecond, add up to at most `max_size` in a chunk. Between two
+    chunks the thread serves other requests, and if the caller has been cancelled, the remaining chunks are never run.
+    A few small inputs are not worth a switch to a thread.
     """
+    if sum(sizes) + ITEMS_PER_INPUT * len(sizes) <= MAX_INLINE_ITEMS:
+        return work(slice(0, len(sizes)))
     results: list[Result] = []
     for chunk in _chunks(sizes, max_size):
         results += await asyncio.get_running_loop().run_in_executor(threads, partial(work, chunk))

@@ -5,7 +5,7 @@ An observer belongs to one version of one model, so the events carry no names.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Protocol
 
 from server.errors import Overloaded
@@ -25,7 +25,12 @@ class TimeSpent:
         return self.queue_seconds + self.collate_seconds + self.run_seconds + self.split_seconds
 
     def __add__(self, other: "TimeSpent") -> "TimeSpent":
-        return TimeSpent(**{name: seconds + getattr(other, name) for name, seconds in asdict(self).items()})
+        return TimeSpent(
+            queue_seconds=self.queue_seconds + other.queue_seconds,
+            collate_seconds=self.collate_seconds + other.collate_seconds,
+            run_seconds=self.run_seconds + other.run_seconds,
+            split_seconds=self.split_seconds + other.split_seconds,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ are names of loaded models, never names that a client sent.
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -88,6 +88,7 @@ class Metrics:
         for name, (text, reasons) in COUNTERS.items():
             families[name] = Counter(name, text, MODEL + ("reason",) * bool(reasons), registry=self.registry)
         self._families = families
+        self._children: dict[tuple[str, ...], Any] = {}  # metrics by family, model, version and further labels
         self.registry.register(TritonNames(self.statistics))
         families["affinity_requests"] = Counter(
             "affinity_requests", "Requests, by status.", (*MODEL, "task", "status"), registry=self.registry
@@ -103,19 +104,26 @@ class Metrics:
             "affinity_authenticated_calls", "Calls with a token, by client.", ("client",), registry=self.registry
         )
         self._clients: frozenset[str] = frozenset()
-        self._calls_started = Counter("grpc_server_started", "Calls that started.", CALL, registry=self.registry)
-        self._calls_ended = Counter(
+        started = Counter("grpc_server_started", "Calls that started.", CALL, registry=self.registry)
+        ended = Counter(
             "grpc_server_handled", "Calls that finished, by status.", (*CALL, "grpc_code"), registry=self.registry
         )
-        self._call_seconds = Histogram(
+        seconds = Histogram(
             "grpc_server_handling_seconds", "Time of calls.", CALL, buckets=SECONDS, registry=self.registry
         )
+        # The methods of a server are few: their metrics are looked up once.
+        self._calls_started, self._calls_ended = cache(started.labels), cache(ended.labels)
+        self._call_seconds = cache(seconds.labels)
 
     def of(self, family: str, model: str, version: str, **labels: str) -> Any:
         """The metric of a family for one version of a model; a no-op metric if that version was unloaded."""
         if (model, version) not in self.statistics:
             return NO_OP_METRIC
-        return self._families[family].labels(model=model, version=version, **labels)
+        key = family, model, version, *labels.values()  # each family is always called with the same labels
+        metric = self._children.get(key)
+        if metric is None:
+            metric = self._children[key] = self._families[family].labels(model=model, version=version, **labels)
+        return metric
 
     def observe(self, model: str, version: str) -> "ModelObserver":
         """Create the observer for one version of a model."""
@@ -126,6 +134,7 @@ class Metrics:
     def forget(self, model: str, version: str) -> None:
         """Remove all metrics of an unloaded version, so that labels do not accumulate over versions."""
         self.statistics.pop((model, version), None)
+        self._children = {key: metric for key, metric in self._children.items() if key[1:3] != (model, version)}
         for family in self._families.values():
             family.remove_by_labels({"model": model, "version": version})
 
@@ -138,28 +147,9 @@ class Metrics:
             for labelled in [{"reason": reason} for reason in reasons] or [{}]:
                 self.of(name, model, version, **labelled)
 
-    @contextmanager
-    def request(self, model: str, version: str, task: str, context: RequestContext) -> Iterator["TokenTimer"]:
-        """Count and time one request to a loaded model, by the status it ends with."""
-        started = time.perf_counter()
-        status, token_timer = "OK", TokenTimer(self, model, version, started)
-        try:
-            yield token_timer
-        except (GeneratorExit, asyncio.CancelledError):
-            status = CANCEL_STATUSES[context.cancel_reason(time.monotonic())].name
-            raise
-        except BaseException as error:
-            status = code_of(error).name
-            raise
-        finally:
-            seconds = time.perf_counter() - started
-            self.of("affinity_requests", model, version, task=task, status=status).inc()
-            self.of("affinity_request_duration_seconds", model, version, task=task).observe(seconds)
-            if statistics := self.statistics.get((model, version)):
-                failure = "" if status == "OK" else TRITON_REASONS.get(status, "OTHER")
-                statistics.request(failure=failure, seconds=seconds)
-                if token_timer.usages and not failure:
-                    statistics.generated(token_timer.usages)
+    def request(self, model: str, version: str, task: str, context: RequestContext) -> "MeasuredRequest":
+        """Counts and times one request to a loaded model for the duration of the `with` block, by its status."""
+        return MeasuredRequest(self, model, version, task, context)
 
     # ---- a CallListener of server/rpc/calls/interceptors.py
 
@@ -176,11 +166,44 @@ class Metrics:
             self._authenticated.labels(client).inc()
 
     def call_started(self, kind: str, service: str, method: str) -> None:
-        self._calls_started.labels(kind, service, method).inc()
+        self._calls_started(kind, service, method).inc()
 
     def call_ended(self, kind: str, service: str, method: str, code: str, seconds: float) -> None:
-        self._calls_ended.labels(kind, service, method, code).inc()
-        self._call_seconds.labels(kind, service, method).observe(seconds)
+        self._calls_ended(kind, service, method, code).inc()
+        self._call_seconds(kind, service, method).observe(seconds)
+
+
+class MeasuredRequest:
+    """Counts and times one request to a model. An error in the `with` block is the status of the request."""
+
+    def __init__(self, metrics: Metrics, model: str, version: str, task: str, context: RequestContext) -> None:
+        self._metrics, self._model, self._version, self._task = metrics, model, version, task
+        self._context = context
+        self._started = time.perf_counter()
+        self._token_timer = TokenTimer(metrics, model, version, self._started)
+
+    def __enter__(self) -> "TokenTimer":
+        return self._token_timer
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        seconds, status = time.perf_counter() - self._started, self._status(error)
+        self._of("affinity_requests", task=self._task, status=status).inc()
+        self._of("affinity_request_duration_seconds", task=self._task).observe(seconds)
+        if statistics := self._metrics.statistics.get((self._model, self._version)):
+            failure = "" if status == "OK" else TRITON_REASONS.get(status, "OTHER")
+            statistics.request(failure=failure, seconds=seconds)
+            if self._token_timer.usages and not failure:
+                statistics.generated(self._token_timer.usages)
+
+    def _status(self, error: BaseException | None) -> str:
+        if error is None:
+            return "OK"
+        if isinstance(error, GeneratorExit | asyncio.CancelledError):
+            return CANCEL_STATUSES[self._context.cancel_reason(time.monotonic())].name
+        return code_of(error).name
+
+    def _of(self, family: str, **labels: str) -> Any:
+        return self._metrics.of(family, self._model, self._version, **labels)
 
 
 class TokenTimer:

@@ -22,6 +22,7 @@ import termios
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from server.admission.in_flight import InFlight
 from server.rpc.calls.context import GrpcContext
@@ -64,20 +65,20 @@ class Connections:
 
     def was_open_at_stop(self, context: GrpcContext) -> bool:
         """Whether the server is stopping, and sends GOAWAY to the client, which could not know that before."""
-        return _port(context) in self._open_at_stop
+        return bool(self._open_at_stop) and _port(context) in self._open_at_stop
 
     async def wait_for_close(self, context: GrpcContext) -> None:
         """Wait, at most for a moment, for the end of the connection if it is about to be closed."""
-        if _port(context) in self._closing:
+        if self._closing and _port(context) in self._closing:
             await asyncio.sleep(LEAVE_S)  # the end of the connection cancels the call
 
     def calling(self, context: GrpcContext) -> contextlib.AbstractContextManager[None]:
         """Note that a call is in flight during the block."""
-        return _counted(self._calls, _port(context))
+        return _Counted(self._calls, _port(context))
 
     def writing(self, context: GrpcContext) -> contextlib.AbstractContextManager[None]:
         """Note that a message of a call is being written during the block."""
-        return _counted(self._writing, _port(context))
+        return _Counted(self._writing, _port(context))
 
     def writing_last(self, context: GrpcContext) -> None:
         """Note that the last message and the status of a call are being written from now to its end."""
@@ -190,14 +191,17 @@ class Connections:
                         os.dup2(silent.fileno(), descriptor, inheritable=False)
 
 
-@contextlib.contextmanager
-def _counted(counter: Counter[int], port: int) -> Iterator[None]:
-    """Count one more for the port during the block."""
-    counter[port] += 1
-    try:
-        yield
-    finally:
-        _release(counter, port)
+class _Counted:
+    """Counts one more for the port during a `with` block."""
+
+    def __init__(self, counter: Counter[int], port: int) -> None:
+        self._counter, self._port = counter, port
+
+    def __enter__(self) -> None:
+        self._counter[self._port] += 1
+
+    def __exit__(self, *error: object) -> None:
+        _release(self._counter, self._port)
 
 
 def _release(counter: Counter[int], port: int) -> None:
@@ -208,8 +212,14 @@ def _release(counter: Counter[int], port: int) -> None:
 
 
 def _port(context: GrpcContext) -> int:
-    """The port of the client: the last part of an address such as `ipv4:10.0.0.1:50000`, if there is one."""
-    family, _, address = context.peer().partition(":")
+    """The port of the client of a call; ON_THIS_MACHINE if it has none."""
+    return _port_of(context.peer())
+
+
+@lru_cache(maxsize=1024)  # the connections of a server are few beside its calls
+def _port_of(peer: str) -> int:
+    """The last part of an address such as `ipv4:10.0.0.1:50000`, if there is one."""
+    family, _, address = peer.partition(":")
     port = address.rpartition(":")[2]
     return int(port) if family != "unix" and port.isdecimal() else ON_THIS_MACHINE
 

@@ -128,29 +128,29 @@ class FillMask:
 
     def _masks(self, item: TextItem, scores: NDArray[np.float32], ids: NDArray[np.int64]) -> list[FilledMask]:
         """The masks of one text, from their scores and ids (masks, k)."""
+        input_ids, positions = item.input_ids.tolist(), item.selected.tolist()
         return [
-            FilledMask(
-                int(position),
-                [
-                    Candidate(
-                        float(score),
-                        int(token),
-                        self._encoder.decode([int(token)]),
-                        self._filled_in(item, position, token),
-                    )
-                    for score, token in zip(*ranked, strict=True)
-                ],
-            )
-            for position, ranked in zip(item.selected, zip(scores, ids, strict=True), strict=True)
+            FilledMask(position, self._candidates(input_ids, position, *ranked, alone=len(positions) == 1))
+            for position, *ranked in zip(positions, scores.tolist(), ids.tolist(), strict=True)
         ]
 
-    def _filled_in(self, item: TextItem, position: np.int64, token: np.int64) -> str:
-        """The text with a token in place of one mask. Special tokens are removed, unless other masks are left."""
-        ids = item.input_ids.copy()
-        ids[position] = token
-        if self._encoder.pad_id is not None:
-            ids = ids[ids != self._encoder.pad_id]
-        return self._encoder.decode(ids.tolist(), skip_special_tokens=item.logit_positions == 1)
+    def _candidates(
+        self, input_ids: list[int], position: int, scores: Sequence[float], tokens: Sequence[int], *, alone: bool
+    ) -> list[Candidate]:
+        """The candidates for one mask. Special tokens are removed from their texts, unless other masks are left."""
+        before, after = self._unpadded(input_ids[:position]), self._unpadded(input_ids[position + 1 :])
+        return [
+            Candidate(
+                score,
+                token,
+                self._encoder.decode([token]),
+                self._encoder.decode([*before, *self._unpadded([token]), *after], skip_special_tokens=alone),
+            )
+            for score, token in zip(scores, tokens, strict=True)
+        ]
+
+    def _unpadded(self, ids: list[int]) -> list[int]:
+        return [token for token in ids if token != self._encoder.pad_id]
 
 
 def check_size(items: Sequence[TextItem], top_k: int) -> None:

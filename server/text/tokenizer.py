@@ -17,6 +17,9 @@ from server.text.tokenizer_file import TokenizerSettings, open_tokenizer, rerais
 # Tokens seldom have more than a few characters. A text with more than this per token is refused, or truncated, before
 # it is encoded.
 MAX_CHARACTERS_PER_TOKEN = 250
+# Texts of so many characters together are encoded in the calling thread, which holds the interpreter lock. For more the
+# library uses threads of its own, and waits for them: on busy CPUs longer than a short text takes.
+FEW_CHARACTERS = 256
 TextOrPair = str | tuple[str, str]
 Name = Callable[[int], str]  # the number of an input → its name in errors
 
@@ -193,6 +196,8 @@ class TextEncoder:
     ) -> list[Encoding]:
         """Encode texts or pairs. InvalidRequest for a character without a token, if there is no unknown token."""
         try:
+            if sum(map(_characters, inputs)) <= FEW_CHARACTERS:
+                return [tokenizer.encode(*_pair(each), add_special_tokens=special) for each in inputs]
             return list(tokenizer.encode_batch_fast(list(inputs), add_special_tokens=special))
         except BaseException as error:  # the tokenizers library raises nothing narrower, for an unnamed text
             reraise_if_foreign(error)
@@ -248,6 +253,14 @@ class TextEncoder:
 def check_pairs(texts: Sequence[str], pairs: Sequence[str], pair_field: str) -> None:
     if pairs and len(pairs) != len(texts):
         raise InvalidRequest(pair_field, f"{len(pairs)} texts", f"{len(texts)}, one for each text, or none")
+
+
+def _pair(each: TextOrPair) -> tuple[str, str | None]:
+    return (each, None) if isinstance(each, str) else each
+
+
+def _characters(each: TextOrPair) -> int:
+    return len(each) if isinstance(each, str) else sum(map(len, each))
 
 
 def _numbered(field: str, first: int, number: int) -> str:

@@ -22,6 +22,8 @@ class Authentication:
 
     def client(self, call: grpc.HandlerCallDetails) -> Client | None:
         """The client of a call; None if no token is necessary. Raises Unauthenticated and PermissionDenied."""
+        if self._access.is_open:
+            return None
         metadata = call.invocation_metadata or ()
         values = [value for key, value in metadata if key == AUTHORIZATION and isinstance(value, str)]
         return self._access.client(self._need(str(call.method)), values)

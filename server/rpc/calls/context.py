@@ -45,17 +45,20 @@ def describe_call(path: str) -> str:
 
 
 def make_request_context(context: GrpcContext, *, priority: int = 0, timeout_us: int = 0) -> RequestContext:
-    """The request context of a call. `timeout_us` (microseconds, 0 for none) can only shorten the client's deadline.
+    """The request context of a call. `timeout_us` (microseconds, 0 for none) can only shorten the client's deadline."""
+    return request_context(context.time_remaining(), time.monotonic(), priority=priority, timeout_us=timeout_us)
+
+
+def request_context(remaining_s: float | None, now: float, *, priority: int = 0, timeout_us: int = 0) -> RequestContext:
+    """The request context of a call whose deadline is `remaining_s` seconds from now; None: it has none.
 
     A client gives up at its own deadline, which is earlier than the deadline that the server sees: gRPC transmits the
     remaining time rounded up (in steps of 10 ms from one second, of 100 ms from ten seconds, and so on), and the
     message has spent time in transit. The leeway of the request context covers both.
     """
-    remaining_s: float | None = context.time_remaining()
     limits_s = [limit for limit in (remaining_s, timeout_us / 1e6 or None) if limit is not None]
-    deadline = time.monotonic() + min(limits_s) if limits_s else None
     return RequestContext(
-        deadline=deadline,
+        deadline=now + min(limits_s) if limits_s else None,
         leeway_s=_leeway_s(remaining_s or 0.0),
         priority=priority,
         cancellation=_CANCELLATION.get() or Cancellation(),

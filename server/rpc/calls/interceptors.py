@@ -6,8 +6,9 @@ It knows nothing of models and handles every service on the server, including he
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, aclosing, contextmanager
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, aclosing, nullcontext
+from functools import lru_cache
 from typing import Any, Protocol, TypeAlias
 
 import grpc
@@ -19,7 +20,7 @@ from server.rpc.calls.authentication import Authentication
 from server.rpc.calls.context import (
     GrpcContext,
     describe_call,
-    make_request_context,
+    request_context,
     set_client_of_call,
     start_cancellation,
 )
@@ -40,6 +41,8 @@ KINDS = {  # (request streams, response streams) → the value of the label grpc
     (True, False): ("client_stream", "stream_unary"),
     (True, True): ("bidi_stream", "stream_stream"),
 }
+
+MAX_METHODS = 256  # whose handlers are kept; a server has some dozens
 
 log = logging.getLogger("server")
 
@@ -82,6 +85,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._slow_client_seconds = slow_client_seconds
         self._rates = rates or CallerRates(0)
         self._authentication = authentication or Authentication(Access())
+        self._wrapped_once = lru_cache(MAX_METHODS)(self._wrapped)  # the handlers of a server's methods stay the same
 
     async def intercept_service(
         self,
@@ -99,10 +103,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
+        if handler.request_streaming:  # a stream can outlive the token that it began with
+            return self._wrapped(path, handler, lambda: self._authentication.client(handler_call_details))
+        return self._wrapped_once(path, handler)
+
+    def _wrapped(self, path: str, handler: Handler, check: Callable[[], object] | None = None) -> Handler:
+        """The handler of a method with all that this interceptor adds to it. `check` is called at each message."""
+        assert handler is not None
         kind, field = KINDS[handler.request_streaming, handler.response_streaming]
         inner = getattr(handler, field)
-        if handler.request_streaming:  # a stream can outlive the token that it began with
-            inner = _with_each_message(inner, lambda: self._authentication.client(handler_call_details))
+        if check is not None:
+            inner = _with_each_message(inner, check)
         read = read_each if handler.request_streaming else read_one
         wrap, make_handler = (
             (self._streaming, grpc.stream_stream_rpc_method_handler)
@@ -135,7 +146,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             async def respond() -> Any:
                 await self._admit(path, context)
                 request = await read(messages, context)
-                with self._tracked(path, context):
+                with self._tracked(path, context), self._calling(path, context):
                     return await inner(request, context)
 
             return await self._run(kind, path, context, respond)
@@ -149,7 +160,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             async def respond() -> None:
                 await self._admit(path, context)
                 request = await read(messages, context)
-                with self._tracked(path, context):
+                with self._tracked(path, context), self._calling(path, context):
                     # write() instead of yield: the generator is then closed as soon as the client disconnects.
                     async with aclosing(inner(request, context)) as responses:
                         async for response in responses:
@@ -166,7 +177,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     async def _run(self, kind: str, path: str, context: GrpcContext, respond: Callable[[], Awaitable[Any]]) -> Any:
         """What `respond` returns. An error ends the call with the error's status."""
         try:
-            with self._measured(kind, path, context):
+            with _MeasuredCall(self._listener, kind, path, context):
                 response = await respond()
         except grpc.aio.AbortError:
             raise
@@ -188,38 +199,43 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self._rates.check(context)
             await self._connections.wait_for_close(context)
 
-    @contextmanager
-    def _tracked(self, path: str, context: GrpcContext) -> Iterator[None]:
-        with ExitStack() as stack:
-            if path in self._tracked_paths:
-                late = self._connections.was_open_at_stop(context)
-                stack.enter_context(self._in_flight.track_late() if late else self._in_flight.track())
-            if not path.startswith(f"/{HEALTH}/"):  # watching the health of a server keeps no connection open
-                stack.enter_context(self._connections.calling(context))
-            yield
+    def _tracked(self, path: str, context: GrpcContext) -> AbstractContextManager[None]:
+        """Count a call that has to finish, during the `with` block. Raises NotReady if it could go elsewhere."""
+        if path not in self._tracked_paths:
+            return nullcontext()
+        late = self._connections.was_open_at_stop(context)
+        return self._in_flight.track_late() if late else self._in_flight.track()
 
-    @contextmanager
-    def _measured(self, kind: str, path: str, context: GrpcContext) -> Iterator[None]:
+    def _calling(self, path: str, context: GrpcContext) -> AbstractContextManager[None]:
+        """Count the call as one of its connection. Watching the health of a server keeps no connection open."""
+        return nullcontext() if path.startswith(f"/{HEALTH}/") else self._connections.calling(context)
+
+
+class _MeasuredCall:
+    """Reports the start and the end of a call to a listener. An error in the `with` block is the status of the call."""
+
+    def __init__(self, listener: CallListener, kind: str, path: str, context: GrpcContext) -> None:
         _, service, method = path.split("/")
-        self._listener.call_started(kind, service, method)
-        request_context = make_request_context(context)  # for the status of a cancelled call only
-        started = time.perf_counter()
-        code = grpc.StatusCode.OK
-        try:
-            yield
-        except asyncio.CancelledError:
-            code = CANCEL_STATUSES[request_context.cancel_reason(time.monotonic())]
-            raise
-        except grpc.aio.AbortError:
-            code = context.code()
-            raise
-        except Exception as error:
-            code = code_of(error)
-            raise
-        finally:
-            seconds = time.perf_counter() - started
-            self._listener.call_ended(kind, service, method, code.name, seconds)
-            log.debug("%s: %s after %.6f s", describe_call(path), code.name, seconds)
+        self._listener, self._labels, self._path = listener, (kind, service, method), path
+        self._context, self._remaining_s = context, context.time_remaining()
+
+    def __enter__(self) -> None:
+        self._listener.call_started(*self._labels)
+        self._started = time.monotonic()
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        now, code = time.monotonic(), self._code(error)
+        self._listener.call_ended(*self._labels, code.name, now - self._started)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("%s: %s after %.6f s", describe_call(self._path), code.name, now - self._started)
+
+    def _code(self, error: BaseException | None) -> grpc.StatusCode:
+        if isinstance(error, asyncio.CancelledError):
+            context = request_context(self._remaining_s, self._started)
+            return CANCEL_STATUSES[context.cancel_reason(time.monotonic())]
+        if isinstance(error, grpc.aio.AbortError):
+            return self._context.code()
+        return code_of(error) if isinstance(error, Exception) else grpc.StatusCode.OK
 
 
 def _with_each_message(inner: Behaviour, check: Callable[[], object]) -> Behaviour:

@@ -7,6 +7,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from server.artifact import read_artifact
+from server.concurrency.offload import MAX_INLINE_ITEMS
 from server.errors import InvalidRequest, Overloaded
 from server.text.encode import CHUNK_CHARACTERS, AsyncEncoder, TokenCounter
 from server.text.tokenizer import TextEncoder
@@ -40,11 +41,18 @@ def encoder(exported):
 
 async def test_short_texts_are_encoded_together_and_long_ones_in_chunks(encoder, pool):
     read = AsyncEncoder(encoder, pool)
-    assert len(await read(["a list", "a set"], truncate=False, field="texts")) == 2
+    assert len(await read(["a list", "a set"] * 20, truncate=False, field="texts")) == 40
     assert pool.jobs == 1
     tokens = await read([TEXT, "a set", *[TEXT] * MANY], truncate=True, field="texts")
     assert [(len(each), each.truncated) for each in tokens] == [(64, True), (4, False), *[(64, True)] * MANY]
     assert pool.jobs > 1 + (MANY + 1) * len(TEXT) // CHUNK_CHARACTERS
+
+
+async def test_a_few_short_texts_are_not_worth_a_switch_to_a_thread(encoder, pool):
+    assert len(await AsyncEncoder(encoder, pool)(["a list", "a set"], truncate=False, field="texts")) == 2
+    assert pool.jobs == 0
+    await AsyncEncoder(encoder, pool)([""] * 100, ["a"] * 100, truncate=False, field="texts")
+    assert pool.jobs == 1
 
 
 async def test_pairs_stay_together(encoder, pool):
@@ -77,8 +85,9 @@ async def test_no_chunk_is_encoded_for_a_cancelled_request(encoder, pool):
 
 async def test_the_number_of_texts_that_wait_to_be_counted_is_limited(encoder, pool):
     count = TokenCounter(encoder, pool, name="bert", max_texts=3)
-    first = asyncio.create_task(count(["a", "a list"], [], field="texts", pair_field="pairs"))
-    await asyncio.sleep(0)
+    first = asyncio.create_task(count(["a", " " * MAX_INLINE_ITEMS + "a list"], [], field="texts", pair_field="pairs"))
+    while not pool.jobs:
+        await asyncio.sleep(0)
     with pytest.raises(Overloaded, match="the queue of texts to count for bert is full"):
         await count(["a", "b"], [], field="texts", pair_field="pairs")
     assert await first == [3, 4]

@@ -1,6 +1,7 @@
 """`python -m server`: read the settings, prepare the logs, serve, exit."""
 
 import asyncio
+import gc
 import logging
 import os
 import sys
@@ -52,6 +53,8 @@ def _run(settings: Settings) -> int:
 
     from server.serving import serve
 
+    gc.collect()
+    gc.freeze()  # the modules are never garbage: a collection during a call does not look at them
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # omit the _created series
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(settings))

@@ -1,18 +1,23 @@
 """Applies the deadline of a request to the code that awaits its result."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from typing import Any
 
 from server.admission.queue import RequestContext
 from server.errors import DeadlineExceeded
 
 
-@asynccontextmanager
-async def within_deadline(context: RequestContext, now: float) -> AsyncIterator[asyncio.Timeout]:
-    """Cancel the block when the deadline of the request passes, and raise DeadlineExceeded."""
-    try:
-        async with asyncio.timeout(None if context.deadline is None else context.deadline - now) as timeout:
-            yield timeout
-    except TimeoutError:
-        raise DeadlineExceeded("the deadline of the request passed before its answer was ready") from None
+class within_deadline:  # noqa: N801  # a function to its users
+    """Cancel the `async with` block when the deadline of the request passes, and raise DeadlineExceeded."""
+
+    def __init__(self, context: RequestContext, now: float) -> None:
+        self._timeout = asyncio.timeout(None if context.deadline is None else context.deadline - now)
+
+    async def __aenter__(self) -> asyncio.Timeout:
+        return await self._timeout.__aenter__()
+
+    async def __aexit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        try:
+            await self._timeout.__aexit__(kind, error, traceback)
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline of the request passed before its answer was ready") from None

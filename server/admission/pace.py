@@ -67,12 +67,11 @@ class Pace:
 
     def slowdown(self, now: float) -> float:
         """By how much batches take longer than predicted, judging from those that run now; at least 1."""
-        ratios = (
-            (now - begun) / seconds
-            for work, begun in list(self._running.values())
-            if (seconds := self.seconds(work)) > 0
-        )
-        return min(max(1.0, max(ratios, default=1.0)), MAX_SLOWDOWN)
+        worst = 1.0
+        for work, begun in list(self._running.values()):
+            if (seconds := self.seconds(work)) > 0:
+                worst = max(worst, (now - begun) / seconds)
+        return min(worst, MAX_SLOWDOWN)
 
     def remaining(self, now: float) -> float:
         """The predicted seconds of work left in the batches that run now, together."""

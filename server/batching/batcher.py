@@ -1,8 +1,9 @@
 """Runs the batches that the scheduler chooses: the thin part, with the clock, the threads and the callers.
 
 There is one queue, and one worker for each session. A free worker takes the next batch and collates it in its own
-thread. While all workers are busy, the next batch is planned and collated ahead of time. Its items stay in the queue:
-they can be cancelled, and more can join. If a better batch is possible once a worker is free, that batch runs instead.
+thread. While all workers are busy, the next batch is planned and collated ahead of time, unless it is small. Its items
+stay in the queue: they can be cancelled, and more can join. If a better batch is possible once a worker is free, that
+batch runs instead. It starts before the callers of the last batch are answered.
 """
 
 import asyncio
@@ -19,12 +20,14 @@ from server.admission.queue import Limits, RequestContext
 from server.batching.collate import Item, Outputs
 from server.batching.forecast import Forecast
 from server.batching.queue import Queue, Request, Reservation
-from server.batching.scheduler import Budget, Scheduler, work_of
+from server.batching.scheduler import Budget, Scheduler, tokens_of, work_of
 from server.batching.waiting import NEVER, WaitingItem
-from server.batching.worker import Batch, BatchWorker, Collated, SessionProtocol, out_of_memory
+from server.batching.worker import Batch, BatchResult, BatchWorker, Collated, SessionProtocol, out_of_memory
 from server.errors import NotReady
 from server.host.priority import yield_to_event_loop
 from server.observability.observer import Observer
+
+SMALL_TOKENS = 256  # of a batch that takes no longer to collate than to switch to a thread for it: a tenth of a ms
 
 log = logging.getLogger(__name__)
 
@@ -196,8 +199,13 @@ class Batcher:
                     await self._arrived.wait()
 
     async def _plan_ahead(self) -> tuple[list[WaitingItem], Collated | None]:
-        """The next batch, collated ahead of time. None if collating fails: the worker retries and reports the error."""
+        """The next batch, collated ahead of time. None if collating fails: the worker retries and reports the error.
+
+        A small batch is left to the worker.
+        """
         planned = self._scheduler.plan(self._clock())
+        if tokens_of(planned) <= SMALL_TOKENS:
+            return [], None
         items, collate = self._queue.items(planned), self._workers[0].collate
         try:
             return planned, await asyncio.get_running_loop().run_in_executor(self._ahead, collate, items)
@@ -214,28 +222,42 @@ class Batcher:
         )
 
     async def _run(self, worker: BatchWorker, batch: Batch) -> None:
-        """Run a batch, then free the worker."""
+        """Run a batch, free the worker, and answer. Never raises: a failure goes to the callers of this batch.
+
+        They learn of a failure first: their other items must not run.
+        """
+        begun = self._clock()
         try:
-            await self._answer(worker, batch)
+            outcome = await self._outcome(worker, batch, begun)
+            if _is_too_large(batch, outcome):
+                await self._run_halves(worker, batch)
+                return
+            if isinstance(outcome, Exception):
+                self._fail(batch, outcome)
+                return
         finally:
             worker.busy_since = self._clock() if len(self._scheduler) and not self._scheduler.max_delay_s else None
             self._free.put_nowait(worker)
+        self._answer(batch, outcome, begun)
 
-    async def _answer(self, worker: BatchWorker, batch: Batch) -> None:
-        """Run a batch and deliver the answers. Never raises: a failure goes to the callers of this batch."""
-        begun, pace = self._clock(), self._scheduler.pace
+    async def _outcome(self, worker: BatchWorker, batch: Batch, begun: float) -> BatchResult | Exception:
+        """Run a batch, and learn from the time that it takes."""
+        pace = self._scheduler.pace
         pace.start(worker, work_of(batch.members), begun if worker.busy_since is None else worker.busy_since)
         try:
             result = await worker.run(batch)
         except Exception as error:
             pace.finish(worker, self._clock(), failed=True)
-            if out_of_memory(error) and len(batch.items) > 1:
-                await self._answer_halves(worker, batch)
-            else:
-                log.error("%s: a batch of %d items failed", self.name, len(batch.items), exc_info=error)
-                self._queue.fail(batch.members, error)
-            return
+            return error
         pace.finish(worker, self._clock())
+        return result
+
+    def _fail(self, batch: Batch, error: Exception) -> None:
+        log.error("%s: a batch of %d items failed", self.name, len(batch.items), exc_info=error)
+        self._queue.fail(batch.members, error)
+
+    def _answer(self, batch: Batch, result: BatchResult, begun: float) -> None:
+        """Deliver the answers of a batch that began to run at the time `begun`."""
         self._observer.batch(
             items=len(batch.items),
             tokens=batch.tokens,
@@ -245,9 +267,21 @@ class Batcher:
         )
         self._queue.answer(batch.members, result.answers, result.spent)
 
-    async def _answer_halves(self, worker: BatchWorker, batch: Batch) -> None:
-        """Run a batch for which there was not enough memory in two halves."""
+    async def _run_halves(self, worker: BatchWorker, batch: Batch) -> None:
+        """Run a batch for which there was not enough memory in halves, and these in halves if need be, and answer."""
         log.warning("%s: not enough memory for a batch of %d items; trying halves", self.name, len(batch.items))
         middle = len(batch.items) // 2
-        for half in (batch.members[:middle], batch.members[middle:]):
-            await self._answer(worker, self._batch(half))
+        for members in (batch.members[:middle], batch.members[middle:]):
+            half, begun = self._batch(members), self._clock()
+            outcome = await self._outcome(worker, half, begun)
+            if _is_too_large(half, outcome):
+                await self._run_halves(worker, half)
+            elif isinstance(outcome, Exception):
+                self._fail(half, outcome)
+            else:
+                self._answer(half, outcome, begun)
+
+
+def _is_too_large(batch: Batch, outcome: BatchResult | Exception) -> bool:
+    """Whether there was not enough memory for a batch that can be smaller."""
+    return isinstance(outcome, Exception) and out_of_memory(outcome) and len(batch.items) > 1

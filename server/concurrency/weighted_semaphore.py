@@ -25,6 +25,9 @@ class WeightedSemaphore:
 
     async def acquire(self, size: int) -> None:
         """Take `size` of the capacity, after all earlier waiters. A waiter that is cancelled holds nothing."""
+        if not self._waiters and min(size, self.capacity) <= self.free:
+            self.free -= min(size, self.capacity)
+            return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append((min(size, self.capacity), turn))
         self._wake_waiters()

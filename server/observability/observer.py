@@ -3,8 +3,7 @@
 An observer belongs to one version of one model, so the events carry no names.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -94,11 +93,14 @@ class NoOpObserver:
     def finished(self, *, reason: str, usage: Usage) -> None: ...
 
 
-@contextmanager
-def counting_refusals(observer: Observer) -> Iterator[None]:
-    """Notify the observer if the block refuses a request with Overloaded."""
-    try:
-        yield
-    except Overloaded:
-        observer.refused("overloaded")
-        raise
+class counting_refusals:  # noqa: N801  # a function to its users
+    """Notify the observer if the `with` block refuses a request with Overloaded."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if isinstance(error, Overloaded):
+            self._observer.refused("overloaded")

@@ -12,12 +12,13 @@ from server.batching.collate import ImageItem
 from server.errors import InvalidRequest
 from server.images.decode_pool import DecodePool
 from server.images.file import Header
-from server.images.preprocess import ImageDecoder
+from server.images.preprocess import ImageDecoder, Pixels
 from server.tasks.classification import Class, check_classes, ranked, score_function
 
 LARGEST_IMAGES = 20  # of the largest size in a request, or more smaller ones: about ten seconds of decoding
 # The memory to read a header: Pillow may fill the frame of a GIF or unpack the texts of a PNG.
 HEADER_BYTES = 200_000_000
+SMALL_DECODING_BYTES = 4_000_000  # of an image that takes about a millisecond, which is decoded with its header
 
 
 class ClassifyImage:
@@ -51,7 +52,9 @@ class ClassifyImage:
 
     async def _items(self, images: Sequence[bytes], field: str) -> list[ImageItem]:
         """Check the headers of all images, then decode the images in several threads."""
-        headers = await self._pool.run(partial(self._headers, images, field), decoding_bytes=HEADER_BYTES)
+        headers, only = await self._pool.run(partial(self._begin, images, field), decoding_bytes=HEADER_BYTES)
+        if only is not None:
+            return [ImageItem(pixel_values=only, outputs=("logits",))]
 
         async def decoded(number: int, file: bytes, header: Header) -> ImageItem:
             work = partial(self._decoder.decode, file, f"{field}[{number}]")
@@ -65,6 +68,12 @@ class ClassifyImage:
         finally:
             for task in tasks:  # if one failed, the others are not needed
                 task.cancel()
+
+    def _begin(self, images: Sequence[bytes], field: str) -> tuple[list[Header], Pixels | None]:
+        """The headers of all images, and the pixels if there is but one small image."""
+        headers = self._headers(images, field)
+        small = len(images) == 1 and headers[0].decoding_bytes <= SMALL_DECODING_BYTES
+        return headers, self._decoder.decode(images[0], f"{field}[0]") if small else None
 
     def _headers(self, images: Sequence[bytes], field: str) -> list[Header]:
         headers: list[Header] = []

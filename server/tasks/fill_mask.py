@@ -143,7 +143,7 @@ class FillMask:
             Candidate(
                 score,
                 token,
-                self._encoder.decode([token]),
+                self._encoder.decode_token(token),
                 self._encoder.decode([*before, *self._unpadded([token]), *after], skip_special_tokens=alone),
             )
             for score, token in zip(scores, tokens, strict=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ MAX_CHARACTERS_PER_TOKEN = 250
 # Texts of so many characters together are encoded in the calling thread, which holds the interpreter lock. For more the
 # library uses threads of its own, and waits for them: on busy CPUs longer than a short text takes.
 FEW_CHARACTERS = 256
+MAX_DECODED = 1 << 14  # tokens of which the text is kept: a megabyte or two
 TextOrPair = str | tuple[str, str]
 Name = Callable[[int], str]  # the number of an input → its name in errors
 
@@ -66,6 +67,7 @@ class TextEncoder:
         truncating = replace(settings, max_length=self.max_length, truncation_side="left" if self._on_left else "right")
         path = artifact.path(text.tokenizer)
         self._tokenizer, self._truncating = open_tokenizer(path, settings), open_tokenizer(path, truncating)
+        self._decoded = lru_cache(MAX_DECODED)(lambda token_id: self.decode([token_id]))
 
     def encode(
         self,
@@ -182,6 +184,10 @@ class TextEncoder:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return clean_up(text) if self.text.clean_up_spaces else text
+
+    def decode_token(self, token_id: int) -> str:
+        """The text of a token by itself."""
+        return self._decoded(token_id)
 
     def detokenizer(self) -> Detokenizer:
         """A decoder of tokens that are generated one after the other. It leaves special tokens out."""

@@ -21,11 +21,12 @@ def events():
 
 
 @pytest.fixture
-async def make(session, events):
+async def make(session, events, monkeypatch):
     """Makes and starts batchers, and drains them after the test."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def made(*, items=8, tokens=64, limits=None, sessions=None, **settings):
+            monkeypatch.setattr("server.batching.batcher.SMALL_TOKENS", 0)  # collate all batches ahead of time
             batcher = Batcher(
                 sessions or [session],
                 name="sums",

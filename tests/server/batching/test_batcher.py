@@ -57,6 +57,19 @@ async def test_a_batch_is_collated_during_a_run_and_later_items_can_join(make, s
     assert [facts["items"] for facts in events.batches] == [1, 2]
 
 
+async def test_a_small_batch_is_collated_by_the_worker_that_runs_it(make, session, monkeypatch):
+    batcher = await make()
+    monkeypatch.setattr("server.batching.batcher.SMALL_TOKENS", 10)
+    session.open.clear()
+    tasks = [asyncio.create_task(run_items(batcher, [item(1)]))]
+    await until(lambda: batcher.waiting_inputs == 0 and batcher.running_inputs)
+    tasks.append(asyncio.create_task(run_items(batcher, [item(2)])))
+    await until(lambda: batcher.waiting_inputs == 1)
+    session.open.set()
+    await asyncio.gather(*tasks)
+    assert session.collated == 2  # not a third time, ahead of the second run
+
+
 async def test_a_failing_run_fails_only_its_own_items(make, session, events):
     batcher = await make(items=1)
     answers = await asyncio.gather(

@@ -53,7 +53,7 @@ def find_best(
         stages.insert(0, partial(thread_candidates, machine=machine, small=small))
     fine = search(coarse.best, stages, comparison.candidates)
     sizes = _sizes(comparison, artifact, fine.best, settings)
-    choice = Choice(candidate=fine.best, sizes=sizes.best, speedup=coarse.speedup * fine.speedup)
+    choice = Choice(candidate=fine.best, sizes=sizes.best, speedup=round(coarse.speedup * fine.speedup, 3))
     return Best(choice, comparison.take(fine.best), coarse.compared + fine.compared + sizes.compared)
 
 

@@ -156,11 +156,11 @@ class Tuner:
 
 def _log_measured(artifact: Artifact, best: Best, limit: TimeLimit) -> None:
     log.info(
-        "%s version %s: tuned in %.1f s, with %d comparisons%s: %s",
+        "%s version %s: tuned%s: %s (%.1f s, comparisons: %d)",
         artifact.name,
         artifact.version,
+        " until it was to be unloaded" if limit.ended else "",
+        best.choice,
         limit.spent,
         best.compared,
-        ", until it was cut short" if limit.ended else "",
-        best.choice,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NAMES = ("model name", "cpu model", "CPU part")  # of /proc/cpuinfo on x86-64, others, and arm64
+VNNI = {"avx_vnni", "avx512_vnni"}
 INSTRUCTION_SETS = ("flags", "Features")  # on x86-64 and arm64
 
 
@@ -16,6 +17,11 @@ class Processor:
 
     name: str
     instruction_sets: frozenset[str] = frozenset()
+
+    @property
+    def saturates(self) -> bool:
+        """Whether sums of products of 8-bit numbers saturate at 16 bits: x86 without VNNI."""
+        return "avx2" in self.instruction_sets and not VNNI & self.instruction_sets
 
 
 def read_processor(root: Path = Path("/")) -> Processor:

@@ -11,7 +11,11 @@ Way = tuple[str, str, str]  # provider, precision of the graph, precision in whi
 # (onnxruntime_session_options_config_keys.h). It changes no result.
 SHRINKING_BLOCKS: Option = ("session.dynamic_block_base", "4")
 MANY_THREADS = 4  # with fewer there is little to divide
-OPTIONS: dict[str, tuple[Option, ...]] = {"cpu": (SHRINKING_BLOCKS,)}  # by provider
+# Without VNNI, products of unsigned and signed 8-bit numbers saturate at 16 bits; with this option the runtime makes
+# weights unsigned at load, which is exact and slower ("Avx2PrecisionMode", onnxruntime_session_options_config_keys.h).
+EXACT_PRODUCTS: Option = ("session.x64quantprecision", "1")
+EIGHT_BIT_PRODUCTS = ("int8-dynamic",)  # precisions of graphs
+OPTIONS: dict[str, tuple[Option, ...]] = {"cpu": (SHRINKING_BLOCKS, EXACT_PRODUCTS)}  # by provider
 FEW_THREADS = (4, 1)  # enough for a model whose operators take less time than to wake many threads
 
 
@@ -59,10 +63,14 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """The CPUs that a process may use. Fewer `cores` than `cpus`: two CPUs share a core."""
+    """The CPUs that a process may use. Fewer `cores` than `cpus`: two CPUs share a core.
+
+    `saturates`: products of 8-bit numbers may saturate at 16 bits.
+    """
 
     cpus: int
     cores: int
+    saturates: bool = False
 
 
 def ways(
@@ -84,11 +92,13 @@ def ways(
     return found
 
 
-def others(default: Candidate, ways: Sequence[Way]) -> list[Candidate]:
-    """Candidates for the other ways (provider, precision of the graph, precision), with the default's threads."""
-    found = [
-        replace(default, provider=provider, graph=graph, precision=precision) for provider, graph, precision in ways
-    ]
+def others(default: Candidate, ways: Sequence[Way], *, saturates: bool = False) -> list[Candidate]:
+    """Candidates for the other ways, with the default's threads; see `Machine` for `saturates`."""
+    found = []
+    for provider, graph, precision in ways:
+        found.append(replace(default, provider=provider, graph=graph, precision=precision))
+        if saturates and provider == "cpu" and graph in EIGHT_BIT_PRODUCTS:
+            found.append(replace(found[-1], options=(EXACT_PRODUCTS,)))
     return [each for each in dict.fromkeys(found) if each != default]
 
 
@@ -100,8 +110,9 @@ def thread_candidates(best: Candidate, machine: Machine, *, small: bool) -> list
 
 def option_candidates(best: Candidate) -> list[Candidate]:
     """The same with one more option."""
-    known = OPTIONS.get(best.provider, ()) if best.threads >= MANY_THREADS else ()
-    return [replace(best, options=(*best.options, each)) for each in known if each not in best.options]
+    if best.provider != "cpu" or best.threads < MANY_THREADS or SHRINKING_BLOCKS in best.options:
+        return []
+    return [replace(best, options=(*best.options, SHRINKING_BLOCKS))]
 
 
 def batch_stages(default: int, *, smallest: int) -> list[Callable[[int], list[int]]]:

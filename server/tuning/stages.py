@@ -43,12 +43,13 @@ def find_best(
     ways: Sequence[Way],
     *,
     settings: ModelSettings,
-    machine: Machine | None,
+    machine: Machine,
+    set_threads: bool,
 ) -> Best:
-    """Search from the default on. Without a `machine` the number of threads is not changed."""
-    coarse = search(default, [lambda best: others(best, ways)], comparison.candidates)
+    """Search from the default on. With `set_threads`, other numbers of threads are tried."""
+    coarse = search(default, [lambda best: others(best, ways, saturates=machine.saturates)], comparison.candidates)
     stages = [option_candidates]
-    if machine is not None and machine.cpus > 1:
+    if set_threads and machine.cpus > 1:
         small = comparison.is_small(coarse.best)
         stages.insert(0, partial(thread_candidates, machine=machine, small=small))
     fine = search(coarse.best, stages, comparison.candidates)

@@ -9,7 +9,7 @@ from server.concurrency.stop_signal import StopSignal
 from server.config.settings import ModelSettings, Settings
 from server.errors import BadArtifact
 from server.host.cpus import usable_cpus
-from server.host.processor import physical_cores
+from server.host.processor import physical_cores, read_processor
 from server.runtime.open import OPENVINO_PRECISIONS
 from server.runtime.providers import ProviderChoice, cpu_has_bf16
 from server.runtime.sessions import CheckedSession, open_sessions
@@ -54,7 +54,7 @@ class Tuner:
     def __init__(self, settings: Settings) -> None:
         self._settings, self._cache = settings, ChoiceCache(settings.cache)
         cpus = usable_cpus()
-        self._machine = Machine(cpus=cpus, cores=min(cpus, physical_cores()))
+        self._machine = Machine(cpus=cpus, cores=min(cpus, physical_cores()), saturates=read_processor().saturates)
         self._limits: dict[str, TimeLimit] = {}  # of the models that are being measured
 
     def open(
@@ -114,7 +114,8 @@ class Tuner:
                 default,
                 self._ways(artifact, providers),
                 settings=self._settings.of(artifact.name),
-                machine=None if self._settings.threads else self._machine,
+                machine=self._machine,
+                set_threads=not self._settings.threads,
             )
         finally:
             del self._limits[artifact.name]

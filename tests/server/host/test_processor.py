@@ -32,6 +32,15 @@ def test_the_name_and_the_instruction_sets_are_read(cpuinfo, expected, tmp_path)
     assert read_processor(tmp_path) == expected
 
 
+@pytest.mark.parametrize(
+    ("instruction_sets", "saturates"),
+    [({"avx2"}, True), ({"avx2", "avx512f"}, True), ({"avx2", "avx_vnni"}, False), ({"avx2", "avx512_vnni"}, False)]
+    + [({"asimd"}, False), (set(), False)],
+)
+def test_products_of_8_bit_numbers_saturate_without_vnni(instruction_sets, saturates):
+    assert Processor("a CPU", frozenset(instruction_sets)).saturates == saturates
+
+
 @pytest.mark.parametrize("cpuinfo", [None, "", "nonsense", ":\n"])
 def test_without_a_description_there_is_a_name(cpuinfo, tmp_path):
     if cpuinfo is not None:

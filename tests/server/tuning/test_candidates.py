@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from server.tuning.candidates import (
+    EXACT_PRODUCTS,
     SHRINKING_BLOCKS,
     Candidate,
     Choice,
@@ -43,6 +44,14 @@ def test_every_provider_runs_every_graph_that_it_knows(providers, graphs, bf16, 
 def test_the_default_is_not_its_own_challenger():
     found = others(DEFAULT, [("cpu", "fp32", "fp32"), ("cpu", "int8-weights", "int8-weights")])
     assert found == [replace(DEFAULT, graph="int8-weights", precision="int8-weights")]
+
+
+def test_where_products_saturate_exact_ones_are_tried_too():
+    ways = [("cpu", "fp32", "fp32"), ("cpu", "int8-dynamic", "int8-dynamic"), ("openvino", "fp32", "fp32")]
+    dynamic = replace(DEFAULT, graph="int8-dynamic", precision="int8-dynamic")
+    openvino = replace(DEFAULT, provider="openvino")
+    assert others(DEFAULT, ways) == [dynamic, openvino]
+    assert others(DEFAULT, ways, saturates=True) == [dynamic, replace(dynamic, options=(EXACT_PRODUCTS,)), openvino]
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,19 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from server.admission.in_flight import InFlight
 from server.auth.security import Security
 from server.config.settings import Settings
+from server.host.cpus import usable_cpus
+from server.host.gpu import has_nvidia_gpu
 from server.host.listening import WILDCARDS, is_local, with_port
+from server.host.processor import read_processor
 from server.host.standard_files import STDOUT
 from server.host.unix_socket import SCHEME, UnixSocket
 from server.observability.http import HttpServer
@@ -21,11 +25,14 @@ from server.observability.observer import Observer
 from server.observability.prometheus import Metrics
 from server.repository.gauges import ModelMetrics
 from server.repository.listener import RepositoryListener, ServedModels
+from server.repository.model import Model
 from server.repository.poller import Poller
 from server.repository.repository import Repository
 from server.rpc.connections import Connections
 from server.rpc.health import Health
 from server.rpc.server import build_server
+from server.runtime.cuda import cuda_problem
+from server.runtime.summary import Facts, summary
 from server.tasks.registry import TASKS
 
 STOPPING = "the server is stopping; retry later, or use another server"
@@ -171,9 +178,28 @@ def _announce(settings: Settings, repository: Repository, port: int, http_port: 
         "https" if settings.tls_cert else "http",
         with_port(settings.host, http_port),
     )
+    line, is_warning = summary(_facts(settings, repository.models()))
+    log.log(logging.WARNING if is_warning else logging.INFO, line)
     if settings.log_format == "text":
         lines = ("try, in another terminal:", *_examples(settings, set(tasks.values()), port), "", "")
         STDOUT.write("\n".join(lines))
+
+
+def _facts(settings: Settings, models: Sequence[Model]) -> Facts:
+    gpu_found = has_nvidia_gpu()
+    providers = {model.provider for model in models}
+    idle_gpu = gpu_found and settings.provider == "auto" and "cuda" not in providers
+    return Facts(
+        providers=providers,
+        cpu=read_processor(),
+        cpus=usable_cpus(),
+        requested=settings.provider,
+        devices=settings.device,
+        gpu_found=gpu_found,
+        cuda_problem=(cuda_problem(settings.device[0]) if idle_gpu else None) or "",
+        openvino_installed=find_spec("onnxruntime_ep_openvino") is not None,
+        only_fp32=[m.name for m in models if {graph.precision for graph in m.artifact.graphs("cpu")} == {"fp32"}],
+    )
 
 
 def _target(host: str, port: int) -> str:

@@ -17,6 +17,7 @@ class Processor:
 
     name: str
     instruction_sets: frozenset[str] = frozenset()
+    vendor: str = ""  # as x86-64 names it: GenuineIntel, AuthenticAMD
 
     @property
     def saturates(self) -> bool:
@@ -33,7 +34,7 @@ def read_processor(root: Path = Path("/")) -> Processor:
     fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     name = next((fields[key] for key in NAMES if key in fields), platform.machine())
     flags = next((fields[key] for key in INSTRUCTION_SETS if key in fields), "")
-    return Processor(name, frozenset(flags.split()))
+    return Processor(name, frozenset(flags.split()), fields.get("vendor_id", ""))
 
 
 def physical_cores(cpus: Collection[int] | None = None, root: Path = Path("/")) -> int:

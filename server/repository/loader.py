@@ -88,7 +88,7 @@ class ModelLoader:
         if self._providers is None:
             self._providers = find_providers(self._settings)
             if self._providers.reason:
-                log.warning("running on %s: %s", self._providers, self._providers.reason)
+                log.info("running on %s: %s", self._providers, self._providers.reason)
         return read_artifact(directory), self._providers
 
     def _build(self, artifact: Artifact, choice: ProviderChoice, others: Sequence[ProviderChoice]) -> Model:

@@ -22,7 +22,7 @@ ARM = "processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd bf16\nCPU impleme
 @pytest.mark.parametrize(
     ("cpuinfo", "expected"),
     [
-        (X86, Processor("AMD EPYC 7R13 Processor", frozenset({"fpu", "sse2", "avx2"}))),
+        (X86, Processor("AMD EPYC 7R13 Processor", frozenset({"fpu", "sse2", "avx2"}), "AuthenticAMD")),
         (ARM, Processor("0xd40", frozenset({"fp", "asimd", "bf16"}))),
     ],
 )

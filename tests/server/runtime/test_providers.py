@@ -92,6 +92,7 @@ def test_without_its_package_openvino_cannot_be_chosen(machine, hint, fresh_regi
 
 @pytest.mark.usefixtures("openvino_or_stand_in")
 async def test_auto_runs_models_on_openvino_and_those_it_cannot_run_on_the_cpu(artifacts, caplog):
+    caplog.set_level(logging.INFO, "server")
     async with opened(artifacts, "tiny-bert", "tiny-gpt", "tiny-vit", provider="auto") as repository:
         providers = {model.name: model.provider for model in repository.models()}
     assert providers == {"tiny-bert": "openvino", "tiny-gpt": "cpu", "tiny-vit": "openvino"}

@@ -3,8 +3,9 @@
 The bundled models are so small that little is left but the cost of calls. Each caller is a connection with one call in
 flight; all callers are one thread of this process, which needs a fraction of the CPU time of any server. The bare
 server parses the same requests and sends responses of the same bytes. The engine alone is our tasks, batcher and
-session, called in a process of their own. Beside calls per second, the table has the CPU time of the server for each
-call, which depends less on other processes.
+session, called in a process of their own. The rate of its session counts only the time in which batches run: no server
+of this model can be faster. Beside calls per second, the table has the CPU time of the server for each call, which
+depends less on other processes.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from tests.serving import ROOT, served
 PRETRAINED = ROOT / "models" / "pretrained"
 BERT, VIT = "bert-mini", "vit-digits"
 AFFINITY, ECHO, ENGINE, CORE = "Affinity", "bare grpc.aio", "engine alone", "Triton core, identity"
+SESSION = "session of the engine alone"
 EVERY_PEER = (ECHO, ENGINE, CORE)
 FILL_MASK, INFER, IMAGE = "FillMask", "ModelInfer", "ClassifyImage"
 CALLERS = (1, 16, 64)
@@ -60,7 +62,7 @@ class Party:
     """One of the servers that are compared. It takes part in those calls that it has a run for."""
 
     name: str
-    pid: int
+    pid: int | None  # of the process that does the work, if its CPU time is of interest
     runs: dict[str, Run]  # by name of the call
 
 
@@ -87,7 +89,7 @@ def calls() -> list[Call]:
 def tensor_request(text: str) -> oip.ModelInferRequest:
     """A text as clients of the Open Inference Protocol send it."""
     request, raw = oip.ModelInferRequest(model_name=BERT), text.encode()
-    request.inputs.add(name="text", datatype="BYTES", shape=[1])
+    request.inputs.add(name="text", datatype="BYTES", shape=[1, 1])
     request.raw_input_contents.append(struct.pack("<I", len(raw)) + raw)
     return request
 
@@ -102,32 +104,35 @@ def over_grpc(port: int, wanted: Sequence[Call], seconds: float) -> dict[str, Ru
     return {call.name: partial(run, call) for call in wanted}
 
 
-def echo(stack: ExitStack, recorded_from: int, wanted: Sequence[Call], seconds: float) -> Party:
+def echo(stack: ExitStack, recorded_from: int, wanted: Sequence[Call], seconds: float) -> list[Party]:
     """A bare server, with a response of the server at the port `recorded_from` to each kind of call."""
     running = stack.enter_context(peer(OURS, "echo"))
     with grpc.insecure_channel(f"127.0.0.1:{recorded_from}") as channel:
         for call in wanted:
             response: bytes = channel.unary_unary(call.path)(call.messages[0], timeout=60)
             running.ask(method=call.path, response=base64.b64encode(response).decode())
-    return Party(ECHO, running.pid, over_grpc(running.ask()["port"], wanted, seconds))
+    return [Party(ECHO, running.pid, over_grpc(running.ask()["port"], wanted, seconds))]
 
 
-def engine(stack: ExitStack, artifacts: Path, wanted: Sequence[Call], seconds: float) -> Party:
-    """Our tasks without gRPC. They answer ModelInfer as they answer FillMask."""
+def engine(stack: ExitStack, artifacts: Path, wanted: Sequence[Call], seconds: float) -> list[Party]:
+    """Our tasks without gRPC, and their session. They answer ModelInfer as they answer FillMask."""
     running = stack.enter_context(peer(OURS, "own_tasks", artifacts, "0"))
 
-    def run(call: Call, callers: int) -> tuple[int, float]:
+    def run(call: Call, duration: str, callers: int) -> tuple[int, float]:
         found = running.ask(model=call.model, inputs=call.inputs, callers=callers, seconds=seconds)
-        return found["answered"], found["seconds"]
+        return found["answered"], found[duration]
 
-    return Party(ENGINE, running.pid, {call.name: partial(run, call) for call in wanted})
+    return [
+        Party(ENGINE, running.pid, {call.name: partial(run, call, "seconds") for call in wanted}),
+        Party(SESSION, None, {call.name: partial(run, call, "session_seconds") for call in wanted}),
+    ]
 
 
-def triton_core(stack: ExitStack, wanted: Sequence[Call], seconds: float) -> Party:
+def triton_core(stack: ExitStack, wanted: Sequence[Call], seconds: float) -> list[Party]:
     """The Triton core with a model of its Python backend that returns its input, for calls of its protocol."""
     running = stack.enter_context(peer(TRITON, "triton_identity", BERT))
     spoken = [call for call in wanted if call.path.startswith(f"/{OPEN_INFERENCE}/")]
-    return Party(CORE, running.pid, over_grpc(running.ask()["port"], spoken, seconds))
+    return [Party(CORE, running.pid, over_grpc(running.ask()["port"], spoken, seconds))]
 
 
 # ---- measuring
@@ -147,9 +152,10 @@ class Measurements:
 
         def side(party: Party) -> Side:
             def rate() -> float:
-                before = cpu_seconds(party.pid)
+                before = cpu_seconds(party.pid) if party.pid else 0.0
                 answered, seconds = party.runs[call.name](callers)
-                spent[party.name].append((cpu_seconds(party.pid) - before) / max(answered, 1))
+                if party.pid:
+                    spent[party.name].append((cpu_seconds(party.pid) - before) / max(answered, 1))
                 print(f"  {workload}: {party.name}: {answered / seconds:,.0f} per second", flush=True)
                 return answered / seconds
 
@@ -158,6 +164,8 @@ class Measurements:
         results = in_rounds(workload, [side(party) for party in taking_part], self._rounds)
         return [
             replace(each, note=f"{median(spent[each.side][1:]) * 1e3:.3f} ms of CPU a call")  # without the warm-up
+            if spent[each.side]
+            else each
             for each in results
         ]
 
@@ -173,7 +181,7 @@ def opened(
     seconds = given.seconds or SECONDS[given.sizes]
     server = stack.enter_context(served(artifacts, "--threads", "0"))
     parties = [Party(AFFINITY, server.process.pid, over_grpc(server.port, wanted, seconds))]
-    openers: dict[str, Callable[[], Party]] = {
+    openers: dict[str, Callable[[], list[Party]]] = {
         ECHO: lambda: echo(stack, server.port, wanted, seconds),
         ENGINE: lambda: engine(stack, artifacts, wanted, seconds),
         CORE: lambda: triton_core(stack, wanted, seconds),
@@ -182,7 +190,7 @@ def opened(
     for name in given.peers:
         print(f"opening {name} …", flush=True)
         try:
-            parties.append(openers[name]())
+            parties += openers[name]()
         except Missing as reason:
             skipped.append(Result(INFER, name, note=f"skipped: {reason}"))
     return parties, skipped

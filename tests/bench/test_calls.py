@@ -19,7 +19,7 @@ def test_each_call_is_measured_beside_a_bare_server(
     said = capsys.readouterr().out
     for name in (calls.FILL_MASK, calls.INFER, calls.IMAGE):
         for callers in ("1 caller", "16 callers"):
-            for side in (calls.AFFINITY, calls.ECHO, calls.ENGINE):
+            for side in (calls.AFFINITY, calls.ECHO, calls.ENGINE, calls.SESSION):
                 assert f"| {name}, {callers} | {side} |" in said
     assert said.count("| ≥ 0.5 × |") == 2 * 2
     assert (FOLDERS[TRITON] / "bin" / "python").exists() or HOW_TO_MAKE in said

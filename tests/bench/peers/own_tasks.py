@@ -1,6 +1,7 @@
 """Not a peer: our own batcher, session and tasks without gRPC, `ARTIFACTS THREADS`.
 
-Asked with `model`, `inputs` (texts, or image files in base64), `callers` and `seconds`.
+Asked with `model`, `inputs` (texts, or image files in base64), `callers` and `seconds`. Answers how many requests were
+answered, in how many seconds, and how many of these the session ran.
 """
 
 import asyncio
@@ -15,26 +16,38 @@ import uvloop
 
 from server.admission.queue import RequestContext
 from server.config.settings import Settings
+from server.observability.observer import NoOpObserver
 from server.repository.listener import RepositoryListener
 from server.repository.repository import Repository
 from tests.bench.peers import answering
 
 
+class Runs(NoOpObserver, RepositoryListener):
+    """Adds up the time of all batches in the session."""
+
+    seconds = 0.0
+
+    def observer(self, name: str, version: str) -> "Runs":
+        return self
+
+    def batch(self, **facts: Any) -> None:
+        self.seconds += facts["spent"].run_seconds
+
+
 def open_peer() -> answering.Work:
     folder, threads = sys.argv[1:]
-    loop = uvloop.new_event_loop()
+    loop, runs = uvloop.new_event_loop(), Runs()
     settings = Settings(artifacts=Path(folder), provider="cpu", threads=int(threads))
 
     async def opened() -> Repository:
-        repository = Repository(settings, RepositoryListener())
+        repository = Repository(settings, runs)
         await repository.load_all()
         return repository
 
     repository = loop.run_until_complete(opened())
 
     async def closed_loop(task: Any, inputs: Sequence[Any], callers: int, seconds: float) -> dict[str, Any]:
-        """Answered requests, and seconds."""
-        started, answered = time.perf_counter(), 0
+        started, ran, answered = time.perf_counter(), runs.seconds, 0
 
         async def call(number: int) -> None:
             nonlocal answered
@@ -43,7 +56,8 @@ def open_peer() -> answering.Work:
                 number, answered = number + 1, answered + 1
 
         await asyncio.gather(*map(call, range(callers)))
-        return {"answered": answered, "seconds": time.perf_counter() - started}
+        seconds = time.perf_counter() - started
+        return {"answered": answered, "seconds": seconds, "session_seconds": runs.seconds - ran}
 
     def work(request: dict[str, Any]) -> dict[str, Any]:
         model = repository.get(request["model"])

@@ -22,8 +22,8 @@ def open_peer() -> answering.Work:
     triton.bind(
         model_name=sys.argv[1],
         infer_func=infer,
-        inputs=[Tensor(name="text", dtype=bytes, shape=())],
-        outputs=[Tensor(name="text", dtype=bytes, shape=())],
+        inputs=[Tensor(name="text", dtype=bytes, shape=(1,))],
+        outputs=[Tensor(name="text", dtype=bytes, shape=(1,))],
         config=ModelConfig(max_batch_size=64, batcher=DynamicBatcher()),
     )
     triton.run()

@@ -56,8 +56,9 @@ def export_parser() -> argparse.ArgumentParser:
         "--target",
         metavar="TARGET[=PRECISION],…",
         help=f"the machines to export graphs for (default: {precisions.DEFAULT}, without those that the model "
-        "cannot be exported for); precisions of cpu: fp32, int8-weights, int4-weights; of cuda: fp16 and, except for "
-        "GPT, fp32; a target may be named several times with different precisions, its default first",
+        "cannot be exported for); precisions of cpu: fp32, int8-weights, int4-weights and, except for GPT, "
+        "int8-dynamic; of cuda: fp16 and, except for GPT, fp32; a target may be named several times with different "
+        "precisions, its default first",
     )
     add_model_options(parser)
     add_precision_options(parser)
@@ -97,7 +98,7 @@ def add_precision_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--head-precision",
         choices=precisions.BITS,
-        help="for weight-only precisions: that of the head's matrices, which compute the logits (default: int8)",
+        help="for quantised precisions: that of the head's matrices, which compute the logits (default: int8)",
     )
     parser.add_argument(
         "--evaluate",
@@ -110,7 +111,7 @@ def add_precision_options(parser: argparse.ArgumentParser) -> None:
         "--tolerance",
         type=float,
         metavar="BOUND",
-        help="for weight-only precisions: the largest error allowed, root mean square over standard deviation "
+        help="for quantised precisions: the largest error allowed, root mean square over standard deviation "
         "(default: "
         + ", ".join(f"{p.tolerance:g} for {p.name}" for p in precisions.PRECISIONS.values() if p.weights)
         + ")",

@@ -12,7 +12,8 @@ BITS = {"fp32": None, "int8": 8, "int4": 4}  # of a value of a matrix; None: it 
 class Precision:
     """`measure` says which error `tolerance` bounds; both errors are relative to the reference's standard deviation.
 
-    In a weight-only precision, matrices are stored as `weights`, those of the head as `head`, the rest as `datatype`.
+    In a quantised precision, matrices are stored as `weights`, those of the head as `head`, the rest as `datatype`.
+    `activations` are the inputs of the products, except in the head; without it, the precision is weight-only.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Precision:
     tolerance: float
     weights: str = ""
     head: str = ""
+    activations: str = ""
 
 
 PRECISIONS = {
@@ -31,13 +33,16 @@ PRECISIONS = {
     # head in int8 has nearly the same error as one in fp32, and the head holds a third of GPT-2's weights.
     "int8-weights": Precision("int8-weights", "FP32", ROOT_MEAN_SQUARE, 0.1, weights="int8", head="int8"),
     "int4-weights": Precision("int4-weights", "FP32", ROOT_MEAN_SQUARE, 0.5, weights="int4", head="int8"),
+    "int8-dynamic": Precision(
+        "int8-dynamic", "FP32", ROOT_MEAN_SQUARE, 0.1, weights="int8", head="int8", activations="int8"
+    ),
 }
 # The target and the precision of each graph to export. The first graph of a target is its default.
 Targets = list[tuple[str, Precision]]
 # The precisions of each target, the default first.
 TARGETS = {
     # ONNX Runtime's CPU provider has no kernels for half precision.
-    "cpu": ("fp32", "int8-weights", "int4-weights"),
+    "cpu": ("fp32", "int8-weights", "int4-weights", "int8-dynamic"),
     "cuda": ("fp16", "fp32"),
 }
 DEFAULT = "cpu=fp32,cuda=fp16"
@@ -46,7 +51,7 @@ DEFAULT = "cpu=fp32,cuda=fp16"
 def parse(text: str, *, head: str | None = None, tolerance: float | None = None) -> Targets:
     """`cpu=fp32,cpu=int8-weights,cuda` → the targets and precisions, in the order given. ExportError if it is invalid.
 
-    `head` and `tolerance` replace the defaults of the weight-only precisions.
+    `head` and `tolerance` replace the defaults of the quantised precisions.
     """
     targets: Targets = []
     for part in text.split(","):
@@ -60,14 +65,12 @@ def parse(text: str, *, head: str | None = None, tolerance: float | None = None)
             raise ExportError(f"--target: found {target}={precision} twice, expected each precision of a target once")
         targets.append((target, adjusted(PRECISIONS[precision], head, tolerance)))
     if (head or tolerance is not None) and not any(precision.weights for _, precision in targets):
-        raise ExportError(
-            f"--head-precision, --tolerance: found --target {text}, expected a weight-only precision in it"
-        )
+        raise ExportError(f"--head-precision, --tolerance: found --target {text}, expected a quantised precision in it")
     return targets
 
 
 def adjusted(precision: Precision, head: str | None, tolerance: float | None) -> Precision:
-    """A weight-only precision with the user's choices; other precisions have none."""
+    """A quantised precision with the user's choices; other precisions have none."""
     if not precision.weights:
         return precision
     if tolerance is not None and not 0 < tolerance < float("inf"):

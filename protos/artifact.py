@@ -17,7 +17,7 @@ GOLDEN_IMAGES = "golden_images.safetensors"
 # The values of the manifest's fields that are names.
 TASKS = ("fill-mask", "classify-text", "embed", "classify-image", "generate")
 TARGETS = ("cpu", "cuda")
-PRECISIONS = ("fp32", "fp16", "int8-weights", "int4-weights")
+PRECISIONS = ("fp32", "fp16", "int8-weights", "int4-weights", "int8-dynamic")
 FUNCTIONS = ("softmax", "sigmoid", "none")  # function_to_apply
 TRUNCATION_SIDES = ("right", "left")
 
@@ -30,7 +30,7 @@ PIXEL_TOLERANCE = 1.0  # grey levels of 256: the libraries of two machines decod
 
 # The error that a tolerance bounds, relative to the standard deviation of the reference.
 MAXIMUM, ROOT_MEAN_SQUARE = "maximum", "root-mean-square"
-# The measure and the tolerance of each precision in which a provider computes. Weight-only precisions are not here:
+# The measure and the tolerance of each precision in which a provider computes. Quantised precisions are not here:
 # their tolerance is the user's choice and stands in the manifest.
 TOLERANCES = {
     # Strict enough to catch an erf-GELU in place of a tanh-GELU, which moves GPT-2's logits by 8e-4.

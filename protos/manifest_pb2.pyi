@@ -205,10 +205,10 @@ class Graph(_message.Message):
     target: _builtins.str
     """cpu, cuda"""
     precision: _builtins.str
-    """fp32, fp16, int8-weights, int4-weights"""
+    """fp32, fp16, int8-weights, int4-weights, int8-dynamic"""
     file: _builtins.str
     head_precision: _builtins.str
-    """of the head's matrices, for weight-only precisions: fp32, int8, int4"""
+    """of the head's matrices, for quantised precisions: fp32, int8, int4"""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tensor]: ...
     @_builtins.property
@@ -221,7 +221,7 @@ class Graph(_message.Message):
 
     @_builtins.property
     def held_out(self) -> Global___Score:
-        """for quantised weights, if the source contains a held-out sample"""
+        """for quantised precisions, if the source contains a held-out sample"""
 
     @_builtins.property
     def evaluation(self) -> Global___Evaluation:

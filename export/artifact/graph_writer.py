@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx_ir
 
+from export.graph.dynamic import quantize_products
 from export.graph.fuse import node_counts, optimize, split_skip_norms
 from export.graph.quantise import quantize
 from export.graph.recipes import DTYPES, GptRecipe, Ports, Recipe
@@ -122,6 +123,8 @@ def quantize_saved(exact: Path, path: Path, precision: Precision) -> list[str]:
     """Quantise a saved graph into another file; returns remarks for the user."""
     model = onnx_ir.load(exact)
     before = node_counts(model)
+    if precision.activations:
+        quantize_products(model)  # all but the head, which is left for `quantize`
     return [save(quantize(model, precision), path), node_changes(before, node_counts(model))]
 
 

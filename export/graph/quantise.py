@@ -32,7 +32,7 @@ HEAD = (
 
 
 def quantize(model: onnx_ir.Model, precision: Precision) -> onnx_ir.Model:
-    """The graph with its matrices stored as a weight-only `precision` says."""
+    """The graph with its matrices stored as a quantised `precision` says."""
     for node in list(model.graph):
         weight = constant_matrix(node)
         if weight is None:

@@ -9,7 +9,7 @@ from server.concurrency.stop_signal import StopSignal
 from server.config.settings import Settings
 from server.errors import BadArtifact, ProviderUnavailable
 from server.runtime.golden_check import Parity, check_parity
-from server.runtime.open import open_session
+from server.runtime.open import OPENVINO_PRECISIONS, open_session
 from server.runtime.providers import ProviderChoice, cpu_has_bf16
 from server.runtime.session import Session
 
@@ -58,11 +58,8 @@ def open_unchecked(
 ) -> Session:
     """Open one session as `open_session` does. Raises BadArtifact or ProviderUnavailable."""
     has_cache = artifact.manifest.HasField("cache")  # then decode steps are captured
-    if has_cache and choice.provider == "openvino":  # it passes lengths out of range to GroupQueryAttention
-        raise ProviderUnavailable(
-            f"{artifact.name}: found provider openvino, expected cpu or cuda: generation over a cache does not run on "
-            "OpenVINO (--models says which models to serve)"
-        )
+    if choice.provider == "openvino":
+        _check_openvino(artifact, artifact.graph(choice.target, graph_precision or None).precision)
     return open_session(
         artifact,
         choice,
@@ -73,6 +70,20 @@ def open_unchecked(
         config=config,
         enable_cuda_graph=has_cache,
     )
+
+
+def _check_openvino(artifact: Artifact, graph_precision: str) -> None:
+    """Raise ProviderUnavailable for models and graphs that do not run on OpenVINO."""
+    if artifact.manifest.HasField("cache"):  # OpenVINO passes lengths out of range to GroupQueryAttention
+        raise ProviderUnavailable(
+            f"{artifact.name}: found provider openvino, expected cpu or cuda: generation over a cache does not run on "
+            "OpenVINO (--models says which models to serve)"
+        )
+    if graph_precision not in OPENVINO_PRECISIONS:
+        raise ProviderUnavailable(
+            f"{artifact.name}: found provider openvino and a graph in {graph_precision}, expected cpu: OpenVINO runs "
+            "graphs in fp32, int8-weights and int4-weights"
+        )
 
 
 def _open_openvino(

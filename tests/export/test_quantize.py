@@ -102,7 +102,7 @@ def test_the_users_tolerance_is_applied(export, checkpoints: dict[str, Path]) ->
 @pytest.mark.parametrize(
     ("target", "options", "complaint"),
     [
-        ("cpu=fp32", {"head": "int8"}, "expected a weight-only precision"),
+        ("cpu=fp32", {"head": "int8"}, "expected a quantised precision"),
         ("cpu=int8-weights", {"tolerance": -1.0}, "--tolerance: found -1"),
         ("cpu=int8-weights", {"tolerance": float("nan")}, "--tolerance: found nan"),
         ("cuda=int8-weights", {}, "expected one of fp16, fp32"),

@@ -22,7 +22,7 @@ from server.client import Client
 from server.config.settings import Settings
 from server.errors import ProviderUnavailable
 from server.runtime.providers import ProviderChoice
-from server.runtime.sessions import open_checked
+from server.runtime.sessions import open_unchecked
 from tests.serving import ROOT, served
 from tests.sharing import make_once, shared_directory
 
@@ -167,4 +167,4 @@ def test_openvino_is_not_given_such_a_graph(dynamic: Path) -> None:
     artifact = read_artifact(dynamic / "tiny-vit/1")
     expected = "found provider openvino and a graph in int8-dynamic, expected cpu: OpenVINO runs graphs in fp32"
     with pytest.raises(ProviderUnavailable, match=expected):
-        open_checked(artifact, ProviderChoice("openvino"), Settings(), graph_precision="int8-dynamic")
+        open_unchecked(artifact, ProviderChoice("openvino"), Settings(), graph_precision="int8-dynamic")

@@ -198,7 +198,11 @@ def _facts(settings: Settings, models: Sequence[Model]) -> Facts:
         gpu_found=gpu_found,
         cuda_problem=(cuda_problem(settings.device[0]) if idle_gpu else None) or "",
         openvino_installed=find_spec("onnxruntime_ep_openvino") is not None,
-        only_fp32=[m.name for m in models if {graph.precision for graph in m.artifact.graphs("cpu")} == {"fp32"}],
+        only_fp32={
+            model.name: model.artifact.manifest.task
+            for model in models
+            if {graph.precision for graph in model.artifact.graphs("cpu")} == {"fp32"}
+        },
     )
 
 

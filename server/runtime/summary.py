@@ -1,7 +1,7 @@
 """One line for the log: what the models run on, and what would be faster on this machine. Pure."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 from server.host.processor import Processor
 from server.runtime.providers import OPENVINO_PACKAGE
@@ -16,7 +16,8 @@ INSTRUCTIONS = {
     "AVX2": {"avx2"},
 }
 MULTIPLY_BYTES = ("AMX", "AVX512-VNNI", "AVX-VNNI")  # elsewhere weights in 8 bits are slower than fp32 for most models
-EXPORT = "export with --target cpu=fp32,cpu=int8-weights"
+EXPORT = "export with --target cpu=fp32,cpu={}"
+FEWER_BITS = {"generate": "int8-weights"}  # by task; of all other tasks: int8-dynamic
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Facts:
     gpu_found: bool = False
     cuda_problem: str = ""  # why CUDA cannot run; empty without a GPU, and if it runs
     openvino_installed: bool = False
-    only_fp32: Collection[str] = ()  # models on a CPU whose artifact has no graph in fewer bits
+    only_fp32: Mapping[str, str] = field(default_factory=dict)  # model → task, without a graph for CPUs in fewer bits
 
 
 def summary(facts: Facts) -> tuple[str, bool]:
@@ -70,5 +71,7 @@ def _faster(facts: Facts) -> list[str]:
     if facts.requested == "auto" and facts.cpu.vendor == INTEL and not facts.openvino_installed:
         found.append(f"pip install {OPENVINO_PACKAGE}")
     if facts.only_fp32 and instructions(facts.cpu) in MULTIPLY_BYTES:
-        found.append(f"{EXPORT} ({', '.join(sorted(facts.only_fp32))})")
+        for precision in ("int8-dynamic", "int8-weights"):
+            models = [m for m, task in facts.only_fp32.items() if FEWER_BITS.get(task, "int8-dynamic") == precision]
+            found += [f"{EXPORT.format(precision)} ({', '.join(sorted(models))})"] if models else []
     return found

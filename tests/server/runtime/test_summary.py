@@ -13,7 +13,7 @@ ON_AMD = Facts(providers={"cpu"}, cpu=AMD, cpus=2, requested="auto")
 ON_INTEL = Facts(providers={"cpu"}, cpu=XEON, cpus=2, requested="auto", openvino_installed=True)
 ON_GPU = Facts(providers={"cuda"}, cpu=XEON, cpus=8, requested="auto", devices=(0, 1), gpu_found=True)
 UNUSED_GPU = replace(ON_GPU, providers={"cpu"})
-EXPORT = "export with --target cpu=fp32,cpu=int8-weights"
+EXPORT = "export with --target cpu=fp32,cpu=int8-dynamic"
 
 
 @pytest.mark.parametrize(
@@ -21,24 +21,31 @@ EXPORT = "export with --target cpu=fp32,cpu=int8-weights"
     [
         (ON_AMD, "runs on cpu: AMD EPYC, 2 CPUs, AVX512-VNNI"),
         (
-            replace(ON_AMD, only_fp32=["vit", "bert"]),
+            replace(ON_AMD, only_fp32={"vit": "classify-image", "bert": "fill-mask"}),
             f"runs on cpu: AMD EPYC, 2 CPUs, AVX512-VNNI; faster: {EXPORT} (bert, vit)",
         ),
         (
-            replace(ON_AMD, cpu=replace(AMD, instruction_sets=frozenset({"avx2"})), only_fp32=["bert"], cpus=1),
+            replace(
+                ON_AMD, cpu=replace(AMD, instruction_sets=frozenset({"avx2"})), only_fp32={"bert": "fill-mask"}, cpus=1
+            ),
             "runs on cpu: AMD EPYC, 1 CPU, AVX2",
         ),
         (
-            replace(ON_AMD, cpu=Processor("aarch64", frozenset({"asimd"})), only_fp32=["bert"]),
+            replace(ON_AMD, cpu=Processor("aarch64", frozenset({"asimd"})), only_fp32={"bert": "fill-mask"}),
             "runs on cpu: aarch64, 2 CPUs",
+        ),
+        (
+            replace(ON_AMD, only_fp32={"gpt": "generate", "bert": "fill-mask"}),
+            f"runs on cpu: AMD EPYC, 2 CPUs, AVX512-VNNI; faster: {EXPORT} (bert), "
+            "or export with --target cpu=fp32,cpu=int8-weights (gpt)",
         ),
         (ON_INTEL, "runs on cpu: Intel Xeon, 2 CPUs, AMX"),
         (
-            replace(ON_INTEL, providers={"openvino", "cpu"}, only_fp32=["bert"]),
+            replace(ON_INTEL, providers={"openvino", "cpu"}, only_fp32={"bert": "fill-mask"}),
             f"runs on cpu and openvino: Intel Xeon, 2 CPUs, AMX; faster: {EXPORT} (bert)",
         ),
         (
-            replace(ON_INTEL, openvino_installed=False, only_fp32=["bert"]),
+            replace(ON_INTEL, openvino_installed=False, only_fp32={"bert": "fill-mask"}),
             f"runs on cpu: Intel Xeon, 2 CPUs, AMX; faster: pip install onnxruntime-ep-openvino, or {EXPORT} (bert)",
         ),
         (
@@ -48,7 +55,7 @@ EXPORT = "export with --target cpu=fp32,cpu=int8-weights"
         (replace(ON_AMD, openvino_installed=False), "runs on cpu: AMD EPYC, 2 CPUs, AVX512-VNNI"),
         (ON_GPU, "runs on cuda: GPU 0, 1"),
         (
-            replace(ON_GPU, providers={"cuda", "cpu"}, only_fp32=["bert"]),
+            replace(ON_GPU, providers={"cuda", "cpu"}, only_fp32={"bert": "fill-mask"}),
             "runs on cpu and cuda: Intel Xeon, 8 CPUs, AMX",
         ),
         (

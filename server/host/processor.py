@@ -8,6 +8,7 @@ from pathlib import Path
 
 NAMES = ("model name", "cpu model", "CPU part")  # of /proc/cpuinfo on x86-64, others, and arm64
 VNNI = {"avx_vnni", "avx512_vnni"}
+OVERLOAD = 1.25  # threads for each CPU: one for each is what a single process needs
 INSTRUCTION_SETS = ("flags", "Features")  # on x86-64 and arm64
 
 
@@ -45,6 +46,15 @@ def physical_cores(cpus: Collection[int] | None = None, root: Path = Path("/")) 
     if cpus is None:
         cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     return len({_siblings(cpu, root) for cpu in cpus})
+
+
+def is_overloaded() -> bool:
+    """Whether more threads than this machine has CPUs have been running or waiting, on average over the last minute."""
+    try:
+        load, _, _ = os.getloadavg()
+    except OSError:  # unknown here
+        return False
+    return load > OVERLOAD * (os.cpu_count() or 1)
 
 
 def _siblings(cpu: int, root: Path) -> str:

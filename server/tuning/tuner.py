@@ -9,7 +9,7 @@ from server.concurrency.stop_signal import StopSignal
 from server.config.settings import ModelSettings, Settings
 from server.errors import BadArtifact
 from server.host.cpus import usable_cpus
-from server.host.processor import physical_cores, read_processor
+from server.host.processor import is_overloaded, physical_cores, read_processor
 from server.runtime.open import OPENVINO_PRECISIONS
 from server.runtime.providers import ProviderChoice, cpu_has_bf16
 from server.runtime.sessions import CheckedSession, open_sessions
@@ -115,7 +115,7 @@ class Tuner:
                 self._ways(artifact, providers),
                 settings=self._settings.of(artifact.name),
                 machine=self._machine,
-                set_threads=not self._settings.threads,
+                set_threads=not self._settings.threads and not _is_overloaded(artifact.name),
             )
         finally:
             del self._limits[artifact.name]
@@ -153,6 +153,13 @@ class Tuner:
             max_prefill_tokens=sizes.max_prefill_tokens or settings.max_prefill_tokens,
         )
         return Opened([session], settings, tuning)
+
+
+def _is_overloaded(name: str) -> bool:
+    """Whether others use the CPUs now. Then a model seems faster with fewer threads, and is not when it is alone."""
+    if overloaded := is_overloaded():
+        log.info("%s: tuning without numbers of threads, because this machine has more work than CPUs", name)
+    return overloaded
 
 
 def _log_measured(artifact: Artifact, best: Best, limit: TimeLimit) -> None:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from server.host.processor import Processor, physical_cores, read_processor
+from server.host.processor import Processor, is_overloaded, physical_cores, read_processor
 
 X86 = """processor\t: 0
 vendor_id\t: AuthenticAMD
@@ -39,6 +39,13 @@ def test_the_name_and_the_instruction_sets_are_read(cpuinfo, expected, tmp_path)
 )
 def test_products_of_8_bit_numbers_saturate_without_vnni(instruction_sets, saturates):
     assert Processor("a CPU", frozenset(instruction_sets)).saturates == saturates
+
+
+@pytest.mark.parametrize(("load", "overloaded"), [(0.0, False), (4.0, False), (5.1, True), (90.0, True)])
+def test_a_machine_is_overloaded_with_more_running_threads_than_cpus(load, overloaded, monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    assert is_overloaded() == overloaded
 
 
 @pytest.mark.parametrize("cpuinfo", [None, "", "nonsense", ":\n"])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from server.tuning import comparison
+from server.tuning import comparison, tuner
 from server.tuning.choice import Measurement
 from tests.artifacts import change_manifest, replace_file
 
@@ -51,6 +51,7 @@ class Stopwatch:
 
 @pytest.fixture
 def stopwatch(monkeypatch):
+    monkeypatch.setattr(tuner, "is_overloaded", lambda: False)
     watch = Stopwatch()
     monkeypatch.setattr(comparison, "compare", watch)
     return watch

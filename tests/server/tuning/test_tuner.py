@@ -67,6 +67,18 @@ async def test_without_a_faster_choice_the_default_stays_and_is_kept(root, stopw
     assert len(kept(root, "tiny-embedder")) == 1
 
 
+@pytest.mark.parametrize("overloaded", [False, True])
+async def test_fewer_threads_are_not_tried_while_others_use_the_cpus(root, stopwatch, monkeypatch, overloaded):
+    """With fewer threads a model would seem faster then, and be slower later."""
+    monkeypatch.setattr(tuner, "usable_cpus", lambda: 4)
+    monkeypatch.setattr(tuner, "is_overloaded", lambda: overloaded)
+    stopwatch.speedup = 2.0
+    async with tuned(root, "tiny-embedder", threads=0) as repository:
+        candidate = repository.get("tiny-embedder").tuning.choice.candidate
+    assert candidate.graph == "int8-weights"
+    assert (candidate.threads == 4) == overloaded
+
+
 async def test_the_sizes_of_batches_that_were_chosen_apply(root, stopwatch):
     stopwatch.speedup = 1.1
     async with tuned(root, "tiny-embedder", overrides={"*": {"precision": "fp32"}}) as repository:

@@ -200,7 +200,7 @@ def export_bundled(folder: Path) -> Path:
     """The artifacts of the bundled models that are called, exported unless the folder has them already."""
     if not all((folder / name).exists() for name in (BERT, VIT)):
         command = [sys.executable, "-m", "export", BERT, VIT, "--artifacts", str(folder), "--target", "cpu"]
-        subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)
+        subprocess.run(command, cwd=ROOT, check=True)
     return folder
 
 

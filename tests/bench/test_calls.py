@@ -10,12 +10,14 @@ from tests.bench.processes import FOLDERS, HOW_TO_MAKE, TRITON
 
 
 @pytest.mark.large
+@pytest.mark.timeout(1200)
 def test_each_call_is_measured_beside_a_bare_server(
     bundled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "rates.json"
-    calls.main(["--sizes", "tiny", "--rounds", "1", "--callers", "1", "16", "--folder", str(bundled)])
-    calls.main(["--sizes", "tiny", "--quick", "--peers", calls.ECHO, "--callers", "2", "--output", str(output)])
+    quickly = ["--sizes", "tiny", "--folder", str(bundled)]
+    calls.main([*quickly, "--rounds", "1", "--callers", "1", "16"])
+    calls.main([*quickly, "--quick", "--peers", calls.ECHO, "--callers", "2", "--output", str(output)])
     said = capsys.readouterr().out
     for name in (calls.FILL_MASK, calls.INFER, calls.IMAGE):
         for callers in ("1 caller", "16 callers"):

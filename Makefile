@@ -1,4 +1,4 @@
-# make serve   exports the bundled models and serves them; MODEL=<source> [NAME=<name>] for another model
+# make serve   exports the bundled models and serves them; MODEL=<source> [NAME=<name>] for another model, TARGET=<targets>
 # make test    makes the same environment and runs the tests
 # make help    lists the rest
 
@@ -7,6 +7,8 @@ BIN := .venv/bin
 ARTIFACTS ?= artifacts
 
 MODEL ?=
+TARGET ?=
+OPTIONS := --artifacts $(ARTIFACTS)$(if $(TARGET), --target "$(TARGET)")
 # What the export would call it: a hub id without its revision; ckpt.pt after its folder, any other .pt by its own name.
 PLACE := $(abspath $(firstword $(subst @, ,$(MODEL))))
 NAME ?= $(notdir $(patsubst %/ckpt,%,$(patsubst %.pt,%,$(PLACE:%.pth=%))))
@@ -23,10 +25,10 @@ install: ## make .venv with all that exporting and serving need
 
 serve: install ## export the bundled models (or MODEL=<source>) and serve them on 8001 (gRPC) and 8002 (HTTP)
 ifeq ($(MODEL),)
-	@$(BIN)/python -m export $(BUNDLED) --artifacts $(ARTIFACTS)
+	@$(BIN)/python -m export $(BUNDLED) $(OPTIONS)
 	@exec $(BIN)/python -m server --artifacts $(ARTIFACTS)
 else
-	@$(BIN)/python -m export "$(MODEL)" --name "$(NAME)" --artifacts $(ARTIFACTS)
+	@$(BIN)/python -m export "$(MODEL)" --name "$(NAME)" $(OPTIONS)
 	@exec $(BIN)/python -m server --artifacts $(ARTIFACTS) --models "$(NAME)"
 endif
 
@@ -41,7 +43,7 @@ test: .venv-dev ## run the tests
 	@$(BIN)/python -m pytest $(WORKERS)
 
 test-large: .venv-dev ## run the tests on models of the published sizes, and rehearse what measures: some minutes
-	@$(BIN)/python -m pytest -m large tests/test_published_sizes.py tests/bench tests/gpu
+	@$(BIN)/python -m pytest -m large tests/test_published_sizes.py tests/export tests/bench tests/gpu
 
 bench: .venv-dev ## measure speed beside peers (those of `make bench-peers` if they are there), and judge it: BENCH=--quick
 	@$(BIN)/python -m tests.bench $(BENCH)

@@ -351,8 +351,14 @@ def test_the_environment_sets_the_artifacts_directory_unless_the_option_does(
 def test_make_serves_the_model_under_the_name_that_the_export_would_give_it(model: str, name: str) -> None:
     command = ["make", "--dry-run", "serve", f"MODEL={model}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert f'python -m export "{model}" --name "{name}" ' in done.stdout
+    assert f'python -m export "{model}" --name "{name}" --artifacts artifacts\n' in done.stdout
     assert f'--models "{name}"' in done.stdout
+
+
+def test_make_exports_for_the_targets_of_the_user() -> None:
+    command = ["make", "--dry-run", "serve", "MODEL=./mine", "TARGET=cpu=fp32,cpu=int8-dynamic"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert '--name "mine" --artifacts artifacts --target "cpu=fp32,cpu=int8-dynamic"\n' in done.stdout
 
 
 def test_an_interrupted_command_lists_the_finished_exports(

@@ -205,7 +205,12 @@ def test_no_metric_family_is_missing(samples):
     stored = {name for name, _ in samples[1]}
     suffixes = ("", "_total", "_bucket")
     missing = {each.name for each in families if not {each.name + suffix for suffix in suffixes} & stored}
-    assert missing == {"affinity_authenticated_calls", "affinity_failed_versions"}  # by client, by reason and model
+    assert missing == {
+        "affinity_authenticated_calls",  # by client
+        "affinity_failed_versions",  # by reason and model
+        "affinity_tuning_info",  # of models that were tuned
+        "affinity_tuning_speedup_ratio",
+    }
 
 
 def promtool(server, path):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from export.precisions import PRECISIONS
+from server.artifact import newest
 from server.client import Client
 from server.errors import ProviderUnavailable
 from server.runtime.providers import openvino_device
@@ -85,7 +86,7 @@ class Bench:
     rounds: int
 
     def artifact(self, model: str) -> Path:
-        return max((self.folder / ARTIFACTS["fp32"] / model).iterdir(), key=lambda version: int(version.name))
+        return newest(self.folder / ARTIFACTS["fp32"])[model]
 
     def workload(self, name: str, stack: ExitStack) -> Workload:
         return Workload(name, [*self.peers, *(ours.name_without_grpc for ours in self.ours)], stack)

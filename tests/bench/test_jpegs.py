@@ -3,9 +3,12 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.serving import ROOT
 
 
+@pytest.mark.large
 def test_ours_is_measured_beside_the_peers() -> None:
     command = [sys.executable, "-m", "tests.bench.jpegs", "--rounds", "1", "--files", "1", "--pixels", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)

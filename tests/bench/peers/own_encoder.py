@@ -23,7 +23,7 @@ def open_peer() -> answering.Work:
     loop = uvloop.new_event_loop()
 
     async def load() -> Any:
-        repository = Repository(Settings(artifacts=Path(folder), models=(name,), provider=provider))
+        repository = Repository(Settings(artifacts=Path(folder), models=(name,), provider=provider, tune="off"))
         await repository.load_all()
         return repository.get(name).task
 

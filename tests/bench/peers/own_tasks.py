@@ -37,7 +37,7 @@ class Runs(NoOpObserver, RepositoryListener):
 def open_peer() -> answering.Work:
     folder, threads = sys.argv[1:]
     loop, runs = uvloop.new_event_loop(), Runs()
-    settings = Settings(artifacts=Path(folder), provider="cpu", threads=int(threads))
+    settings = Settings(artifacts=Path(folder), provider="cpu", threads=int(threads), tune="off")
 
     async def opened() -> Repository:
         repository = Repository(settings, runs)

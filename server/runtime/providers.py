@@ -14,6 +14,7 @@ import onnxruntime
 
 from server.config.settings import Settings
 from server.errors import ProviderUnavailable
+from server.host.processor import read_processor
 from server.runtime.cuda import cuda_problem
 
 OPENVINO = "OpenVINOExecutionProvider"
@@ -115,11 +116,6 @@ def _openvino_devices() -> list[Any]:
     ]
 
 
-def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+def cpu_has_bf16(root: Path = Path("/")) -> bool:
     """Whether this CPU multiplies matrices faster in bf16 than in fp32."""
-    try:
-        text = cpuinfo.read_text()
-    except OSError:
-        return False
-    flags = next((line for line in text.splitlines() if line.startswith("flags")), "").split()
-    return FAST_BF16 in flags
+    return FAST_BF16 in read_processor(root).instruction_sets

@@ -14,8 +14,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from server.host.processor import read_processor
 from tests.bench import goals
-from tests.bench.measure import Result, cpu_flags, machine, write
+from tests.bench.measure import Result, machine, write
 from tests.serving import ROOT
 
 SIZES = ("published", "tiny")
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 results += found or []
                 failed += [module] if found is None else []
     print(f"\n{machine()}; {(time.monotonic() - started) / 60:.0f} minutes\n")
-    print(goals.table(results, goals.kind_of(cpu_flags())))
+    print(goals.table(results, goals.kind_of(read_processor().instruction_sets)))
     for result in {(result.side, result.note): result for result in results if not result.rates}.values():
         print(f"\n{result.side}: {result.note}")
     if given.output:

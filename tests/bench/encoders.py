@@ -18,13 +18,14 @@ from export.precisions import PRECISIONS
 from server.artifact import newest
 from server.client import Client
 from server.errors import ProviderUnavailable
+from server.host.processor import read_processor
 from server.runtime.providers import openvino_device
 from tests.bench import goals
 from tests.bench.clients import CONCURRENCY, asking_triton, classifying, filling, padding_from_now_on
 from tests.bench.goals import FILL_MASK, LENGTHS, VISION
 from tests.bench.inputs import masked_texts, photographs, ready_images, ready_texts
 from tests.bench.load import log_uniform
-from tests.bench.measure import MostPadding, Result, Target, cpu_flags, machine, table, verdicts, write
+from tests.bench.measure import MostPadding, Result, Target, machine, table, verdicts, write
 from tests.bench.processes import OURS, PEERS, TRITON
 from tests.bench.sides import Workload
 from tests.serving import Served, served
@@ -258,7 +259,7 @@ def main() -> None:
     wanted = [target for target in judged if target.workload in given.workloads]
     print(f"\n{machine()}; {given.sizes} sizes, {CONCURRENCY} callers, {given.rounds} rounds\n")
     print(table(results), verdicts(results, wanted), sep="\n\n", end="\n\n")
-    print(goals.table(results, goals.kind_of(cpu_flags()), given.workloads))
+    print(goals.table(results, goals.kind_of(read_processor().instruction_sets), given.workloads))
     if given.output:
         write(given.output, results)
 

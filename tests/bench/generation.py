@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from export.__main__ import main as export_command
+from server.host.processor import read_processor
 from tests import published
 from tests.bench import goals, requests
 from tests.bench.goals import EIGHT, ONE, POISSON
-from tests.bench.measure import Result, Side, cpu_flags, in_rounds, in_turns, machine, table, write
+from tests.bench.measure import Result, Side, in_rounds, in_turns, machine, table, write
 from tests.bench.processes import OURS, PEERS, Missing, Peer, peer
 from tests.bench.requests import Answers, Workload
 from tests.serving import served
@@ -165,7 +166,7 @@ def main() -> None:
     }
     print(f"\n{machine()}; {arguments.threads} threads a side\n")
     print(table(bench.results, "tokens per second"), end="\n\n")
-    print(goals.table(bench.results, goals.kind_of(cpu_flags()), arguments.workloads))
+    print(goals.table(bench.results, goals.kind_of(read_processor().instruction_sets), arguments.workloads))
     if POISSON in arguments.workloads:
         print(f"\n{waits(bench.answers, [name for name in traffic if name.startswith((goals.OURS, goals.ENGINE))])}")
     print()

@@ -6,13 +6,13 @@ One side computes at a time, and they take turns: a machine that becomes slower 
 import datetime
 import json
 import os
-import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-CPUINFO = Path("/proc/cpuinfo")
+from server.host.processor import read_processor
+
 FEATURES = ("avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")  # that decide the speed of matrix products
 
 
@@ -121,27 +121,14 @@ def verdicts(results: Sequence[Result], targets: Iterable[Target | MostPadding])
     return "\n".join([*lines, *(f"| {target.verdict(results)} |" for target in targets)])
 
 
-def machine(cpuinfo: Path = CPUINFO) -> str:
+def machine() -> str:
     """The machine and the date, in one line."""
-    fields = _fields(cpuinfo)
-    name, flags = fields.get("model name", platform.processor() or platform.machine()), cpu_flags(cpuinfo)
+    processor = read_processor()
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    has = [feature for feature in FEATURES if feature in flags]
-    lacks = [feature for feature in FEATURES if feature not in flags]
+    has = [feature for feature in FEATURES if feature in processor.instruction_sets]
+    lacks = [feature for feature in FEATURES if feature not in processor.instruction_sets]
     said = f"{', '.join(has) or 'none'}; without {', '.join(lacks)}" if lacks else ", ".join(has)
-    return f"{cpus} CPUs of {name} ({said}), {datetime.date.today():%-d %B %Y}"
-
-
-def cpu_flags(cpuinfo: Path = CPUINFO) -> set[str]:
-    """The instruction sets of this CPU; none on machines without this file."""
-    return set(_fields(cpuinfo).get("flags", "").split())
-
-
-def _fields(cpuinfo: Path) -> dict[str, str]:
-    if not cpuinfo.exists():
-        return {}
-    pairs = (line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
-    return {key.strip(): value.strip() for key, value in pairs}
+    return f"{cpus} CPUs of {processor.name} ({said}), {datetime.date.today():%-d %B %Y}"
 
 
 def write(path: Path, results: Sequence[Result]) -> None:

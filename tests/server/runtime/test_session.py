@@ -155,5 +155,6 @@ def test_the_probe_is_a_graph_that_doubles_a_number():
 )
 def test_bf16_is_detected_by_the_flags_of_the_cpu(flags, has, tmp_path):
     if flags is not None:
-        (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: {flags}\n")
-    assert cpu_has_bf16(tmp_path / "cpuinfo") == has
+        (tmp_path / "proc").mkdir()
+        (tmp_path / "proc" / "cpuinfo").write_text(f"processor : 0\nflags\t\t: {flags}\n")
+    assert cpu_has_bf16(tmp_path) == has

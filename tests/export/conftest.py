@@ -1,7 +1,7 @@
 """What the tests of the export share: the command, and tiny checkpoints by the kind of model."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from export.__main__ import main
 from tests.checkpoints import randomise
+from tests.sharing import make_once, shared_directory
 
 PREFIX = "tiny-"
 
@@ -58,6 +59,25 @@ def export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., 
         return Outcome(status, said.out, said.err, tmp_path / "artifacts")
 
     return run
+
+
+@pytest.fixture(scope="session")
+def exported_together(
+    checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, Sequence[str], str], Path]:
+    """Export tiny models for several targets with one command. Returns their directory, one for each name."""
+
+    def export_together(name: str, kinds: Sequence[str], targets: str) -> Path:
+        root = shared_directory(tmp_path_factory, name)
+        command = [*(str(checkpoints[kind]) for kind in kinds), "--artifacts", str(root), "--target", targets]
+
+        def make() -> None:
+            assert main(command) == 0
+
+        make_once(root, "all", make)
+        return root
+
+    return export_together
 
 
 @pytest.fixture(scope="session")

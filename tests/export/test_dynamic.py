@@ -1,7 +1,7 @@
 """Products of integers (int8-dynamic): what is quantised, its cost, what is refused, and a server that runs it."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +24,6 @@ from server.errors import ProviderUnavailable
 from server.runtime.providers import ProviderChoice
 from server.runtime.sessions import open_unchecked
 from tests.serving import ROOT, served
-from tests.sharing import make_once, shared_directory
 
 KINDS = ("bert", "classifier", "embedder", "vit", "mixer")
 VARIANTS = (
@@ -46,16 +45,9 @@ NODES = {
 
 
 @pytest.fixture(scope="module")
-def dynamic(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dynamic(exported_together: Callable[[str, Sequence[str], str], Path]) -> Path:
     """The directory with models that have two graphs for CPUs, as the command exports them."""
-    root = shared_directory(tmp_path_factory, "dynamic")
-    command = [*(str(checkpoints[kind]) for kind in KINDS), "--artifacts", str(root), "--target", TARGETS]
-
-    def export() -> None:
-        assert main(command) == 0
-
-    make_once(root, "all", export)
-    return root
+    return exported_together("dynamic", KINDS, TARGETS)
 
 
 def read_manifest(directory: Path) -> Manifest:

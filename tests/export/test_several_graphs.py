@@ -1,7 +1,7 @@
 """Several graphs for one target in an artifact: the command, the files, the checks, and the server that opens each."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,6 @@ from server.runtime.open import open_session
 from server.runtime.providers import ProviderChoice
 from tests.artifacts import change_manifest
 from tests.serving import served
-from tests.sharing import make_once, shared_directory
 
 KINDS = ("bert", "gpt", "mixer")
 PRECISIONS = ("fp32", "int8-weights", "int4-weights")
@@ -26,16 +25,9 @@ CPU = ProviderChoice("cpu")
 
 
 @pytest.fixture(scope="module")
-def several(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def several(exported_together: Callable[[str, Sequence[str], str], Path]) -> Path:
     """The directory with models that have three graphs for CPUs."""
-    root = shared_directory(tmp_path_factory, "several")
-    command = [*(str(checkpoints[kind]) for kind in KINDS), "--artifacts", str(root), "--target", TARGETS]
-
-    def export() -> None:
-        assert main(command) == 0
-
-    make_once(root, "all", export)
-    return root
+    return exported_together("several", KINDS, TARGETS)
 
 
 def graphs(directory: Path) -> list[dict]:

@@ -26,6 +26,20 @@ def open_files():
     return found
 
 
+def replace(file, damage):
+    """Replace a file by something that cannot be used."""
+    file.unlink()
+    match damage:
+        case "content":
+            file.write_bytes(BAD)
+        case "directory":
+            file.mkdir()
+        case "pipe":
+            os.mkfifo(file)
+        case "large":
+            file.write_bytes(bytes(MAX_BYTES + 1))
+
+
 @pytest.fixture
 def files(tmp_path, caplog):
     caplog.set_level(logging.INFO, "server")
@@ -65,16 +79,7 @@ def test_links_are_followed_anew_each_time(files, tmp_path):
 @pytest.mark.parametrize("damage", ["content", "deleted", "directory", "pipe", "large"])
 def test_a_replacement_that_cannot_be_used_changes_nothing_and_is_logged_once(files, caplog, damage):
     watched = WatchedFiles(files, parse)
-    files["--second"].unlink()
-    match damage:
-        case "content":
-            files["--second"].write_bytes(BAD)
-        case "directory":
-            files["--second"].mkdir()
-        case "pipe":
-            os.mkfifo(files["--second"])
-        case "large":
-            files["--second"].write_bytes(bytes(MAX_BYTES + 1))
+    replace(files["--second"], damage)
     assert [watched.refresh() for _ in range(4)] == [False] * 4
     assert watched.value == {"--first": b"1", "--second": b"1"}
     [line] = caplog.messages
@@ -86,14 +91,7 @@ def test_a_replacement_that_cannot_be_used_changes_nothing_and_is_logged_once(fi
 @pytest.mark.parametrize("damage", ["directory", "pipe", "large"])
 def test_reading_again_and_again_leaves_no_file_open(files, damage):
     watched = WatchedFiles(files, parse)
-    files["--second"].unlink()
-    match damage:
-        case "directory":
-            files["--second"].mkdir()
-        case "pipe":
-            os.mkfifo(files["--second"])
-        case "large":
-            files["--second"].write_bytes(bytes(MAX_BYTES + 1))
+    replace(files["--second"], damage)
     for _ in range(3):
         watched.refresh()
     assert str(files["--second"]) not in open_files()

@@ -158,7 +158,7 @@ class Tuner:
 def _is_overloaded(name: str) -> bool:
     """Whether others use the CPUs now. Then a model seems faster with fewer threads, and is not when it is alone."""
     if overloaded := is_overloaded():
-        log.info("%s: tuning without numbers of threads, because this machine has more work than CPUs", name)
+        log.info("%s: the number of threads is not tuned: other work uses the CPUs of this machine", name)
     return overloaded
 
 

@@ -97,8 +97,12 @@ async def test_thousands_of_requests_to_four_models_get_the_responses_that_they_
 
 @pytest.fixture(scope="module")
 def narrow(artifacts):
-    """A server whose queues hold eight inputs, and forty tokens for the classifier."""
+    """A server whose queues hold eight inputs, and forty tokens for the classifier.
+
+    Fill-mask waits for a fuller batch than its queue holds, so that its queue is full for half a second.
+    """
     few = ("--set", "*.max_queue_requests=8", "--set", "tiny-classifier.max_queue_tokens=40")
+    few += ("--set", "tiny-bert.max_delay_seconds=0.5")
     with served(artifacts, "--models", "tiny-bert,tiny-classifier,tiny-vit", *few) as running:
         yield running
 

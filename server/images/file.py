@@ -165,8 +165,8 @@ def _opened(file: bytes, field: str, max_pixels: int, reduction: Reduction) -> t
     box: Box = (0, 0, *size)
     if isinstance(picture, JpegImageFile):
         factor = max(reduction(size), 2 if math.prod(size) > max_pixels else 1)
-        # Pillow takes the smallest scale that leaves at least this size.
-        drafted = picture.draft(None, (int(size[0] / factor), int(size[1] / factor)))
+        # Pillow takes the smallest scale that leaves at least this size, and divides by it.
+        drafted = picture.draft(None, (max(1, int(size[0] / factor)), max(1, int(size[1] / factor))))
         box = drafted[1] if drafted else box
     return picture, size, box
 

@@ -9,7 +9,7 @@ from PIL import Image
 from protos.manifest_pb2 import Size
 from server.errors import InvalidRequest
 from server.images import orientation
-from server.images.file import read_header
+from server.images.file import decode, read_header
 from tests.server.images.files import GREY_LEVEL, decoder, expected, file_of, picture
 
 ORIENTATION = 0x0112  # in the EXIF data
@@ -100,6 +100,13 @@ def test_a_jpeg_with_very_different_sides_is_refused_by_its_field():
     blow = decoder(resize=Size(shortest_edge=256), crop=Size(height=32, width=32), reducing_gap=4)
     with pytest.raises(InvalidRequest, match=r"images\[3\]: found 60000 x 70 pixels, expected sides that differ less"):
         blow.header(thin, "images[3]")
+
+
+@pytest.mark.parametrize("size", [(1500, 1), (1, 1500), (750, 2)])
+def test_a_jpeg_of_few_rows_above_the_limit_is_decoded(size):
+    picture = decode(file_of(Image.new("L", size), "JPEG"), max_pixels=1000)
+    assert picture.size == size
+    assert min(picture.image.size) == 1
 
 
 def test_a_jpeg_above_the_limit_is_halved_whatever_the_gap():

@@ -35,6 +35,12 @@ def _number(text: str) -> float:
     raise BadSetting(f"found {text!r}, expected a number")
 
 
+def _path(text: str) -> Path:
+    if not text:  # which would be the current directory
+        raise BadSetting("found nothing, expected a path")
+    return Path(text)
+
+
 def _switch(text: str) -> bool:
     if text not in SWITCH:
         raise BadSetting(f"found {text!r}, expected one of {', '.join(SWITCH)}")
@@ -106,7 +112,7 @@ class Option:
 
 OPTIONS = {
     "models": (
-        Option("artifacts", Path, "DIR", "directory of the exported models"),
+        Option("artifacts", _path, "DIR", "directory of the exported models"),
         Option("models", names, "A,B", "models to serve, separated by commas; default: all"),
         Option(
             "model_control",
@@ -138,7 +144,7 @@ OPTIONS = {
             "auto: measure once how each model runs fastest on this CPU, and keep the choice; force: measure again; "
             "off: take the defaults",
         ),
-        Option("cache", Path, "DIR", "directory for measured choices; default: beside the model"),
+        Option("cache", _path, "DIR", "directory for measured choices; default: beside the model"),
     ),
     "network": (
         Option(
@@ -188,10 +194,12 @@ OPTIONS = {
         ),
     ),
     "security": (
-        Option("tls_cert", Path, "FILE", "certificate chain in PEM: TLS for gRPC and HTTP; read again when it changes"),
-        Option("tls_key", Path, "FILE", "the key of the certificate, in PEM without a password"),
-        Option("tls_client_ca", Path, "FILE", "authorities in PEM; clients need a certificate of one of them"),
-        Option("auth_tokens", Path, "FILE", "tokens of clients, lines of NAME: TOKEN; read again when it changes"),
+        Option(
+            "tls_cert", _path, "FILE", "certificate chain in PEM: TLS for gRPC and HTTP; read again when it changes"
+        ),
+        Option("tls_key", _path, "FILE", "the key of the certificate, in PEM without a password"),
+        Option("tls_client_ca", _path, "FILE", "authorities in PEM; clients need a certificate of one of them"),
+        Option("auth_tokens", _path, "FILE", "tokens of clients, lines of NAME: TOKEN; read again when it changes"),
         Option(
             "auth_also", _some_of(*AUTH_ALSO), "|".join(AUTH_ALSO), "needs a token, too; several separated by commas"
         ),
@@ -206,7 +214,7 @@ MODEL_KEYS: dict[str, tuple[Callable[[str], Any], str]] = {
     "versions": (_versions, "versions to serve: latest, all, latest:N, or numbers such as 1+3"),
     "precision": (
         str.strip,
-        "precision of the graph to run, such as fp32, of an artifact with several; default: the fastest",
+        "precision of the graph to run, such as fp32, of an artifact with several; default: the one that --tune finds",
     ),
     "max_batch_size": (_whole, "maximum number of inputs in a batch"),
     "max_batch_tokens": (_whole, "maximum number of tokens in a batch, with padding; 0: default of the provider"),

@@ -80,6 +80,8 @@ def test_model_names_may_have_dots():
         (["--max-concurrent-streams", str(2**31)], {}, "max_concurrent_streams: found 2147483648, expected at most"),
         (["--threads", "9" * 5000], {}, "--threads: found 5000 digits, expected a whole number of at most 18"),
         (["--models"], {}, "--models: expected one argument"),
+        (["--cache="], {}, "--cache: found nothing, expected a path"),
+        ([], {"AFFINITY_TLS_CERT": ""}, "AFFINITY_TLS_CERT: found nothing, expected a path"),
     ],
 )
 def test_a_wrong_setting_ends_the_start_and_says_where_it_stands(argv, environment, said):

@@ -5,7 +5,16 @@ import json
 from pathlib import Path
 
 from server.client import Client
-from server.client.output import input_labels, note, note_truncated, print_classes, print_json, print_table, to_dict
+from server.client.output import (
+    flat,
+    input_labels,
+    note,
+    note_truncated,
+    print_classes,
+    print_json,
+    print_table,
+    to_dict,
+)
 from server.client.sampling import sampling_of
 
 MAX_VALUES_SHOWN = 6  # of a vector; --json prints all of them
@@ -106,7 +115,7 @@ def info(client: Client, arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(fields, ensure_ascii=False))
         return
-    print_table([(name, ", ".join(value) if isinstance(value, list) else str(value)) for name, value in fields.items()])
+    print_table([(name, ", ".join(value) if isinstance(value, list) else str(value)) for name, value in flat(fields)])
 
 
 # ---- the server

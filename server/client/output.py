@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -41,6 +41,15 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 def print_json(messages: Sequence[Message]) -> None:
     print(json.dumps([to_dict(message) for message in messages], ensure_ascii=False))
+
+
+def flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The fields with those of the messages and maps within them, under names such as `tuning.source`."""
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def to_dict(message: Message) -> dict[str, Any]:

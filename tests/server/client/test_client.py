@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from protos import affinity_pb2 as pb
 from server.client import AsyncClient, CallFailed, Client
 from server.client.__main__ import main
+from server.client.output import flat, to_dict
 from server.client.progress import ProgressBar
 from tests.certificates import Authority, server_credentials
 from tests.server.client.stand_in import StandIn, serving
@@ -102,6 +104,19 @@ def test_tokens_are_counted_and_limits_printed(server):
     facts = dict(line.split(maxsplit=1) for line in output(server, "info", "tiny-vit").splitlines())
     assert (facts["task"], facts["image_height"]) == ("classify-image", "32")
     assert json.loads(output(server, "info", "tiny-classifier", "--json"))["labels"] == ["bad", "fair", "good"]
+
+
+def test_the_fields_within_a_field_are_printed_under_its_name():
+    tuning = pb.Tuning(source="cache", speedup=1.5, session_options={"an.option": "1"})
+    info = pb.ModelInfoResponse(model="bert", labels=["a", "b"], prompts={"query": "Q: "}, tuning=tuning)
+    assert dict(flat(to_dict(info))) == {
+        "model": "bert",
+        "labels": ["a", "b"],
+        "prompts.query": "Q: ",
+        "tuning.source": "cache",
+        "tuning.speedup": 1.5,
+        "tuning.session_options.an.option": "1",
+    }
 
 
 def test_models_are_listed_with_their_tasks(server):

@@ -38,22 +38,22 @@ class Artifact:
         """The graphs for a target, cpu or cuda, the default first."""
         return [graph for graph in self.manifest.graphs if graph.target == target]
 
-    def graph(self, target: str, precision: str | None = None) -> Graph:
-        """The graph for a target in a precision; None: its default graph. Raises BadArtifact if there is none."""
+    def graph(self, target: str, precision: str = "") -> Graph:
+        """The graph for a target in a precision; by default its first graph. Raises BadArtifact if there is none."""
         for graph in self.graphs(target):
-            if precision in (None, graph.precision):
+            if precision in ("", graph.precision):
                 return graph
         found = ", ".join(f"{graph.target} in {graph.precision}" for graph in self.manifest.graphs) or "nothing"
-        expected = target if precision is None else f"{target} in {precision}"
+        expected = f"{target} in {precision}" if precision else target
         raise BadArtifact(f"{self.directory}: found graphs for {found}, expected one for {expected}")
 
     def path(self, file: str) -> Path:
         return self.directory / file
 
-    def graph_bytes(self, target: str, precision: str | None = None) -> int:
+    def graph_bytes(self, target: str, precision: str = "") -> int:
         """The size of a graph with its external weights, whose file names begin with that of the graph file."""
         name = self.graph(target, precision).file
-        return sum(self.path(file.path).stat().st_size for file in self.manifest.files if file.path.startswith(name))
+        return int(sum(file.bytes for file in self.manifest.files if file.path.startswith(name)))
 
     def golden(self) -> list[GoldenCase]:
         """The golden cases, in order. Raises BadArtifact if one is missing."""

@@ -11,7 +11,7 @@ from server.admission.in_flight import InFlight
 from server.artifact import Artifact, read_artifact
 from server.concurrency.stop_signal import StopSignal
 from server.config.settings import Settings
-from server.errors import BadArtifact, NotEnoughMemory, ProviderUnavailable
+from server.errors import BadArtifact, NotEnoughMemory, ProviderUnavailable, drop_tracebacks
 from server.host.priority import yield_to_event_loop
 from server.images.decode_pool import DecodePool
 from server.repository.listener import RepositoryListener
@@ -98,12 +98,14 @@ class ModelLoader:
         """
         self._stop.check()
         opened = self._tuner.open(artifact, choice, others, stop=self._stop)
-        if opened.is_default:
-            return self._build_task(artifact, opened)
         try:
             return self._build_task(artifact, opened)
         except CANNOT_RUN as error:
+            if opened.is_default:
+                raise
             log.warning("%s: running with the defaults instead of the measured choice: %s", artifact.name, error)
+            drop_tracebacks(error)
+        del opened  # closes its sessions, whose memory the default may need
         return self._build_task(artifact, self._tuner.open_default(artifact, choice, stop=self._stop))
 
     def _build_task(self, artifact: Artifact, opened: Opened) -> Model:

@@ -40,14 +40,14 @@ def open_session(
     settings: Settings,
     *,
     device: int = 0,
-    graph_precision: str | None = None,
+    graph_precision: str = "",
     precision: str | None = None,
     config: Sequence[tuple[str, str]] = (),
     enable_cuda_graph: bool = False,
 ) -> Session:
     """A session over a graph for the chosen provider, on one of its devices.
 
-    `graph_precision` chooses among the artifact's graphs for the provider; None: the default graph. `precision` is for
+    `graph_precision` chooses among the artifact's graphs for the provider, by default the first one. `precision` is for
     OpenVINO, which can compute in another precision than the graph's. `enable_cuda_graph` lets the caller capture runs
     as CUDA graphs (`run_options`); CUDA then refuses graphs with nodes on other providers.
 

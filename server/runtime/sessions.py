@@ -59,13 +59,13 @@ def open_unchecked(
     """Open one session as `open_session` does. Raises BadArtifact or ProviderUnavailable."""
     has_cache = artifact.manifest.HasField("cache")  # then decode steps are captured
     if choice.provider == "openvino":
-        _check_openvino(artifact, artifact.graph(choice.target, graph_precision or None).precision)
+        _check_openvino(artifact, artifact.graph(choice.target, graph_precision).precision)
     return open_session(
         artifact,
         choice,
         settings,
         device=device,
-        graph_precision=graph_precision or None,
+        graph_precision=graph_precision,
         precision=precision,
         config=config,
         enable_cuda_graph=has_cache,

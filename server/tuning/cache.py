@@ -20,7 +20,7 @@ from typing import Any
 from server.artifact import Artifact
 from server.tuning.candidates import Candidate, Choice, Option, Sizes
 
-FORMAT = 1  # changes with the form of the file, and when choices are made in another way
+FORMAT = 2  # changes with the form of the file, and when choices are made in another way
 BESIDE = ".tuning"  # hidden from scans for versions
 MAX_BYTES = 1 << 16
 DIGEST_DIGITS = 16  # of the key, in the name of a file
@@ -64,7 +64,8 @@ class ChoiceCache:
                     log.info("%s: the choice is kept in %s (%s)", artifact.name, place, "; ".join(problems))
                 return
         self._memory[self._places(artifact)[0] / name] = choice
-        log.info("%s: the choice is kept until the server ends (%s)", artifact.name, "; ".join(problems))
+        level = logging.INFO if self._directory is None else logging.WARNING  # that of the settings has to be writable
+        log.log(level, "%s: the choice is kept until the server ends (%s)", artifact.name, "; ".join(problems))
 
     def _places(self, artifact: Artifact) -> list[Path]:
         """The directories for the choices of a model, best first."""
@@ -130,6 +131,7 @@ def _parse(contents: bytes, key: Key) -> Choice:
         ),
         sizes=Sizes(**{field.name: _count(sizes, field.name) for field in dataclasses.fields(Sizes)}),
         speedup=_ratio(fields.get("speedup")),
+        complete=_truth(fields, "complete"),
     )
 
 
@@ -148,6 +150,12 @@ def _text(fields: dict[str, Any], name: str) -> str:
 def _count(fields: dict[str, Any], name: str) -> int:
     if not isinstance(found := fields.get(name), int) or isinstance(found, bool) or found < 0:
         raise ValueError(f"{name}: found {found!r:.80}, expected a number, 0 or more")
+    return found
+
+
+def _truth(fields: dict[str, Any], name: str) -> bool:
+    if not isinstance(found := fields.get(name), bool):
+        raise ValueError(f"{name}: found {found!r:.80}, expected true or false")
     return found
 
 

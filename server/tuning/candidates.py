@@ -31,8 +31,9 @@ class Candidate:
 
     def __str__(self) -> str:
         graph = "" if self.graph == self.precision else f" from {self.graph}"
+        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
         options = "".join(f", {name}={value}" for name, value in self.options)
-        return f"{self.provider} in {self.precision}{graph}, {self.threads} threads{options}"
+        return f"{self.provider} in {self.precision}{graph}, {threads}{options}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +46,15 @@ class Sizes:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """How to run a model, and how many times as fast as the default the candidate was when it was measured."""
+    """How to run a model, and how many times as fast as the default the candidate was when it was measured.
+
+    Unless it is `complete`, other work left too little memory or CPU time to try all candidates.
+    """
 
     candidate: Candidate
     sizes: Sizes = Sizes()
     speedup: float = 1.0
+    complete: bool = True
 
     @property
     def is_default(self) -> bool:
@@ -142,6 +147,4 @@ def is_possible(choice: Choice, ways: Sequence[Way], machine: Machine, *, thread
         (each.provider, each.graph, each.precision) in ways
         and (each.threads == threads if threads else 1 <= each.threads <= machine.cpus)
         and set(each.options) <= set(OPTIONS.get(each.provider, ()))
-        and choice.sizes.max_batch_tokens >= 0
-        and choice.sizes.max_prefill_tokens >= 0
     )

@@ -14,8 +14,8 @@ from server.runtime.providers import ProviderChoice
 from server.runtime.session import RUNTIME_ERRORS, Session
 from server.runtime.sessions import CheckedSession, check_session, open_unchecked
 from server.tuning.candidates import Candidate
-from server.tuning.choice import Measurement, replaces, speedup
 from server.tuning.measure import MIN_ROUNDS, TimeLimit, Workload, compare
+from server.tuning.search import Measurement, replaces, speedup
 from server.tuning.workloads import batch, batch_rows, prefill, row_seconds, second_run, workloads
 
 # Bytes to open a session, for each byte of its graph: the weights, the same in the order of the kernels, and the file.
@@ -49,7 +49,10 @@ def check_candidate(session: Session, artifact: Artifact) -> CheckedSession:
 
 
 class Comparison:
-    """The measurements of one model, starting with the session of the default."""
+    """The measurements of one model, starting with the session of the default.
+
+    It is `complete` unless memory was missing for the session of a candidate.
+    """
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class Comparison:
         self._checked = {default[0]: default[1]}
         self._work: dict[Candidate, list[Workload]] = {}
         self._rows = 0  # in the batch that is measured, the same for all candidates
+        self.complete = True
 
     def candidates(self, best: Candidate, challenger: Candidate) -> Sequence[Measurement]:
         """Compare two candidates. Returns nothing if the challenger cannot be measured: the log says why not."""
@@ -146,6 +150,7 @@ class Comparison:
         needed = BYTES_PER_GRAPH_BYTE * self._artifact.graph_bytes(target, candidate.graph)
         if needed <= (available := available_bytes()):
             return True
+        self.complete = False
         log.info(
             "%s: not considered: %s: found %d MB of memory, expected %d MB for a second session",
             self._artifact.name,

@@ -6,7 +6,6 @@ from importlib import metadata
 
 import onnxruntime
 
-from protos.artifact import MANIFEST
 from server.artifact import Artifact
 from server.config.settings import Settings, version
 from server.host.processor import read_processor
@@ -31,7 +30,7 @@ def key_of(artifact: Artifact, settings: Settings, machine: Machine, providers: 
             OPENVINO_PACKAGE: _version(OPENVINO_PACKAGE) if "openvino" in providers else "",
         },
         # The manifest has the digests of all other files.
-        "manifest": hashlib.sha256(artifact.path(MANIFEST).read_bytes()).hexdigest(),
+        "manifest": hashlib.sha256(artifact.manifest.SerializeToString(deterministic=True)).hexdigest(),
         "providers": list(providers),
         "threads": settings.threads,
         "settings": {name: getattr(model, name) for name in MODEL_SETTINGS},

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from server.concurrency.stop_signal import StopSignal
-from server.tuning.choice import Measurement, is_clear
+from server.tuning.search import Measurement, is_clear
 
 MIN_ROUNDS, MAX_ROUNDS = 3, 15
 ENOUGH_ROUNDS, ENOUGH_SECONDS = 5, 0.5  # a comparison ends when it has both

@@ -22,8 +22,8 @@ from server.tuning.candidates import (
     others,
     thread_candidates,
 )
-from server.tuning.choice import Found, search
 from server.tuning.comparison import Comparison
+from server.tuning.search import Found, search
 from server.tuning.workloads import PAST_TOKENS, TEXT_TOKENS
 
 
@@ -54,7 +54,8 @@ def find_best(
         stages.insert(0, partial(thread_candidates, machine=machine, small=small))
     fine = search(coarse.best, stages, comparison.candidates)
     sizes = _sizes(comparison, artifact, fine.best, settings)
-    choice = Choice(candidate=fine.best, sizes=sizes.best, speedup=round(coarse.speedup * fine.speedup, 3))
+    gained = round(coarse.speedup * fine.speedup, 3)
+    choice = Choice(candidate=fine.best, sizes=sizes.best, speedup=gained, complete=comparison.complete)
     return Best(choice, comparison.take(fine.best), coarse.compared + fine.compared + sizes.compared)
 
 

@@ -69,14 +69,16 @@ class Tuner:
         providers = [each.provider for each in (choice, *alternatives)]
         key = key_of(artifact, self._settings, self._machine, providers)
         if self._settings.tune == "auto" and (kept := self._cache.read(artifact, key)) is not None:
-            opened = self._open_kept(artifact, kept, providers)
-            if opened is not None:
+            if not kept.complete and not is_overloaded():
+                log.info("%s: measured again, because other work prevented a part of the measurement", artifact.name)
+            elif (opened := self._open_kept(artifact, kept, providers)) is not None:
                 return opened
         return self._open_measured(artifact, choice, providers, key, stop)
 
     def open_default(self, artifact: Artifact, choice: ProviderChoice, *, stop: StopSignal) -> Opened:
-        """Open the sessions as without tuning."""
+        """Open the sessions as without tuning. Raises what `open_sessions` raises."""
         settings = self._settings.of(artifact.name)
+        _check_precision(artifact, choice.target, settings)
         sessions = open_sessions(artifact, choice, self._settings, graph_precision=settings.precision, stop=stop)
         return Opened(sessions, settings)
 
@@ -102,12 +104,14 @@ class Tuner:
     ) -> Opened:
         """Open the default, measure all else, and keep the choice unless the measurement was cut short."""
         limit = self._limits[artifact.name] = TimeLimit(MAX_SECONDS)
+        set_threads = not self._settings.threads and self._machine.cpus > 1
         try:
             (session,) = self.open_default(artifact, choice, stop=stop).sessions
             default = self._candidate(artifact, session, choice)
             limit.restart()
             comparison = Comparison(artifact, self._settings, (default, session), limit=limit, stop=stop)
             del session  # the comparison closes it when another one is better
+            overloaded = set_threads and _is_overloaded(artifact.name)
             best = find_best(
                 comparison,
                 artifact,
@@ -115,14 +119,15 @@ class Tuner:
                 self._ways(artifact, providers),
                 settings=self._settings.of(artifact.name),
                 machine=self._machine,
-                set_threads=not self._settings.threads and not _is_overloaded(artifact.name),
+                set_threads=set_threads and not overloaded,
             )
         finally:
             del self._limits[artifact.name]
         _log_measured(artifact, best, limit)
+        measured = replace(best.choice, complete=best.choice.complete and not overloaded)
         if not limit.ended:
-            self._cache.write(artifact, key, best.choice)
-        return self._opened(artifact, best.session, Tuning(best.choice, MEASURED))
+            self._cache.write(artifact, key, measured)
+        return self._opened(artifact, best.session, Tuning(measured, MEASURED))
 
     def _ways(self, artifact: Artifact, providers: Sequence[str]) -> list[Way]:
         """The ways to run a model on these providers, with all of its graphs or with that of the settings."""
@@ -140,7 +145,7 @@ class Tuner:
         precision = self._settings.of(artifact.name).precision
         return Candidate(
             provider=choice.provider,
-            graph=artifact.graph(choice.target, precision or None).precision,
+            graph=artifact.graph(choice.target, precision).precision,
             precision=session.session.precision,
             threads=self._settings.threads or self._machine.cpus,
         )
@@ -155,6 +160,14 @@ class Tuner:
         return Opened([session], settings, tuning)
 
 
+def _check_precision(artifact: Artifact, target: str, settings: ModelSettings) -> None:
+    """Raise BadArtifact if the settings name a precision that no graph for this target has."""
+    known = [graph.precision for graph in artifact.graphs(target)]
+    if settings.precision and known and settings.precision not in known:
+        expected = f"one of {', '.join(known)} (the graphs for {target} in {artifact.directory})"
+        raise BadArtifact(f"{artifact.name}.precision: found {settings.precision!r}, expected {expected}")
+
+
 def _is_overloaded(name: str) -> bool:
     """Whether others use the CPUs now. Then a model seems faster with fewer threads, and is not when it is alone."""
     if overloaded := is_overloaded():
@@ -167,7 +180,7 @@ def _log_measured(artifact: Artifact, best: Best, limit: TimeLimit) -> None:
         "%s version %s: tuned%s: %s (%.1f s, comparisons: %d)",
         artifact.name,
         artifact.version,
-        " until it was to be unloaded" if limit.ended else "",
+        " in part, because it is to be unloaded" if limit.ended else "",
         best.choice,
         limit.spent,
         best.compared,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from server.tuning import comparison, tuner
-from server.tuning.choice import Measurement
+from server.tuning.search import Measurement
 from tests.artifacts import change_manifest, replace_file
 
 NAMES = ("tiny-embedder", "tiny-gpt")

@@ -18,6 +18,7 @@ CHOICE = Choice(
     ),
     sizes=Sizes(max_batch_tokens=512),
     speedup=1.75,
+    complete=False,
 )
 
 
@@ -104,6 +105,8 @@ def changed(**fields):
         changed(speedup=float("nan")),
         changed(speedup=0.5),
         changed(speedup=None),
+        changed(complete=None),
+        changed(complete="no"),
     ],
 )
 def test_a_file_that_is_not_as_it_was_written_is_ignored_with_a_reason(artifact, change, caplog):
@@ -155,6 +158,14 @@ def test_where_nothing_can_be_written_the_choice_is_kept_in_memory(artifact, use
     assert ChoiceCache(None).read(artifact, KEY) is None
     [line] = caplog.messages
     assert "until the server ends" in line
+
+
+def test_a_named_directory_that_cannot_be_written_is_a_warning(artifact, tmp_path, caplog):
+    (tmp_path / "file").write_text("no directory")
+    ChoiceCache(tmp_path / "file").write(artifact, KEY, CHOICE)
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert str(tmp_path / "file") in record.getMessage()
 
 
 def test_a_choice_replaces_the_one_before_and_leaves_no_other_file(artifact):

@@ -19,7 +19,7 @@ from server.tuning.candidates import (
     thread_candidates,
     ways,
 )
-from server.tuning.choice import Measurement, search
+from server.tuning.search import Measurement, search
 
 DEFAULT = Candidate(provider="cpu", graph="fp32", precision="fp32", threads=8)
 OPENVINO = ("fp32", "bf16", "int8-weights")
@@ -147,3 +147,4 @@ def test_a_choice_reads_as_a_sentence():
     faster = Choice(candidate=DEFAULT, sizes=Sizes(max_batch_tokens=512), speedup=1.5)
     assert str(faster) == "cpu in fp32, 8 threads, 1.50 times as fast as the default, max_batch_tokens=512"
     assert str(Choice(candidate=DEFAULT)) == "cpu in fp32, 8 threads, the default"
+    assert str(replace(DEFAULT, threads=1)) == "cpu in fp32, 1 thread"

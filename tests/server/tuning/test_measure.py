@@ -4,8 +4,8 @@ import pytest
 
 from server.concurrency.stop_signal import StopSignal
 from server.errors import NotReady
-from server.tuning.choice import speedup
 from server.tuning.measure import MAX_ROUNDS, MIN_ROUNDS, TimeLimit, Workload, compare
+from server.tuning.search import speedup
 
 
 class Clock:

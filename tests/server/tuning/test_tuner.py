@@ -5,9 +5,11 @@ import json
 import logging
 import math
 import re
+import shutil
 import threading
 import time
 import urllib.request
+import weakref
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -15,11 +17,16 @@ import pytest
 from tritonclient.grpc import InferenceServerClient
 
 from server.admission.queue import RequestContext
+from server.artifact import read_artifact
 from server.client import Client
+from server.concurrency.stop_signal import StopSignal
+from server.config.settings import Settings
 from server.errors import BadArtifact, NotReady
 from server.repository.scan import Scanner
+from server.runtime.providers import ProviderChoice
 from server.tasks.registry import TASKS
 from server.tuning import comparison, tuner
+from server.tuning.tuner import Tuner
 from tests.artifacts import change_manifest
 from tests.server.conftest import opened
 from tests.serving import served
@@ -79,6 +86,19 @@ async def test_fewer_threads_are_not_tried_while_others_use_the_cpus(root, stopw
     assert (candidate.threads == 4) == overloaded
 
 
+async def test_what_was_measured_while_others_used_the_cpus_is_measured_again_when_they_do_not(
+    root, stopwatch, monkeypatch
+):
+    monkeypatch.setattr(tuner, "usable_cpus", lambda: 4)
+    stopwatch.speedup = 2.0
+    for overloaded, source in ((True, "measured"), (True, "cache"), (False, "measured"), (False, "cache")):
+        monkeypatch.setattr(tuner, "is_overloaded", lambda overloaded=overloaded: overloaded)
+        async with tuned(root, "tiny-embedder", threads=0) as repository:
+            tuning = repository.get("tiny-embedder").tuning
+        assert (tuning.source, tuning.choice.complete) == (source, not overloaded)
+    assert len(kept(root, "tiny-embedder")) == 1
+
+
 async def test_the_sizes_of_batches_that_were_chosen_apply(root, stopwatch):
     stopwatch.speedup = 1.1
     async with tuned(root, "tiny-embedder", overrides={"*": {"precision": "fp32"}}) as repository:
@@ -126,26 +146,44 @@ async def test_a_provider_that_is_named_is_kept(root, stopwatch):
 async def test_without_memory_for_a_second_session_the_default_stays(root, stopwatch, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     stopwatch.speedup = 2.0
-    monkeypatch.setattr(comparison, "available_bytes", lambda: 0)
-    async with tuned(root, "tiny-embedder") as repository:
-        assert repository.get("tiny-embedder").precision == "fp32"
+    with monkeypatch.context() as full:
+        full.setattr(comparison, "available_bytes", lambda: 0)
+        async with tuned(root, "tiny-embedder") as repository:
+            assert repository.get("tiny-embedder").precision == "fp32"
     assert any("memory" in line for line in caplog.messages)
+    async with tuned(root, "tiny-embedder") as repository:  # with memory it is measured again
+        assert repository.get("tiny-embedder").precision == "int8-weights"
 
 
 async def test_a_choice_that_cannot_serve_gives_way_to_the_default(root, stopwatch, monkeypatch, caplog):
+    """The sessions of that choice are closed before: there may be no memory for both."""
     stopwatch.speedup = 2.0
-    real = TASKS["embed"]
+    real, refused = TASKS["embed"], []
 
     def build(context):
         if context.sessions[0].precision != "fp32":
+            refused.append(weakref.ref(context.sessions[0]))
             raise BadArtifact("cannot serve")
         return real.build(context)
 
+    def open_default(*arguments, real=Tuner.open_default, **options):
+        assert all(session() is None for session in refused)
+        return real(*arguments, **options)
+
     monkeypatch.setitem(TASKS, "embed", replace(real, build=build))
+    monkeypatch.setattr(Tuner, "open_default", open_default)
     async with tuned(root, "tiny-embedder") as repository:
         model = repository.get("tiny-embedder")
         assert (model.precision, model.tuning) == ("fp32", None)
+    assert len(refused) == 1
     assert any("instead of the measured choice: cannot serve" in line for line in caplog.messages)
+
+
+async def test_a_version_that_is_removed_while_it_is_loaded_is_refused(root, stopwatch):
+    artifact = read_artifact(root / "tiny-embedder" / "1")
+    shutil.rmtree(artifact.directory)
+    with pytest.raises(BadArtifact, match=r"cpu\.onnx"):
+        Tuner(Settings(threads=1)).open(artifact, ProviderChoice("cpu"), [], stop=StopSignal())
 
 
 async def test_a_kept_choice_that_is_not_possible_is_measured_again(root, stopwatch, caplog):
@@ -206,7 +244,10 @@ async def test_a_precision_in_the_settings_is_the_only_one_considered(root, stop
 
 async def test_a_precision_that_the_artifact_lacks_is_refused_with_those_that_it_has(root):
     settings = {"overrides": {"tiny-embedder": {"precision": "int4-weights"}}}
-    with pytest.raises(BadArtifact, match=r"cpu in fp32, .*cpu in int8-weights, expected one for cpu in int4-weights"):
+    expected = (
+        r"tiny-embedder\.precision: found 'int4-weights', expected one of fp32, int8-weights \(the graphs for cpu"
+    )
+    with pytest.raises(BadArtifact, match=expected):
         async with tuned(root, "tiny-embedder", **settings):
             pass
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.tuning.choice import Measurement, is_clear, replaces, search, speedup
+from server.tuning.search import Measurement, is_clear, replaces, search, speedup
 
 ROUNDS = 5
 

@@ -247,4 +247,5 @@ MODEL_KEYS: dict[str, tuple[Callable[[str], Any], str]] = {
         _switch,
         "on: reuse the keys and values of common prompt prefixes; off: process every prompt in full",
     ),
+    "stream_interval": (_whole, "generated tokens in a message of a stream; the first token is sent at once"),
 }

@@ -56,6 +56,7 @@ class ModelSettings:
     capacity: int = 0
     max_prefill_tokens: int = 0
     prefix_cache: bool = True
+    stream_interval: int = 1
 
     def __post_init__(self) -> None:
         for name in (
@@ -66,6 +67,7 @@ class ModelSettings:
             "max_stop_characters",
             "max_logit_bias",
             "max_stop_token_ids",
+            "stream_interval",
         ):
             _check_range(self, name, 1)
         _check_range(self, "max_image_pixels", 1, MAX_IMAGE_PIXELS)

@@ -148,8 +148,9 @@ def build_generate(context: LoadContext) -> BuiltTask:
             )
         )
     engine = engines[0] if len(engines) == 1 else EngineReplicas(engines)
+    limits, interval = _list_limits(context.settings), context.settings.stream_interval
     return BuiltTask(
-        task=Generate(engine, encoder, context.threads, limits=_list_limits(context.settings)),
+        task=Generate(engine, encoder, context.threads, limits=limits, stream_interval=interval),
         raw=RawGpt(engine),
         counter=_counter(context, encoder),
         backend=engine,

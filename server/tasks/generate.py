@@ -34,9 +34,14 @@ class Generate:
         threads: Executor,
         *,
         limits: ListLimits = DEFAULT_LIMITS,
+        stream_interval: int = 1,
     ) -> None:
-        """`limits` are those of the lists in a request, for the protocols, which check them when they read it."""
+        """`limits` are those of the lists in a request, for the protocols, which check them when they read it.
+
+        `stream_interval` is the number of tokens in a delta; see `TextStream`.
+        """
         self._engine, self._encoder, self._threads, self.limits = engine, encoder, threads, limits
+        self._stream_interval = stream_interval
 
     @asynccontextmanager
     async def stream(
@@ -58,7 +63,8 @@ class Generate:
                 with self._engine.reserve(len(prompts), field=field):
                     encode = partial(self._prompt_ids, prompts, field)
                     prompt_ids = await asyncio.get_running_loop().run_in_executor(self._threads, encode)
-                    stream = TextStream([self._delta_builder(stop, include_stop, sampling) for _ in prompts])
+                    builders = [self._delta_builder(stop, include_stop, sampling) for _ in prompts]
+                    stream = TextStream(builders, interval=self._stream_interval)
                 token_prompts = [
                     TokensPrompt(name, ids, partial(stream.push, number))
                     for number, (name, ids) in enumerate(prompt_ids.items())

@@ -1,8 +1,8 @@
-"""Streams text while tokens are generated: applies stop strings, and merges deltas that the client has not read yet."""
+"""Streams text while tokens are generated: applies stop strings, and puts the new tokens of a text into deltas."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 from server.generation.request import Sampling, TokenOutput
 from server.observability.observer import Usage
@@ -17,7 +17,7 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class TextDelta:
     """The part of a continuation that is new since the previous delta.
 
@@ -25,9 +25,9 @@ class TextDelta:
     of a stop string is held back. Only the last delta has a `finish_reason`, the seed and the usage.
     """
 
-    text: str
-    token_ids: list[int]
-    logprobs: list[TokenLogprobs]  # one for each of `token_ids` if requested
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # one for each of `token_ids` if requested
     finish_reason: str = ""  # stop, length, cancelled
     stop_reason: str = ""  # the stop string or the token of `stop_token_ids` that ended it
     seed: int | None = None
@@ -35,28 +35,40 @@ class TextDelta:
 
 
 class DeltaBuilder:
-    """Turns the token outputs of one prompt into deltas of text."""
+    """Adds the token outputs of one prompt to a delta of text, until the delta is taken."""
 
     def __init__(self, detokenizer: Detokenizer, stops: StopStrings, sampling: Sampling) -> None:
         self._detokenizer, self._stops, self._sampling = detokenizer, stops, sampling
+        self._delta = TextDelta()
 
-    def build(self, output: TokenOutput) -> TextDelta:
-        """The delta of one token. The last one has a `finish_reason`, which may be due to a stop string."""
-        ids = [] if output.token_id is None else [output.token_id]
-        delta = TextDelta(
-            text=self._text(ids, output),
-            token_ids=ids,
-            logprobs=[TokenLogprobs(output.logprob, output.top) for _ in ids] if self._sampling.logprobs else [],
-        )
-        matched = self._stops.matched
-        reason, stop_reason = ("stop", matched) if matched else (output.finish_reason, output.stop_reason)
-        if not reason:
-            return delta
-        return replace(delta, finish_reason=reason, stop_reason=stop_reason, seed=output.seed, usage=output.usage)
+    def add(self, output: TokenOutput) -> TextDelta:
+        """Add a token; return the delta so far. The last one has a `finish_reason`, which a stop string can cause."""
+        delta, token = self._delta, output.token_id
+        delta.text += self._text(output)
+        if token is not None:
+            delta.token_ids.append(token)
+            if self._sampling.logprobs:
+                delta.logprobs.append(TokenLogprobs(output.logprob, output.top))
+        if matched := self._stops.matched:
+            delta.finish_reason, delta.stop_reason = "stop", matched
+        elif output.finish_reason:
+            delta.finish_reason, delta.stop_reason = output.finish_reason, output.stop_reason
+        if delta.finish_reason:
+            delta.seed, delta.usage = output.seed, output.usage
+        return delta
 
-    def _text(self, ids: Sequence[int], output: TokenOutput) -> str:
+    @property
+    def has_tokens(self) -> bool:
+        return bool(self._delta.token_ids)
+
+    def take(self) -> TextDelta:
+        """The delta since the last call."""
+        delta, self._delta = self._delta, TextDelta()
+        return delta
+
+    def _text(self, output: TokenOutput) -> str:
         hidden = output.finish_reason == "stop" and not (output.stop_reason and self._stops.include)
-        text = "" if hidden else "".join(map(self._detokenizer.push, ids))
+        text = "" if hidden or output.token_id is None else self._detokenizer.push(output.token_id)
         if output.finish_reason:
             text += self._detokenizer.flush()
         early = output.usage.completion_tokens <= self._sampling.min_tokens
@@ -65,26 +77,29 @@ class DeltaBuilder:
 
 
 class TextStream:
-    """The deltas of several continuations. Deltas that wait for a slow reader are merged into one for each."""
+    """The deltas of several continuations. All tokens that wait for a slow reader are in the next delta."""
 
-    def __init__(self, builders: Sequence[DeltaBuilder]) -> None:
-        self._builders = builders
-        self._new: dict[int, list[TextDelta]] = {}  # by number of the prompt
+    def __init__(self, builders: Sequence[DeltaBuilder], *, interval: int = 1) -> None:
+        """The first delta of a continuation is due with its first token, others with `interval` tokens or the end."""
+        self._builders, self._interval = builders, interval
+        self._wanted = [1] * len(builders)  # tokens with which the next delta of each continuation is due
+        self._due: dict[int, None] = {}  # numbers of prompts, in the order in which their deltas became due
         self._arrived = asyncio.Event()
         self._error: Exception | None = None
 
     def push(self, number: int, output: TokenOutput | Exception) -> bool:
         """Add an output of a continuation; see `OutputCallback`. True if a stop string has ended the continuation."""
-        self._arrived.set()
         if isinstance(output, Exception):
-            self._error = self._error or output  # raised in the reader
+            self._fail(output)
             return False
         try:
-            delta = self._builders[number].build(output)
+            delta = self._builders[number].add(output)
         except Exception as error:  # raised in the reader, not in the engine
-            self._error = error
+            self._fail(error)
             return False
-        self._new.setdefault(number, []).append(delta)
+        if delta.finish_reason or len(delta.token_ids) >= self._wanted[number]:
+            self._due[number] = None
+            self._arrived.set()
         return delta.finish_reason == "stop"
 
     async def read(self) -> AsyncGenerator[tuple[int, TextDelta], None]:
@@ -93,21 +108,17 @@ class TextStream:
         while running:
             await self._arrived.wait()
             self._arrived.clear()
-            new, self._new = self._new, {}
-            for number, deltas in new.items():
-                yield number, merged(deltas)
-                running -= bool(deltas[-1].finish_reason)
+            for number in list(self._due):
+                del self._due[number]
+                self._wanted[number] = self._interval
+                delta = self._builders[number].take()
+                yield number, delta
+                running -= bool(delta.finish_reason)
             if self._error is not None:
                 raise self._error
 
-
-def merged(deltas: Sequence[TextDelta]) -> TextDelta:
-    """Consecutive deltas as one."""
-    if len(deltas) == 1:
-        return deltas[0]
-    return replace(
-        deltas[-1],
-        text="".join(delta.text for delta in deltas),
-        token_ids=[token for delta in deltas for token in delta.token_ids],
-        logprobs=[token for delta in deltas for token in delta.logprobs],
-    )
+    def _fail(self, error: Exception) -> None:
+        """Raise the first error in the reader, after the tokens that are there."""
+        self._error = self._error or error
+        self._due |= {number: None for number, builder in enumerate(self._builders) if builder.has_tokens}
+        self._arrived.set()

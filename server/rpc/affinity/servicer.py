@@ -112,11 +112,10 @@ class AffinityService(AffinityServicer):
                 field="prompts",
                 release=call.release,
             )
+            name, version = call.model.name, call.model.version
             async with aclosing(deltas):
                 async for number, delta in deltas:
-                    response = pb.GenerateResponse(
-                        model=call.model.name, model_version=call.model.version, index=number
-                    )
+                    response = pb.GenerateResponse(model=name, model_version=version, index=number)
                     add_delta(response, delta)
                     yield response
 

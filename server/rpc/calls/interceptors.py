@@ -160,11 +160,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             async def respond() -> None:
                 await self._admit(path, context)
                 request = await read(messages, context)
+                writing = self._connections.writing(context)
                 with self._tracked(path, context), self._calling(path, context):
                     # write() instead of yield: the generator is then closed as soon as the client disconnects.
                     async with aclosing(inner(request, context)) as responses:
                         async for response in responses:
-                            with self._connections.writing(context):
+                            with writing:
                                 await writer.write(response)
 
             try:

@@ -54,6 +54,7 @@ def test_model_names_may_have_dots():
         (["--set", "bert.versions=newest"], {}, "--set bert.versions=newest: found 'newest', expected latest, all, "),
         (["--set", "bert.max_batch_size=0"], {}, "bert.max_batch_size: found 0, expected at least 1"),
         (["--set", "*.max_batch_padding=1"], {}, "*.max_batch_padding: found 1.0, expected a share from 0 to below 1"),
+        (["--set", "gpt.stream_interval=0"], {}, "gpt.stream_interval: found 0, expected at least 1"),
         (["--set", "gpt.prefix_cache=yes"], {}, "gpt.prefix_cache=yes: found 'yes', expected one of on, off"),
         (["--max-connection-age-seconds", "-1"], {}, "max_connection_age_seconds: found -1.0, expected at least 0"),
         (["--shutdown-delay-seconds", "1e300"], {}, "shutdown_delay_seconds: found 1e+300, expected at most 1000000"),

@@ -6,9 +6,11 @@ import re
 import grpc
 import numpy as np
 import pytest
+from tritonclient.grpc.aio import InferenceServerClient, InferInput
 
 from protos.affinity_pb2 import GenerateRequest, Prompt
 from protos.affinity_pb2_grpc import AffinityStub
+from server.client import AsyncClient, Client
 from tests.continuations import continued, greedy_of, tokens_of
 from tests.serving import served
 
@@ -46,6 +48,39 @@ async def test_common_prefixes_are_cached_if_the_prefix_cache_is_on(serve, promp
         found = await continued(running.target, asked, max_tokens=5, **GREEDY)
     assert [tokens_of(responses) for responses in found] == [greedy_of(reference, ids, 5) for ids in asked]
     assert least <= sum(responses[-1].usage.cached_tokens for responses in found) <= most
+
+
+async def test_messages_have_as_many_tokens_as_the_operator_sets_and_the_same_text_in_both_protocols(server, serve):
+    asked = {"max_tokens": 15, "temperature": 0.0, "ignore_eos": True}
+    with Client(server.target) as client:
+        whole = "".join(response.text for response in client.generate("A list is", **asked))
+    with serve("stream_interval=4") as running:
+        with Client(running.target) as client:
+            responses = list(client.generate("A list is", logprobs=1, **asked))
+        async with AsyncClient(running.target) as client:
+            texts = [response.text async for response in client.generate("A list is", **asked)]
+        parts = [text async for text in inferred(running.target, "A list is", asked)]
+    counts = [len(response.token_ids) for response in responses]
+    assert counts[0] >= 1
+    assert all(count >= 4 for count in counts[1:-1])
+    assert len(counts) <= 5
+    assert counts == [len(response.logprobs) for response in responses]
+    assert (sum(counts), responses[-1].usage.completion_tokens) == (15, 15)
+    assert "".join(response.text for response in responses) == "".join(texts) == "".join(parts) == whole
+    assert len(parts) <= 5
+
+
+async def inferred(target, text, parameters):
+    """The parts of a text that ModelStreamInfer returns."""
+    tensor = InferInput("text_input", [1], "BYTES").set_data_from_numpy(np.array([text.encode()], object))
+
+    async def requests():
+        yield {"model_name": "tiny-gpt", "inputs": [tensor], "parameters": parameters}
+
+    async with InferenceServerClient(target) as client:
+        async for result, error in client.stream_infer(requests()):
+            assert error is None
+            yield result.as_numpy("text_output")[0].decode()
 
 
 async def test_a_request_with_a_higher_priority_starts_before_waiting_ones(serve):

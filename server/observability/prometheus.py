@@ -10,10 +10,11 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import Counter, Histogram
 
 from server.admission.queue import RequestContext
 from server.observability.observer import TimeSpent, Usage
+from server.observability.registry import Registry
 from server.observability.totals import Statistics
 from server.observability.triton_names import TritonNames
 from server.status import CANCEL_STATUSES, code_of
@@ -79,7 +80,7 @@ class Metrics:
     """All metric families in one registry, and the totals behind Triton's names."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry(auto_describe=True)
+        self.registry = Registry()
         self.statistics: dict[tuple[str, str], Statistics] = {}
         families: dict[str, Any] = {
             name: Histogram(name, text, MODEL + labels, buckets=buckets, registry=self.registry)
@@ -134,6 +135,7 @@ class Metrics:
     def forget(self, model: str, version: str) -> None:
         """Remove all metrics of an unloaded version, so that labels do not accumulate over versions."""
         self.statistics.pop((model, version), None)
+        self.registry.update()  # from here on `of` returns no metric of this version
         self._children = {key: metric for key, metric in self._children.items() if key[1:3] != (model, version)}
         for family in self._families.values():
             family.remove_by_labels({"model": model, "version": version})
@@ -219,14 +221,16 @@ class TokenTimer:
         """Record new tokens of one sequence of the request."""
         if not count:
             return
-        now = time.perf_counter()
-        first = prompt not in self._last
-        if first:
+        now, last = time.perf_counter(), self._last.get(prompt)
+        self._last[prompt] = now
+        self._metrics.registry.defer(self._record, count, now, last)
+
+    def _record(self, count: int, now: float, last: float | None) -> None:
+        if last is None:
             self._of("affinity_time_to_first_token_seconds").observe(now - self._started)
         between = self._of("affinity_inter_token_seconds")
-        for _ in range(count - first):
-            between.observe((now - self._last.get(prompt, now)) / count)
-        self._last[prompt] = now
+        for _ in range(count - (last is None)):
+            between.observe(0.0 if last is None else (now - last) / count)
         self._of("affinity_generated_tokens").inc(count)
 
     def _of(self, family: str) -> Any:
@@ -267,9 +271,12 @@ class ModelObserver:
         self._of("affinity_refused_requests", reason=reason).inc()
 
     def step(self, *, kind: str, sequences: int, tokens: int, seconds: float) -> None:
+        self._statistics.step(sequences, TimeSpent(run_seconds=seconds))
+        self._metrics.registry.defer(self._observe_step, kind, sequences, seconds)
+
+    def _observe_step(self, kind: str, sequences: int, seconds: float) -> None:
         self._of("affinity_step_duration_seconds", kind=kind).observe(seconds)
         self._of("affinity_step_rows", kind=kind).observe(sequences)
-        self._statistics.step(sequences, TimeSpent(run_seconds=seconds))
 
     def finished(self, *, reason: str, usage: Usage) -> None:
         self._of("affinity_finished_generations", reason=reason).inc()

@@ -60,7 +60,7 @@ def feasible_targets(recipe: Recipe, job: Job) -> tuple[Targets, list[str]]:
         elif job.all_targets:
             raise ExportError(f"--target {target}={precision.name}: {reason}")
         else:
-            left_out.append(f"{target} left out: {reason}")
+            left_out.append(f"{target}={precision.name} left out: {reason}")
     if not feasible:
         raise ExportError(f"--target: no target is left: {'; '.join(left_out)}")
     return feasible, left_out

@@ -126,7 +126,7 @@ def test_heads_of_any_width_are_exported_for_the_cpu(export, tmp_path: Path) -> 
         assert "config.json: found heads 26 wide (104 / 4), expected a multiple of 8: the fused" in refused.complained
     outcome = export(source)
     assert outcome.status == 0, outcome.complained
-    assert "cuda left out: config.json: found heads 26 wide" in outcome.said
+    assert "cuda=fp16 left out: config.json: found heads 26 wide" in outcome.said
     assert [each.target for each in manifest(outcome.artifacts, "odd").graphs] == ["cpu"]
     assert "up to date" in export(source).said
 

@@ -57,8 +57,8 @@ def export_parser() -> argparse.ArgumentParser:
         metavar="TARGET[=PRECISION],…",
         help=f"the machines to export graphs for (default: {precisions.DEFAULT}, and {precisions.BUNDLED} for bundled "
         "models, without those that the model cannot be exported for); precisions of cpu: fp32, int8-weights, "
-        "int4-weights and, except for GPT, int8-dynamic; of cuda: fp16 and, except for GPT, fp32; a target may be "
-        "named several times with different precisions, its default first",
+        "int4-weights, int8-dynamic; of cuda: fp16 and, except for GPT, fp32; a target may be named several times "
+        "with different precisions, its default first",
     )
     add_model_options(parser)
     add_precision_options(parser)

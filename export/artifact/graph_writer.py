@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx_ir
 
 from export.graph.dynamic import quantize_products
-from export.graph.fuse import node_counts, optimize, split_skip_norms
+from export.graph.fuse import node_counts, optimize, split_slow_fusions
 from export.graph.quantise import quantize
 from export.graph.recipes import DTYPES, GptRecipe, Ports, Recipe
 from export.graph.runtime import Runtime, with_cache
@@ -114,7 +114,7 @@ def fuse(path: Path, target: str, precision: Precision, recipe: Recipe, progress
     with progress.step(f"{label}: fuse") as remarks:
         fused = optimize(traced)
         if target == "cpu" and not isinstance(recipe, GptRecipe):
-            fused = split_skip_norms(fused)
+            fused = split_slow_fusions(fused)
         remarks += [save(fused, path), node_changes(before, node_counts(fused))]
     return Traced(path, before)
 

@@ -157,11 +157,6 @@ class GptRecipe(Recipe):
     def infeasible_reason(self, target: str, precision: str) -> str | None:
         if (target, precision) == ("cuda", "fp32"):
             return "GroupQueryAttention has no fp32 kernel on CUDA and would run on the CPU in silence; take cuda=fp16"
-        if PRECISIONS[precision].activations:
-            return (
-                "all activations of a batch share one scale, so a text would depend on the other texts of its batch; "
-                f"take {target}=int8-weights"
-            )
         return super().infeasible_reason(target, precision)
 
 

@@ -29,14 +29,15 @@ def test_no_node_computes_with_shapes_or_controls_the_flow(
 
 
 ENCODER = {"MultiHeadAttention": 2, "SkipLayerNormalization": 5, "BiasGelu": 2}
+SPLIT_ON_CPU = ("SkipLayerNormalization", "BiasGelu")  # each into a Sum and another node, which are faster there
 # Of models of two blocks: the nodes that do the work of several, and how many nodes there are in all, by target.
 # fmt: off
 NODES = {
-    "bert":     (ENCODER, 48, 44),
-    "embedder": (ENCODER, 48, 46),
+    "bert":     (ENCODER, 50, 44),
+    "embedder": (ENCODER, 50, 46),
     "gpt":      ({"GroupQueryAttention": 2, "SkipLayerNormalization": 5, "Gelu": 2}, 32, 33),
-    "vit":      ({"MultiHeadAttention": 2, "SkipLayerNormalization": 4, "BiasGelu": 2}, 40, 38),
-    "mixer":    ({"SkipLayerNormalization": 4, "BiasGelu": 4}, 32, 30),
+    "vit":      ({"MultiHeadAttention": 2, "SkipLayerNormalization": 4, "BiasGelu": 2}, 42, 38),
+    "mixer":    ({"SkipLayerNormalization": 4, "BiasGelu": 4}, 36, 30),
 }
 # fmt: on
 
@@ -48,8 +49,8 @@ def test_neighbouring_nodes_are_fused(name: str, target: str, artifacts: Callabl
     kinds = [node.op_type for node in graph.node]
     fused, on_cpu, on_cuda = NODES[name]
     fused = fused.copy()
-    if target == "cpu" and name != "gpt":  # on CPUs two nodes are faster than this fused one
-        fused["Sum"] = fused.pop("SkipLayerNormalization")
+    if target == "cpu" and name != "gpt":
+        fused["Sum"] = sum(fused.pop(kind) for kind in SPLIT_ON_CPU)
     assert {kind: kinds.count(kind) for kind in fused} == fused
     assert len(kinds) <= (on_cpu if target == "cpu" else on_cuda)
 

@@ -55,10 +55,9 @@ def export_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--target",
         metavar="TARGET[=PRECISION],…",
-        help=f"the machines to export graphs for (default: {precisions.DEFAULT}, and {precisions.BUNDLED} for bundled "
-        "models, without those that the model cannot be exported for); precisions of cpu: fp32, int8-weights, "
-        "int4-weights, int8-dynamic; of cuda: fp16 and, except for GPT, fp32; a target may be named several times "
-        "with different precisions, its default first",
+        help=f"the machines to export graphs for (default: {precisions.DEFAULT}, without those that the model cannot "
+        "be exported for); precisions of cpu: fp32, int8-weights, int4-weights, int8-dynamic; of cuda: fp16 and, "
+        "except for GPT, fp32; a target may be named several times with different precisions, its default first",
     )
     add_model_options(parser)
     add_precision_options(parser)
@@ -141,7 +140,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = export_parser().parse_args(arguments)
     progress, done = Progress(), list[str]()
     try:
-        targets = [targets_of(location, options) for location in options.sources]
+        targets = precisions.parse(
+            options.target or precisions.DEFAULT, head=options.head_precision, tolerance=options.tolerance
+        )
         if options.name and len(options.sources) > 1:
             raise ExportError(f"--name: found {len(options.sources)} sources, expected one")
         if options.name:
@@ -149,9 +150,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ExportError as error:
         return report(error, MISUSED)
     try:
-        for location, chosen in zip(options.sources, targets, strict=True):
+        for location in options.sources:
             source = lookup.resolve(location, options.tokenizer)
-            export_one(source, options, chosen, progress)
+            export_one(source, options, targets, progress)
             done.append(location)
     except ExportError as error:
         return report(error, FAILED)
@@ -163,12 +164,6 @@ def main(arguments: list[str] | None = None) -> int:
         before = f"; finished before: {', '.join(done)}" if done else ""
         return report(ExportError(f"interrupted, nothing was written of {options.sources[len(done)]}{before}"), FAILED)
     return 0
-
-
-def targets_of(location: str, options: argparse.Namespace) -> Targets:
-    """The targets that the user names, or the default ones of a source. ExportError if they are invalid."""
-    default = precisions.BUNDLED if location in lookup.bundled() else precisions.DEFAULT
-    return precisions.parse(options.target or default, head=options.head_precision, tolerance=options.tolerance)
 
 
 def export_one(source: Source, options: argparse.Namespace, targets: Targets, progress: Progress) -> None:

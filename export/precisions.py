@@ -46,8 +46,6 @@ TARGETS = {
     "cuda": ("fp16", "fp32"),
 }
 DEFAULT = "cpu=fp32,cuda=fp16"
-# The bundled models are small, so that a second graph costs seconds and a few megabytes, and its score is known.
-BUNDLED = "cpu=fp32,cpu=int8-dynamic,cuda=fp16"
 
 
 def parse(text: str, *, head: str | None = None, tolerance: float | None = None) -> Targets:

@@ -20,7 +20,7 @@ import onnx_ir
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from export.__main__ import export_parser, main, targets_of
+from export.__main__ import main
 from export.artifact import graph_writer, store
 from export.progress import Progress
 from export.sources import lookup
@@ -91,13 +91,6 @@ def test_targets_can_be_named_in_any_order(export, checkpoints: dict[str, Path])
     assert outcome.status == 0, outcome.complained
     graphs = manifest(outcome.artifacts / "tiny-mixer/1")["graphs"]
     assert [(graph["target"], graph["precision"]) for graph in graphs] == [("cpu", "fp32"), ("cuda", "fp16")]
-
-
-def test_bundled_models_have_a_second_graph_that_is_faster_on_cpus(checkpoints: dict[str, Path]) -> None:
-    bundled, own = "bert-mini", str(checkpoints["mixer"])
-    options = export_parser().parse_args([bundled, own])
-    pairs = [[(target, each.name) for target, each in targets_of(source, options)] for source in options.sources]
-    assert pairs == [[("cpu", "fp32"), ("cpu", "int8-dynamic"), ("cuda", "fp16")], [("cpu", "fp32"), ("cuda", "fp16")]]
 
 
 def test_weights_too_large_for_one_file_get_a_file_of_their_own(

@@ -1,21 +1,18 @@
 """`python -m tests.bench`: all benchmarks that the targets for speed need, and one table of targets at the end.
 
-Runs the benchmarks one after the other, each as a command of its own; those that fail are named at the end. `--quick`
-measures fewer inputs once; `--sizes tiny` rehearses it.
+Runs the benchmarks one after the other, each as a command of its own; those that fail are named at the end.
 """
 
 import argparse
-import importlib.util
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from server.host.processor import read_processor
-from tests.bench import goals
+from tests.bench import goals, options
 from tests.bench.measure import Result, machine, write
 from tests.serving import ROOT
 
@@ -38,7 +35,6 @@ def measured(module: str, arguments: Sequence[str], folder: Path) -> list[Result
     output.unlink(missing_ok=True)
     command = [sys.executable, "-m", f"tests.bench.{module}", *arguments, "--folder", str(folder / module)]
     print(f"\n$ {' '.join(command[1:])}", flush=True)
-    (folder / module).mkdir(parents=True, exist_ok=True)
     ended = subprocess.run([*command, "--output", str(output)], cwd=ROOT)
     if ended.returncode or not output.exists():
         return None
@@ -47,20 +43,19 @@ def measured(module: str, arguments: Sequence[str], folder: Path) -> list[Result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--sizes", choices=SIZES, default="published")
+    parser = options.parser("", __doc__)
+    options.add_sizes(parser, SIZES)
     parser.add_argument("--quick", action="store_true", help="fewer inputs, one round")
-    parser.add_argument("--folder", type=Path, help="keep the models here for the next run")
-    parser.add_argument("--output", type=Path, help="a file for the rates of all rounds, as JSON")
+    options.add_folder(parser)
+    options.add_output(parser)
     given = parser.parse_args(argv)
     results: list[Result] = []
     failed, started = [], time.monotonic()
-    with tempfile.TemporaryDirectory() as temporary:
+    with options.folder_of(given) as folder:
         for module, arguments in stages(given).items():
-            if importlib.util.find_spec(f"tests.bench.{module}"):
-                found = measured(module, arguments, given.folder or Path(temporary))
-                results += found or []
-                failed += [module] if found is None else []
+            found = measured(module, arguments, folder)
+            results += found or []
+            failed += [module] if found is None else []
     print(f"\n{machine()}; {(time.monotonic() - started) / 60:.0f} minutes\n")
     print(goals.table(results, goals.kind_of(read_processor().instruction_sets)))
     for result in {(result.side, result.note): result for result in results if not result.rates}.values():

@@ -11,9 +11,6 @@ depends less on other processes.
 import argparse
 import base64
 import struct
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -26,15 +23,18 @@ import grpc
 from protos import affinity_pb2 as pb
 from protos import open_inference_pb2 as oip
 from server.rpc.services import OPEN_INFERENCE, TYPED
+from tests.bench import options
 from tests.bench.callers import closed_loop
+from tests.bench.goals import AFFINITY, ECHO
 from tests.bench.inputs import masked_texts
 from tests.bench.measure import Result, Side, Target, in_rounds, machine, table, verdicts, write
 from tests.bench.processes import OURS, TRITON, Missing, cpu_seconds, peer
+from tests.bench.sizing import export_bundled
 from tests.serving import ROOT, served
 
 PRETRAINED = ROOT / "models" / "pretrained"
 BERT, VIT = "bert-mini", "vit-digits"
-AFFINITY, ECHO, ENGINE, CORE = "Affinity", "bare grpc.aio", "engine alone", "Triton core, identity"
+ENGINE, CORE = "engine alone", "Triton core, identity"
 SESSION = "session of the engine alone"
 EVERY_PEER = (ECHO, ENGINE, CORE)
 FILL_MASK, INFER, IMAGE = "FillMask", "ModelInfer", "ClassifyImage"
@@ -196,34 +196,23 @@ def opened(
     return parties, skipped
 
 
-def export_bundled(folder: Path) -> Path:
-    """The artifacts of the bundled models that are called, exported unless the folder has them already."""
-    if not all((folder / name).exists() for name in (BERT, VIT)):
-        command = [sys.executable, "-m", "export", BERT, VIT, "--artifacts", str(folder), "--target", "cpu"]
-        subprocess.run(command, cwd=ROOT, check=True)
-    return folder
-
-
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.calls", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--sizes", choices=SECONDS, default="published", help="tiny: hardly any time for each side")
-    parser.add_argument("--workloads", choices=(FILL_MASK, INFER, IMAGE), nargs="+", default=[FILL_MASK, INFER, IMAGE])
+    parser = options.parser("calls", __doc__)
+    options.add_sizes(parser, SECONDS)
+    options.add_choice(parser, "--workloads", (FILL_MASK, INFER, IMAGE))
     parser.add_argument("--callers", type=int, nargs="+", default=CALLERS, help="(1 16 64)")
-    parser.add_argument(
-        "--peers", choices=EVERY_PEER, nargs="*", default=EVERY_PEER, metavar="PEER", help=", ".join(EVERY_PEER)
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_const", dest="rounds", const=2, help="two rounds")
+    options.add_choice(parser, "--peers", EVERY_PEER)
+    options.add_rounds(parser, 5)
     parser.add_argument("--seconds", type=float, help="of each side in a round (2)")
-    parser.add_argument("--folder", type=Path, help="keep the models here for the next run")
-    parser.add_argument("--output", type=Path, help="a file for the rates of all rounds, as JSON")
+    options.add_folder(parser)
+    options.add_output(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     given = arguments(argv)
     with ExitStack() as stack:
-        artifacts = export_bundled(given.folder or Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        artifacts = export_bundled(stack.enter_context(options.folder_of(given)), [BERT, VIT])
         wanted = [call for call in calls() if call.name in given.workloads]
         parties, results = opened(stack, artifacts, wanted, given)
         measurements = Measurements(parties, given.rounds)

@@ -4,7 +4,6 @@ Each side is a call of the typed service on a server in another process, whose m
 what remains is to write them into messages, to send them and to read them. The sides take turns.
 """
 
-import argparse
 import asyncio
 import multiprocessing
 import time
@@ -25,6 +24,7 @@ from server.observability.prometheus import Metrics
 from server.rpc.affinity.servicer import AffinityService
 from server.tasks.embed import Embeddings
 from server.text.tokenizer import TokenUsage
+from tests.bench import options
 from tests.bench.measure import Result, Side, Target, in_rounds, machine, ratio, table, verdicts
 
 FLOAT, BYTES = "float", "bytes"
@@ -88,10 +88,10 @@ def side(stub: AffinityStub, workload: str, encoding: str, texts: int) -> Side:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.embeddings", description=__doc__.split("\n\n")[0])
+    parser = options.parser("embeddings", __doc__)
     parser.add_argument("--texts", type=int, default=1000, help="texts in a call (1000)")
     parser.add_argument("--width", type=int, default=768, help="width of the vectors (768)")
-    parser.add_argument("--rounds", type=int, default=20, help="(20)")
+    options.add_rounds(parser, 20)
     given = parser.parse_args(argv)
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()

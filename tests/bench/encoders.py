@@ -3,24 +3,22 @@
 Random weights of the published sizes, 16 callers at a time. Ours is `python -m server` in a process of its own, asked
 over gRPC by this one, in each precision; the fastest is also measured without gRPC. Peers are handed everything at
 once, in batches of 16 (one by one where lengths differ, which pads nothing), with nothing around them. Peers that
-cannot run are skipped by name, with the reason. `--sizes tiny` rehearses it, `--sizes quick` measures fewer inputs.
+cannot run are skipped by name, with the reason. `--sizes quick` measures fewer inputs.
 """
 
 import argparse
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.precisions import PRECISIONS
 from server.artifact import newest
 from server.client import Client
 from server.errors import ProviderUnavailable
 from server.host.processor import read_processor
 from server.runtime.providers import openvino_device
-from tests.bench import goals
+from tests.bench import goals, options
 from tests.bench.clients import CONCURRENCY, asking_triton, classifying, filling, padding_from_now_on
 from tests.bench.goals import FILL_MASK, LENGTHS, VISION
 from tests.bench.inputs import masked_texts, photographs, ready_images, ready_texts
@@ -35,8 +33,7 @@ RUNTIME = "ONNX Runtime fp32, ready tensors"
 OPENVINO, OPENVINO_FP32 = "OpenVINO bf16, ready tensors", "OpenVINO fp32, ready tensors"
 FIRST_COME, TRITON_CORE = "first come, first served", "Triton core, ONNX Runtime fp32"
 ROUNDED, DYNAMIC = "int8-weights", "int8-dynamic"
-FOLDERS = {"fp32": "artifacts", ROUNDED: "artifacts-int8", DYNAMIC: "artifacts-int8-dynamic"}
-ARTIFACTS = {precision: folder for precision, folder in FOLDERS.items() if precision in PRECISIONS}
+ARTIFACTS = {"fp32": "artifacts", ROUNDED: "artifacts-int8", DYNAMIC: "artifacts-int8-dynamic"}  # precision → folder
 WITHOUT_GRPC = "engine alone"  # the fastest of ours
 EVERY_PEER = (FP32, BF16, RUNTIME, OPENVINO, OPENVINO_FP32, FIRST_COME, TRITON_CORE, WITHOUT_GRPC)
 
@@ -194,8 +191,6 @@ def our_servers(folder: Path) -> Iterator[list[Ours]]:
     with ExitStack() as stack:
         found = []
         for provider, precision in sides:
-            if precision not in ARTIFACTS:
-                continue
             artifacts = folder / ARTIFACTS[precision]
             server = stack.enter_context(served(artifacts, "--provider", provider, "--threads", "0"))
             with Client(server.target) as client:
@@ -234,23 +229,20 @@ def prepared(folder: Path, sizes: str, workloads: Sequence[str]) -> dict[str, Pa
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.encoders", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--sizes", choices=EXTENTS, default="published")
-    parser.add_argument("--workloads", choices=WORKLOADS, nargs="+", default=list(WORKLOADS))
-    parser.add_argument(
-        "--peers", choices=EVERY_PEER, nargs="*", default=EVERY_PEER, metavar="PEER", help=", ".join(EVERY_PEER)
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_const", dest="rounds", const=2, help="two rounds")
-    parser.add_argument("--folder", type=Path, help="keep the models here for the next run")
-    parser.add_argument("--output", type=Path, help="a file for the rates of all rounds, as JSON")
+    parser = options.parser("encoders", __doc__)
+    options.add_sizes(parser, EXTENTS)
+    options.add_choice(parser, "--workloads", WORKLOADS)
+    options.add_choice(parser, "--peers", EVERY_PEER)
+    options.add_rounds(parser, 5)
+    options.add_folder(parser)
+    options.add_output(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     given = arguments()
     with ExitStack() as stack:
-        folder = given.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = stack.enter_context(options.folder_of(given))
         checkpoints = prepared(folder, given.sizes, given.workloads)
         ours = stack.enter_context(our_servers(folder))
         bench = Bench(folder, checkpoints, EXTENTS[given.sizes], ours, given.peers, given.rounds)

@@ -5,7 +5,6 @@ types: first for CPUs in fp32 and CUDA in fp16, the defaults, then with weights 
 `--sizes tiny` rehearses it.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from export.artifact import inspection
 from models import Mixer
 from models.checkpoints import published, published_config, save
 from models.config import MIXER_PRESETS
+from tests.bench import options
 from tests.bench.measure import machine
 from tests.checkpoints import write_mixer
 from tests.published import SIZES
@@ -122,34 +122,34 @@ def report(models: dict[str, list[Run]]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Write the checkpoints, export them, print the table."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.export", description=__doc__)
-    parser.add_argument("--sizes", choices=SIZES, default="published", help="tiny: a quick test (default: %(default)s)")
+    parser = options.parser("export", __doc__)
+    options.add_sizes(parser, SIZES)
     parser.add_argument("--models", help="only these models, of the published sizes and the bundled ones: a,b")
     parser.add_argument("--target", action="append", help="only this target; can be repeated")
     parser.add_argument("--json", type=Path, metavar="FILE", help="a file for all values, as JSON")
-    options = parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
     print(machine(), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        sources = {name: str(path) for name, path in SIZES[options.sizes](Path(folder)).items()}
-        MIXERS[options.sizes](Path(folder) / "mixer-base")
+        sources = {name: str(path) for name, path in SIZES[given.sizes](Path(folder)).items()}
+        MIXERS[given.sizes](Path(folder) / "mixer-base")
         sources |= {"mixer-base": str(Path(folder) / "mixer-base")} | {name: name for name in BUNDLED}
-        wanted = options.models.split(",") if options.models else list(sources)
+        wanted = given.models.split(",") if given.models else list(sources)
         if unknown := set(wanted) - sources.keys():
             parser.error(f"--models: found {', '.join(sorted(unknown))}, expected some of {', '.join(sources)}")
         models: dict[str, list[Run]] = {name: [] for name in wanted}
         for name, runs in models.items():
-            for targets in options.target or RUNS:
+            for targets in given.target or RUNS:
                 print(f"exporting {name} for {targets} …", flush=True)
                 with tempfile.TemporaryDirectory(dir=folder) as artifacts:
                     runs.append(export(sources[name], Path(artifacts), targets))
     print(report(models))
-    if options.json:
+    if given.json:
         found = [
             {"seconds": run.seconds, "peak_bytes": run.peak_bytes, **run.account}
             for runs in models.values()
             for run in runs
         ]
-        options.json.write_text(json.dumps({"machine": machine(), "exports": found}, indent=2) + "\n")
+        given.json.write_text(json.dumps({"machine": machine(), "exports": found}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

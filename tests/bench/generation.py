@@ -4,12 +4,11 @@ Makes a GPT-2 with random weights and exports it in fp32 and with weights in 8 a
 Every side is a process with as many threads, one computes at a time, and all get the same requests, new ones in each
 round. Ours is measured without and through gRPC. First one stream and eight, then requests of all lengths that come
 when they come, for the sides that were the fastest with eight streams. Ends with an error if our fp32 continuations are
-not those of transformers. `--sizes tiny` rehearses it, `--quick` measures each side once.
+not those of transformers.
 """
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import numpy as np
 from export.__main__ import main as export_command
 from server.host.processor import read_processor
 from tests import published
-from tests.bench import goals, requests
+from tests.bench import goals, options, requests
 from tests.bench.goals import EIGHT, ONE, POISSON
 from tests.bench.measure import Result, Side, in_rounds, in_turns, machine, table, write
 from tests.bench.processes import OURS, PEERS, Missing, Peer, peer
@@ -125,25 +124,23 @@ def waits(answers: Answers, sides: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def parsed() -> argparse.Namespace:
+    parser = options.parser("generation", __doc__)
+    options.add_sizes(parser, requests.SIZES)
+    parser.add_argument("--threads", type=int, default=2, help="threads of each side (2)")
+    options.add_rounds(parser, 5)
+    options.add_choice(parser, "--peers", OTHERS)
+    options.add_choice(parser, "--workloads", WORKLOADS)
+    options.add_folder(parser)
+    options.add_output(parser)
+    return parser.parse_args()
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.generation", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--sizes", choices=requests.SIZES, default="published")
-    parser.add_argument("--threads", type=int, default=2, help="threads of each side")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="the same as --rounds 1")
-    parser.add_argument(
-        "--peers", nargs="+", choices=OTHERS, default=list(OTHERS), metavar="PEER", help="; ".join(OTHERS)
-    )
-    parser.add_argument(
-        "--workloads", nargs="+", choices=WORKLOADS, default=WORKLOADS, metavar="WORKLOAD", help="; ".join(WORKLOADS)
-    )
-    parser.add_argument("--folder", type=Path, help="keep the checkpoint and artifacts here for the next run")
-    parser.add_argument("--output", type=Path, help="a file for all values, as JSON")
-    arguments = parser.parse_args()
-    rounds = 1 if arguments.quick else arguments.rounds
-    sizes = requests.SIZES[arguments.sizes]
+    arguments = parsed()
+    rounds, sizes = arguments.rounds, requests.SIZES[arguments.sizes]
     with ExitStack() as stack:
-        folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = stack.enter_context(options.folder_of(arguments))
         checkpoint = folder / "gpt2"
         if not checkpoint.exists():
             published.SIZES[arguments.sizes](folder, ["gpt2"])

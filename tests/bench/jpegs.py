@@ -4,11 +4,11 @@ The steps are those of ViT-B/16: resize to 224 × 224 pixels, bilinear with anti
 thread each, and each side in a process of its own: the sides take turns. Peers that are not there are skipped by name.
 """
 
-import argparse
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
+from tests.bench import options
 from tests.bench.inputs import PHOTOGRAPH, photographs
 from tests.bench.measure import Result, Side, Target, in_rounds, machine, table, verdicts
 from tests.bench.processes import OURS, TORCHVISION, Missing, Peer, peer
@@ -39,8 +39,8 @@ def side(name: str, opened: Peer, files: list[Path], repeats: int) -> Side:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.jpegs", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser = options.parser("jpegs", __doc__)
+    options.add_rounds(parser, 7)
     parser.add_argument("--files", type=int, default=4, help="different files of each size (4)")
     parser.add_argument("--pixels", type=int, default=PIXELS_IN_A_ROUND, help="pixels in a round (50 million)")
     given = parser.parse_args()

@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import random
 import shutil
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
@@ -22,6 +21,7 @@ import grpc
 
 from protos import affinity_pb2 as pb
 from protos.affinity_pb2_grpc import AffinityStub
+from tests.bench import options
 from tests.bench.inputs import masked_texts, photographs
 from tests.bench.measure import machine
 from tests.serving import Served, served
@@ -174,15 +174,15 @@ def prepared(folder: Path, sizes: str) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.overload", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--sizes", choices=TOKENS, default="published")
-    parser.add_argument("--tasks", choices=MODELS, nargs="+", default=list(MODELS))
+    parser = options.parser("overload", __doc__)
+    options.add_sizes(parser, TOKENS)
+    options.add_choice(parser, "--tasks", MODELS)
     parser.add_argument("--multiples", type=float, nargs="+", default=[0.5, 1, 1.5, 3, 5], metavar="N")
     parser.add_argument("--seconds", type=float, default=20, help="duration of each load")
-    parser.add_argument("--folder", type=Path, help="keep the models here for the next run")
+    options.add_folder(parser)
     given = parser.parse_args()
     with ExitStack() as stack:
-        folder = given.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = stack.enter_context(options.folder_of(given))
         checkpoints = prepared(folder, given.sizes)
         server = stack.enter_context(served(folder / "artifacts", "--threads", "0"))
         rows = asyncio.run(measured(server, checkpoints, folder, given))

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from server.client import Client, ServedModel
+from tests.bench import options
 from tests.bench.measure import machine
 from tests.serving import ROOT, served
 
@@ -105,7 +106,7 @@ def measured(command: list[str]) -> dict[str, str]:
 
 
 def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.perf_analyzer", description=__doc__.splitlines()[0])
+    parser = options.parser("perf_analyzer", __doc__)
     parser.add_argument("perf_analyzer", help="the binary, with the libraries it needs beside it")
     parser.add_argument("--artifacts", type=Path, default=ROOT / "artifacts")
     parser.add_argument("--provider", default="cpu")

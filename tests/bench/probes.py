@@ -1,10 +1,11 @@
 """`python -m tests.bench.probes`: many probes of a running server at the same moment, each over its own connection."""
 
-import argparse
 import asyncio
 import statistics
 import time
 from collections.abc import Sequence
+
+from tests.bench import options
 
 DEFAULT_SERVER = "127.0.0.1:8002"
 TIMEOUT_S = 60.0
@@ -31,7 +32,7 @@ async def probes(host: str, port: int, path: str, count: int) -> list[float]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.probes", description=__doc__)
+    parser = options.parser("probes", __doc__)
     parser.add_argument("--server", default=DEFAULT_SERVER, metavar="HOST:PORT", help=f"({DEFAULT_SERVER})")
     parser.add_argument("--path", default="/livez", help="(/livez)")
     parser.add_argument("--count", type=int, default=500, help="simultaneous probes (500)")

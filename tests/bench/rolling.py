@@ -25,6 +25,7 @@ from pathlib import Path
 
 from server.client import AsyncClient, CallFailed, Tls
 from tests.artifacts import next_version
+from tests.bench import options
 from tests.certificates import Authority
 from tests.serving import Served, own_address, served
 
@@ -184,19 +185,19 @@ async def roll_out_versions(artifacts: Path, *, versions: int, calls: int, calle
     return load
 
 
-async def main(options: argparse.Namespace) -> int:
-    flags = ["--shutdown-delay-seconds", str(options.shutdown_delay_seconds)]
+async def main(given: argparse.Namespace) -> int:
+    flags = ["--shutdown-delay-seconds", str(given.shutdown_delay_seconds)]
     loads = {
-        f"{options.restarts} rolling restarts of 2 replicas{' with TLS' * options.tls}": await restart_replicas(
-            options.artifacts,
-            restarts=options.restarts,
-            calls=options.calls,
-            callers=options.callers,
+        f"{given.restarts} rolling restarts of 2 replicas{' with TLS' * given.tls}": await restart_replicas(
+            given.artifacts,
+            restarts=given.restarts,
+            calls=given.calls,
+            callers=given.callers,
             flags=flags,
-            encrypted=options.tls,
+            encrypted=given.tls,
         ),
-        f"{options.versions} new versions of each model": await roll_out_versions(
-            options.artifacts, versions=options.versions, calls=options.calls, callers=options.callers, flags=[]
+        f"{given.versions} new versions of each model": await roll_out_versions(
+            given.artifacts, versions=given.versions, calls=given.calls, callers=given.callers, flags=[]
         ),
     }
     print("\n".join(load.report(what) for what, load in loads.items()))
@@ -204,7 +205,7 @@ async def main(options: argparse.Namespace) -> int:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.rolling", description=__doc__.partition("\n")[0])
+    parser = options.parser("rolling", __doc__)
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="exported models (artifacts)")
     parser.add_argument("--restarts", type=int, default=5, help="of both replicas, one after the other (5)")
     parser.add_argument("--versions", type=int, default=5, help="to roll out by polling (5)")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.client import Client
+from tests.bench import options
 from tests.bench.measure import machine
 from tests.bench.processes import cpu_seconds
 from tests.serving import ROOT, served
@@ -116,16 +117,17 @@ def measured(artifacts: Path, model: str, provider: str, given: argparse.Namespa
         return Sizing(model, provider, said, answered / seconds, answered / spent, peak_mib(pid), ready_s)
 
 
-def export_bundled(folder: Path) -> Path:
-    """The artifacts of the bundled models."""
-    names = sorted(path.name for path in PRETRAINED.iterdir())
-    command = [sys.executable, "-m", "export", *names, "--artifacts", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)
+def export_bundled(folder: Path, names: Sequence[str] = ()) -> Path:
+    """The artifacts of these bundled models, by default of all, exported unless the folder has them already."""
+    wanted = names or sorted(path.name for path in PRETRAINED.iterdir())
+    if missing := [name for name in wanted if not (folder / name).exists()]:
+        command = [sys.executable, "-m", "export", *missing, "--artifacts", str(folder)]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)
     return folder
 
 
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.sizing", description=__doc__.partition("\n")[0])
+    parser = options.parser("sizing", __doc__)
     parser.add_argument("--artifacts", type=Path, help="exported models (default: the bundled ones, exported anew)")
     parser.add_argument("--models", nargs="+", metavar="NAME", help="of these artifacts (all)")
     parser.add_argument("--providers", nargs="+", default=["cpu"], metavar="NAME", help="cpu, openvino, cuda (cpu)")

@@ -6,7 +6,6 @@ tune, which only the first start on a machine does; `--tune force` shows its cos
 """
 
 import argparse
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from tests.bench import options
 from tests.bench.measure import machine
 from tests.bench.processes import cpu_seconds
 from tests.bench.sizing import export_bundled, peak_mib
@@ -63,13 +63,13 @@ def published(folder: Path, sizes: str) -> dict[str, Path]:
 
 
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.startup", description=__doc__.partition("\n")[0])
+    parser = options.parser("startup", __doc__)
     parser.add_argument("--artifacts", type=Path, nargs="*", help="served as they are, instead of all that is exported")
-    parser.add_argument("--sizes", choices=("published", "tiny"), default="published")
-    parser.add_argument("--rounds", type=int, default=5)
+    options.add_sizes(parser, ("published", "tiny"))
+    options.add_rounds(parser, 5)
     parser.add_argument("--provider", default="cpu", help="cpu, openvino, cuda, auto (cpu)")
     parser.add_argument("--tune", default="off", help="off, auto, force (off)")
-    parser.add_argument("--folder", type=Path, help="keep the models here for the next run")
+    options.add_folder(parser)
     return parser.parse_args(argv)
 
 
@@ -80,9 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if given.artifacts:
             wanted = {path.name: path for path in given.artifacts}
         else:
-            folder = given.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            bundled = folder / "bundled"
-            wanted = {"bundled models": bundled if bundled.exists() else export_bundled(bundled)}
+            folder = stack.enter_context(options.folder_of(given))
+            wanted = {"bundled models": export_bundled(folder / "bundled")}
             wanted |= published(folder, given.sizes)
         starts: dict[str, list[Start]] = {name: [] for name in wanted}
         for _ in range(given.rounds):

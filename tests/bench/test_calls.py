@@ -17,7 +17,7 @@ def test_each_call_is_measured_beside_a_bare_server(
     output = tmp_path / "rates.json"
     quickly = ["--sizes", "tiny", "--folder", str(bundled)]
     calls.main([*quickly, "--rounds", "1", "--callers", "1", "16"])
-    calls.main([*quickly, "--quick", "--peers", calls.ECHO, "--callers", "2", "--output", str(output)])
+    calls.main([*quickly, "--rounds", "2", "--peers", calls.ECHO, "--callers", "2", "--output", str(output)])
     said = capsys.readouterr().out
     for name in (calls.FILL_MASK, calls.INFER, calls.IMAGE):
         for callers in ("1 caller", "16 callers"):

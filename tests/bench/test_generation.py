@@ -15,7 +15,8 @@ def test_the_rehearsal_measures_all_that_is_there_and_finds_the_continuations_of
         "tests.bench.generation",
         "--sizes",
         "tiny",
-        "--quick",
+        "--rounds",
+        "1",
         "--peers",
         "transformers fp32",
     ]

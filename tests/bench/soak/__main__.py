@@ -7,7 +7,6 @@ event-loop lag. Ends with an error if an answer differs from that of the idle se
 status, or if something is still queued or running in the end.
 """
 
-import argparse
 import asyncio
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import grpc
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.client import Client, ServedModel
+from tests.bench import options
 from tests.bench.measure import machine
 from tests.bench.soak import disturbances
 from tests.bench.soak.calls import Stubs, calls
@@ -147,7 +147,7 @@ def _busy(server: Served) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.soak", description=__doc__.split("\n\n")[0])
+    parser = options.parser("soak", __doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="duration of the load (60)")
     parser.add_argument("--artifacts", type=Path, help="serve these instead of the bundled and the tiny models")
     parser.add_argument("--threads", default="2", help="threads of each model (2)")

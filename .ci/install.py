@@ -57,11 +57,11 @@ def main(extras: list[str]) -> None:
 def extras_of_machine(root: Path = Path("/"), architecture: str = platform.machine()) -> list[str]:
     """`cpu`, which is OpenVINO, where it is the fastest: on x86-64 CPUs of Intel without an NVIDIA GPU."""
     try:
-        vendors = (root / "proc/cpuinfo").read_text()
+        cpuinfo = (root / "proc/cpuinfo").read_text()
     except OSError:
         return []
     gpu = (root / "proc/driver/nvidia/version").exists() or (root / "dev/nvidiactl").exists()
-    return ["cpu"] if architecture in ("x86_64", "AMD64") and "GenuineIntel" in vendors and not gpu else []
+    return ["cpu"] if architecture in ("x86_64", "AMD64") and "GenuineIntel" in cpuinfo and not gpu else []
 
 
 def installed_extras(digest: str) -> set[str]:

@@ -140,9 +140,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = export_parser().parse_args(arguments)
     progress, done = Progress(), list[str]()
     try:
-        targets = precisions.parse(
-            options.target or precisions.DEFAULT, head=options.head_precision, tolerance=options.tolerance
-        )
+        chosen = precisions.DEFAULT if options.target is None else options.target
+        targets = precisions.parse(chosen, head=options.head_precision, tolerance=options.tolerance)
         if options.name and len(options.sources) > 1:
             raise ExportError(f"--name: found {len(options.sources)} sources, expected one")
         if options.name:

@@ -82,7 +82,8 @@ def _tuning(models: Sequence[Model]) -> Iterable[Metric]:
     """What was chosen by measuring, and how many times as fast as the default it was."""
     info = GaugeMetricFamily(
         "affinity_tuning_info",
-        "Always 1; labels: the choice by measuring, and its source: measured now, or from the cache.",
+        "Always 1; labels: how the model runs, as chosen by measuring (sizes: 0 is the default), and the source of the "
+        "choice: measured when it was loaded, or from the cache.",
         labels=(*MODEL, "provider", "precision", "threads", "max_batch_tokens", "max_prefill_tokens", "source"),
     )
     speedups = GaugeMetricFamily(

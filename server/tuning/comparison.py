@@ -16,11 +16,11 @@ from server.runtime.sessions import CheckedSession, check_session, open_unchecke
 from server.tuning.candidates import Candidate
 from server.tuning.measure import MIN_ROUNDS, TimeLimit, Workload, compare
 from server.tuning.search import Measurement, replaces, speedup
-from server.tuning.workloads import batch, batch_rows, prefill, row_seconds, second_run, workloads
+from server.tuning.workloads import batch, batch_rows, prefill, row_seconds, warm_seconds, workloads
 
 # Bytes to open a session, for each byte of its graph: the weights, the same in the order of the kernels, and the file.
 BYTES_PER_GRAPH_BYTE = 3
-SMALL_RUN_S = 0.002
+SMALL_MODEL_S = 0.002  # at most, for a short input
 MAX_SIZES_S = 4.0  # to compare two sizes of batches
 MAX_CHUNK_S = 0.05  # a chunk of a prompt delays the next tokens of all other texts by so long
 CANNOT_RUN: tuple[type[Exception], ...] = (BadArtifact, ProviderUnavailable, NotEnoughMemory, *RUNTIME_ERRORS)
@@ -106,11 +106,11 @@ class Comparison:
     def chunk_tokens(self, best: Candidate, tokens: int, challenger: int, *, past: int) -> Sequence[Measurement]:
         """Compare two numbers of tokens in a chunk of a prompt. Returns nothing if a chunk would take too long."""
         ours, theirs = (prefill(self._session(best), self._artifact, count, past) for count in (tokens, challenger))
-        return [] if second_run(theirs) > MAX_CHUNK_S else self._sizes(best, ours, theirs)
+        return [] if warm_seconds(theirs) > MAX_CHUNK_S else self._sizes(best, ours, theirs)
 
     def is_small(self, best: Candidate) -> bool:
         """Whether the operators of the model are so short that waking threads matters."""
-        return second_run(self._workloads(best)[0]) < SMALL_RUN_S
+        return warm_seconds(self._workloads(best)[0]) < SMALL_MODEL_S
 
     def take(self, best: Candidate) -> CheckedSession:
         """The session of the best candidate; all others are closed."""

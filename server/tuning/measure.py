@@ -9,7 +9,7 @@ from server.tuning.search import Measurement, is_clear
 
 MIN_ROUNDS, MAX_ROUNDS = 3, 15
 ENOUGH_ROUNDS, ENOUGH_SECONDS = 5, 0.5  # a comparison ends when it has both
-LONG_RUN_S = 0.1
+LONG_RUN_S = 0.1  # a longer run needs none before it to warm up
 SHORT_RUN_S, MAX_REPEATS = 0.002, 16  # shorter runs are repeated and measured together
 
 

@@ -17,7 +17,7 @@ from server.tuning.measure import Workload
 TEXTS, TEXT_TOKENS = 8, 128
 SHORT_TEXT_TOKENS = 32
 IMAGES = 4
-LONG_RUN_S = 0.25  # a batch that would take longer is measured with fewer inputs
+MAX_BATCH_S = 0.25  # a batch that would take longer is measured with fewer inputs
 DECODE_ROWS = 8
 PAST_TOKENS = 64  # in the cache, before a step
 CHUNK_TOKENS = 64  # of a prompt
@@ -47,17 +47,17 @@ def batch_rows(session: Session, artifact: Artifact) -> int:
     if artifact.manifest.HasField("cache"):
         return 1
     most = IMAGES if artifact.manifest.HasField("image") else TEXTS
-    return max(1, min(most, int(LONG_RUN_S / row_seconds(session, artifact))))
+    return max(1, min(most, int(MAX_BATCH_S / row_seconds(session, artifact))))
 
 
 def row_seconds(session: Session, artifact: Artifact) -> float:
     """The seconds that one input takes by itself. Runs the model."""
     length = 1 if artifact.manifest.HasField("image") else min(TEXT_TOKENS, artifact.manifest.text.max_length)
-    return second_run(batch(session, artifact, 1, length))
+    return warm_seconds(batch(session, artifact, 1, length))
 
 
-def second_run(work: Workload) -> float:
-    """Run twice, and return the seconds of the second run."""
+def warm_seconds(work: Workload) -> float:
+    """The seconds of a run, after a run to warm up."""
     work.run()
     begun = time.perf_counter()
     work.run()

@@ -88,6 +88,7 @@ def test_the_same_targets_need_no_second_export(export, checkpoints: dict[str, P
     [
         ("mixer", "cpu=fp32,cpu=fp32", "--target: found cpu=fp32 twice, expected each precision of a target once"),
         ("mixer", "cpu,cpu=int8-weights,cpu=fp32", "--target: found cpu=fp32 twice"),
+        ("mixer", "", "--target: found '', expected one of cpu, cuda"),
         ("mixer", "cpu=fp32,cpu=fp16", "--target cpu: found 'fp16', expected one of fp32, int8-weights"),
         ("gpt", "cpu=fp32,cuda=fp16,cuda=fp32", "--target cuda=fp32: GroupQueryAttention has no fp32 kernel"),
     ],

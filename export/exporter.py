@@ -31,6 +31,7 @@ def export(job: Job, progress: Progress) -> Path:
             loaded.tokenizer,
             evaluate=job.evaluate,
             held_out_directory=job.source.directory if any(p.weights for _, p in targets) else None,
+            calibration=loaded.texts if any(p.cache for _, p in targets) else (),
             each=progress.each,
         )
         remarks.append(f"{len(known.cases)} cases")

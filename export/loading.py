@@ -70,6 +70,7 @@ class LoadedSource:
     recipe: Recipe
     manifest: Manifest
     tokenizer: str | None = None  # in the format of the `tokenizers` library; None for images
+    texts: list[list[int]] = field(default_factory=list)  # the token ids of the golden texts
     files: dict[str, bytes] = field(default_factory=dict)  # of the artifact, by name: the tokenizer, golden inputs
     remarks: list[str] = field(default_factory=list)  # for the user: what was guessed or left out
 
@@ -195,6 +196,7 @@ def read_text_input(
         recipe,
         manifest,
         tokenizer=loaded.json,
+        texts=[list(probe.input_ids) for probe in golden.texts],
         files={TOKENIZER: loaded.json.encode(), GOLDEN_TEXTS: golden_texts.to_json(golden)},
         remarks=[*([f"guessed: {guess}"] if guess else []), *loaded.remarks],
     )

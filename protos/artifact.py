@@ -17,7 +17,16 @@ GOLDEN_IMAGES = "golden_images.safetensors"
 # The values of the manifest's fields that are names.
 TASKS = ("fill-mask", "classify-text", "embed", "classify-image", "generate")
 TARGETS = ("cpu", "cuda")
-PRECISIONS = ("fp32", "fp16", "int8-weights", "int4-weights", "int8-dynamic")
+PRECISIONS = (
+    "fp32",
+    "fp16",
+    "int8-weights",
+    "int4-weights",
+    "int8-dynamic",
+    "fp32+int8-kv",
+    "int8-weights+int8-kv",
+    "int4-weights+int8-kv",
+)
 FUNCTIONS = ("softmax", "sigmoid", "none")  # function_to_apply
 TRUNCATION_SIDES = ("right", "left")
 

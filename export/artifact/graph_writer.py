@@ -9,6 +9,7 @@ import onnx_ir
 from export.graph.dynamic import quantize_products
 from export.graph.fuse import node_counts, optimize, split_slow_fusions
 from export.graph.quantise import quantize
+from export.graph.quantise_cache import Largest, quantize_cache
 from export.graph.recipes import DTYPES, GptRecipe, Ports, Recipe
 from export.graph.runtime import Runtime, with_cache
 from export.graph.trace import trace
@@ -56,7 +57,7 @@ def make_all(
                     remarks.append(str(prove(exact[target].path, EXACT, recipe, references)))
             traced = exact[target]
             with progress.step(f"{label}: quantise") as remarks:
-                remarks += quantize_saved(traced.path, path, precision)
+                remarks += quantize_saved(traced.path, path, precision, references.largest)
         gc.collect()  # a graph and its nodes refer to each other, and to the weights
         graph = Graph(target=target, file=path.name, traced_nodes=traced.nodes)
         made[target, precision] = measured(graph, path, precision, recipe, references, progress)
@@ -119,13 +120,16 @@ def fuse(path: Path, target: str, precision: Precision, recipe: Recipe, progress
     return Traced(path, before)
 
 
-def quantize_saved(exact: Path, path: Path, precision: Precision) -> list[str]:
+def quantize_saved(exact: Path, path: Path, precision: Precision, largest: Largest = ()) -> list[str]:
     """Quantise a saved graph into another file; returns remarks for the user."""
     model = onnx_ir.load(exact)
     before = node_counts(model)
     if precision.activations:
         quantize_products(model)  # all but the head, which is left for `quantize`
-    return [save(quantize(model, precision), path), node_changes(before, node_counts(model))]
+    quantize(model, precision)
+    if precision.cache:
+        quantize_cache(model, largest)
+    return [save(model, path), node_changes(before, node_counts(model))]
 
 
 def held_out_score(path: Path, precision: Precision, recipe: Recipe, references: References) -> Score:
@@ -140,7 +144,7 @@ def node_changes(before: dict[str, int], after: dict[str, int]) -> str:
     """The change in the number of nodes of each kind, for the user."""
     kinds = sorted({kind for kind in before | after if before.get(kind) != after.get(kind)})
     counts = [f"{kind} {before.get(kind, 0)} → {after.get(kind, 0)}" for kind in kinds]
-    return f"{sum(before.values())} → {sum(after.values())} nodes: {', '.join(counts)}"
+    return f"{sum(before.values())} → {sum(after.values())} nodes{': ' * bool(counts)}{', '.join(counts)}"
 
 
 def save(model: onnx_ir.Model, path: Path) -> str:

@@ -70,6 +70,8 @@ class Recipe(nn.Module):
 
     def infeasible_reason(self, target: str, precision: str) -> str | None:
         """Why this model cannot be exported for `target` in `precision`; None if it can."""
+        if PRECISIONS[precision].cache and self.task != "generate":
+            return f"only models for generate keep keys and values; take {target}={precision.partition('+')[0]}"
         if target != "cuda" or self.unsupported_heads is None:
             return None
         return (
@@ -129,8 +131,9 @@ class GptRecipe(Recipe):
     def cache(self, tense: str, precision: str) -> Ports:
         """The ports of the cache, keys and values of each layer in turn; `tense` is past or present."""
         shape = ("batch", self.config.heads, "capacity", self.head_width)
+        datatype = PRECISIONS[precision].cache.upper() or PRECISIONS[precision].datatype
         names = (f"{tense}_{part}.{layer}" for layer in range(self.config.depth) for part in ("key", "value"))
-        return {name: Port(PRECISIONS[precision].datatype, shape) for name in names}
+        return {name: Port(datatype, shape) for name in names}
 
     def inputs(self, precision: str) -> Ports:
         ports = {"input_ids": TOKENS, "position_ids": TOKENS, "lengths": LENGTHS}

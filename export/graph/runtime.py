@@ -16,8 +16,20 @@ from export.errors import ExportError
 from export.graph.recipes import Arrays, Ports, Recipe
 
 ERRORS_ONLY = 3
-TYPES = {"INT64": "tensor(int64)", "INT32": "tensor(int32)", "FP32": "tensor(float)", "FP16": "tensor(float16)"}
-NUMPY: dict[str, type[np.generic]] = {"INT64": np.int64, "INT32": np.int32, "FP32": np.float32, "FP16": np.float16}
+TYPES = {
+    "INT64": "tensor(int64)",
+    "INT32": "tensor(int32)",
+    "INT8": "tensor(int8)",
+    "FP32": "tensor(float)",
+    "FP16": "tensor(float16)",
+}
+NUMPY: dict[str, type[np.generic]] = {
+    "INT64": np.int64,
+    "INT32": np.int32,
+    "INT8": np.int8,
+    "FP32": np.float32,
+    "FP16": np.float16,
+}
 PROVIDER = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 OPTIONS: dict[str, dict[str, str]] = {CUDA: {"use_tf32": "0"}}  # full fp32, as in the server

@@ -1,6 +1,6 @@
 """PyTorch's results in fp32: the references that every graph of an artifact is compared with."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save as serialised
 
+from export.graph.quantise_cache import Largest, largest_values
 from export.graph.recipes import Arrays, GptRecipe, Recipe
 from export.parity import cases, decode, evaluation, held_out
 from export.parity.cases import Case
@@ -26,6 +27,7 @@ class References:
     evaluation_cases: tuple[Case, ...] = ()
     sample: Sample | None = None  # the held-out sample, for targets with quantised weights
     score: float = 0.0
+    largest: Largest = ()  # the keys and values of GPT, for targets that quantise them
 
 
 def compute(
@@ -35,12 +37,13 @@ def compute(
     *,
     evaluate: Path | None = None,
     held_out_directory: Path | None = None,
+    calibration: Sequence[Sequence[int]] = (),
     each: Callable[[list[Arrays]], Iterator[Arrays]] = iter,
 ) -> References:
     """Run PyTorch on all inputs that the graphs will be compared on.
 
-    `evaluate` is a file with the user's own inputs, `held_out_directory` may hold a held-out sample, and `each` reports
-    progress over the cases.
+    `evaluate` is a file with the user's own inputs, `held_out_directory` may hold a held-out sample, `calibration` are
+    token ids of texts whose keys and values are measured, and `each` reports progress over the cases.
     """
     inputs = evaluation.inputs_for(recipe, manifest, tokenizer, evaluate) if evaluate else []
     sample = held_out.read(held_out_directory, recipe, manifest, tokenizer) if held_out_directory else None
@@ -51,6 +54,7 @@ def compute(
         evaluation_cases=tuple(reference_case(recipe, arrays) for arrays in inputs),
         sample=sample,
         score=sample.score(lambda arrays: reference_case(recipe, arrays).reference) if sample else 0.0,
+        largest=largest_values(recipe, calibration) if isinstance(recipe, GptRecipe) and calibration else (),
     )
 
 

@@ -14,6 +14,7 @@ NUMPY_TYPES = {
     "tensor(float16)": np.float16,
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
+    "tensor(int8)": np.int8,
 }
 # The runtime's errors have no common base.
 RUNTIME_ERRORS: tuple[type[Exception], ...] = (

@@ -1,4 +1,4 @@
-"""Generation from weights in 8 and 4 bits, over gRPC, compared with runs of the graph over whole texts."""
+"""Generation from weights, and keys and values, in fewer bits over gRPC, compared with the graph over whole texts."""
 
 import numpy as np
 import onnxruntime
@@ -7,11 +7,12 @@ import pytest
 from export.__main__ import main
 from server.artifact import read_artifact
 from server.client import Client
+from server.runtime.session import NUMPY_TYPES
 from tests.continuations import continued, tokens_of
 from tests.serving import served
 
 COUNT = 20
-OPTIONS = {"int8-weights": [], "int4-weights": ["--head-precision", "int4"]}
+OPTIONS = {"int8-weights": [], "int4-weights": ["--head-precision", "int4"], "int8-weights+int8-kv": []}
 
 
 @pytest.fixture(scope="module", params=OPTIONS)
@@ -34,7 +35,7 @@ def logits_of(session: onnxruntime.InferenceSession, ids: np.ndarray) -> np.ndar
     for value in session.get_inputs():
         if value.name.startswith("past_"):
             _, heads, _, width = value.shape
-            feeds[value.name] = np.zeros((1, heads, len(ids), width), np.float32)
+            feeds[value.name] = np.zeros((1, heads, len(ids), width), NUMPY_TYPES[value.type])
         if value.name == "total_sequence_length":
             feeds[value.name] = np.full(value.shape, len(ids), np.int32)
     return session.run(["logits"], feeds)[0]

@@ -205,7 +205,7 @@ class Graph(_message.Message):
     target: _builtins.str
     """cpu, cuda"""
     precision: _builtins.str
-    """fp32, fp16, int8-weights, int4-weights, int8-dynamic"""
+    """fp32, fp16, int8-weights, int4-weights, int8-dynamic; with keys and values in int8: …+int8-kv"""
     file: _builtins.str
     head_precision: _builtins.str
     """of the head's matrices, for quantised precisions: fp32, int8, int4"""
@@ -258,7 +258,7 @@ class Tensor(_message.Message):
     SHAPE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     datatype: _builtins.str
-    """a datatype of the Open Inference Protocol: INT64, INT32, FP16, FP32"""
+    """a datatype of the Open Inference Protocol: INT64, INT32, INT8, FP16, FP32"""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """numbers, and names of axes whose size varies"""

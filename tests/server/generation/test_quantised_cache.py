@@ -10,8 +10,10 @@ from export.__main__ import main
 from server.artifact import read_artifact
 from server.client import Client
 from server.config.settings import Settings
+from server.errors import ProviderUnavailable
 from server.runtime.open import open_session
 from server.runtime.providers import ProviderChoice
+from server.runtime.sessions import open_unchecked
 from tests.continuations import continued, tokens_of
 from tests.serving import served
 from tests.sharing import make_once, shared_directory
@@ -115,6 +117,12 @@ def test_the_tensor_api_gives_the_logits_of_every_position(serve, logits_of):
         expected = logits_of(ids[row, :length])
         assert np.sqrt(np.mean((logits[row, :length] - expected) ** 2)) < NEARLY * expected.std()
         assert not logits[row, length:].any()
+
+
+def test_openvino_is_not_given_such_a_graph(root):
+    artifact = read_artifact(root / "tiny-gpt/1")
+    with pytest.raises(ProviderUnavailable, match="found provider openvino"):
+        open_unchecked(artifact, ProviderChoice("openvino"), Settings(), graph_precision=PRECISION)
 
 
 def test_a_server_that_measures_may_choose_either_graph(root, tmp_path):

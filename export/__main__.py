@@ -56,9 +56,9 @@ def export_parser() -> argparse.ArgumentParser:
         "--target",
         metavar="TARGET[=PRECISION],…",
         help=f"the machines to export graphs for (default: {precisions.DEFAULT}, without those that the model cannot "
-        "be exported for); precisions of cpu: fp32, int8-weights, int4-weights, int8-dynamic, for GPT also each of them "
-        "with keys and values in int8 (fp32+int8-kv, …); of cuda: fp16 and, except for GPT, fp32; a target may be named "
-        "several times with different precisions, its default first",
+        "be exported for); precisions of cpu: fp32, int8-weights, int4-weights, int8-dynamic, for GPT also each of "
+        "them with keys and values in int8 (fp32+int8-kv, …); of cuda: fp16 and, except for GPT, fp32; a target may be "
+        "named several times with different precisions, its default first",
     )
     add_model_options(parser)
     add_precision_options(parser)

@@ -26,6 +26,7 @@ PRECISIONS = (
     "fp32+int8-kv",
     "int8-weights+int8-kv",
     "int4-weights+int8-kv",
+    "int8-dynamic+int8-kv",
 )
 FUNCTIONS = ("softmax", "sigmoid", "none")  # function_to_apply
 TRUNCATION_SIDES = ("right", "left")

@@ -14,7 +14,7 @@ MANY_THREADS = 4  # with fewer there is little to divide
 # Without VNNI, products of unsigned and signed 8-bit numbers saturate at 16 bits; with this option the runtime makes
 # weights unsigned at load, which is exact and slower ("Avx2PrecisionMode", onnxruntime_session_options_config_keys.h).
 EXACT_PRODUCTS: Option = ("session.x64quantprecision", "1")
-EIGHT_BIT_PRODUCTS = ("int8-dynamic",)  # precisions of graphs
+EIGHT_BIT_PRODUCTS = ("int8-dynamic", "int8-dynamic+int8-kv")  # precisions of graphs
 OPTIONS: dict[str, tuple[Option, ...]] = {"cpu": (SHRINKING_BLOCKS, EXACT_PRODUCTS)}  # by provider
 FEW_THREADS = (4, 1)  # enough for a model whose operators take less time than to wake many threads
 

@@ -18,7 +18,7 @@ from protos.manifest import read_manifest
 from tests.checkpoints import write_gpt2_tokenizer
 from tests.export.saved_models import loaded
 
-BESIDES = ("fp32", "int8-weights", "int4-weights")
+BESIDES = ("fp32", "int8-weights", "int4-weights", "int8-dynamic")
 QUANTISED = tuple(f"{precision}+int8-kv" for precision in BESIDES)
 TARGETS = ",".join(f"cpu={precision}" for precision in (*BESIDES, *QUANTISED))
 
@@ -36,7 +36,7 @@ def scales_of(graph: onnx_ir.Graph, kind: str) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("precision", QUANTISED)
 def test_the_cache_is_in_int8_and_everything_else_as_without(precision: str, artifact: Path) -> None:
-    whole, quantised = read_manifest(artifact).graphs[BESIDES.index(precision.partition("+")[0]) :: 3]
+    whole, quantised = read_manifest(artifact).graphs[BESIDES.index(precision.partition("+")[0]) :: 4]
     assert (quantised.precision, quantised.file) == (precision, f"cpu-{precision}.onnx")
     assert quantised.head_precision == (whole.head_precision or "fp32")
     for ours, theirs in zip((*quantised.inputs, *quantised.outputs), (*whole.inputs, *whole.outputs), strict=True):
@@ -48,7 +48,7 @@ def test_the_cache_is_in_int8_and_everything_else_as_without(precision: str, art
     assert {scale.shape for kind in ("key", "value") for scale in scales_of(graphs[1], kind)} == {(1, 4, 1, 16)}
 
 
-@pytest.mark.parametrize(("precision", "bound"), [*zip(QUANTISED, (0.02, 0.1, 0.5), strict=True)])
+@pytest.mark.parametrize(("precision", "bound"), [*zip(QUANTISED, (0.02, 0.1, 0.5, 0.1), strict=True)])
 def test_the_cost_is_measured_over_chunks_and_steps(precision: str, bound: float, artifact: Path) -> None:
     graph = next(graph for graph in read_manifest(artifact).graphs if graph.precision == precision)
     assert graph.parity.measure == "root-mean-square"
@@ -113,7 +113,7 @@ def test_heads_of_any_width_are_quantised(
         ("bert", ["--target", "cpu=fp32+int8-kv"], "only models for generate keep keys and values; take cpu=fp32"),
         ("vit", ["--target", "cpu=int8-weights+int8-kv"], "keep keys and values; take cpu=int8-weights"),
         ("gpt", ["--target", "cuda=fp16+int8-kv"], "--target cuda: found 'fp16+int8-kv', expected one of fp16, fp32"),
-        ("gpt", ["--target", "cpu=int8-dynamic+int8-kv"], "int8-weights+int8-kv, int4-weights+int8-kv"),
+        ("gpt", ["--target", "cpu=fp16+int8-kv"], "int8-weights+int8-kv, int4-weights+int8-kv, int8-dynamic+int8-kv"),
         ("gpt", ["--target", "cpu=int8-kv"], "--target cpu: found 'int8-kv', expected one of fp32"),
     ],
 )

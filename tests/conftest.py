@@ -5,10 +5,17 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.serving import ROOT, served
 from tests.sharing import make_once, shared_directory
+
+# A busy machine is not an error.
+hypothesis.settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("unhurried")
 
 
 def written(root: Path, writers: Mapping[str, Callable[[Path], None]]) -> dict[str, Path]:

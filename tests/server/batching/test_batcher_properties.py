@@ -59,7 +59,7 @@ class Simulation:
         return [batch for session in self.sessions for batch in session.batches if len(batch) <= session.memory_items]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(REQUESTS, st.integers(1, 2), st.integers(1, 4), st.integers(0, 12))
 def test_no_item_is_lost_or_run_twice_or_answered_out_of_order(requests, workers, memory_items, opens):
     simulation = Simulation(requests, workers=workers, memory_items=memory_items, opens=opens)

@@ -70,7 +70,7 @@ async def test_deltas_have_log_probabilities_only_if_requested(task):
     assert len(delta.logprobs[0].top) == 3
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 async def test_a_stop_string_ends_the_text_before_it_wherever_tokens_end(task, data):
     seed = data.draw(st.integers(0, 5))

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -138,7 +138,6 @@ SAMPLING = st.builds(
 LOGITS = arrays.arrays(np.float32, VOCABULARY, elements=st.integers(-40, 40).map(lambda n: n / 8), unique=False)
 
 
-@settings(deadline=None)  # a busy machine is not an error
 @given(rows=st.lists(st.tuples(SAMPLING, LOGITS), min_size=1, max_size=6), steps=st.integers(1, 4))
 def test_a_sequence_gets_the_same_tokens_alone_and_in_a_batch_and_only_possible_ones(rows, steps):
     together, alone = [state_of(sampling) for sampling, _ in rows], [state_of(sampling) for sampling, _ in rows]

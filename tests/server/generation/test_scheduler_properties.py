@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from server.admission.queue import DEFAULT_PRIORITY, SECONDS_PER_PRIORITY, Limits
@@ -18,9 +18,6 @@ from server.generation.scheduler import Scheduler
 from server.generation.sequence import Decode, Plan, Prefill, SequenceState
 from tests.server.generation.test_scheduler import PLENTY, UNIQUE_TOKENS, request, scheduler
 
-NO_DEADLINE = settings(
-    deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)  # a busy machine must not fail the test
 STEP_SECONDS = 0.5
 LONGEST_PROMPT, MAX_TOKENS = 40, 12
 CAPACITY = LONGEST_PROMPT + MAX_TOKENS  # of a slot, in tokens
@@ -199,7 +196,7 @@ EVENTS = ["step"] * 6 + ["cancel", "grow", "fail_step", "fail_copies"]
 ROUNDS = st.tuples(st.lists(REQUESTS, max_size=4), st.sampled_from(EVENTS), st.integers(0, 100), st.integers(0, 4))
 
 
-@settings(NO_DEADLINE, max_examples=300)
+@settings(max_examples=300)
 @given(
     slots=st.integers(1, 6),
     more_slots=st.integers(0, 6),
@@ -246,7 +243,7 @@ LEAVES = st.none() | st.integers(0, 100)  # an earlier sequence to cancel
 ARRIVALS = st.tuples(st.integers(0, 4), st.integers(1, LONGEST_PROMPT), TOKENS, st.integers(0, 10), LEAVES)
 
 
-@settings(NO_DEADLINE, max_examples=200)
+@settings(max_examples=200)
 @given(slots=st.integers(1, 5), chunk_tokens=st.integers(3, 16), arrivals=long_lists(ARRIVALS, 40))
 def test_a_sequence_waits_only_for_the_work_of_sequences_of_lower_rank(slots, chunk_tokens, arrivals):
     simulation, submitted = Simulation(scheduler(slots=slots, chunk_tokens=chunk_tokens)), {}
@@ -281,7 +278,6 @@ def test_a_sequence_waits_only_for_the_work_of_sequences_of_lower_rank(slots, ch
     assert all(sequence in simulation.got_token or sequence.cancelled for sequence in submitted)
 
 
-@settings(NO_DEADLINE)
 @given(prompts=long_lists(st.integers(1, LONGEST_PROMPT), 20))
 def test_a_decoding_sequence_waits_for_at_most_one_chunk(prompts):
     simulation = Simulation(scheduler(slots=8, chunk_tokens=8))

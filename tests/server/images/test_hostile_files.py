@@ -183,7 +183,7 @@ def test_a_strip_is_decompressed_only_to_the_size_of_the_image():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # for damaged EXIF data
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.sampled_from(sorted(FILES)), st.data())
 def test_damaged_files_are_refused_or_decoded_but_never_crash(kind, data):
     file = bytearray(FILES[kind])

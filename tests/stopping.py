@@ -1,7 +1,7 @@
 """A client process for tests that stop the server: `python -m tests.stopping TARGET CHANNELS CALLERS [AUTHORITY]`.
 
 The callers of each channel send calls without a pause until one of them finds the server unavailable. The process
-prints a line when every channel has had an answer, and in the end how many calls ended with each status.
+prints a line when every channel has had an answer and goes on, and in the end how many calls ended with each status.
 """
 
 import asyncio
@@ -49,11 +49,13 @@ def connect(target: str, authority: str | None) -> grpc.aio.Channel:
 async def main(target: str, channels: int, callers: int, authority: str | None = None) -> None:
     ended: list[Counter[str]] = [Counter() for _ in range(channels)]
     stubs = [AffinityStub(connect(target, authority)) for _ in range(channels)]
-    for stub in stubs:
-        await fill_mask(stub)
-    print("sending", flush=True)
-    pairs = zip(stubs, ended, strict=True)
-    await asyncio.gather(*(call_until_unavailable(*pair) for pair in pairs for _ in range(callers)))
+    async with asyncio.TaskGroup() as tasks:
+        for stub, statuses in zip(stubs, ended, strict=True):
+            for _ in range(callers):
+                tasks.create_task(call_until_unavailable(stub, statuses))
+        while not all(statuses["OK"] for statuses in ended):
+            await asyncio.sleep(0.01)
+        print("sending", flush=True)
     print(json.dumps(sum(ended, Counter())), flush=True)
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from tests.hub import Hub, Repository, serving
 from tests.serving import ROOT
 
 MIXER = "timm/mixer_b16_224.goog_in21k_ft_in1k"
+NOWHERE = "http://127.0.0.1:1"  # no server listens there
 NOISE = ("README.md", "tf_model.h5", "flax_model.msgpack", "onnx/model.onnx", "rust_model.ot")
 
 
@@ -117,13 +117,6 @@ def export(python: Export, tmp_path: Path) -> Export:
     return lambda *arguments, **environment: python("-m", "export", *arguments, *rest, **environment)
 
 
-def closed_port() -> str:
-    """An address without a server."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{free.getsockname()[1]}"
-
-
 def test_a_model_is_downloaded_once_and_found_again_without_a_network(hub: Hub, export: Export, tmp_path: Path) -> None:
     commit = hub.repositories[MIXER].commit
     first = export(MIXER)
@@ -133,7 +126,7 @@ def test_a_model_is_downloaded_once_and_found_again_without_a_network(hub: Hub, 
     source = json.loads((tmp_path / "artifacts" / MIXER.split("/")[1] / "1/manifest.json").read_text())["source"]
     assert (source["location"], source["revision"]) == (MIXER, commit)
 
-    for environment in ({}, {"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": closed_port()}):
+    for environment in ({}, {"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": NOWHERE}):
         again = export(MIXER, **environment)
         assert (again.returncode, hub.fetched) == (0, []), again.stderr
         assert "up to date" in again.stdout
@@ -215,7 +208,7 @@ def test_the_token_of_the_environment_opens_a_gated_repository(hub: Hub, export:
         ),
         (
             MIXER,
-            {"HF_ENDPOINT": closed_port()},
+            {"HF_ENDPOINT": NOWHERE},
             "not whole, and the hub cannot be reached ([Errno 111] Connection refused): found no such directory here",
         ),
         ("someone/expired", {"HF_TOKEN": "old"}, "the hub answers 401 (Client error '401 Unauthorized'"),

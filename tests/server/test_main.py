@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -15,9 +16,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from protos import affinity_pb2 as pb
 from protos.affinity_pb2_grpc import AffinityStub
 from server.client import Client, Unreachable
+from tests.server.generation.test_failures import NARROW, large_request
 from tests.serving import served
 
+PATIENCE_S = 60
 ROOT = Path(__file__).parents[2]
+UNHURRIED = ("--drain-seconds", "600", "--slow-client-seconds", "0")  # a busy machine takes its time
 COMMAND = [sys.executable, "-m", "server", "--port", "0", "--http-port", "0", "--provider", "cpu", "--tune", "off"]
 
 
@@ -47,38 +51,43 @@ def fill_masks(stub):
         stub.FillMask(pb.FillMaskRequest(inputs=["[MASK]"]))
 
 
+@contextmanager
+def in_flight(running):
+    """A stream of the texts of 40 prompts, of which one response was read. It ends when all have been read."""
+    with grpc.insecure_channel(running.target, NARROW) as channel:
+        stream = AffinityStub(channel).Generate(large_request(40))
+        next(stream)
+        yield stream
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_lets_requests_in_flight_finish(artifacts, number):
-    with served(artifacts, "--models", "tiny-gpt,tiny-bert") as running:
-        with grpc.insecure_channel(running.target) as channel:
+    with served(artifacts, "--models", "tiny-gpt,tiny-bert", *UNHURRIED) as running:
+        with grpc.insecure_channel(running.target) as channel, in_flight(running) as stream:
             watched = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""))
             assert next(watched).status == health_pb2.HealthCheckResponse.SERVING
-            request = pb.GenerateRequest(
-                prompts=[pb.Prompt(text="A list is")] * 40, max_tokens=60, ignore_eos=True, temperature=0
-            )
-            stream = AffinityStub(channel).Generate(request)
-            responses = [next(stream)]
             running.process.send_signal(number)
             assert next(watched).status == health_pb2.HealthCheckResponse.NOT_SERVING
             with pytest.raises(grpc.RpcError) as error:
                 fill_masks(AffinityStub(channel))
-            responses.extend(stream)
-        output, _ = running.process.communicate(timeout=30)
+            reasons = [response.finish_reason for response in stream if response.finish_reason]
+        output, _ = running.process.communicate(timeout=PATIENCE_S)
         assert error.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert [response.finish_reason for response in responses if response.finish_reason] == ["length"] * 40
+        assert reasons == ["length"] * 40
         assert running.process.returncode == 0, output
         assert "stopped" in output
 
 
 def test_requests_that_exceed_the_drain_time_end_with_the_text_so_far(artifacts):
-    with served(artifacts, "--models", "tiny-gpt", "--drain-seconds", "0") as running:
+    one_by_one = ("--set", "tiny-gpt.slots=1")  # takes half a minute
+    with served(artifacts, "--models", "tiny-gpt", "--drain-seconds", "0", *one_by_one) as running:
         with grpc.insecure_channel(running.target) as channel:
             prompts = [pb.Prompt(text="A list is")] * 1000
             stream = AffinityStub(channel).Generate(pb.GenerateRequest(prompts=prompts, max_tokens=60, ignore_eos=True))
             next(stream)
             running.process.send_signal(signal.SIGTERM)
             reasons = [response.finish_reason for response in stream if response.finish_reason]
-        assert running.process.wait(timeout=10) == 0
+        assert running.process.wait(timeout=PATIENCE_S) == 0
     assert len(reasons) == 1000
     assert reasons.count("cancelled") > 100
 
@@ -88,19 +97,16 @@ def test_an_idle_server_exits_at_once_although_a_client_watches_its_health(artif
         watched = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""))
         next(watched)
         running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(timeout=10) == 0
+        assert running.process.wait(timeout=PATIENCE_S) == 0
 
 
 def test_a_second_signal_exits_at_once(artifacts):
-    with served(artifacts, "--models", "tiny-gpt") as running, grpc.insecure_channel(running.target) as channel:
-        prompts = [pb.Prompt(text="A list is")] * 200
-        stream = AffinityStub(channel).Generate(pb.GenerateRequest(prompts=prompts, max_tokens=60, ignore_eos=True))
-        next(stream)
+    with served(artifacts, "--models", "tiny-gpt", *UNHURRIED) as running, in_flight(running):
         running.process.send_signal(signal.SIGINT)
         while "stopping" not in running.process.stdout.readline():
             pass
         running.process.send_signal(signal.SIGINT)
-        assert running.process.wait(timeout=10) != 0
+        assert running.process.wait(timeout=PATIENCE_S) != 0
 
 
 def test_a_signal_while_models_are_loaded_stops_the_server(artifacts):
@@ -114,7 +120,7 @@ def test_a_signal_while_models_are_loaded_stops_the_server(artifacts):
         output = process.stderr.readline()  # of the first model
         assert "tiny-bert version 1" in output
         process.send_signal(signal.SIGTERM)
-        output += process.communicate(timeout=20)[1]
+        output += process.communicate(timeout=PATIENCE_S)[1]
     assert process.returncode == 0, output
     assert "stopped" in output
     assert "Traceback" not in output
@@ -171,6 +177,6 @@ def test_a_wrong_flag_is_explained(artifacts):
 def test_the_client_reports_that_no_server_answers(artifacts):
     with served(artifacts, "--models", "tiny-vit") as running:
         running.process.send_signal(signal.SIGTERM)
-        running.process.wait(timeout=10)
+        running.process.wait(timeout=PATIENCE_S)
         with Client(running.target) as client, pytest.raises(Unreachable, match="no server answers"):
             client.health()

@@ -13,15 +13,19 @@ from tests.server.batching.fakes import FAILING_TOKEN, SumSession, item, run_ite
 
 async def test_each_request_gets_its_own_answers(make, session):
     batcher = await make()
+    session.open.clear()  # until all requests have arrived
     random = np.random.default_rng(0)
     requests = [
         [item(*random.integers(0, 100, random.integers(1, 30))) for _ in range(random.integers(1, 5))]
         for _ in range(400)
     ]
-    answers = await asyncio.gather(*(run_items(batcher, items) for items in requests))
-    for items, answer in zip(requests, answers, strict=True):
+    tasks = [asyncio.create_task(run_items(batcher, items)) for items in requests]
+    total = sum(map(len, requests))
+    await until(lambda: batcher.waiting_inputs + batcher.running_inputs == total)
+    session.open.set()
+    for items, answer in zip(requests, await asyncio.gather(*tasks), strict=True):
         assert sums(answer) == [int(each.input_ids.sum()) for each in items]
-    assert len(session.batches) < sum(len(items) for items in requests) / 2
+    assert len(session.batches) < total / 2
 
 
 async def test_a_large_request_is_split_and_its_answers_are_in_order(make, session):
@@ -100,7 +104,7 @@ async def test_the_other_items_of_a_failed_request_do_not_run(make, session, eve
 )
 async def test_a_batch_without_enough_memory_runs_in_halves(make, session, events, message):
     session.memory_items, session.no_memory = 2, message
-    batcher = await make(max_delay_s=0.05)
+    batcher = await make()
     assert sums(await run_items(batcher, [item(number) for number in range(8)])) == list(range(8))
     assert [len(batch) for batch in session.batches] == [8, 4, 2, 2, 4, 2, 2]
     assert not events.counts
@@ -151,7 +155,7 @@ async def test_two_sessions_run_at_the_same_time(make):
 
 
 async def test_the_observer_gets_items_tokens_padding_and_times(make, events):
-    batcher = await make(max_delay_s=0.05)
+    batcher = await make()
     await run_items(batcher, [item(1, 2, 3, 4), item(1, 2)])
     (facts,) = events.batches
     assert (facts["items"], facts["tokens"], facts["padded_tokens"]) == (2, 6, 8)

@@ -96,9 +96,12 @@ async def test_a_cancelled_call_frees_its_slot_before_the_next_step(root):
         assert engine.running_inputs == 0
 
 
-def large_request():
-    """A request whose responses exceed the buffers of a `NARROW` channel."""
-    prompts = [Prompt(token_ids=TokenIds(ids=[number])) for number in range(1, 201)]
+def large_request(prompts=200):
+    """A request whose responses exceed the buffers of a `NARROW` channel, from about ten prompts on.
+
+    The call goes on until its client has read all of them.
+    """
+    prompts = [Prompt(token_ids=TokenIds(ids=[number])) for number in range(1, prompts + 1)]
     return GenerateRequest(prompts=prompts, max_tokens=60, logprobs=20, ignore_eos=True, temperature=0)
 
 

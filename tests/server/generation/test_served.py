@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import threading
 
 import grpc
 import numpy as np
@@ -12,6 +13,8 @@ from protos.affinity_pb2 import GenerateRequest, Prompt
 from protos.affinity_pb2_grpc import AffinityStub
 from server.client import AsyncClient, Client
 from tests.continuations import continued, greedy_of, tokens_of
+from tests.server.generation.test_failures import decoder_of, listening
+from tests.server.generation.test_slow_clients import until
 from tests.serving import served
 
 GREEDY = {"model": "tiny-gpt", "temperature": 0}
@@ -83,23 +86,32 @@ async def inferred(target, text, parameters):
             yield result.as_numpy("text_output")[0].decode()
 
 
-async def test_a_request_with_a_higher_priority_starts_before_waiting_ones(serve):
-    ended = []
+async def test_a_request_with_a_higher_priority_starts_before_waiting_ones(exported):
+    """A level is worth a second of waiting, so that a busy machine changes nothing."""
+    root, ended, all_wait = exported("tiny-gpt").parents[1], [], threading.Event()
 
-    async def ask(stub, name, *, prompts=1, begun=None, **asked):
-        request = GenerateRequest(prompts=[Prompt(text="A")] * prompts, max_tokens=20, ignore_eos=True, **asked)
+    async def ask(stub, priority, *, prompts=1):
+        request = GenerateRequest(
+            prompts=[Prompt(text="A")] * prompts, max_tokens=20, ignore_eos=True, priority=priority
+        )
         async for _ in stub.Generate(request):
-            if begun:
-                begun.set()
-        ended.append(name)
+            pass
+        ended.append(priority)
 
-    with serve("slots=1") as running:
-        async with grpc.aio.insecure_channel(running.target) as channel:
-            stub, begun = AffinityStub(channel), asyncio.Event()
-            many = asyncio.create_task(ask(stub, "many", prompts=100, begun=begun))
-            await begun.wait()
-            await asyncio.gather(many, *(ask(stub, rank, priority=rank) for rank in (9, 1)))
-    assert ended == [1, "many", 9]
+    async with (
+        listening(root, overrides={"tiny-gpt": {"slots": 1}}) as (address, engine),
+        grpc.aio.insecure_channel(address) as channel,
+        asyncio.TaskGroup() as tasks,
+    ):
+        decode = decoder_of(engine).decode
+        decoder_of(engine).decode = lambda *arguments: all_wait.wait(60) and decode(*arguments)
+        tasks.create_task(ask(AffinityStub(channel), 1000, prompts=9))
+        await until(lambda: (engine.running_inputs, engine.waiting_inputs) == (1, 8))
+        for priority in (2000, 1):
+            tasks.create_task(ask(AffinityStub(channel), priority))
+        await until(lambda: engine.waiting_inputs == 8 + 2)
+        all_wait.set()
+    assert ended == [1, 1000, 2000]
 
 
 def test_the_server_logs_the_memory_of_the_cache_at_start(serve):

@@ -38,7 +38,7 @@ def serving(ready=lambda: True, host="127.0.0.1", **options):
 
 @pytest.fixture(scope="module")
 def server():
-    with serving() as running:
+    with serving(timeout_s=PATIENCE_S) as running:
         yield running
 
 
@@ -216,13 +216,20 @@ def test_probes_are_answered_while_metrics_are_collected():
         b"GET /livez HT",
         b"GET /livez HTTP/1.1\r\nHost: x\r\nX: ",
         b"POST /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nx",
-        b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n",
     ],
 )
 def test_a_connection_without_a_complete_request_is_closed(begun):
     with serving(timeout_s=0.2) as server:
-        received = b"".join(exchange_until_reset(server, begun))
-        assert received.startswith(b"HTTP/1.1 200") == begun.endswith(b"x\r\n\r\n")
+        assert not b"".join(exchange_until_reset(server, begun)).startswith(b"HTTP/1.1 200")
+
+
+def test_a_connection_without_a_further_request_is_closed():
+    for timeout_s in (0.2, 2.0, 20.0):  # a busy machine may send the first request too late
+        with serving(timeout_s=timeout_s) as server:
+            received = b"".join(exchange_until_reset(server, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"))
+        if received:
+            break
+    assert received.startswith(b"HTTP/1.1 200")
 
 
 def exchange_until_reset(server, data):

@@ -7,13 +7,16 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from protos import affinity_pb2 as pb
 from protos.affinity_pb2_grpc import AffinityStub
 from server.client import CallFailed, Client
 from server.observability.http import HttpServer
 from server.observability.prometheus import Metrics
+from tests.server.generation.test_failures import NARROW, large_request
+from tests.server.observability.test_prometheus import until
 from tests.server.rpc.affinity.test_servicer import TEXT, picture
 from tests.serving import served
+
+ABORTED = 40  # prompts of the call that is cancelled
 
 
 def read(url):
@@ -34,7 +37,7 @@ def scraped(artifacts):
                 client.fill_mask([TEXT], model=model)
         with pytest.raises(CallFailed):
             client.fill_mask(["no mask"], model="tiny-bert")
-        abort(running.target)
+        abort(running)
         text = read(running.url("/metrics"))
         families = list(text_string_to_metric_families(text))
         yield {
@@ -44,15 +47,14 @@ def scraped(artifacts):
         }
 
 
-def abort(target):
-    """Start a generation and cancel it; returns when the server has counted it."""
-    with grpc.insecure_channel(target) as channel:
-        call = AffinityStub(channel).Generate(
-            pb.GenerateRequest(prompts=[pb.Prompt(text="A")], max_tokens=60, ignore_eos=True)
-        )
+def abort(running):
+    """Start a generation of several texts and cancel it; returns when the server has counted it."""
+    with grpc.insecure_channel(running.target, NARROW) as channel:
+        call = AffinityStub(channel).Generate(large_request(ABORTED))  # does not end before it is read
         next(call)
         call.cancel()
-    with Client(target) as client:
+        until(running, "grpc_server_handled_total", {"grpc_method": "Generate", "grpc_code": "CANCELLED"}, 1)
+    with Client(running.target) as client:
         list(client.generate("A list is", model="tiny-gpt", max_tokens=8, ignore_eos=True))
 
 
@@ -89,11 +91,16 @@ def test_batches_are_measured(scraped):
 
 
 def test_tokens_are_counted_and_timed(scraped):
-    assert value(scraped, "affinity_time_to_first_token_seconds_count", **GPT) == 3
+    begun = value(scraped, "affinity_time_to_first_token_seconds_count", **GPT)
+    assert 2 < begun <= 2 + ABORTED
     generated = value(scraped, "affinity_generated_tokens_total", **GPT)
-    assert 17 <= generated <= 16 + 60
-    assert value(scraped, "affinity_inter_token_seconds_count", **GPT) == generated - 3
-    assert value(scraped, "affinity_finished_generations_total", **GPT, reason="length") == 2
+    assert 16 < generated <= 16 + 60 * ABORTED
+    assert value(scraped, "affinity_inter_token_seconds_count", **GPT) == generated - begun
+    ended = [
+        value(scraped, "affinity_finished_generations_total", **GPT, reason=each) for each in ("length", "cancelled")
+    ]
+    assert ended[0] >= 2
+    assert begun <= sum(ended) <= 2 + ABORTED
     assert value(scraped, "affinity_slots_used", **GPT) == 0
 
 

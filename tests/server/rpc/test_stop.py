@@ -23,11 +23,13 @@ from server.admission.in_flight import InFlight
 from server.rpc.connections import GOAWAY, Connections
 from tests import frames
 from tests.certificates import Authority
+from tests.server.generation.test_failures import NARROW, large_request
 from tests.serving import ROOT, served
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sockets of a process are found on Linux only")
 
-UNHURRIED = ("--set", "*.max_queue_seconds=600", "--drain-seconds", "600")  # a busy machine takes its time
+# A busy machine takes its time.
+UNHURRIED = ("--set", "*.max_queue_seconds=600", "--drain-seconds", "600", "--slow-client-seconds", "0")
 
 # ---- with a real server
 
@@ -89,12 +91,11 @@ async def test_clients_get_goaway_first_and_calls_that_arrive_later_are_answered
                 reader.feed(data)
 
     with served(artifacts, "--models", "tiny-gpt", *UNHURRIED) as running:
-        async with grpc.aio.insecure_channel(running.target) as channel:
+        async with grpc.aio.insecure_channel(running.target, NARROW) as channel:
             client, writer = await asyncio.open_connection("127.0.0.1", running.port)
             writer.write(frames.PREFACE + frames.frame(frames.SETTINGS))
             await wait_for_frame(frames.SETTINGS)
-            prompts = [pb.Prompt(text="A list is")] * 200  # keeps the server busy until the rest is done
-            stream = AffinityStub(channel).Generate(pb.GenerateRequest(prompts=prompts, max_tokens=60, ignore_eos=True))
+            stream = AffinityStub(channel).Generate(large_request(40))  # in flight until all of it has been read
             pieces = aiter(stream)
             await anext(pieces)
             running.process.send_signal(signal.SIGTERM)
@@ -107,7 +108,7 @@ async def test_clients_get_goaway_first_and_calls_that_arrive_later_are_answered
             writer.close()
             await writer.wait_closed()
         log, _ = await asyncio.to_thread(running.process.communicate, timeout=60)
-    assert reasons == ["length"] * 200
+    assert reasons == ["length"] * 40
     assert running.process.returncode == 0, log
 
 
@@ -115,9 +116,9 @@ def test_new_connections_are_refused_while_a_call_is_finished(artifacts):
     with (
         served(artifacts, "--models", "tiny-gpt", *UNHURRIED) as running,
         grpc.insecure_channel(running.target) as channel,
+        grpc.insecure_channel(running.target, NARROW) as narrow,
     ):
-        prompts = [pb.Prompt(text="A list is")] * 200
-        stream = AffinityStub(channel).Generate(pb.GenerateRequest(prompts=prompts, max_tokens=60, ignore_eos=True))
+        stream = AffinityStub(narrow).Generate(large_request(40))  # in flight until all of it has been read
         watched = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         next(stream), next(watched)
         running.process.send_signal(signal.SIGTERM)
@@ -126,7 +127,7 @@ def test_new_connections_are_refused_while_a_call_is_finished(artifacts):
             socket.create_connection(("127.0.0.1", running.port))
         reasons = [piece.finish_reason for piece in stream if piece.finish_reason]
         assert running.process.wait(timeout=60) == 0
-    assert reasons == ["length"] * 200
+    assert reasons == ["length"] * 40
 
 
 def test_requests_are_served_for_a_time_in_which_health_checks_fail(artifacts):

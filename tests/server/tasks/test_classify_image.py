@@ -64,7 +64,9 @@ async def test_images_being_decoded_for_a_cancelled_request_keep_their_memory(ga
     given_up.cancel()
     assert isinstance((await asyncio.gather(given_up, return_exceptions=True))[0], asyncio.CancelledError)
     following = asyncio.create_task(task(PICTURES[:1] * 4, context=CONTEXT))
-    await asyncio.wait({following}, timeout=0.1)  # it has two threads, and no memory
+    async with asyncio.timeout(SECONDS):
+        while not task._pool._memory._waiters:  # it has two threads, and no memory
+            await asyncio.sleep(0)
     decoder.gate.set()
     assert len(await following) == 4
     assert decoder.most == 2
@@ -109,10 +111,10 @@ async def test_texts_do_not_wait_behind_images(repository):
     """All threads for images are busy, and more images wait."""
     pool, end = repository.get("tiny-vit").task._pool, threading.Event()
     busy = [
-        asyncio.create_task(pool.run(lambda: end.wait(SECONDS), decoding_bytes=1)) for _ in range(usable_cpus() + 9)
+        asyncio.create_task(pool.run(lambda: end.wait(2 * SECONDS), decoding_bytes=1)) for _ in range(usable_cpus() + 9)
     ]
     try:
-        async with asyncio.timeout(SECONDS / 2):
+        async with asyncio.timeout(SECONDS):
             assert await repository.get("tiny-classifier").task(["a list"], context=CONTEXT)
     finally:
         end.set()

@@ -254,7 +254,7 @@ def test_an_invalid_request_is_refused_and_the_next_one_works(stub, method, requ
 
 
 def test_a_deadline_is_kept(stub):
-    request = pb.GenerateRequest(prompts=[PROMPT] * 50, max_tokens=60, ignore_eos=True)
+    request = pb.GenerateRequest(prompts=[PROMPT] * 1000, max_tokens=60, ignore_eos=True)  # 60,000 steps, or seconds
     with pytest.raises(grpc.RpcError) as error:
         list(stub.Generate(request, timeout=0.02))
     ended_or_refused = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import hypothesis
@@ -50,7 +50,19 @@ def checkpoints(tiny_checkpoints) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def exported(tiny_checkpoints, tmp_path_factory) -> Callable[[str], Path]:
+def traced_once(tmp_path_factory) -> Iterator[None]:
+    """Exports in this process trace a model that was traced before in this test run no more."""
+    from export.artifact import graph_writer
+    from tests.tracing import traced_once
+
+    with pytest.MonkeyPatch.context() as patch:
+        kept = shared_directory(tmp_path_factory, "traced")
+        patch.setattr(graph_writer, "trace", traced_once(kept, graph_writer.trace))
+        yield
+
+
+@pytest.fixture(scope="session")
+def exported(tiny_checkpoints, traced_once, tmp_path_factory) -> Callable[[str], Path]:
     """Name → the artifact, exported with the command line when a test first needs it."""
     from export.__main__ import main
 
@@ -72,7 +84,7 @@ def variant_checkpoints(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def exported_variant(variant_checkpoints, tmp_path_factory) -> Callable[[str], Path]:
+def exported_variant(variant_checkpoints, traced_once, tmp_path_factory) -> Callable[[str], Path]:
     """Name → the artifact of a variant. One variant of each architecture is exported for CUDA, too."""
     from export.__main__ import main
 

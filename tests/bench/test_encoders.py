@@ -25,7 +25,7 @@ EXACT = (encoders.RUNTIME, "ours, cpu fp32")
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_checkpoints, tmp_path_factory) -> Path:
+def folder(tiny_checkpoints, traced_once, tmp_path_factory) -> Path:
     """A tiny model with the name of the large one, already exported."""
     from export.__main__ import main  # imports torch
 

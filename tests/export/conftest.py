@@ -32,7 +32,7 @@ class Outcome:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
+def one_thread(traced_once: None) -> None:
     """Models this small are fastest on one; several wait for each other where cores are busy."""
     torch.set_num_threads(1)
 

@@ -22,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from export.__main__ import main
 from export.artifact import graph_writer, store
+from export.graph.trace import trace
 from export.progress import Progress
 from export.sources import lookup
 from protos.manifest import unlisted_files
@@ -35,8 +36,9 @@ def manifest(directory: Path) -> dict:
 
 
 def test_an_unchanged_source_is_not_exported_again_and_a_changed_one_beside_the_first(
-    export, checkpoints: dict[str, Path], artifacts: Callable[[str], Path], tmp_path: Path
+    export, checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(graph_writer, "trace", trace)  # each time
     source = tmp_path / "mine"
     shutil.copytree(checkpoints["mixer"], source)
     assert export(source, "--target", "cpu").visible == ["1"]
@@ -45,13 +47,14 @@ def test_an_unchanged_source_is_not_exported_again_and_a_changed_one_beside_the_
     assert "up to date" in again.said
 
     # The same weights give the same bytes, whatever the name and wherever they lie.
-    first = again.artifacts / "mine/1"
-    assert (first / "cpu.onnx").read_bytes() == (artifacts("mixer") / "cpu.onnx").read_bytes()
+    first, other = again.artifacts / "mine/1", again.artifacts / "other/1"
+    assert export(checkpoints["mixer"], "--target", "cpu", "--name", "other").status == 0
+    assert (first / "cpu.onnx").read_bytes() == (other / "cpu.onnx").read_bytes()
 
     tensors = load_file(source / "model.safetensors")
     save_file(tensors | {"head.bias": tensors["head.bias"] + 1}, source / "model.safetensors")
     before = (first / "manifest.json").read_bytes()
-    assert export(source, "--target", "cpu").visible == ["1", "2"]
+    assert export(source, "--target", "cpu").said.endswith("/mine/2 is ready\n")
     assert (first / "manifest.json").read_bytes() == before
     assert manifest(first)["source"]["digest"] != manifest(first.parent / "2")["source"]["digest"]
 
@@ -312,18 +315,32 @@ def files_of_at_most(size_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+HELD = """
+import signal, sys
+from export.__main__ import main
+from export.artifact import graph_writer
+
+def hold(*_):
+    print("held", flush=True)
+    signal.pause()
+
+graph_writer.prove = hold
+main(sys.argv[1:])
+"""
+
+
 def test_an_export_killed_while_it_writes_is_never_seen(export, checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    arguments = [str(checkpoints["mixer"]), "--artifacts", str(tmp_path / "artifacts")]
+    arguments = [str(checkpoints["mixer"]), "--artifacts", str(tmp_path / "artifacts"), "--target", "cpu"]
     with subprocess.Popen(
-        [sys.executable, "-m", "export", *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HELD, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as killed:
-        assert any("cpu fp32: fuse" in line for line in killed.stdout or ())  # the first graph is on the disk
+        assert any("held" in line for line in killed.stdout or ())  # the first graph is on the disk
         killed.kill()
     (left,) = (tmp_path / "artifacts").iterdir()
     assert left.name.startswith(".export-")
     assert (left / "cpu.onnx").exists()
 
-    assert export(checkpoints["mixer"]).visible == ["1"]
+    assert export(checkpoints["mixer"], "--target", "cpu").visible == ["1"]
     assert [path.name for path in (tmp_path / "artifacts").iterdir()] == ["tiny-mixer"]
 
 

@@ -55,7 +55,7 @@ def test_an_invalid_policy_is_refused(text):
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory):
+def three(traced_once, tmp_path_factory):
     """Three versions of one model with different weights: the directory of artifacts, and the PyTorch models."""
     root = tmp_path_factory.mktemp("versions")
     models = []
@@ -168,6 +168,8 @@ async def test_a_new_version_is_loaded_under_traffic_and_a_bad_one_is_not(three,
 
             versions = [[] for _ in range(4)]  # that each client saw
             asking = [asyncio.create_task(send_requests(seen)) for seen in versions]
+            while not answers:
+                await asyncio.sleep(0.01)
             add(artifacts, three, "3")
             await client.load_model("bert")
             shutil.copytree(artifacts / "bert" / "3", artifacts / "bert" / "4")  # its manifest says that it is 3
@@ -175,7 +177,7 @@ async def test_a_new_version_is_loaded_under_traffic_and_a_bad_one_is_not(three,
                 await client.load_model("bert")
             after = len(answers)
             while len(answers) < after + 8:
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.01)
             over.set()
             await asyncio.gather(*asking)
     assert versions == [sorted(seen) for seen in versions]

@@ -16,7 +16,7 @@ OPTIONS = {"int8-weights": [], "int4-weights": ["--head-precision", "int4"], "in
 
 
 @pytest.fixture(scope="module", params=OPTIONS)
-def quantised(request, checkpoints, tmp_path_factory):
+def quantised(request, checkpoints, traced_once, tmp_path_factory):
     """A precision, and the exported artifact."""
     root = tmp_path_factory.mktemp(request.param)
     options = ["--target", f"cpu={request.param}", *OPTIONS[request.param], "--tolerance", "0.5"]

@@ -139,18 +139,20 @@ class FillMask:
     ) -> list[Candidate]:
         """The candidates for one mask. Special tokens are removed from their texts, unless other masks are left."""
         before, after = self._unpadded(input_ids[:position]), self._unpadded(input_ids[position + 1 :])
+        decode, decode_token, padding = self._encoder.decode, self._encoder.decode_token, self._encoder.pad_id
         return [
             Candidate(
                 score,
                 token,
-                self._encoder.decode_token(token),
-                self._encoder.decode([*before, *self._unpadded([token]), *after], skip_special_tokens=alone),
+                decode_token(token),
+                decode(before + [token] * (token != padding) + after, skip_special_tokens=alone),
             )
             for score, token in zip(scores, tokens, strict=True)
         ]
 
     def _unpadded(self, ids: list[int]) -> list[int]:
-        return [token for token in ids if token != self._encoder.pad_id]
+        padding = self._encoder.pad_id
+        return [token for token in ids if token != padding]
 
 
 def check_size(items: Sequence[TextItem], top_k: int) -> None:

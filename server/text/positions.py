@@ -11,8 +11,10 @@ def positions(input_ids: NDArray[np.int64], text: TextInput) -> NDArray[np.int64
 
     RoBERTa does not number padding tokens within a text: all of them have the same reserved position.
     """
+    if not text.HasField("pad_position"):
+        return None
     padding = input_ids == text.pad_position_id
-    if not text.HasField("pad_position") or not padding.any():
+    if not padding.any():
         return None
     counted: NDArray[np.int64] = np.cumsum(~padding) - 1
     return np.where(padding, text.pad_position, counted)

@@ -20,6 +20,8 @@ DATA_FRAME = "pd"  # of a request: a table, whose columns are the inputs
 
 def is_base64(tensor: ModelInferRequest.InferInputTensor, request: ModelInferRequest) -> bool:
     """Whether the elements of this input of the request have to be decoded. Raises InvalidRequest; see `check`."""
+    if not (tensor.parameters or request.parameters):
+        return False
     own = read_content_type(tensor.name, tensor.parameters)
     check(tensor.name, own, accepted_of(tensor.datatype))
     return tensor.datatype == "BYTES" and (own or read_content_type("parameters", request.parameters)) in BASE64

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from protos.open_inference_pb2 import InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse
+from protos.open_inference_pb2 import InferParameter, ModelInferRequest, ModelInferResponse
 from server.arrays import Array
 from server.errors import InvalidRequest
 from server.rpc.open_inference.content_types import accepted_of, check, decode_base64, is_base64, read_content_type
@@ -46,7 +46,6 @@ DATATYPES = {
     "FP64": Datatype(np.dtype("<f8"), "fp64_contents"),
     BYTES: Datatype(np.dtype(object), "bytes_contents"),
 }
-CONTENTS = tuple(field.name for field in InferTensorContents.DESCRIPTOR.fields)
 
 
 def decode_inputs(request: ModelInferRequest) -> dict[str, tuple[str, Array]]:
@@ -59,7 +58,7 @@ def decode_inputs(request: ModelInferRequest) -> dict[str, tuple[str, Array]]:
         if tensor.name in arrays:
             raise InvalidRequest(f"inputs[{number}]", f"a second tensor named {tensor.name!r}", "each name once")
         check_header(tensor)
-        typed = [field for field in CONTENTS if len(getattr(tensor.contents, field))]
+        typed = [field.name for field, _ in tensor.contents.ListFields()]  # those that have values
         if raw and typed:
             raise InvalidRequest(
                 tensor.name, f"{typed[0]} and raw_input_contents", "one of the two for all tensors of a request"
@@ -73,7 +72,7 @@ def decode_inputs(request: ModelInferRequest) -> dict[str, tuple[str, Array]]:
 
 def count_input_items(request: ModelInferRequest) -> int:
     """The cost of `decode_inputs` in items: typed values and BYTES elements, and kilobytes of base64."""
-    typed = sum(len(getattr(tensor.contents, field)) for tensor in request.inputs for field in CONTENTS)
+    typed = sum(len(values) for tensor in request.inputs for _, values in tensor.contents.ListFields())
     elements = sum(math.prod(tensor.shape) for tensor in request.inputs if tensor.datatype == BYTES)
     encoded = any(is_base64(tensor, request) for tensor in request.inputs)
     return typed + elements + (request.ByteSize() // 1024 if encoded else 0)
@@ -93,8 +92,9 @@ def check_header(tensor: ModelInferRequest.InferInputTensor) -> None:
         raise InvalidRequest(tensor.name, f"{len(tensor.shape)} dimensions", expected)
     if any(size < 1 for size in tensor.shape):
         raise InvalidRequest(tensor.name, f"shape {list(tensor.shape)}", expected)
-    check_no_shared_memory(tensor.name, tensor.parameters)
-    check(tensor.name, read_content_type(tensor.name, tensor.parameters), accepted_of(tensor.datatype))
+    if tensor.parameters:
+        check_no_shared_memory(tensor.name, tensor.parameters)
+        check(tensor.name, read_content_type(tensor.name, tensor.parameters), accepted_of(tensor.datatype))
 
 
 def check_no_shared_memory(field: str, parameters: Mapping[str, InferParameter]) -> None:

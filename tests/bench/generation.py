@@ -2,9 +2,9 @@
 
 Makes a GPT-2 with random weights and exports it in fp32 and with weights in 8 and in 4 bits, those of the head too.
 Every side is a process with as many threads, one computes at a time, and all get the same requests, new ones in each
-round. Ours is measured without and through gRPC. First one stream and eight, then requests of all lengths that come
-when they come, for the sides that were the fastest with eight streams. Ends with an error if our fp32 continuations are
-not those of transformers.
+round. Ours is measured without and through gRPC, there with one token in a message and with eight. First one stream and
+eight, then requests of all lengths that come when they come, for the sides that were the fastest with eight streams.
+Ends with an error if our fp32 continuations are not those of transformers.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from tests.serving import served
 PRECISIONS = ("fp32", "int8-weights", "int4-weights")
 ENGINES = {f"{goals.ENGINE}{precision}": precision for precision in PRECISIONS}
 SERVICES = {f"{goals.OURS}{precision}": precision for precision in PRECISIONS}  # through gRPC
+GROUPED = {f"{name}{goals.GROUPED}": precision for name, precision in SERVICES.items()}  # not for random arrivals
 FP32 = f"{goals.ENGINE}fp32"
 TRANSFORMERS, TRANSFORMERS_BF16 = goals.STATIC_BATCHES
 # Name → environment, module, and the arguments after the checkpoint.
@@ -67,10 +68,11 @@ def open_peers(stack: ExitStack, checkpoint: Path, artifacts: Path, others: Sequ
     wanted: dict[str, tuple[str, str, tuple[str | Path, ...]]] = {}
     for name, precision in ENGINES.items():
         wanted[name] = (OURS, "own_engine", (artifacts / model(precision) / "1", str(threads)))
-    models = ",".join(map(model, PRECISIONS))
-    server = stack.enter_context(served(artifacts, "--threads", str(threads), "--models", models))
-    for name, precision in SERVICES.items():
-        wanted[name] = (OURS, "own_service", (server.target, model(precision)))
+    for services, interval in ((SERVICES, 1), (GROUPED, goals.INTERVAL)):
+        flags = ["--threads", str(threads), "--models", ",".join(map(model, PRECISIONS))]
+        server = stack.enter_context(served(artifacts, *flags, "--set", f"*.stream_interval={interval}"))
+        for name, precision in services.items():
+            wanted[name] = (OURS, "own_service", (server.target, model(precision)))
     for name in others:
         environment, module, arguments = OTHERS[name]
         wanted[name] = (environment, module, (checkpoint, *arguments, str(threads)))
@@ -148,7 +150,7 @@ def main() -> None:
         artifacts = folder / "artifacts"
         export(checkpoint, artifacts)
         bench = open_peers(stack, checkpoint, artifacts, arguments.peers, arguments.threads)
-        everyone = [*ENGINES, *SERVICES, *arguments.peers]
+        everyone = [*ENGINES, *SERVICES, *GROUPED, *arguments.peers]
         if ONE in arguments.workloads:
             bench.measure(in_rounds, requests.streams(ONE, 1, sizes, vocabulary), everyone, rounds)
         if EIGHT in arguments.workloads:

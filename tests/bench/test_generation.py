@@ -25,6 +25,7 @@ def test_the_rehearsal_measures_all_that_is_there_and_finds_the_continuations_of
     found = json.loads((tmp_path / "found.json").read_text())["results"]
     measured = {(result["workload"], result["side"]) for result in found if result["rates"]}
     sides = {f"{ours}, {p}" for ours in ("ours", "engine alone") for p in ("fp32", "int8-weights", "int4-weights")}
+    sides |= {f"ours, {p}, 8 tokens a message" for p in ("fp32", "int8-weights", "int4-weights")}
     for workload in ("one stream", "eight streams"):
         assert {(workload, side) for side in (*sides, "transformers fp32")} <= measured
     assert {("Poisson arrivals", side) for side in ("engine alone, fp32", "transformers fp32")} <= measured

@@ -55,10 +55,11 @@ def test_a_peer_of_lower_precision_does_not_count() -> None:
 
 
 def test_grpc_is_compared_with_the_engine_in_the_same_precision() -> None:
-    rates = {"engine alone, int4-weights": 200, "engine alone, fp32": 40, "ours, fp32": 39, "transformers fp32": 20}
-    best_peer, grpc = rows(goals.ONE, rates)
+    rates = {"engine alone, int4-weights": 200, "engine alone, fp32": 40, "ours, fp32": 36, "transformers fp32": 20}
+    best_peer, grpc, grouped = rows(goals.ONE, rates | {"ours, fp32, 8 tokens a message": 39})
     assert best_peer[1] == "10.00 ×"
-    assert grpc[1] == "0.97 ×"
+    assert (grpc[1], grouped[1]) == ("0.90 ×", "0.97 ×")
+    assert rows(goals.ONE, rates)[2][1:4] == ["–", "≥ 0.95 ×", "not measured"]
 
 
 def test_sides_that_did_not_run_are_not_measured() -> None:

@@ -39,31 +39,32 @@ class ChoiceCache:
 
     def __init__(self, directory: Path | None) -> None:
         self._directory = directory
-        self._memory: dict[Path, Choice] = {}
+        self._memory: dict[str, Choice] = {}  # name of the file that could not be written → choice
 
     def read(self, artifact: Artifact, key: Key) -> Choice | None:
-        """The choice with this key, if there is one that can be read."""
-        for place in self._places(artifact):
-            file = place / _name(artifact, key)
-            if (choice := self._memory.get(file) or _read(file, key)) is not None:
-                return choice
-        return None
+        """The newest choice with this key, if there is one that can be read."""
+        name = _name(artifact, key)
+        if name in self._memory:
+            return self._memory[name]
+        files = [place / name for place in self._places(artifact)]
+        readable = (_read(file, key) for file in sorted(files, key=_written_at, reverse=True))
+        return next((choice for choice in readable if choice is not None), None)
 
     def write(self, artifact: Artifact, key: Key, choice: Choice) -> None:
         """Keep a choice, in the first place that can be written."""
         text = json.dumps({"key": key, "choice": dataclasses.asdict(choice)}, indent=2) + "\n"
         name, problems = _name(artifact, key), []
+        self._memory.pop(name, None)
         for place in self._places(artifact):
             try:
                 _replace(place / name, text)
             except OSError as error:
                 problems.append(f"{place}: {error.strerror or error}")
-                self._memory.pop(place / name, None)
             else:
                 if problems:
                     log.info("%s: the choice is kept in %s (%s)", artifact.name, place, "; ".join(problems))
                 return
-        self._memory[self._places(artifact)[0] / name] = choice
+        self._memory[name] = choice
         level = logging.INFO if self._directory is None else logging.WARNING  # that of the settings has to be writable
         log.log(level, "%s: the choice is kept until the server ends (%s)", artifact.name, "; ".join(problems))
 
@@ -90,6 +91,14 @@ def _user_cache() -> Path | None:
 def _name(artifact: Artifact, key: Key) -> str:
     digest = hashlib.sha256(json.dumps([FORMAT, key], sort_keys=True).encode()).hexdigest()
     return f"{artifact.version}-{digest[:DIGEST_DIGITS]}.json"
+
+
+def _written_at(file: Path) -> float:
+    """The time of the last change of a file; that of no file is before all others."""
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return -math.inf
 
 
 def _read(file: Path, key: Key) -> Choice | None:

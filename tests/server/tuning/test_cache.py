@@ -3,11 +3,13 @@
 import json
 import logging
 import os
+from dataclasses import replace
 
 import pytest
 
 from protos.manifest_pb2 import Manifest
 from server.artifact import Artifact
+from server.tuning import cache as tuning_cache
 from server.tuning.cache import ChoiceCache
 from server.tuning.candidates import SHRINKING_BLOCKS, Candidate, Choice, Sizes
 
@@ -148,6 +150,19 @@ def test_where_the_models_cannot_be_written_the_users_cache_is_taken(artifact, u
     assert str(user_cache / "bert") in line
 
 
+def test_the_newest_choice_is_read(artifact, user_cache, monkeypatch):
+    """The models became read-only, and then the choice was forced anew."""
+    old = written(artifact)
+    os.utime(old, (0, 0))
+    newer = replace(CHOICE, speedup=3.0)
+    with monkeypatch.context() as read_only:
+        read_only.setattr(tuning_cache, "BESIDE", "3/no/such/place")
+        (artifact.directory / "no").write_text("a file, in place of the directory")
+        ChoiceCache(None).write(artifact, KEY, newer)
+    assert len(list((user_cache / "bert").iterdir())) == 1
+    assert ChoiceCache(None).read(artifact, KEY) == newer
+
+
 def test_where_nothing_can_be_written_the_choice_is_kept_in_memory(artifact, user_cache, caplog):
     caplog.set_level(logging.INFO)
     beside(artifact).write_text("a file")
@@ -158,6 +173,11 @@ def test_where_nothing_can_be_written_the_choice_is_kept_in_memory(artifact, use
     assert ChoiceCache(None).read(artifact, KEY) is None
     [line] = caplog.messages
     assert "until the server ends" in line
+    beside(artifact).unlink()  # now the models can be written
+    newer = replace(CHOICE, speedup=3.0)
+    cache.write(artifact, KEY, newer)
+    assert cache.read(artifact, KEY) == newer
+    assert ChoiceCache(None).read(artifact, KEY) == newer
 
 
 def test_a_named_directory_that_cannot_be_written_is_a_warning(artifact, tmp_path, caplog):

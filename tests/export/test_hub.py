@@ -16,6 +16,7 @@ from tests.hub import Hub, Repository, serving
 from tests.serving import ROOT
 
 MIXER = "timm/mixer_b16_224.goog_in21k_ft_in1k"
+DOWNLOAD = "import sys; from export.sources import hub; print(hub.model(sys.argv[1]))"
 NOWHERE = "http://127.0.0.1:1"  # no server listens there
 NOISE = ("README.md", "tf_model.h5", "flax_model.msgpack", "onnx/model.onnx", "rust_model.ot")
 
@@ -133,8 +134,8 @@ def test_a_model_is_downloaded_once_and_found_again_without_a_network(hub: Hub, 
         assert (hub.asked == []) == bool(environment)
 
 
-def test_safetensors_are_preferred(hub: Hub, export: Export) -> None:
-    done = export("someone/both@v1")
+def test_safetensors_are_preferred(hub: Hub, python: Export) -> None:
+    done = python("-c", DOWNLOAD, "someone/both@v1")
     assert done.returncode == 0, done.stderr
     assert "model.safetensors" in hub.fetched
     assert not {"pytorch_model.bin", *NOISE} & set(hub.fetched)
@@ -142,8 +143,8 @@ def test_safetensors_are_preferred(hub: Hub, export: Export) -> None:
 
 @pytest.mark.parametrize("name", ["shards", "pickled"])
 def test_all_weights_of_the_existing_format_are_downloaded(name: str, hub: Hub, python: Export) -> None:
-    code = f"from export.sources import hub; print(hub.model('someone/{name}'))"
-    first = python("-c", code)
+    command = ("-c", DOWNLOAD, f"someone/{name}")
+    first = python(*command)
     directory = Path(first.stdout.strip())
     wanted = {"shards": "model-*-of-*.safetensors", "pickled": "pytorch_model.bin"}[name]
     weights = {path.name for path in hub.repositories[f"someone/{name}"].directory.glob(wanted)}
@@ -155,8 +156,8 @@ def test_all_weights_of_the_existing_format_are_downloaded(name: str, hub: Hub, 
     lost = directory / sorted(weights)[0]  # as if the first download had been interrupted
     lost.resolve().unlink()
     lost.unlink()
-    assert "not whole, and the hub cannot be reached" in python("-c", code, HF_HUB_OFFLINE="1").stderr
-    assert python("-c", code).stdout == first.stdout
+    assert "not whole, and the hub cannot be reached" in python(*command, HF_HUB_OFFLINE="1").stderr
+    assert python(*command).stdout == first.stdout
     assert hub.fetched == [lost.name]
 
 
@@ -182,7 +183,7 @@ def test_the_folders_of_modules_are_fetched_with_all_that_the_digest_covers(hub:
     assert hub.fetched == ["2_Dense/model.safetensors"]
 
 
-def test_the_token_of_the_environment_opens_a_gated_repository(hub: Hub, export: Export) -> None:
+def test_the_token_of_the_environment_opens_a_gated_repository(hub: Hub, export: Export, python: Export) -> None:
     refused = export("someone/gated")
     assert refused.returncode == 1
     assert refused.stderr.startswith(
@@ -192,7 +193,7 @@ def test_the_token_of_the_environment_opens_a_gated_repository(hub: Hub, export:
     assert hub.fetched == []
     wrong = export("someone/gated", HF_TOKEN="wrong")
     assert "(HF_TOKEN is set, but has no access)" in wrong.stderr
-    assert export("someone/gated", HF_TOKEN="secret").returncode == 0
+    assert python("-c", DOWNLOAD, "someone/gated", HF_TOKEN="secret").returncode == 0
     assert "Bearer secret" in hub.tokens
 
 

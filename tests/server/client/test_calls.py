@@ -14,7 +14,7 @@ from server.client.catalogue import MAX_LISTINGS, Catalogue
 from server.errors import InvalidRequest, NotReady, Overloaded, WrongTask
 from tests.server.client.stand_in import BOTH, WAIT_S, StandIn, connected, serving
 
-PUSHBACK_S = 1.0
+PUSHBACK_S = 0.3
 
 
 @pytest.fixture(params=BOTH)

@@ -17,6 +17,7 @@ from torch.nn import functional
 from export.graph.attention_ops import attentions
 from export.graph.quantise import constant
 from export.graph.recipes import GptRecipe
+from models import GptConfig
 
 # The largest absolute value of each channel (heads, head_width): the keys of layer 0, its values, the keys of layer 1…
 Largest = Sequence[NDArray[np.float32]]
@@ -31,7 +32,10 @@ NO_SINK = -1e9
 
 
 def largest_values(recipe: GptRecipe, texts: Sequence[Sequence[int]], seed: int = 0) -> Largest:
-    """The largest keys and values in these texts of token ids, and in texts of random tokens at every position."""
+    """The largest keys and values in these texts of token ids, one after the other, and then in random tokens.
+
+    They are read in rows of all positions, because PyTorch prepares for each new length.
+    """
     layers = attentions(recipe.model)
     projections = [projection for layer in layers for projection in (layer.k_proj, layer.v_proj)]
     largest = [torch.zeros(projection.out_features) for projection in projections]
@@ -44,15 +48,12 @@ def largest_values(recipe: GptRecipe, texts: Sequence[Sequence[int]], seed: int 
 
     pairs = zip(projections, largest, strict=True)
     hooks = [projection.register_forward_hook(measure(found)) for projection, found in pairs]
-    positions = recipe.config.positions
-    shape = -(-RANDOM_TOKENS // positions), positions
-    random = np.random.default_rng(seed).integers(0, recipe.config.vocabulary, shape)
+    rows = in_rows([token for text in texts for token in text], recipe.config, seed)
+    positions = torch.arange(rows.shape[1])[None]
     try:
         with torch.inference_mode():
-            for rows in (*([text] for text in texts if text), *random[:, None].tolist()):
-                ids = torch.tensor(rows)
-                columns = torch.arange(ids.shape[1])[None]
-                recipe.reference({"input_ids": ids, "position_ids": columns, "selected": torch.zeros(1).long()})
+            for ids in rows[:, None]:
+                recipe.reference({"input_ids": ids, "position_ids": positions, "selected": torch.zeros(1).long()})
     finally:
         for each in hooks:
             each.remove()
@@ -60,6 +61,13 @@ def largest_values(recipe: GptRecipe, texts: Sequence[Sequence[int]], seed: int 
     return [
         functional.pad(found.view(heads, -1), (0, recipe.head_width - len(found) // heads)).numpy() for found in largest
     ]
+
+
+def in_rows(tokens: list[int], config: GptConfig, seed: int) -> Tensor:
+    """The tokens and at least RANDOM_TOKENS random ones, (n, positions)."""
+    count = -(-(len(tokens) + RANDOM_TOKENS) // config.positions) * config.positions
+    random = np.random.default_rng(seed).integers(0, config.vocabulary, count - len(tokens))
+    return torch.tensor([*tokens, *random.tolist()]).view(-1, config.positions)
 
 
 def quantize_cache(model: onnx_ir.Model, largest: Largest) -> None:

@@ -66,11 +66,13 @@ def test_the_scales_are_the_largest_keys_and_values_of_the_probes_with_a_margin(
 ) -> None:
     reference = transformers.GPT2LMHeadModel.from_pretrained(checkpoints["gpt"]).eval()
     model = loaded(checkpoints["gpt"])
-    random = np.random.default_rng(0).integers(0, 400, (32, 64)).tolist()
+    tokens = [token for text in model.texts for token in text]
+    count = -(-(len(tokens) + 2048) // 64) * 64
+    tokens += np.random.default_rng(0).integers(0, 400, count - len(tokens)).tolist()
     largest = np.zeros((2, 2, 4, 16), np.float32)  # layers, keys and values, heads, head_width
     with torch.inference_mode():
-        for text in filter(None, (*model.texts, *random)):
-            cache = reference(torch.tensor([text]), use_cache=True).past_key_values
+        for row in torch.tensor(tokens).view(-1, 1, 64):
+            cache = reference(row, use_cache=True).past_key_values
             for layer, (keys, values, *_) in enumerate(cache):
                 for number, found in enumerate((keys, values)):
                     largest[layer, number] = np.maximum(largest[layer, number], found.abs().amax((0, 2)).numpy())

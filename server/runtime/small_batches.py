@@ -4,8 +4,8 @@ A run of a millisecond or two gains nothing from a second thread, which has to b
 microseconds each, and takes the CPU that the event loop needs for the next requests and the last answers. Long runs are
 faster with two threads. So there are two sessions over the graph, which give the same results. The bundled bert-mini in
 int8-dynamic with texts of 8 tokens, against two threads for all runs, on a 2-core EPYC with AVX512-VNNI (26 November
-2026): 1.5 times the calls a second from one caller and 1.2 times from 16, with two thirds and 0.8 of the CPU time; the
-same from 64, whose batches are larger.
+2026): 1.3 to 1.5 times the calls a second from one caller, with two thirds of the CPU time; 1.0 to 1.2 times from 16,
+with 0.85; the same from 64, whose batches are larger.
 """
 
 from collections.abc import Callable, Mapping, Sequence

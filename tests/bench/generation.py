@@ -1,6 +1,7 @@
 """`python -m tests.bench.generation`: tokens per second of our engine and of peers, side by side in one run.
 
-Makes a GPT-2 with random weights and exports it in fp32 and with weights in 8 and in 4 bits, those of the head too.
+Makes a GPT-2 with random weights and exports it in fp32, with weights in 8 and in 4 bits, those of the head too, and
+with weights in 4 bits and keys and values in 8.
 Every side is a process with as many threads, one computes at a time, and all get the same requests, new ones in each
 round. Ours is measured without and through gRPC, there with one token in a message and with eight. First one stream and
 eight, then requests of all lengths that come when they come, for the sides that were the fastest with eight streams.
@@ -26,7 +27,7 @@ from tests.bench.processes import OURS, PEERS, Missing, Peer, peer
 from tests.bench.requests import Answers, Workload
 from tests.serving import served
 
-PRECISIONS = ("fp32", "int8-weights", "int4-weights")
+PRECISIONS = ("fp32", "int8-weights", "int4-weights", "int4-weights+int8-kv")
 ENGINES = {f"{goals.ENGINE}{precision}": precision for precision in PRECISIONS}
 SERVICES = {f"{goals.OURS}{precision}": precision for precision in PRECISIONS}  # through gRPC
 GROUPED = {f"{name}{goals.GROUPED}": precision for name, precision in SERVICES.items()}  # not for random arrivals
@@ -87,14 +88,14 @@ def open_peers(stack: ExitStack, checkpoint: Path, artifacts: Path, others: Sequ
 
 
 def model(precision: str) -> str:
-    return f"gpt2-{precision}"
+    return f"gpt2-{precision.replace('+', '-')}"
 
 
 def export(checkpoint: Path, artifacts: Path) -> None:
     """Export the checkpoint in each precision."""
     for precision in PRECISIONS:
         options = ["--name", model(precision), "--target", f"cpu={precision}", "--artifacts", str(artifacts)]
-        options += ["--head-precision", "int4"] if precision == "int4-weights" else []
+        options += ["--head-precision", "int4"] if precision.startswith("int4") else []
         if export_command([str(checkpoint), *options]):
             sys.exit("error: the export failed")
 

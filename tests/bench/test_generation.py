@@ -24,8 +24,9 @@ def test_the_rehearsal_measures_all_that_is_there_and_finds_the_continuations_of
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "found.json").read_text())["results"]
     measured = {(result["workload"], result["side"]) for result in found if result["rates"]}
-    sides = {f"{ours}, {p}" for ours in ("ours", "engine alone") for p in ("fp32", "int8-weights", "int4-weights")}
-    sides |= {f"ours, {p}, 8 tokens a message" for p in ("fp32", "int8-weights", "int4-weights")}
+    precisions = ("fp32", "int8-weights", "int4-weights", "int4-weights+int8-kv")
+    sides = {f"{ours}, {p}" for ours in ("ours", "engine alone") for p in precisions}
+    sides |= {f"ours, {p}, 8 tokens a message" for p in precisions}
     for workload in ("one stream", "eight streams"):
         assert {(workload, side) for side in (*sides, "transformers fp32")} <= measured
     assert {("Poisson arrivals", side) for side in ("engine alone, fp32", "transformers fp32")} <= measured

@@ -36,8 +36,9 @@ endif
 	@$(PYTHON) .ci/install.py export dev
 .PHONY: .venv-dev
 
-# A worker for each core, and each file of tests in one worker, which starts the servers that it needs.
-WORKERS := -n auto --maxprocesses 4 --dist loadfile
+# A worker for each core, and each file of tests in one worker, which starts the servers that it needs. The order is that
+# of tests/conftest.py.
+WORKERS := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: .venv-dev ## run the tests
 	@$(BIN)/python -m pytest $(WORKERS)

@@ -18,6 +18,11 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("unhurried")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files near the root first: they take the longest, and no worker should begin one when the others are done."""
+    items.sort(key=lambda item: len(item.path.parts))
+
+
 def written(root: Path, writers: Mapping[str, Callable[[Path], None]]) -> dict[str, Path]:
     """Call every writer once. Returns name → directory."""
 

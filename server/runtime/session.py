@@ -39,11 +39,6 @@ class Session:
         self.output_types = {node.name: NUMPY_TYPES[node.type] for node in ort.get_outputs()}
         self.tensor_shapes = {node.name: tuple(node.shape) for node in (*ort.get_inputs(), *ort.get_outputs())}
 
-    @property
-    def parts(self) -> "tuple[Session, ...]":
-        """All sessions that batches may run in."""
-        return (self,)
-
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """The named outputs. Releases the interpreter lock while it runs."""
         with cuda_read_lock(self.provider):

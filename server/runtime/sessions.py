@@ -12,7 +12,6 @@ from server.runtime.golden_check import Parity, check_parity
 from server.runtime.open import OPENVINO_PRECISIONS, open_session
 from server.runtime.providers import ProviderChoice, cpu_has_bf16
 from server.runtime.session import Session
-from server.runtime.small_batches import with_small_batches
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +43,7 @@ def open_sessions(
 
 def check_session(session: Session, artifact: Artifact) -> CheckedSession:
     """Run the golden inputs. Raises BadArtifact if the outputs are out of tolerance."""
-    parities = [check_parity(part, artifact) for part in session.parts]
-    return CheckedSession(session, max(parities, key=lambda parity: parity.error))
+    return CheckedSession(session, check_parity(session, artifact))
 
 
 def open_unchecked(
@@ -62,20 +60,16 @@ def open_unchecked(
     has_cache = artifact.manifest.HasField("cache")  # then decode steps are captured
     if choice.provider == "openvino":
         _check_openvino(artifact, artifact.graph(choice.target, graph_precision).precision)
-
-    def opened(settings: Settings) -> Session:
-        return open_session(
-            artifact,
-            choice,
-            settings,
-            device=device,
-            graph_precision=graph_precision,
-            precision=precision,
-            config=config,
-            enable_cuda_graph=has_cache,
-        )
-
-    return with_small_batches(opened, artifact, settings, graph_precision)
+    return open_session(
+        artifact,
+        choice,
+        settings,
+        device=device,
+        graph_precision=graph_precision,
+        precision=precision,
+        config=config,
+        enable_cuda_graph=has_cache,
+    )
 
 
 def _check_openvino(artifact: Artifact, graph_precision: str) -> None:

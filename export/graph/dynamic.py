@@ -23,7 +23,7 @@ import onnx_ir
 from numpy.typing import NDArray
 from onnx_ir.convenience import replace_nodes_and_values
 
-from export.graph.quantise import HEAD, PRODUCTS, constant
+from export.graph.quantise import HEAD, constant, constant_matrix, matrix_of
 
 LARGEST = 63  # of the integers of a matrix
 STEPS = 127  # of an input, from 0 to the largest absolute value of its row
@@ -45,35 +45,18 @@ def quantize_products(model: onnx_ir.Model) -> onnx_ir.Model:
     """The graph with products of integers everywhere except in the head."""
     graph, quantized = model.graph, dict[tuple[onnx_ir.Value, bool], QuantizedRows]()
     for node in list(graph):
-        if constant_matrix(node) is None:
+        weight, x = constant_matrix(node, transposed_input=True), node.inputs[0] if node.inputs else None
+        if weight is None or x is None or str(weight.name).startswith(HEAD):
             continue
-        x = node.inputs[0]
-        assert x is not None, "a product without an input: this is a bug"
         key = x, bool(node.attributes.get_int("transA", 0))
         if key not in quantized:
             quantized[key] = quantize_rows(graph, node, x)
-        replace_product(graph, node, quantized[key])
+        replace_product(graph, node, weight, quantized[key])
     used = {value for node in graph for value in node.inputs}
     for name, value in list(graph.initializers.items()):
         if value not in used:
             graph.initializers.pop(name)
     return model
-
-
-def constant_matrix(node: onnx_ir.Node) -> Floats | None:
-    """The constant matrix (k, n) of a matrix product outside of the head; None for other nodes."""
-    if node.op_type not in PRODUCTS:
-        return None
-    weight, attributes = node.inputs[1], node.attributes
-    if weight is None or weight.const_value is None or str(weight.name).startswith(HEAD):
-        return None
-    scaled = any(attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta"))
-    batched = any(attributes.get_int(name, 0) for name in ("transBatchA", "transBatchB"))
-    transposed_gemm = node.op_type == "Gemm" and attributes.get_int("transA", 0) != 0  # of two axes: none of our graphs
-    if scaled or batched or transposed_gemm or len(weight.const_value.shape) != len("kn"):
-        return None
-    matrix: Floats = weight.const_value.numpy()
-    return matrix.T if attributes.get_int("transB", 0) else matrix
 
 
 def quantize_rows(graph: onnx_ir.Graph, product: onnx_ir.Node, x: onnx_ir.Value) -> QuantizedRows:
@@ -103,12 +86,9 @@ def step_and_zero(graph: onnx_ir.Graph) -> tuple[onnx_ir.Value, onnx_ir.Value]:
     return constant(graph, "rows.step", step), constant(graph, "rows.zero", zero)
 
 
-def replace_product(graph: onnx_ir.Graph, node: onnx_ir.Node, rows: QuantizedRows) -> None:
-    """Replace a product with a constant matrix by one of integers with `rows`."""
-    matrix, weight = constant_matrix(node), node.inputs[1]
-    assert matrix is not None, "no product with a constant matrix: this is a bug"
-    assert weight is not None, "a product without a matrix: this is a bug"
-    integers, scales = quantize_columns(matrix)
+def replace_product(graph: onnx_ir.Graph, node: onnx_ir.Node, weight: onnx_ir.Value, rows: QuantizedRows) -> None:
+    """Replace a product with the constant `weight` by one of integers with `rows`."""
+    integers, scales = quantize_columns(matrix_of(node, weight))
     step, zero = step_and_zero(graph)
     inputs = [
         rows.bytes,
@@ -120,7 +100,7 @@ def replace_product(graph: onnx_ir.Graph, node: onnx_ir.Node, rows: QuantizedRow
     product = onnx_ir.node("MatMulIntegerToFloat", inputs, domain="com.microsoft", name=f"{node.name}.int8")
     product.outputs[0].name = f"{node.name}.int8"
     nodes = [product, onnx_ir.node("Mul", [product.outputs[0], rows.divisors], name=node.name)]
-    if len(node.inputs) > len("ab"):  # Gemm
+    if len(node.inputs) > 2:  # Gemm
         nodes[-1].outputs[0].name = f"{node.name}.scaled"
         nodes.append(onnx_ir.node("Add", [nodes[-1].outputs[0], node.inputs[2]], name=f"{node.name}.bias"))
     replace_nodes_and_values(graph, node, [node], nodes, node.outputs, nodes[-1].outputs)

@@ -46,24 +46,25 @@ def quantize(model: onnx_ir.Model, precision: Precision) -> onnx_ir.Model:
     return model
 
 
-def constant_matrix(node: onnx_ir.Node) -> onnx_ir.Value | None:
-    """The constant matrix of a plain matrix product; None for other nodes."""
+def constant_matrix(node: onnx_ir.Node, *, transposed_input: bool = False) -> onnx_ir.Value | None:
+    """The constant matrix of a plain matrix product; None for other nodes.
+
+    With `transposed_input`, a product that transposes its first input, as in MLP-Mixer, is plain, too.
+    """
     if node.op_type not in PRODUCTS:
         return None
     weight, attributes = node.inputs[1], node.attributes
     if weight is None or not weight.is_initializer() or weight.const_value is None:
         return None
     scaled = any(attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta"))
-    transposed = any(attributes.get_int(name, 0) for name in ("transA", "transBatchA", "transBatchB"))
-    return None if scaled or transposed or len(weight.const_value.shape) != 2 else weight
+    batched = any(attributes.get_int(name, 0) for name in ("transBatchA", "transBatchB"))
+    transposed = attributes.get_int("transA", 0) and not (transposed_input and node.op_type == "FusedMatMul")
+    return None if scaled or batched or transposed or len(weight.const_value.shape) != 2 else weight
 
 
 def replace(graph: onnx_ir.Graph, node: onnx_ir.Node, weight: onnx_ir.Value, bits: int) -> None:
     """Replace `node` by MatMulNBits, and remove its matrix if no other node uses it."""
-    assert weight.const_value is not None, "only constants are quantised: this is a bug"
-    array = weight.const_value.numpy()
-    if node.attributes.get_int("transB", 0):
-        array = array.T
+    array = matrix_of(node, weight)
     rows, columns = array.shape
     quantised, scales = quantize_matrix(array, bits)
     inputs = [
@@ -83,6 +84,13 @@ def replace(graph: onnx_ir.Graph, node: onnx_ir.Node, weight: onnx_ir.Value, bit
     replace_nodes_and_values(graph, node, [node], [product], node.outputs, product.outputs)
     if not weight.uses():
         graph.initializers.pop(str(weight.name))
+
+
+def matrix_of(node: onnx_ir.Node, weight: onnx_ir.Value) -> NDArray[np.float32]:
+    """The matrix (k, n) that a product multiplies by: `weight`, transposed if the node says so."""
+    assert weight.const_value is not None, "only constants are quantised: this is a bug"
+    array: NDArray[np.float32] = weight.const_value.numpy()
+    return array.T if node.attributes.get_int("transB", 0) else array
 
 
 def share_with_head(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:

@@ -3,6 +3,7 @@
 Everything that Python reports goes the same way: warnings, and exceptions that nothing caught, in any thread.
 """
 
+import asyncio
 import json
 import logging
 import sys
@@ -66,14 +67,16 @@ def configure(level: str, style: str) -> None:
     log.setLevel(level.upper())
     root.setLevel(max(log.level, logging.WARNING))
     logging.captureWarnings(True)
-    logging.getLogger(GRPC).addFilter(_quotes_no_header)
+    logging.getLogger(GRPC).addFilter(_is_worth_a_line)
     sys.excepthook = _log_uncaught
     sys.unraisablehook = _log_unraisable
     threading.excepthook = _log_thread
 
 
-def _quotes_no_header(record: logging.LogRecord) -> bool:
-    return record.msg != GRPC_QUOTE
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """False for what gRPC logs of headers, and of calls that the end of the server cancelled before they began."""
+    error = record.exc_info[0] if record.exc_info else None
+    return record.msg != GRPC_QUOTE and not (error and issubclass(error, asyncio.CancelledError))
 
 
 def _log_uncaught(

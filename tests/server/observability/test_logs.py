@@ -227,3 +227,17 @@ def test_grpc_quotes_no_header_that_is_not_utf8():
     )
     assert status == 0
     assert [line["message"] for line in lines] == ["answered"]
+
+
+def test_grpc_reports_no_cancelled_call_as_a_fault():
+    """A call that is cancelled before its task has run, as at a stop."""
+    code, lines = lines_of("""
+    import asyncio
+    for error in (asyncio.CancelledError(), ValueError("a fault")):
+        try:
+            raise error
+        except BaseException:
+            logging.getLogger(logs.GRPC).exception("Exception not handled in servicer method [/M]")
+    """)
+    assert code == 0
+    assert ["a fault" in line["traceback"] for line in lines] == [True]
